@@ -1,0 +1,54 @@
+# make demo is all a newcomer needs. Another interpreter: make PYTHON=python3.12.
+# Options for the installation of torch alone, such as an index with its small CPU build: make TORCH_OPTIONS="..."
+
+PYTHON ?= python3
+TORCH_OPTIONS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that it stands only for an installation that was finished.
+STAMP := $(VENV)/.installed
+DEMO := out/demo
+
+.PHONY: install demo test test-long lint format types bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("clsprobe needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@# Without the stamp the last installation broke off half-way: begin again.
+	@{ test -f $@ && $(BIN)/python -m pip --version >/dev/null 2>&1; } || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install $(TORCH_OPTIONS) -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/clsprobe demo --out $(DEMO) --overwrite
+	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+test-long: install
+	$(BIN)/python -m pytest -q -m long
+
+lint: install types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A type checker cannot follow pyproject's package-dir: give it a folder in which scripts/ is called clsprobe.
+types: install
+	@mkdir -p build/types && ln -sfn ../../scripts build/types/clsprobe
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	@for file in benchmarks/*.py; do test -e "$$file" || continue; echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+# Leaves out/ alone: runs are yours.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find probes analysis reports scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

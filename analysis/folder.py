@@ -1,0 +1,126 @@
+"""A run on disk.
+
+    DIR/run.json             settings and their digest, `finished`, versions, digests, counts of rows, failed plug-ins
+    DIR/results.parquet      the results table            DIR/predictions.parquet   the predictions behind it
+    DIR/tables/*.parquet     tables of another key        DIR/answers/*.json        verdicts and exhibits
+    DIR/figures/*.svg        the exhibits drawn           DIR/report.html           one page
+
+`RunFolder` refuses a finished run and anything that is not a run, before a thing is created; an unfinished run with the
+same settings is gone on with. Imports no torch, and pandas only to read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes.errors import InputError
+from probes.write import make_folder, write_parquet, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAIN = ("results", "predictions")
+
+
+class RunFolder:
+    """The folder of one run; nothing is created before `begin`.
+
+    Raises InputError where `path` holds a finished run (unless `overwrite`), an unfinished one of other settings, or
+    something that is not a run.
+    """
+
+    def __init__(self, path: Path | str, command: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.command, self.settings = command, dict(settings)
+        self.digest = sha256(json.dumps([command, self.settings], sort_keys=True).encode()).hexdigest()
+        self._written: set[Path] = set()
+        self._facts: dict[str, Any] = {}
+        shown = str(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {shown}", "is a file", "Name a folder")
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir():
+            raise InputError(f"--out {shown}", f"{parent} is a file", "Name another folder")
+        if not _writable(parent):
+            raise InputError(f"--out {shown}", f"no permission to write in {parent}", "Name another folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        before = read_run(self.path)
+        if before is None:
+            raise InputError(f"--out {shown}", "exists and holds no run", "Name another folder")
+        same = before.get("digest") == self.digest
+        if overwrite:
+            return
+        if before.get("finished"):
+            raise InputError(f"--out {shown}", "holds a finished run", "Pass --overwrite, or another --out")
+        if not same:
+            raise InputError(
+                f"--out {shown}", "holds an unfinished run with other settings", "Pass --overwrite, or another --out"
+            )
+        self._facts = before
+
+    def begin(self) -> None:
+        """Create the folder and mark the run as unfinished."""
+        make_folder(self.path)
+        self._describe(finished=False)
+
+    def remember(self, **facts: Any) -> None:
+        """Add to run.json what is known so far."""
+        self._describe(finished=False, **facts)
+
+    def remembered(self, name: str) -> Any:
+        """What an earlier, interrupted start of this very run has remembered under `name`, else None."""
+        return self._facts.get(name)
+
+    def load(self, name: str) -> pd.DataFrame:
+        """A table saved before."""
+        import pandas as pd
+
+        self._written.add(self._table(name))
+        return pd.read_parquet(self._table(name))
+
+    def save(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table: results and predictions at the top, others under tables/."""
+        path = self.place(self._table(name).relative_to(self.path).as_posix())
+        write_parquet(path, table)
+
+    def place(self, name: str) -> Path:
+        """The path of a file of this run, its folder made."""
+        path = self.path / name
+        if path.parent != self.path:
+            make_folder(path.parent)
+        self._written.add(path)
+        return path
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Mark the run as finished, with what is known of it, and remove what an overwritten run left behind."""
+        for stale in [*self.path.glob("answers/*"), *self.path.glob("figures/*"), *self.path.glob("tables/*")]:
+            if stale not in self._written:
+                stale.unlink()
+        self._describe(finished=True, **facts)
+
+    def _table(self, name: str) -> Path:
+        return self.path / f"{name}.parquet" if name in MAIN else self.path / "tables" / f"{name}.parquet"
+
+    def _describe(self, **more: Any) -> None:
+        content = {"command": self.command, "settings": self.settings, "digest": self.digest} | more
+        write_text(self.path / "run.json", json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_run(path: Path | str) -> dict[str, Any] | None:
+    """The run.json of a folder, None where there is none that can be read."""
+    try:
+        content = json.loads((Path(path) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "digest" in content else None
+
+
+def _writable(folder: Path) -> bool:
+    import os
+
+    return os.access(folder, os.W_OK | os.X_OK)

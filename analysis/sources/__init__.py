@@ -1,0 +1,52 @@
+"""Where tasks come from: one file each, chosen by the word before the first colon of a SPEC.
+
+A source is a module with ``load(rest, options) -> Loaded``; `rest` is what follows the colon. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Literal
+
+from probes.errors import unknown
+from probes.task import Task
+
+SOURCES = ("grammar", "file")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The flags a source may need; each is the command line's flag of the same name."""
+
+    text_column: str = "text"
+    label_column: tuple[str, ...] = ("label",)
+    split_column: str | None = None
+    group_column: str | None = None
+    encoding: str = "utf-8"
+    sep: str | None = None
+    target: Literal["class", "number"] | None = None
+    drop_empty: bool = False
+    drop_missing_labels: bool = False
+    replace_invalid: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason."""
+
+    tasks: list[Task]
+    rows: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def load(spec: str, options: SourceOptions) -> Loaded:
+    """The tasks of a SPEC such as ``grammar:tense`` or ``file:reviews.csv``.
+
+    Raises InputError for an unknown source and for everything wrong with what it reads.
+    """
+    source, _, rest = spec.partition(":")
+    if source not in SOURCES:
+        raise unknown("--task", "source", source, SOURCES)
+    return import_module(f"analysis.sources.{source}").load(rest, options)

@@ -1,0 +1,304 @@
+"""The sweep: tasks x cells x probes x seeds -> the results table.
+
+It has three axes and no branches. A control is one more label set beside the real one, an untrained encoder is one more
+`States`, a baseline is one more cell. Cells are taken a few at a time, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from tqdm import tqdm
+
+from analysis import stats
+from analysis.table import COLUMNS, NO_LAYER, NO_READOUT, PREDICTIONS, check_predictions, check_results
+from probes import metric
+from probes.base import STRENGTHS, Predictions, predict_each
+from probes.baseline import BASELINES, Baseline, on_features
+from probes.control import CONTROLS
+from probes.errors import InputError
+from probes.extract import States
+from probes.split import split
+from probes.task import Task
+
+CHUNK = 64 << 20  # bytes of training features fitted at once
+EVALUATED = ("dev", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A task made ready for one seed. All arrays are over the rows used, in the order of the task.
+
+    row: index into the task's texts. at: index into the States. side: "train" | "dev" | "test". y: codes into classes.
+    left_out: rows by reason.
+    """
+
+    task: Task
+    row: np.ndarray
+    at: np.ndarray
+    side: np.ndarray
+    y: np.ndarray
+    classes: np.ndarray
+    left_out: dict[str, int]
+    notes: list[str]
+
+    def rows_of(self, *sides: str) -> np.ndarray:
+        """Positions within the arrays of the rows on these sides."""
+        return np.flatnonzero(np.isin(self.side, sides))
+
+
+def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None, allow_overlap: bool = False) -> Asked:
+    """Split a task and leave out, for every readout alike, the texts that any of the readouts cannot read.
+
+    drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
+    """
+    if task.kind != "class":
+        raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
+    parted = split(task, seed=seed, allow_overlap=allow_overlap)
+    used = parted.side != ""
+    left_out = dict(parted.left_out)
+    at = states.rows(task.texts)
+    for readout, present in zip(states.readouts, states.present, strict=True):
+        short = used & ~present[at]
+        if short.sum() == used.sum():
+            raise InputError(readout, f"{short.sum():,} of {used.sum():,} texts are shorter", "Leave this readout out")
+        if short.any():
+            left_out[f"too short for {readout}"] = int(short.sum())
+            used &= ~short
+    if drop is not None and (long := used & np.isin(at, drop)).any():
+        left_out["too long"] = int(long.sum())
+        used &= ~long
+    row = np.flatnonzero(used)
+    classes, y = np.unique(task.y[row].astype(str), return_inverse=True)
+    asked = Asked(task, row, at[row], parted.side[row], y, classes, left_out, list(parted.notes))
+    trained = np.bincount(y[asked.rows_of("train")], minlength=len(classes))
+    if (trained == 0).any() or len(classes) < 2:
+        lost = ", ".join(repr(str(c)) for c in classes[trained == 0]) or "all but one class"
+        raise InputError(
+            task.name, f"no text left to train on for {lost}", f"Left out: {left_out}; name other readouts"
+        )
+    return asked
+
+
+def sweep(
+    tasks: Sequence[Task],
+    states: States | Sequence[States],
+    probes: Mapping[str, BaseEstimator],
+    *,
+    seeds: Sequence[int] = (0,),
+    controls: Sequence[str] = ("shuffled",),
+    drop: np.ndarray | None = None,
+    allow_overlap: bool = False,
+    keep: Callable[[pd.DataFrame], None] | None = None,
+    failed: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """The results table of every task, cell, probe and seed, with its baselines and controls.
+
+    states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls: names
+    in `probes.control.CONTROLS`. keep: called with the predictions of every block (analysis.table.PREDICTIONS) as they
+    come. failed: called with a sentence for every cell whose probe raised; without it the first one raises RuntimeError.
+    """
+    every = [states] if isinstance(states, States) else list(states)
+    blocks: list[pd.DataFrame] = []
+    total = sum(len(s.cells) for s in every) * len(tasks) * len(probes) * len(seeds)
+    with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
+        for task in tasks:
+            for seed in seeds:
+                asked = ask(task, every[0], seed, drop=drop, allow_overlap=allow_overlap)
+                for block in _blocks(asked, every, probes, controls, seed, bar.update):
+                    for told in block.failures:
+                        if failed is None:
+                            raise RuntimeError(told)
+                        failed(told)
+                    blocks.append(_score(block))
+                    if keep:
+                        keep(_predictions(block))
+    return check_results(pd.concat(blocks, ignore_index=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Predictions of some cells. codes, own_bits (log2 probability of the own label): (cell, label set, evaluated text)."""
+
+    asked: Asked
+    model: str
+    probe: str
+    seed: int
+    cells: list[tuple[int, str]]
+    sets: list[str]  # the value of `control` for every label set
+    y: np.ndarray  # (evaluated text, label set)
+    evaluated: np.ndarray
+    codes: np.ndarray
+    own_bits: np.ndarray | None
+    converged: np.ndarray
+    failures: list[str]
+
+
+def _blocks(
+    asked: Asked,
+    states: Sequence[States],
+    probes: Mapping[str, BaseEstimator],
+    controls: Sequence[str],
+    seed: int,
+    done: Callable[[int], object],
+) -> Iterator[_Block]:
+    train, dev = asked.rows_of("train"), asked.rows_of("dev")
+    evaluated = asked.rows_of(*EVALUATED)
+    trained = states[0]
+    for name, baseline in _baselines(trained, asked.at).items():
+        told = baseline([asked.task.texts[i] for i in asked.row], asked.y, train, dev)
+        cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
+        own = Predictions(told.codes[..., evaluated], _at(told.log2_proba, evaluated), told.converged, {})
+        probe = "none" if name == "majority" else "logistic"
+        yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, own)
+    real = [asked.y, *(CONTROLS[name](asked.y, asked.side, seed) for name in controls)]
+    for one in states:
+        untrained = one.source["control"] != "none"
+        if untrained and one.source["seed"] != seed:
+            continue
+        sets = ["untrained"] if untrained else ["none", *controls]
+        y = np.stack(real[: len(sets)], 1)
+        size = max(1, CHUNK // max(1, len(train) * one.values.shape[-1] * 4))
+        for name, probe in probes.items():
+            for start in range(0, len(one.cells), size):
+                cells = one.cells[start : start + size]
+                X = np.stack([one.cell(*cell)[asked.at] for cell in cells])
+                told = predict_each(
+                    probe, X[:, train], y[train], X[:, evaluated], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
+                )
+                yield _block(asked, one, name, seed, cells, sets, y, evaluated, told)
+                done(len(cells))
+
+
+def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
+    found = dict(BASELINES)
+    if (0, "mean") in states.cells:
+        vectors = states.cell(0, "mean")[at]
+        found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
+    return found
+
+
+def _at(bits: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    return None if bits is None else bits[:, :, rows]
+
+
+def _block(
+    asked: Asked,
+    states: States,
+    probe: str,
+    seed: int,
+    cells: list[tuple[int, str]],
+    sets: list[str],
+    y: np.ndarray,
+    evaluated: np.ndarray,
+    told: Predictions,
+) -> _Block:
+    own = None
+    if told.log2_proba is not None:
+        own = np.take_along_axis(told.log2_proba, y[evaluated].T[None, ..., None], -1)[..., 0]
+    failures = [
+        f"probe '{probe}' failed on layer {cells[c][0]}, {cells[c][1]} ({asked.task.name}): {why}"
+        for c, why in told.failures.items()
+    ]
+    return _Block(
+        asked, states.source["model"], probe, seed, cells, sets, y[evaluated], evaluated, told.codes, own,
+        told.converged, failures,
+    )  # fmt: skip
+
+
+def _score(block: _Block) -> pd.DataFrame:
+    side, n_train = block.asked.side[block.evaluated], len(block.asked.rows_of("train"))
+    rows = []
+    for s, control in enumerate(block.sets):
+        for name in EVALUATED:
+            here = side == name
+            n = int(here.sum())
+            codes, labels = block.codes[:, s, here], block.y[here, s]
+            measured: dict[str, partial[np.ndarray]] = {
+                "accuracy": partial(metric.accuracy, codes, labels),
+                "macro_f1": partial(metric.macro_f1, codes, labels),
+            }
+            if block.own_bits is not None:
+                measured["bits"] = partial(metric.bits, block.own_bits[:, s, here])
+            once, many = np.ones((1, n), np.float32), stats.resamplings(n)
+            for what, measure in measured.items():
+                value = measure(once)[:, 0]
+                low, high = stats.wilson(value, n) if what == "accuracy" else stats.percentile(measure(many))
+                low, high = np.minimum(low, value), np.maximum(high, value)
+                for c, (layer, readout) in enumerate(block.cells):
+                    if (block.codes[c, s] >= 0).all():  # not a failed cell
+                        rows.append(
+                            (block.model, block.asked.task.name, control, layer, readout, block.probe, block.seed, name,
+                             what, value[c], low[c], high[c], n_train, n, bool(block.converged[c, s]))
+                        )  # fmt: skip
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _predictions(block: _Block) -> pd.DataFrame:
+    cells, sets, n = block.codes.shape
+    classes = block.asked.classes
+    layer, readout = (np.array(part) for part in zip(*block.cells, strict=True))
+
+    def spread(values: np.ndarray, axis: int) -> np.ndarray:
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        return np.broadcast_to(np.asarray(values).reshape(shape), block.codes.shape).ravel()
+
+    def category(values: np.ndarray, axis: int) -> pd.Categorical:
+        names, codes = np.unique(values, return_inverse=True)
+        return pd.Categorical.from_codes(spread(codes, axis), names)
+
+    one = np.zeros(block.codes.size, np.int8)
+    table = pd.DataFrame(
+        {
+            "model": pd.Categorical.from_codes(one, [block.model]),
+            "task": pd.Categorical.from_codes(one, [block.asked.task.name]),
+            "control": category(np.array(block.sets), 1),
+            "layer": spread(layer, 0).astype(np.int16),
+            "readout": category(readout, 0),
+            "probe": pd.Categorical.from_codes(one, [block.probe]),
+            "seed": np.full(block.codes.size, block.seed),
+            "split": category(block.asked.side[block.evaluated], 2),
+            "row": spread(block.asked.row[block.evaluated], 2),
+            "label": pd.Categorical.from_codes(np.broadcast_to(block.y.T, block.codes.shape).ravel(), classes),
+            "predicted": pd.Categorical.from_codes(block.codes.ravel(), classes),
+            "log2_probability": np.full(block.codes.size, np.nan) if block.own_bits is None else block.own_bits.ravel(),
+        },
+        columns=list(PREDICTIONS),
+    )
+    return check_predictions(table[table.predicted.notna()])
+
+
+def layer0_check(results: pd.DataFrame) -> list[str]:
+    """The free negative control: layer-0 [CLS] is one vector for every text, so its probe must predict the majority.
+
+    One sentence for every task and probe that read it, on test.
+    """
+    told = []
+    test = results[(results.split == "test") & (results.metric == "accuracy") & (results.seed == results.seed.min())]
+    rate = test[test.control == "majority"].set_index("task").value
+    for row in test[(test.control == "none") & (test.layer == 0) & (test.readout == "cls")].itertuples():
+        at = rate[row.task]
+        passed = row.value == at
+        verdict = "equals" if passed else "DIFFERS FROM"
+        told.append(
+            f"Self-check: layer-0 [CLS], the same vector for every text, is read at {row.value:.3f} ({row.probe}), which "
+            f"{verdict} the majority rate {at:.3f} on {row.task}" + ("." if passed else ": do not trust this run.")
+        )
+    return told
+
+
+def describe_rows(asked: Asked) -> dict[str, object]:
+    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes."""
+    sides = {name: len(asked.rows_of(name)) for name in ("train", *EVALUATED)}
+    return {
+        "rows": len(asked.task.texts),
+        **sides,
+        **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
+        "classes": len(asked.classes),
+    }

@@ -1,0 +1,80 @@
+"""The results table and the table of predictions: their columns, their checks, and how they leave for other "
+"programs."""
+
+from __future__ import annotations
+
+import pandas as pd
+from pandas.api.types import union_categoricals
+
+KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
+COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
+PREDICTIONS = (*KEY[:-1], "row", "label", "predicted", "log2_probability")
+
+NO_LAYER, NO_READOUT = -1, "none"  # where a baseline has no cell
+
+
+def check_results(table: pd.DataFrame) -> pd.DataFrame:
+    """The table itself: a row per number, the first nine columns unique. Raises ValueError where it is not so."""
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"a results table has the columns {COLUMNS}, not {tuple(table.columns)}")
+    if (twice := table.duplicated(list(KEY))).any():
+        raise ValueError(f"two rows have the key {dict(table.loc[twice.idxmax(), list(KEY)])}")
+    if (crossed := (table.low > table.value + 1e-9) | (table.high < table.value - 1e-9)).any():
+        raise ValueError(f"an interval does not hold its value: {dict(table.loc[crossed.idxmax()])}")
+    return table
+
+
+def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """The table itself, one row per text and cell. Raises ValueError where columns or keys are not as they should "
+    "be."""
+    if tuple(table.columns) != PREDICTIONS:
+        raise ValueError(f"a table of predictions has the columns {PREDICTIONS}, not {tuple(table.columns)}")
+    return table
+
+
+def joined(blocks: list[pd.DataFrame]) -> pd.DataFrame:
+    """Predictions under one another; their categories are united, or pandas would spell every row out as a string."""
+    columns = blocks[0].select_dtypes("category").columns
+    united = {c: union_categoricals([block[c] for block in blocks]).categories for c in columns}
+    return pd.concat(
+        [block.assign(**{c: block[c].cat.set_categories(united[c]) for c in columns}) for block in blocks],
+        ignore_index=True,
+    )
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """The table as CSV. Text that a spreadsheet would take for a formula gets a leading apostrophe."""
+    text = table.select_dtypes(exclude="number").columns.difference(["converged"])
+    safe = table.assign(**{c: table[c].astype(str).str.replace(r"^(?=[=+\-@\t\r])", "'", regex=True) for c in text})
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """Test accuracy in per cent, a booktabs table of layers by readouts for every task and probe."""
+    chosen = table[(table.metric == "accuracy") & (table.split == "test") & (table.control == "none")]
+    parts = []
+    for (task, probe), rows in chosen.groupby(["task", "probe"], sort=False):
+        grid = rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * 100
+        columns = " & ".join(["layer", *map(_escaped, grid.columns)])
+        lines = [" & ".join([str(layer), *(f"{v:.1f}" for v in row)]) + r" \\" for layer, *row in grid.itertuples()]
+        parts += [
+            f"% {_escaped(task)}, {_escaped(probe)} probe: test accuracy in %",
+            rf"\begin{{tabular}}{{r{'r' * grid.shape[1]}}}",
+            r"\toprule",
+            columns + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _escaped(text: object) -> str:
+    special = {c: "\\" + c for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    return "".join(special.get(c, c) for c in " ".join(str(text).split()))

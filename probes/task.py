@@ -1,0 +1,45 @@
+"""What is asked of a representation: texts, one label each, and who may learn from whom.
+
+A `Task` is plain data. Sources (analysis/sources) make tasks, `probes.split` decides the sides, the sweep measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One question put to every cell of an encoder.
+
+    name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path.
+    texts: (text,) in the order of the source.
+    y: (text,) strings for kind "class", float64 for kind "number".
+    split: (text,) "train" | "dev" | "test" where the source fixes it, else None.
+    groups: (text,) rows that share a value stay on one side of a split, else None.
+    """
+
+    name: str
+    texts: Sequence[str]
+    y: np.ndarray
+    kind: Literal["class", "number"] = "class"
+    split: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for field, value in {"y": self.y, "split": self.split, "groups": self.groups}.items():
+            if value is not None and len(value) != len(self.texts):
+                raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")
+        if self.split is not None and (strange := set(self.split) - {"train", "dev", "test"}):
+            raise ValueError(
+                f"Task {self.name!r}: split holds {sorted(strange)}; only 'train', 'dev' and 'test' are known"
+            )
+
+    @property
+    def label(self) -> str:
+        """The last part of the name: which label set this is."""
+        return self.name.rsplit(":", 1)[-1]

@@ -1,0 +1,5 @@
+"""`python -m clsprobe` is the command."""
+
+from clsprobe.cli import main
+
+main()

@@ -1,0 +1,381 @@
+"""The command line: ``clsprobe <study> ...`` and what can be done with finished runs.
+
+1. Every file of this package that defines a study is a sub-command; the study's fields are its flags, read from the
+   class itself, so that a flag, a key of ``--config`` and an argument in Python are one thing with one check.
+2. Flags win over ``--config``, which wins over defaults.
+3. What the user can mend is one line, ``error: WHERE: WHAT. MEND.``, and exit code 2. 130 is Ctrl-C, 1 our own bug.
+
+Imports no torch: help, lists and every error about data or flags answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
+
+import typer
+from pydantic import ValidationError
+
+from clsprobe.config import read_config
+from probes.errors import InputError, did_you_mean, printable, unknown
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from analysis.study import Answer
+    from clsprobe.run import Run
+
+log = logging.getLogger("clsprobe")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="What does the [CLS] vector know? Probes every layer and position of an encoder, and reports.",
+)
+UsageError: Any = typer.BadParameter.__mro__[1]  # the base of typer's own errors, which it exports nowhere
+ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the study
+    "out": (str, "folder of the run [default: out/COMMAND]"),
+    "overwrite": (bool, "replace a finished run"),
+    "config": (str, "a YAML file with values for these flags"),
+    "dry_run": (bool, "say how many rows, how long, how much memory, and stop"),
+    "quiet": (bool, "say nothing but errors"),
+    "debug": (bool, "show tracebacks"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    debug, quiet = "--debug" in given, "--quiet" in given
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+    register_studies()
+    code = 1
+    try:
+        app(args=given, prog_name="clsprobe", standalone_mode=False)
+        code = 0
+    except InputError as error:
+        code = _complain(error, debug)
+    except UsageError as error:
+        code = _complain(_mended(error, given), debug)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo(f"stopped; the same command goes on: clsprobe {shlex.join(given)}", err=True)
+        code = 130
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except OSError as error:
+        if error.errno is None or debug:
+            raise
+        code = _complain(InputError(str(error.filename or "disk"), str(error.strerror), "Mend it and run again"), debug)
+    sys.exit(code)
+
+
+def _dashed(argument: str) -> str:
+    """`--text_column=x` is `--text-column=x`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _complain(error: InputError, debug: bool) -> int:
+    if debug:
+        raise error
+    typer.echo(f"error: {error}", err=True)
+    return 2
+
+
+def _mended(error: Exception, given: Sequence[str]) -> InputError:
+    """Typer's own complaint in our words; a mistyped command or flag is met with the nearest one."""
+    message = str(getattr(error, "message", error)).rstrip(".")
+    context: Any = getattr(error, "ctx", None)
+    known: list[str] = []
+    if context is not None:
+        known = [option for parameter in context.command.params for option in parameter.opts]
+        known += list(getattr(context.command, "commands", {}))
+    wrong = next((a.partition("=")[0] for a in given if a.partition("=")[0] in message.replace("'", " ").split()), None)
+    guess = did_you_mean(wrong, known) if wrong else None
+    return InputError(wrong or "command", printable(message), f"Did you mean '{guess}'?" if guess else "See --help")
+
+
+# ------------------------------------------------------------------------------------------------------ studies
+
+
+def studies() -> dict[str, type[Run]]:
+    """Sub-command -> study: every module of this package that defines a class with a question of its own."""
+    from analysis.study import Study
+
+    found: dict[str, Any] = {}
+    package = import_module("clsprobe")
+    for module in iter_modules(package.__path__, "clsprobe."):
+        if module.name.rpartition(".")[2] in ("__main__", "cli", "config"):
+            continue
+        for kind in vars(import_module(module.name)).values():
+            own = isinstance(kind, type) and issubclass(kind, Study) and kind.__module__ == module.name
+            if own and "question" in vars(kind):
+                found[module.name.rpartition(".")[2].replace("_", "-")] = kind
+    return found
+
+
+def register_studies() -> None:
+    """Give every study its sub-command."""
+    for name, kind in studies().items():
+        app.command(name, help=f"{kind.question}\n\nThe claim it judges: {kind.claim}.")(_command(name, kind))
+
+
+def _command(name: str, kind: type[Run]) -> Callable[..., None]:
+    """A function with a flag for every field of the study. All values arrive as text: the study converts and checks."""
+    flags = {field: (_kind(info), _told(info)) for field, info in kind.model_fields.items()} | ON_EVERY_RUN
+
+    def command(**values: Any) -> None:
+        given = {field: value for field, value in values.items() if value not in (None, [], False)}
+        common = {field: given.pop(field, None) for field in ON_EVERY_RUN}
+        study = make_study(kind, given, common["config"])
+        execute(name, study, common["out"] or f"out/{name}", overwrite=bool(common["overwrite"]), dry=common["dry_run"])
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                field,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if value is bool else None,
+                annotation=_annotated(field, value, told),
+            )
+            for field, (value, told) in flags.items()
+        ]
+    )
+    command.__annotations__ = {field: _annotated(field, value, told) for field, (value, told) in flags.items()}
+    return command
+
+
+def _annotated(field: str, kind: Any, told: str) -> Any:
+    option = typer.Option(_flag(field), help=told, show_default=False)
+    return Annotated[bool, option] if kind is bool else Annotated[kind | None, option]
+
+
+def _kind(info: FieldInfo) -> Any:
+    return bool if info.annotation is bool else list[str] if get_origin(info.annotation) is tuple else str
+
+
+def _told(info: FieldInfo) -> str:
+    default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
+    return f"{info.description}" + ("" if default in (None, False) else f" [default: {default}]")
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def make_study(kind: type[Run], given: Mapping[str, Any], config: str | None = None) -> Run:
+    """A study out of flags over a configuration file over defaults. Raises InputError naming the flag or the line."""
+    values, places = read_config(Path(config), list(kind.model_fields)) if config else ({}, {})
+    places |= {field: _flag(field) for field in given}
+    try:
+        return kind(**{**values, **given})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0])
+        raise _invalid(places.get(field, _flag(field)), kind.model_fields[field], problem) from None
+
+
+def _invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
+    given = str(problem["input"])
+    if problem["type"] == "literal_error":
+        allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        return unknown(where, "value", given, [name.strip("'") for name in allowed])
+    low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
+    high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
+    if low is not None:
+        return InputError(where, f"'{given}' does not fit", f"Give a whole number from {low} to {high}")
+    return InputError(where, f"'{given}': {problem['msg'].lower()}", "See --help")
+
+
+def execute(name: str, study: Run, out: str, *, overwrite: bool, dry: bool) -> None:
+    """Run a study into a folder, or say what that would take."""
+    from analysis.folder import RunFolder
+    from clsprobe.run import counted
+
+    folder = RunFolder(out, name, study.model_dump(mode="json"), overwrite=overwrite)
+    ready = study.ready
+    log.info(
+        "%s: %s, %s; %s, %s x %s",
+        name, counted(len(ready.tasks), "task"), counted(len(ready.texts), "distinct text"), ready.described.name,
+        counted(len(ready.layers), "layer"), counted(len(ready.readouts), "readout"),
+    )  # fmt: skip
+    if dry:
+        for told in study.forecast():
+            typer.echo(told)
+        return
+    measured = study.measured_into(folder)
+    answers = study.answers(measured)
+    log.info("writing the report")
+    _write(folder.path, answers, folder.place)
+    folder.finish(
+        {**measured.facts, "failed": measured.failures, "verdicts": {k: a.verdict.outcome for k, a in answers.items()}}
+    )
+    for answer in answers.values():
+        log.info(
+            "\n%s\n  %s (%s). %s", answer.question, answer.verdict.outcome, _effect(answer), answer.verdict.because
+        )
+    typer.echo(folder.path / "report.html")
+    if measured.failures:
+        more = f" (and {len(measured.failures) - 1} more cells)" if len(measured.failures) > 1 else ""
+        raise InputError("--probes", measured.failures[0] + more, "The other cells are in the report")
+
+
+def _effect(answer: Answer) -> str:
+    verdict = answer.verdict
+    return f"{verdict.effect:+.3f}, 95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}"
+
+
+def _write(folder: Path, answers: Mapping[str, Answer], place: Callable[[str], Path]) -> None:
+    """Answers, figures and page of a run."""
+    from analysis.plots import svg
+    from probes.write import write_text
+    from reports.page import write_page
+
+    for key, answer in answers.items():
+        place("answers/x")  # the folder
+        answer.save(place(f"answers/{key}.json"))
+        for number, exhibit in enumerate(answer.exhibits):
+            place(f"answers/{key}.{number:02d}.parquet")  # Answer.save wrote it
+            if exhibit.plot:
+                write_text(place(f"figures/{key}.{number:02d}.svg"), svg(exhibit.draw(), prefix=key))
+    write_page(place("report.html"), answers)
+
+
+# ------------------------------------------------------------------------------------------------ finished runs
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="folder of the run")] = "out/demo",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """Everything, on the embedded model and the built-in sentences."""
+    from clsprobe.run import Run
+
+    execute("demo", Run(), out, overwrite=overwrite, dry=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """A page again, or several runs on one page, without a model."""
+    from analysis.study import Answer
+    from reports.page import write_page
+
+    answers = {}
+    for run in runs:
+        _finished(run)
+        for path in sorted((run / "answers").glob("*.json")):
+            answers[path.stem if len(runs) == 1 else f"{run.name}: {path.stem}"] = Answer.load(path)
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}", "its folder does not exist", "Name another file")
+    write_page(out, answers)
+    typer.echo(out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="DIR")],
+    format: Annotated[str, typer.Option(help="csv or latex")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="a file; default: standard output")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """The results table of a run, for a spreadsheet or a paper."""
+    from analysis.table import to_csv, to_latex
+    from probes.write import write_text
+
+    makers = {"csv": to_csv, "latex": to_latex}
+    if format not in makers:
+        raise unknown("--format", "format", format, makers)
+    _finished(run)
+    import pandas as pd
+
+    text = makers[format](pd.read_parquet(run / "results.parquet"))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+def _finished(run: Path) -> None:
+    from analysis.folder import read_run
+
+    content = read_run(run)
+    if content is None:
+        raise InputError(str(run), "is not a folder of a run", "Name the --out of a clsprobe command")
+    if not content.get("finished"):
+        raise InputError(str(run), "its run is not finished", "Run the same command again; it goes on")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, tasks, readouts, probes or studies")],
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """What there is to choose from."""
+    kinds = {
+        "models": _list_models, "tasks": _list_tasks, "readouts": _list_readouts, "probes": _list_probes,
+        "studies": lambda: {name: kind.question for name, kind in studies().items()},
+    }  # fmt: skip
+    if what not in kinds:
+        raise unknown("list", "kind", what, kinds)
+    lines = kinds[what]()
+    width = max(map(len, lines))
+    for name, told in lines.items():
+        typer.echo(f"{name:<{width}}  {told}")
+
+
+def _list_models() -> dict[str, str]:
+    from probes.encoder import BLOCKS, describe
+
+    embedded = describe()
+    return {
+        embedded.name: f"embedded, the default: layers 0..{embedded.layers}, {embedded.dim} dimensions",
+        "ORG/NAME or a folder": f"any encoder of these architectures: {', '.join(sorted(BLOCKS))}",
+    }
+
+
+def _list_tasks() -> dict[str, str]:
+    from analysis.sources.grammar import PROPERTIES
+
+    return {
+        **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
+        "grammar:all": "all of them",
+        "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
+    }
+
+
+def _list_readouts() -> dict[str, str]:
+    return {
+        "cls": "the [CLS] token",
+        "sep": "the last separator",
+        "token[K]": "the K-th content token; token[-1] is the last; token1 and token-1 work too",
+        "random": "one content token, drawn by the text",
+        "mean": "mean over all real tokens",
+        "max": "maximum of every coordinate over all real tokens",
+    }
+
+
+def _list_probes() -> dict[str, str]:
+    from probes.registry import registered
+
+    return registered() | {"package.module:Class": "any CellProbe or scikit-learn classifier"}

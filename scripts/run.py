@@ -1,0 +1,488 @@
+"""What do the vectors of an encoder know, and where? The layer x readout sweep.
+
+    clsprobe run --task file:reviews.csv --label-column stars --out out/reviews
+
+1. `ready` reads the tasks and checks every name, before torch is imported.
+2. `measure` encodes every text once, sweeps the probes over all cells, and projects the chosen cells.
+3. `judge` compares the subject, [CLS] at its best layer, with the best baseline, over the same test texts.
+4. `show` draws the grid, the curves, the baselines, the confusions.
+
+`Run` is the base of the other studies that read the same measurement (positions.py, poolings.py): they override the
+question and what follows from it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from analysis.folder import RunFolder
+from analysis.sources import SourceOptions, load
+from analysis.study import Answer, Exhibit, Study, Verdict
+from probes.encoder import Description, check_device, describe, parse_layers
+from probes.errors import InputError
+from probes.readout import DEFAULT, parse
+from probes.registry import check_name, find_probe
+from probes.split import split, take
+from probes.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.choose import Chosen
+    from analysis.sweep import Asked
+    from probes.extract import States
+
+log = logging.getLogger("clsprobe")
+
+TABLES = ("results", "predictions", "projection")
+PROJECTED = 1000  # texts of a UMAP
+FLOPS, VALUES = 8e10, 2e6  # a second, measured on two cores: of the encoder, of features through a probe
+
+
+def _separated(value: Any) -> Any:
+    """Lists are comma-separated, or the flag is repeated."""
+    parts = [value] if isinstance(value, str) else list(value)
+    return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
+
+
+def _repeated(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+Specs = Annotated[tuple[str, ...], BeforeValidator(_repeated)]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything that could be read and checked without torch."""
+
+    tasks: list[Task]
+    rows: dict[str, dict[str, Any]]  # spec -> rows read and left out
+    notes: list[str]
+    described: Description
+    layers: list[int]
+    readouts: list[str]
+
+    @property
+    def texts(self) -> list[str]:
+        """Every distinct text of all tasks, once."""
+        return list(dict.fromkeys(text for task in self.tasks for text in task.texts))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a sweep leaves: tables, facts (section -> name -> value) for the page and run.json, and failed cells."""
+
+    predictions: pd.DataFrame
+    results: pd.DataFrame
+    projection: pd.DataFrame
+    facts: dict[str, dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+class Run(Study):
+    """The layer x readout x probe sweep and its report."""
+
+    question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
+    claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
+    margin: ClassVar[float] = 0.0
+
+    task: Specs = Field(("grammar:all",), description="SPEC of a task: grammar:tense, file:PATH; repeat for several")
+    text_column: str = Field("text", description="file: the column with the texts")
+    label_column: Names = Field(("label",), description="file: the column with the labels; several make several tasks")
+    split_column: str | None = Field(None, description="file: a column with train, dev, test")
+    group_column: str | None = Field(None, description="file: rows with one value stay on one side of a split")
+    encoding: str = Field("utf-8", description="file: the encoding of the text")
+    sep: str | None = Field(None, description="file: what separates the fields of a .csv")
+    target: Literal["class", "number"] | None = Field(None, description="file: read labels as classes or as numbers")
+    drop_empty: bool = Field(False, description="file: leave rows without a text out, counted")
+    drop_missing_labels: bool = Field(False, description="file: leave rows without a label out, counted")
+    replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
+    allow_overlap: bool = Field(False, description="keep texts that stand in train and test")
+    max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
+    model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
+    layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
+    readouts: Names = Field(DEFAULT, description="what to read at every layer")
+    probes: Names = Field(
+        ("logistic",), description="registered names or package.module:Class; the first one is judged"
+    )
+    seeds: int = Field(
+        1, ge=1, le=1000, description="how many seeds; they move carved splits, controls, untrained weights"
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
+    max_length: int | None = Field(
+        None, ge=3, le=10**6, description="longest input in tokens; default: the model's own"
+    )
+    long_rows: Literal["error", "truncate", "drop"] = Field("error", description="what to do with longer texts")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the encoder runs")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the encoder")
+
+    # ------------------------------------------------------------------------------------------------ before torch
+
+    @cached_property
+    def ready(self) -> Ready:
+        """Tasks read and names checked. Raises InputError; imports no torch."""
+        check_device(self.device)
+        readouts = [readout.name for readout in parse(self.readouts)]
+        if not self.probes:
+            raise InputError("--probes", "no probe is named", "Name one, such as logistic")
+        for name in self.probes:
+            check_name(name)
+        described = describe(self.model)
+        layers = parse_layers(self.layers, described)
+        options = SourceOptions(**{name: getattr(self, name) for name in SourceOptions.__dataclass_fields__})
+        tasks: list[Task] = []
+        rows: dict[str, dict[str, Any]] = {}
+        notes: list[str] = []
+        for spec in self.task:
+            loaded = load(spec, options)
+            rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
+            notes += loaded.notes
+            tasks += [take(task, self.max_texts, seed=self.seed) if self.max_texts else task for task in loaded.tasks]
+        if not tasks:
+            raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
+        names = [task.name for task in tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
+        for task in tasks:
+            for seed in self._seeds:
+                split(task, seed=seed, allow_overlap=self.allow_overlap)
+        return Ready(tasks, rows, notes, described, layers, readouts)
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+    # ----------------------------------------------------------------------------------------------------- measure
+
+    def measure(self) -> pd.DataFrame:
+        """The predictions of every cell, baseline and control (analysis.table.PREDICTIONS)."""
+        return self.measured().predictions
+
+    def measured(self) -> Measured:
+        """Encode, sweep, project."""
+        ready = self.ready
+        from analysis.sweep import ask, describe_rows, layer0_check, sweep
+        from analysis.table import joined
+
+        trained, *untrained = self._encode(ready)
+        drop = trained.truncated if self.long_rows == "drop" else None
+        blocks: list[pd.DataFrame] = []
+        failures: list[str] = []
+        cells = len(trained.cells) * (1 + len(untrained))
+        log.info("probing %s for %s", counted(cells, "cell"), counted(len(ready.tasks), "task"))
+        results = sweep(
+            ready.tasks,
+            [trained, *untrained],
+            {name: find_probe(name) for name in self.probes},
+            seeds=self._seeds,
+            drop=drop,
+            allow_overlap=self.allow_overlap,
+            keep=blocks.append,
+            failed=failures.append,
+        )
+        predictions = joined(blocks)
+        asked = [ask(t, trained, self.seed, drop=drop, allow_overlap=self.allow_overlap) for t in ready.tasks]
+        projection = self.project(asked, trained, predictions)
+        facts = {
+            "rows": {task.task.name: describe_rows(task) for task in asked},
+            "read": ready.rows,
+            "model": {k: v for k, v in trained.source.items() if k not in ("versions", "control", "seed")}
+            | {"truncated texts": 0 if drop is not None else len(trained.truncated)},
+            "versions": trained.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
+        }
+        notes = [f"{task.task.name}: {note}" for task in asked for note in task.notes] + ready.notes
+        for task in asked:
+            notes += [f"{task.task.name}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
+        unsolved = results[(results.metric == "accuracy") & (results.split == "test") & ~results.converged]
+        if len(unsolved):
+            notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
+        return Measured(predictions, results, projection, facts, [*layer0_check(results), *notes, *failures], failures)
+
+    def _encode(self, ready: Ready) -> list[States]:
+        from probes.encoder import load_encoder
+        from probes.extract import Extractor
+
+        texts = ready.texts
+        states = []
+        for weights in (None, *self._seeds):
+            what = "the encoder" if weights is None else f"an untrained one (seed {weights})"
+            log.info("encoding %s with %s", counted(len(texts), "text"), what)
+            encoder = load_encoder(ready.described, device=self.device, dtype=self.dtype, untrained=weights)
+            extract = Extractor(
+                encoder,
+                ready.readouts,
+                layers=ready.layers,
+                max_length=self.max_length,
+                long_rows="error" if self.long_rows == "error" else "truncate",
+            )
+            states.append(extract(texts))
+        return states
+
+    def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Columns task, panel, x, y, label, text, row, trustworthiness: the test texts at the layers chosen on dev."""
+        import numpy as np
+        import pandas as pd
+
+        from analysis.projection import SMALLEST, umap_of
+        from analysis.stats import best_layers
+
+        parts = []
+        chosen = best_layers(self.judged(predictions))
+        for one in asked:
+            log.info("drawing the maps of %s", one.task.name)
+            test = one.rows_of("test")
+            if len(test) > PROJECTED:
+                test = np.sort(np.random.default_rng(self.seed).choice(test, PROJECTED, replace=False))
+            for best in chosen[chosen.task == one.task.name].itertuples():
+                if best.readout not in ("cls", "mean") or len(test) < SMALLEST:
+                    continue
+                vectors = states.cell(best.layer, best.readout)[one.at[test]]
+                if best.layer == 0 and best.readout == "cls":
+                    continue  # one vector for every text: nothing to draw
+                flat, trust = umap_of(vectors, seed=self.seed)
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "task": one.task.name,
+                            "panel": f"{best.readout}, layer {best.layer} (trustworthiness {trust:.2f})",
+                            "x": flat[:, 0].round(3),
+                            "y": flat[:, 1].round(3),
+                            "label": one.classes[one.y[test]],
+                            "text": [one.task.texts[i] for i in one.row[test]],
+                            "row": one.row[test],
+                        }
+                    )
+                )
+        columns = ["task", "panel", "x", "y", "label", "text", "row"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    # ------------------------------------------------------------------------------------------------------- judge
+
+    def judged(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the probe that is judged, with the baselines."""
+        from analysis.choose import BASELINES
+
+        return predictions[predictions.probe.isin([self.probes[0], "none"]) | predictions.control.isin(BASELINES)]
+
+    def judge(self, table: pd.DataFrame) -> Verdict:
+        """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""
+        from analysis import stats
+        from analysis.choose import best_baseline
+
+        parts = {}
+        for task in table.task.unique():
+            rows = self.judged(table[table.task == task])
+            subject, baseline = self._subject(rows), best_baseline(rows)
+            effect, low, high = stats.paired_difference(
+                stats.correct(rows, **subject.where), stats.correct(rows, **baseline.where)
+            )
+            because = (
+                f"On {short(task)}, {subject.told} gets {subject.test:.3f} of the test texts right, the best baseline "
+                f"({baseline.told}) {baseline.test:.3f}."
+            )
+            parts[task] = Verdict.decide(because, effect, low, high, threshold=self.margin)
+        return Verdict.over(parts)
+
+    def _subject(self, rows: pd.DataFrame) -> Chosen:
+        from analysis.choose import chosen_cell
+
+        read = list(rows[rows.control == "none"].readout.unique())
+        return chosen_cell(rows, "cls" if "cls" in read else None)
+
+    def note(self, table: pd.DataFrame) -> list[str]:
+        """Sentences a reader should not miss: where the last layer would mislead."""
+        from analysis import stats
+
+        told = []
+        for task in table.task.unique():
+            rows = self.judged(table[table.task == task])
+            subject = self._subject(rows)
+            cells = rows[(rows.control == "none") & (rows.split == "test") & (rows.readout == subject.readout)]
+            last = int(cells.layer.max())
+            if last != subject.layer:
+                end = stats.accuracies(cells[cells.layer == last], ["layer"]).value.iloc[0]
+                told.append(
+                    f"{short(task)}: at the last layer ({last}) {subject.readout} is read at {end:.3f}, at the layer "
+                    f"that dev "
+                    f"chooses ({subject.layer}) at {subject.test:.3f}. The last layer is not the measure of a readout."
+                )
+        return told
+
+    # -------------------------------------------------------------------------------------------------------- show
+
+    def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
+        """For every task the grid, the curves, the baselines, and the confusions of the chosen cell."""
+        from analysis import stats
+        from analysis.choose import baselines_of, chosen_cell
+
+        exhibits = []
+        for task in table.task.unique():
+            rows = self.judged(table[table.task == task])
+            subject, section = self._subject(rows), short(task)
+            test = rows[rows.split == "test"]
+            grid = stats.accuracies(test[test.control == "none"], ["layer", "readout"])
+            best = chosen_cell(rows, None)
+            lines = baselines_of(rows)
+            exhibits += [
+                Exhibit(
+                    f"Test accuracy of a linear probe at every layer and readout, with 95 % intervals; outlined, the "
+                    f"cell "
+                    f"that dev chooses ({best.told}). Layer 0 is what enters the first block.",
+                    grid,
+                    "heatmap",
+                    {"metric": "accuracy", "best": [best.layer, best.readout]},
+                    section,
+                ),
+                Exhibit(
+                    "The same over the layers, with baselines as dashed lines.",
+                    grid,
+                    "curves",
+                    {"metric": "accuracy", "baselines": dict(zip(lines.name, lines.value, strict=True))},
+                    section,
+                ),
+                Exhibit(
+                    f"{subject.told} beside its baselines and controls; each chosen on dev, measured on test.",
+                    baselines_of(rows, subject),
+                    "intervals",
+                    {"metric": "accuracy"},
+                    section,
+                ),
+            ]
+            cell = subject.rows(test)
+            counts = cell.groupby(["label", "predicted"], observed=True).size().rename("count").reset_index()
+            exhibits += [
+                Exhibit(
+                    f"What {subject.told} takes for what: test texts by their label (rows) and the predicted one "
+                    f"(columns).",
+                    counts.astype({"label": str, "predicted": str}),
+                    "confusion",
+                    {},
+                    section,
+                ),
+                Exhibit(
+                    f"Recall of every class, {subject.told}.",
+                    stats.accuracies(cell.astype({"label": str}), ["label"]).rename(columns={"label": "name"}),
+                    "intervals",
+                    {"metric": "recall"},
+                    section,
+                ),
+            ]
+        return tuple(exhibits)
+
+    def maps(self, projection: pd.DataFrame) -> tuple[Exhibit, ...]:
+        """The UMAPs of every task."""
+        return tuple(
+            Exhibit(
+                "UMAP of test texts, [CLS] and mean side by side, each at the layer that dev chooses; colours are "
+                "labels. "
+                "Neighbours mean something here; distances between clusters do not.",
+                rows.drop(columns="task").reset_index(drop=True),
+                "scatter",
+                {},
+                short(task),
+            )
+            for task, rows in projection.groupby("task", sort=False)
+        )
+
+    # ------------------------------------------------------------------------------------------------------ answer
+
+    def exhibits(self, measured: Measured) -> tuple[Exhibit, ...]:
+        """What `show` draws of the predictions, and the maps, task by task."""
+        found = [*self.show(measured.predictions), *self.maps(measured.projection)]
+        sections = list(dict.fromkeys(exhibit.section for exhibit in found))
+        return tuple(sorted(found, key=lambda exhibit: sections.index(exhibit.section)))
+
+    def answer(self, measured: Measured) -> Answer:
+        """The answer to this study's question, out of a measurement."""
+        return Answer(
+            self.question,
+            self.claim,
+            self.judge(measured.predictions),
+            self.exhibits(measured),
+            (*self.note(measured.predictions), *measured.notes),
+            {"Settings": _plain(self.model_dump(mode="json")), **_headed(measured.facts)},
+        )
+
+    def answers(self, measured: Measured) -> dict[str, Answer]:
+        """This answer, and those of the other questions that the same measurement answers."""
+        from clsprobe.poolings import Poolings
+        from clsprobe.positions import Positions
+
+        others = [kind(**self.model_dump()) for kind in (Positions, Poolings) if kind.can_judge(self.ready.readouts)]
+        once = replace(measured, notes=[])  # what holds for the whole measurement is said in the first answer
+        return {"run": self.answer(measured)} | {type(s).__name__.lower(): s.answer(once) for s in others}
+
+    def measured_into(self, folder: RunFolder) -> Measured:
+        """Measure and save, or take up what an interrupted start of the same run has measured already."""
+        if kept := folder.remembered("measured"):
+            log.info("going on: the measurement in %s is complete", folder.path)
+            return Measured(**{name: folder.load(name) for name in TABLES}, **kept)
+        folder.begin()
+        measured = self.measured()
+        for name in TABLES:
+            folder.save(name, getattr(measured, name))
+        kept = {name: getattr(measured, name) for name in ("facts", "notes", "failures")}
+        folder.remember(measured=kept)  # last: it says that the tables are complete
+        return measured
+
+    def forecast(self) -> list[str]:
+        """What a run would take, in sentences: rows, and rough figures for time (two cores) and memory."""
+        ready = self.ready
+        texts, cells = ready.texts, len(ready.layers) * len(ready.readouts)
+        tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
+        encoders = 1 + self.seeds
+        flops = 24 * ready.described.layers * ready.described.dim**2 * tokens * encoders
+        values = sum(len(task.texts) for task in ready.tasks) * ready.described.dim * cells * encoders
+        minutes = (flops / FLOPS + values * len(self.probes) / VALUES) / 60
+        memory = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
+        told = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in ready.tasks]
+        return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {memory:.2f} GB of vectors in memory"]
+
+
+def counted(n: int, what: str) -> str:
+    """ "1 task", "2,000 texts"."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def short(task: str) -> str:
+    """A task's name as a heading: without its source where that says nothing ("file:trec:coarse" -> "trec: coarse")."""
+    source, _, rest = task.partition(":")
+    return rest.replace(":", ": ") if source == "file" else task.replace(":", ": ")
+
+
+def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        "Rows": {
+            f"{task}: {name}": value
+            for part in ("read", "rows")
+            for task, rows in facts[part].items()
+            for name, value in rows.items()
+        },
+        "Model": _plain(facts["model"]),
+        "Versions": facts["versions"],
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As the page shows settings: lists in one line, and no line for what was not asked for."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value not in (None, False)
+    }
+
+
+if __name__ == "__main__":
+    from clsprobe.cli import main
+
+    main(["run"])

@@ -1,0 +1,477 @@
+"""Hidden states are those of the model itself, bit for bit, and reading them leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from models import DIM, KINDS, TEXTS
+from transformers import AutoConfig, AutoModel
+
+from probes.encoder import Encoder, load_encoder
+from probes.errors import InputError
+from probes.extract import Extractor, plan, tap
+from probes.readout import DEFAULT, Readout, parse
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a small random encoder of one architecture."""
+    saved: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in saved:
+            saved[kind] = models.save(kind, tmp_path_factory.mktemp(kind))
+        return saved[kind]
+
+    return folder
+
+
+@pytest.fixture(params=[*KINDS, None], ids=lambda kind: kind or "embedded")
+def encoder(request, folders) -> Encoder:
+    """Every architecture, and the embedded model. A fresh one for each test: hooks must not be inherited."""
+    return load_encoder(str(folders(request.param)) if request.param else None)
+
+
+@pytest.fixture
+def bert(folders) -> Encoder:
+    return load_encoder(str(folders("bert")))
+
+
+def batches(encoder: Encoder, budget: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """The batches that an Extractor with this budget runs."""
+    rows = encoder.tokenize(TEXTS)
+    for chosen in plan(np.array([len(row.ids) for row in rows]), budget):
+        yield chosen, encoder.batch([rows[i] for i in chosen])
+
+
+def tapped(encoder: Encoder, batch: Any, layers: list[int] | None = None) -> dict[int, torch.Tensor]:
+    """Everything that one forward pass shows: layer -> (batch, token, dim)."""
+    seen: dict[int, torch.Tensor] = {}
+    with tap(encoder, lambda layer, hidden: seen.update({layer: hidden.clone()}), layers):
+        encoder.forward(batch)
+    return seen
+
+
+def hooks(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
+    """Every dictionary of hooks of every module."""
+    return {
+        (name, kind): dict(value)
+        for name, module in model.named_modules()
+        for kind, value in vars(module).items()
+        if "hook" in kind and isinstance(value, dict)
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ the two oracles
+
+
+def test_states_equal_output_hidden_states(encoder):
+    asked = AutoModel.from_pretrained(encoder.description.folder, dtype=torch.float32).eval()  # its hooks would stay
+    states = Extractor(encoder, max_tokens_per_batch=40)(TEXTS)
+    assert states.layers == tuple(range(encoder.description.layers + 1))
+    for chosen, batch in batches(encoder, 40):
+        seen = tapped(encoder, batch)
+        with torch.no_grad():
+            output = asked(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
+        assert len(output.hidden_states) == len(seen) == len(states.layers)
+        assert torch.equal(seen[states.layers[-1]], output.last_hidden_state)
+        for layer, wanted in enumerate(output.hidden_states):
+            assert torch.equal(seen[layer], wanted), layer  # padding too
+            for readout in parse(DEFAULT):
+                read = readout.read(wanted, batch)[readout.present(batch)].numpy()
+                there = states.present[states.readouts.index(readout.name)][chosen]
+                assert np.array_equal(states.cell(layer, readout.name)[chosen][there], read), (layer, readout)
+
+
+def test_states_equal_those_of_shallower_models(encoder):
+    """Layer k is what a model of k layers gives out: this oracle knows nothing of hooks."""
+    folder = encoder.description.folder
+    depth = "n_layers" if encoder.description.model_type == "distilbert" else "num_hidden_layers"
+    (_, batch), *_ = batches(encoder, 10_000)
+    seen = tapped(encoder, batch)
+    weights = encoder.model.state_dict()
+    for layer in seen if encoder.description.layers == 3 else (1, 5):
+        shallow = AutoModel.from_config(AutoConfig.from_pretrained(folder, **{depth: layer})).eval()
+        lacking = shallow.load_state_dict({k: v for k, v in weights.items() if k in shallow.state_dict()}, strict=False)
+        assert not lacking.missing_keys
+        with torch.no_grad():
+            output = shallow(input_ids=batch.ids, attention_mask=batch.real.long())
+        assert torch.equal(seen[layer], output.last_hidden_state), layer
+
+
+def test_sentence_transformers_agrees_on_the_embedded_model():
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder()
+    peer = SentenceTransformer(str(encoder.description.folder), device="cpu")
+    wanted = peer.encode(list(TEXTS), normalize_embeddings=True, show_progress_bar=False)
+    found = Extractor(encoder, ["mean"], layers=[6])(TEXTS).cell(6, "mean")
+    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), wanted, rtol=0, atol=1e-5)
+
+
+def test_the_first_layer_of_cls_is_one_vector(encoder):
+    """The negative control of every sweep: before the first block [CLS] knows nothing of the text."""
+    first = Extractor(encoder, ["cls"], layers=[0])(TEXTS).cell(0, "cls")
+    assert np.array_equal(first, first[[0] * len(TEXTS)])
+
+
+# --------------------------------------------------------------------------------------------------------------- hooks
+
+
+def test_no_hook_stays(encoder):
+    before = hooks(encoder.model)
+    Extractor(encoder)(TEXTS)
+    assert hooks(encoder.model) == before
+
+
+def test_no_hook_stays_after_an_exception_in_the_forward_pass(bert):
+    (_, batch), *_ = batches(bert, 10_000)
+    broken = bert.blocks[1].register_forward_pre_hook(lambda module, args: 1 / 0)
+    before = hooks(bert.model)
+    seen: list[int] = []
+    with pytest.raises(ZeroDivisionError), tap(bert, lambda layer, hidden: seen.append(layer)):
+        assert hooks(bert.model) != before
+        bert.forward(batch)
+    assert seen == [0, 1]
+    assert hooks(bert.model) == before
+    with pytest.raises(ZeroDivisionError):
+        Extractor(bert)(TEXTS)
+    assert hooks(bert.model) == before
+    broken.remove()
+    assert np.isfinite(Extractor(bert)(TEXTS).cell(3, "cls")).all()
+
+
+def test_no_hook_stays_after_an_exception_in_the_reader(bert):
+    class Broken(Readout):
+        name = "broken"
+
+        def read(self, hidden, batch):
+            raise ZeroDivisionError
+
+    before = hooks(bert.model)
+    with pytest.raises(ZeroDivisionError):
+        Extractor(bert, ["cls", Broken()])(TEXTS)
+    assert hooks(bert.model) == before
+
+
+def test_no_hook_stays_after_an_exception_elsewhere(bert):
+    before = hooks(bert.model)
+    for wrong in ([4], [-1], [1, 1], [1.5]):
+        with pytest.raises(InputError, match="--layers"), tap(bert, print, wrong):
+            raise AssertionError("never reached")
+    with pytest.raises(KeyboardInterrupt), tap(bert, print):
+        raise KeyboardInterrupt
+    assert hooks(bert.model) == before
+
+
+def test_a_foreign_hook_survives_and_is_seen(bert):
+    (_, batch), *_ = batches(bert, 10_000)
+    calls: list[str] = []
+    kept = bert.blocks[0].register_forward_hook(lambda module, args, output: calls.append("foreign"))
+    plain = tapped(bert, batch)
+    doubled = bert.blocks[0].register_forward_hook(lambda module, args, output: output * 2)
+    before = hooks(bert.model)
+    seen = tapped(bert, batch)
+    assert hooks(bert.model) == before
+    assert kept.id in bert.blocks[0]._forward_hooks
+    assert doubled.id in bert.blocks[0]._forward_hooks
+    assert torch.equal(seen[1], plain[1] * 2)  # what the next block gets is what is read
+    assert calls == ["foreign", "foreign"]
+
+
+def test_looking_changes_nothing(encoder):
+    (_, batch), *_ = batches(encoder, 10_000)
+    plain = encoder.forward(batch).last_hidden_state
+    with tap(encoder, lambda layer, hidden: hidden):  # what the reader returns is dropped
+        watched = encoder.forward(batch).last_hidden_state
+    assert torch.equal(plain, watched)
+    assert torch.equal(plain, encoder.forward(batch).last_hidden_state)
+
+
+def test_two_taps_at_once(bert):
+    (_, batch), *_ = batches(bert, 10_000)
+    outer: list[int] = []
+    with tap(bert, lambda layer, hidden: outer.append(layer), [2]):
+        assert sorted(tapped(bert, batch, [3, 0])) == [0, 3]
+    assert outer == [2]
+
+
+def test_a_configuration_that_asks_for_hidden_states_gets_none(tmp_path):
+    """transformers would install its own hooks for ever."""
+    from transformers import BertConfig
+
+    folder = models.save("bert", tmp_path)
+    config = BertConfig.from_pretrained(folder)
+    config.output_hidden_states = True
+    config.save_pretrained(folder)
+    encoder = load_encoder(str(folder))
+    before = hooks(encoder.model)
+    Extractor(encoder)(TEXTS)
+    assert hooks(encoder.model) == before
+
+
+def test_modes_are_restored_and_nothing_drops_out(bert):
+    wanted = Extractor(bert)(TEXTS)
+    bert.model.train()
+    bert.blocks[1].eval()
+    modes = [module.training for module in bert.model.modules()]
+    assert np.array_equal(Extractor(bert)(TEXTS).values, wanted.values, equal_nan=True)
+    assert [module.training for module in bert.model.modules()] == modes
+
+
+# ------------------------------------------------------------------------------------------------------- order, batches
+
+
+def test_rows_come_back_in_the_order_given(bert):
+    texts = [" ".join(models.WORDS[i : i + 1 + i % 7]) for i in range(20)] + list(TEXTS)
+    straight = Extractor(bert, max_tokens_per_batch=30)(texts)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(texts))
+        mixed = Extractor(bert, max_tokens_per_batch=30)([texts[i] for i in order])
+        assert np.array_equal(mixed.present, straight.present[:, order])
+        np.testing.assert_allclose(mixed.values, straight.values[:, :, order], rtol=0, atol=2e-5)
+
+
+def test_padding_changes_nothing(encoder):
+    alone = Extractor(encoder, max_tokens_per_batch=1)(TEXTS)
+    padded = Extractor(encoder, max_tokens_per_batch=10_000)(TEXTS)
+    assert len(plan(np.array([len(row.ids) for row in encoder.tokenize(TEXTS)]), 10_000)) == 1
+    np.testing.assert_allclose(padded.values, alone.values, rtol=0, atol=1e-5)
+
+
+def test_the_same_plan_gives_the_same_bits(bert):
+    first, again = (Extractor(bert)(TEXTS).values for _ in range(2))
+    assert np.array_equal(first, again, equal_nan=True)
+
+
+def test_plan_covers_every_row_once_within_the_budget():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = rng.integers(0, 60, size=rng.integers(0, 50))
+        budget = int(rng.integers(1, 300))
+        kept = lengths.copy()
+        found = plan(lengths, budget)
+        assert sorted(np.concatenate([[], *found])) == list(range(len(lengths)))
+        assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= budget for rows in found)
+        # pure: nothing is altered, and the same lengths give the same plan
+        assert np.array_equal(lengths, kept)
+        assert all(np.array_equal(a, b) for a, b in zip(found, plan(kept, budget), strict=True))
+        # longest first, and no batch could have taken the next row as well
+        assert (np.diff([lengths[rows].max() for rows in found]) <= 0).all()
+        for rows, following in zip(found, found[1:], strict=False):
+            assert len(following) == 0 or (len(rows) + 1) * max(1, lengths[rows].max()) > budget
+
+
+# --------------------------------------------------------------------------------------------------- what the texts hold
+
+
+def test_long_texts_are_cut_between_their_special_tokens(encoder):
+    states = Extractor(encoder, max_length=8, long_rows="truncate")(TEXTS)
+    lengths = [len(row.ids) for row in encoder.tokenize(TEXTS)]
+    assert states.truncated.tolist() == [i for i, length in enumerate(lengths) if length > 8]
+    tokenizer = encoder.tokenizer
+    for row in encoder.tokenize(TEXTS, 8):
+        assert len(row.ids) <= 8
+        assert row.special.nonzero()[0].tolist() == [0, len(row.ids) - 1]
+        assert row.ids[[0, -1]].tolist() == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    # A cut text is the text of its first six tokens.
+    cut = Extractor(encoder)(["a very very big red dog"])
+    whole = states.values[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
+    kept = [i for i, name in enumerate(states.readouts) if name != "random"]
+    np.testing.assert_allclose(whole[:, kept], cut.values[:, kept, 0], rtol=0, atol=1e-5)
+
+
+def test_long_texts_are_named(bert):
+    with pytest.raises(InputError) as caught:
+        Extractor(bert, max_length=8)(TEXTS)
+    longest = max(len(row.ids) for row in bert.tokenize(TEXTS))
+    assert str(caught.value).startswith(f"--long-rows error: 3 texts exceed 8 tokens (longest {longest}; rows 3, 6, 8)")
+    assert Extractor(bert)(TEXTS).truncated.tolist() == []
+
+
+def test_the_models_own_limit_holds(encoder):
+    limit = encoder.description.max_length
+    extract = Extractor(encoder, ["cls"], max_length=10**6, long_rows="truncate")
+    assert extract.max_length == limit
+    assert np.isfinite(extract(["dog " * (limit + 5)]).values).all()  # the last position is there
+    with pytest.raises(InputError, match=f"1 texts exceed {limit} tokens"):
+        Extractor(encoder, ["cls"])(["dog " * (limit - 1)])
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1, 2])
+def test_a_limit_without_room_is_refused(bert, length):
+    with pytest.raises(InputError, match=f"--max-length {length}: 2 special tokens leave no room"):
+        Extractor(bert, max_length=length)
+
+
+@pytest.mark.parametrize("literal", ["[SEP]", "</s>", "[CLS]", "<s>", "[PAD]", "<pad>"])
+def test_special_tokens_in_a_text_stay_text(encoder, literal):
+    (row,) = encoder.tokenize([f"cat {literal} dog"])
+    tokenizer = encoder.tokenizer
+    assert row.special.nonzero()[0].tolist() == [0, len(row.ids) - 1]
+    assert len(row.ids) > 5  # it fell into pieces
+    inner = set(row.ids[1:-1].tolist())
+    assert not inner & {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+
+
+def test_texts_too_short_for_a_token_are_absent(encoder):
+    states = Extractor(encoder)(TEXTS)
+    words = np.array([len(row.ids) - 2 for row in encoder.tokenize(TEXTS)])
+    for name, needs in (("token[1]", 1), ("token[2]", 2), ("token[-1]", 1), ("random", 1), ("cls", 0), ("mean", 0)):
+        present = states.present[states.readouts.index(name)]
+        assert np.array_equal(present, words >= needs)
+        for layer in states.layers:
+            cell = states.cell(layer, name)
+            assert np.isnan(cell[~present]).all()
+            assert np.isfinite(cell[present]).all()
+
+
+def test_texts_of_unknown_words(folders):
+    encoder = load_encoder(str(folders("roberta")))
+    with pytest.raises(InputError, match="67% of the tokens are unknown to it"):
+        Extractor(encoder)(["the ξένος λόγος"])
+    with pytest.warns(UserWarning, match="10% of the tokens are unknown to it"):
+        Extractor(encoder)(["the cat sees the dog in the big house xyz"])
+
+
+def test_no_texts(bert):
+    states = Extractor(bert)([])
+    assert len(states) == 0
+    assert states.cell(3, "cls").shape == (0, DIM)
+
+
+def test_texts_may_be_any_sequence(bert):
+    wanted = Extractor(bert)(TEXTS).values
+    for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object)):
+        assert np.array_equal(Extractor(bert)(texts).values, wanted, equal_nan=True)
+
+
+# -------------------------------------------------------------------------------------------- layers, readouts, refusals
+
+
+@pytest.mark.parametrize("layers", [[2, 0], (0, 2), np.array([0, 2]), "0,2"])
+def test_some_layers(bert, layers):
+    every, some = Extractor(bert)(TEXTS), Extractor(bert, layers=layers)(TEXTS)
+    assert some.layers == (0, 2)
+    assert some.cells == [(layer, readout) for layer in (0, 2) for readout in DEFAULT]
+    assert np.array_equal(some.cell(2, "max"), every.cell(2, "max"))
+    assert np.array_equal(some.values, every.values[[0, 2]], equal_nan=True)
+    with pytest.raises(KeyError, match="no cell"):
+        some.cell(1, "max")
+    with pytest.raises(KeyError, match="no cell"):
+        some.cell(2, "token[9]")
+
+
+@pytest.mark.parametrize("layers", [[4], [-1], [1, 1], [1.0], [], "13", "none"])
+def test_layers_that_are_not_there(bert, layers):
+    with pytest.raises(InputError, match="--layers"):
+        Extractor(bert, layers=layers)
+
+
+def test_a_readout_of_ones_own(bert):
+    class First(Readout):
+        name = "first"
+
+        def read(self, hidden, batch):
+            return hidden[:, 0]
+
+    states = Extractor(bert, ["cls", First()])(TEXTS)
+    assert np.array_equal(states.cell(2, "first"), states.cell(2, "cls"))
+    with pytest.raises(InputError, match="'first' is given twice"):
+        Extractor(bert, [First(), First()])
+
+
+@pytest.mark.parametrize("name", ["cls", "sep"])
+def test_a_tokenizer_that_adds_no_special_tokens(tmp_path, name):
+    folder = models.save("bert", tmp_path)
+    spoken = models.tokenizer("bert")
+    from tokenizers import processors
+
+    spoken.backend_tokenizer.post_processor = processors.Sequence([])
+    spoken.save_pretrained(folder)
+    encoder = load_encoder(str(folder))
+    with pytest.raises(InputError, match=f"adds no {name} token. Choose among token\\[1\\]"):
+        Extractor(encoder, [name, "mean"])
+    states = Extractor(encoder, ["mean", "max", "token[1]"])(["cat", "", "the dog"])
+    assert states.present.tolist() == [[True, False, True]] * 3
+    assert np.isnan(states.values[:, :, 1]).all()
+    assert np.isfinite(states.values[:, :, [0, 2]]).all()
+
+
+@contextmanager
+def broken_block(encoder: Encoder, block: int, value: float) -> Iterator[None]:
+    bias = next(p for name, p in encoder.blocks[block].named_parameters() if name.endswith("bias"))
+    kept = bias.clone()
+    bias[0] = value
+    yield
+    bias.copy_(kept)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(encoder, value):
+    before = hooks(encoder.model)
+    for readouts in (DEFAULT, ["mean"]):
+        with broken_block(encoder, 1, value), pytest.raises(InputError) as caught:
+            Extractor(encoder, readouts)(TEXTS)
+        message = str(caught.value)
+        assert message.startswith("layer 2: non-finite hidden states from row ")
+        assert ".layer.1, read as" in message
+        assert "use others" in message
+    assert hooks(encoder.model) == before
+
+
+@contextmanager
+def _weights(encoder: Encoder, factor: float) -> Iterator[None]:
+    for parameter in encoder.blocks[0].parameters():
+        parameter.mul_(factor)
+    yield
+
+
+def test_an_overflow_names_the_precision(folders):
+    encoder = load_encoder(str(folders("bert")), dtype="float16")
+    with _weights(encoder, 1e4), pytest.raises(InputError, match="float16 may overflow: use --dtype float32"):
+        Extractor(encoder)(TEXTS)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_half_precision(encoder, dtype, close):
+    wanted = Extractor(encoder)(TEXTS)
+    name = encoder.name if encoder.name == "all-MiniLM-L6-v2" else str(encoder.description.folder)
+    half = Extractor(load_encoder(name, dtype=dtype))(TEXTS)
+    assert half.values.dtype == np.float32
+    assert half.source["dtype"] == dtype
+    assert np.array_equal(half.present, wanted.present)
+    np.testing.assert_allclose(half.values, wanted.values, rtol=0, atol=close * np.nanmax(np.abs(wanted.values)))
+
+
+# --------------------------------------------------------------------------------------------------------------- States
+
+
+def test_states(bert):
+    states = Extractor(bert, ["cls", "mean"])(TEXTS)
+    assert len(states) == len(TEXTS)
+    assert states.values.shape == (4, 2, len(TEXTS), DIM)
+    assert states.values.dtype == np.float32
+    assert states.rows(["cat", TEXTS[0], "cat"]).tolist() == [1, 0, 1]
+    assert states.rows([]).tolist() == []
+    with pytest.raises(KeyError):
+        states.rows(["never encoded"])
+    twice = Extractor(bert, ["cls"])(["cat", "dog", "cat"])
+    assert np.array_equal(twice.cell(1, "cls")[twice.rows(["cat"])], twice.cell(1, "cls")[[0]])
+
+
+def test_source_says_where_states_come_from(bert, folders):
+    source = Extractor(bert)(TEXTS).source
+    assert (source["control"], source["seed"], source["dtype"], source["max_length"]) == ("none", None, "float32", 40)
+    assert source["architecture"] == "BertModel"
+    assert source["digest"] == bert.description.digest
+    assert {"torch", "transformers", "tokenizers", "numpy", "python"} == source["versions"].keys()
+    untrained = Extractor(load_encoder(str(folders("bert")), untrained=3))(TEXTS).source
+    assert (untrained["control"], untrained["seed"]) == ("untrained", 3)

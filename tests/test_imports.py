@@ -1,0 +1,112 @@
+"""Imports run one way, and nothing heavy is loaded before it is needed.
+
+task, readout -> encoder, extract -> base -> the probes -> analysis -> reports -> scripts
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from house import PACKAGES, ROOT, Module, imports, modules
+
+# Floors of the house: a module sees its own floor and those below it. What is named nowhere in probes/ is a probe.
+FLOORS = (
+    (
+        "probes.errors",
+        "probes.write",
+        "probes.task",
+        "probes.split",
+        "probes.control",
+        "probes.metric",
+        "probes.readout",
+    ),
+    ("probes.encoder", "probes.extract", "probes.store"),
+    ("probes.base",),
+    ("probes",),
+    ("analysis",),
+    ("reports",),
+    ("clsprobe",),
+)
+TABLES_ONLY = ("analysis.study", "analysis.stats", "analysis.plots")
+HEAVY = {"torch", "transformers", "sklearn", "umap", "captum", "seaborn"}
+NAMES = {module.name for module in modules()}
+
+
+def floor(name: str) -> int | None:
+    """The floor of the longest known prefix of a dotted name; None for what is not ours."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        for height, names in enumerate(FLOORS):
+            if ".".join(parts[:length]) in names:
+                return height
+    return None
+
+
+def wrong_ways(module: Module) -> list[str]:
+    own = floor(module.name)
+    assert own is not None
+    return [
+        name
+        for name in imports(module)
+        # `from probes import task` names the package first; what counts is the module that it means.
+        if name not in PACKAGES.values() and (seen := floor(name)) is not None and seen > own
+    ]
+
+
+# probes/__init__.py is the front of its package: it names what lies on every floor of it, and loads it lazily.
+@pytest.mark.parametrize("module", [m for m in modules() if m.name != "probes"], ids=str)
+def test_imports_run_one_way(module):
+    assert not wrong_ways(module), f"{module.name} imports from above"
+
+
+def test_an_import_from_above_would_be_seen():
+    source = "import probes.task\ndef f():\n    from analysis import study\n    from .linear import LogisticProbe\n"
+    planted = Module("probes.base", ROOT / "probes" / "base.py", ast.parse(source))
+    assert set(wrong_ways(planted)) == {"analysis.study", "probes.linear", "probes.linear.LogisticProbe"}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES_ONLY if name in NAMES])
+def test_conclusions_see_tables_only(name):
+    (module,) = (m for m in modules() if m.name == name)
+    seen = set(imports(module))
+    assert not {each.split(".")[0] for each in seen} & {"torch", "transformers", "sklearn"}
+    assert not [each for each in seen if each.startswith("probes.") and floor(each) != 0]
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_drawing_and_explaining_libraries_are_imported_where_they_are_used(module):
+    at_once = {name.split(".")[0] for name in imports(module, at_import_time=True)}
+    assert not at_once & {"umap", "captum", "seaborn"}
+
+
+LIGHT = {
+    "probes": HEAVY | {"pandas"},
+    "probes.errors": HEAVY | {"pandas", "numpy"},
+    "probes.write": HEAVY | {"pandas", "numpy"},
+    "probes.task": HEAVY | {"pandas"},
+    "analysis.study": HEAVY,
+    "analysis.stats": {"torch", "transformers", "sklearn"},
+    "analysis.plots": {"torch", "transformers", "sklearn", "umap", "captum"},
+    "analysis.sources": HEAVY | {"pandas"},
+    "analysis.sources.grammar": HEAVY | {"pandas"},
+    "analysis.sources.file": HEAVY,
+    "reports.page": {"torch", "transformers", "sklearn", "umap", "captum"},
+    "clsprobe.cli": HEAVY,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LIGHT if name in NAMES])
+def test_nothing_heavy_is_loaded_on_import(name):
+    code = f"import sys, {name}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not LIGHT[name] & set(loaded)
+
+
+def test_every_package_is_installed():
+    """pyproject lists the packages one by one; a new folder is easily forgotten."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(m.name for m in modules() if m.path.name == "__init__.py")

@@ -1,0 +1,214 @@
+"""Every readout against a loop that a person can check, over masks of every kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from probes.errors import InputError
+from probes.readout import DEFAULT, Batch, Max, Mean, Position, Token, Weighted, parse, text_seed
+
+CLS, SEP, PAD = 101, 102, 0
+NAMES = (*DEFAULT, "token[3]", "token[-2]", "token[9]")
+PADDINGS = ("right", "left", "interior")
+
+
+def batch_of(padding: str, seed: int, texts: int = 24, width: int = 14) -> Batch:
+    """Texts of 0 to 10 content tokens between [CLS] and [SEP], some of them with the ids of [CLS] and [SEP] as content."""
+    rng = np.random.default_rng(seed)
+    ids, real = np.full((texts, width), PAD), np.zeros((texts, width), bool)
+    special = np.zeros((texts, width), bool)
+    for text in range(texts):
+        content = rng.choice([7, 8, 9, CLS, SEP, PAD], size=min(text % 11, width - 2))
+        tokens = [CLS, *content, SEP]
+        if padding == "right":
+            at = np.arange(len(tokens))
+        elif padding == "left":
+            at = np.arange(width - len(tokens), width)
+        else:
+            at = np.sort(rng.choice(width, len(tokens), replace=False))
+        ids[text, at], real[text, at], special[text, at[[0, -1]]] = tokens, True, True
+    special |= ~real if seed % 2 else False  # some tokenizers call padding special
+    seeds = [text_seed(str(text)) for text in range(texts)]
+    return Batch(*(torch.tensor(each) for each in (ids, real, special, np.array(seeds))), CLS, SEP)
+
+
+def by_hand(name: str, hidden: np.ndarray, batch: Batch) -> np.ndarray:
+    """(text, dim), one text after the other; NaN where it lacks the position."""
+    rows = []
+    for text, states in enumerate(hidden):
+        real = [i for i in range(len(states)) if batch.real[text, i]]
+        content = [i for i in real if not batch.special[text, i]]
+        if name == "mean":
+            rows.append(states[real].astype(np.float64).mean(0))
+            continue
+        if name == "max":
+            rows.append(states[real].max(0))
+            continue
+        if name == "cls":
+            at = real[:1]
+        elif name == "sep":
+            at = real[-1:]
+        elif name == "random":
+            at = [content[int(batch.seeds[text]) % len(content)]] if content else []
+        else:
+            k = int(name[len("token[") : -1])
+            at = content[k - 1 : k] if k > 0 else content[k:][:1] if len(content) >= -k else []
+        rows.append(states[at[0]] if at else np.full(states.shape[1], np.nan))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_readouts_agree_with_a_loop(name, padding, poison):
+    for seed in range(4):
+        batch = batch_of(padding, seed)
+        hidden = np.random.default_rng(seed).normal(size=(*batch.ids.shape, 5)).astype(np.float32) - 3
+        hidden[~batch.real.numpy()] = poison  # padding may hold anything
+        (readout,) = parse([name])
+        found, wanted = readout.read(torch.tensor(hidden), batch).numpy(), by_hand(name, hidden, batch)
+        present = ~np.isnan(wanted).any(1)
+        assert np.array_equal(readout.present(batch).numpy(), present)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        if isinstance(readout, Position):
+            assert np.array_equal(found, wanted, equal_nan=True)  # the token itself, bit for bit
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "max"])
+def test_weights_are_a_distribution_over_real_tokens(name, padding):
+    batch = batch_of(padding, 1)
+    (readout,) = parse([name])
+    assert isinstance(readout, Weighted)
+    weights, present = readout.weights(batch), readout.present(batch)
+    assert weights.shape == batch.ids.shape
+    torch.testing.assert_close(weights.sum(1), present.float())
+    assert (weights >= 0).all()
+    assert not weights[~batch.real].any()
+    # The base class reads by the weights alone; a readout that is quicker reads the same.
+    hidden = torch.randn(*batch.ids.shape, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Weighted.read(readout, hidden, batch)[present], readout.read(hidden, batch)[present])
+
+
+def test_a_weighted_readout_of_ones_own_is_one_method():
+    class Content(Weighted):
+        name = "content"
+
+        def weights(self, batch):
+            return batch.content / batch.content.sum(1, keepdim=True).clamp(min=1)
+
+    batch = batch_of("interior", 0)
+    hidden = torch.full((*batch.ids.shape, 2), torch.nan)
+    hidden[batch.content] = 4.0
+    read = Content().read(hidden, batch)[batch.content.any(1)]
+    torch.testing.assert_close(read, torch.full_like(read, 4.0))
+
+
+def test_pooling_in_half_precision_sums_in_float32():
+    batch = batch_of("right", 0)
+    hidden = torch.randn(*batch.ids.shape, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    torch.testing.assert_close(Mean().read(hidden, batch), Mean().read(hidden.float(), batch), rtol=0, atol=0)
+
+
+def test_sentence_transformers_pools_alike():
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    batch = batch_of("right", 0)
+    hidden = torch.randn(*batch.ids.shape, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("mean", "max", "cls"):
+        pooled = Pooling(6, pooling_mode=name)({"token_embeddings": hidden.clone(), "attention_mask": batch.real.long()})
+        (readout,) = parse([name])
+        torch.testing.assert_close(readout.read(hidden, batch), pooled["sentence_embedding"], rtol=0, atol=1e-6)
+
+
+def test_a_text_without_the_position_is_absent():
+    batch = batch_of("right", 0)
+    third = Token(3)
+    absent = batch.content.sum(1) < 3
+    assert 0 < absent.sum() < len(absent)
+    assert torch.equal(third.present(batch), ~absent)
+    assert third.read(torch.zeros(*batch.ids.shape, 2), batch).isnan().all(1).equal(absent)
+
+
+def test_a_text_of_no_tokens_has_no_maximum():
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    batch = Batch(nothing, nothing.bool(), nothing.bool(), nothing[0], CLS, SEP)
+    assert not any(readout.present(batch).any() for readout in parse(NAMES))
+
+
+def test_the_random_token_depends_on_the_text_alone():
+    (random,) = parse(["random"])
+    alone, padded = batch_of("right", 3), batch_of("left", 3)
+    nth = [each.content.cumsum(1)[torch.arange(24), random.position(each)] for each in (alone, padded)]
+    has = alone.content.any(1)
+    assert torch.equal(nth[0][has], nth[1][has])
+    # ... and every token has its turn: 5 of them, 2,000 texts.
+    ids = torch.ones(2000, 5, dtype=torch.long)
+    seeds = torch.tensor([text_seed(f"text {i}") for i in range(2000)])
+    drawn = random.position(Batch(ids, ids.bool(), ~ids.bool(), seeds, CLS, SEP)).bincount(minlength=5)
+    assert drawn.min() > 320
+    assert drawn.max() < 480
+
+
+def test_text_seeds_are_the_same_in_every_process():
+    assert text_seed("a cat") == 1872784879893673832
+    code = "from probes.readout import text_seed; print(text_seed('a cat'), text_seed('\\ud800'))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(text_seed("a cat")), str(text_seed("\ud800"))]
+    assert 0 <= text_seed("a cat") < 2**62
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("token1", "token[1]"),
+        ("token[1]", "token[1]"),
+        ("token-1", "token[-1]"),
+        ("token[-12]", "token[-12]"),
+        ("token[01]", "token[1]"),
+        *((name, name) for name in DEFAULT),
+    ],
+)
+def test_names(given, name):
+    (readout,) = parse([given])
+    assert readout.name == name
+    assert name in repr(readout)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["token[0]"], ("token[0]", "counted from 1")),
+        (["token-0"], ("token-0", "counted from 1")),
+        (["maen"], ("unknown readout 'maen'", "Did you mean 'mean'?", "cls, sep, token[1]")),
+        (["CLS"], ("Did you mean 'cls'?",)),
+        (["token"], ("unknown readout 'token'",)),
+        (["token[1"], ("unknown readout 'token[1'",)),
+        (["token1]"], ("unknown readout",)),
+        (["token[1.5]"], ("unknown readout",)),
+        (["token[١]"], ("unknown readout",)),
+        ([""], ("unknown readout ''",)),
+        (["mean", "cls", "mean"], ("'mean' is given twice",)),
+        (["token1", "token[1]"], ("'token[1]' is given twice",)),
+        (["max", Max()], ("'max' is given twice",)),
+        ([], ("no readout is named",)),
+    ],
+)
+def test_wrong_names(names, words):
+    with pytest.raises(InputError) as caught:
+        parse(names)
+    message = str(caught.value)
+    assert message.startswith("--readouts: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_names_are_read_without_torch():
+    code = "import sys; from probes.readout import parse, DEFAULT; parse(DEFAULT); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
