@@ -21,10 +21,9 @@ LEVEL = 0.95
 @lru_cache(maxsize=2)  # a sweep asks for those of dev and of test again and again
 def resamplings(n: int, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """(draw, text) how often each of n texts is drawn when n are drawn with replacement; read-only."""
-    counts = np.zeros((draws, n), np.float32)
-    drawn = np.random.default_rng(seed).integers(n, size=(draws, n), dtype=np.int32)
-    for one, texts in zip(counts, drawn, strict=True):
-        one += np.bincount(texts, minlength=n)
+    random, counts = np.random.default_rng(seed), np.empty((draws, n), np.float32)
+    for one in counts:
+        one[:] = np.bincount(random.integers(n, size=n), minlength=n)
     counts.setflags(write=False)
     return counts
 
@@ -74,8 +73,8 @@ def _right(predictions: pd.DataFrame) -> pd.Series:
 def correct(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
     """(seed, row) True where the test prediction of one cell is right, NaN where the seed did not test the row.
 
-    where: column = value, e.g. ``task=..., control="none", layer=5, readout="cls", probe="logistic"``. Raises ValueError
-    where that is not one cell.
+    where: column = value, e.g. ``task=..., control="none", layer=5, readout="cls", probe="logistic"``. Raises
+    ValueError where that is not one cell.
     """
     chosen = predictions.split == "test"
     for column, value in where.items():
@@ -89,9 +88,9 @@ def correct(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, seed: int = 0) -> tuple[float, float, float]:
     """Mean of a - b over the same texts, with its 95 % interval. a, b: (seed, row) as `correct` gives them.
 
-    One seed: a percentile bootstrap over texts. More: seeds and texts are crossed factors (Owen 2007), so the variance of
-    the mean is that over texts (bootstrap) plus that over seeds, and the interval a t with Satterthwaite's degrees of
-    freedom. Raises ValueError where a and b were not measured on the same texts.
+    One seed: a percentile bootstrap over texts. More: seeds and texts are crossed factors (Owen 2007), so the variance
+    of the mean is that over texts (bootstrap) plus that over seeds, and the interval a t with Satterthwaite's degrees
+    of freedom. Raises ValueError where a and b were not measured on the same texts.
     """
     if not (a.index.equals(b.index) and a.columns.equals(b.columns) and (a.isna() == b.isna()).to_numpy().all()):
         raise ValueError("a paired difference needs both sides measured on the same texts and seeds")

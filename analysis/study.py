@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,6 +25,8 @@ from probes.write import write_parquet, write_text
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from analysis.folder import RunFolder
 
 Outcome = Literal["yes", "no", "undecided"]
 
@@ -180,6 +182,17 @@ def _verdict_from_json(content: dict[str, Any]) -> Verdict:
     return Verdict(**content | {"parts": {task: _verdict_from_json(part) for task, part in content["parts"].items()}})
 
 
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a study leaves: answers by name, facts for run.json, a sentence for every plug-in that failed, and what the
+    page is called (the question, without a title)."""
+
+    answers: Mapping[str, Answer]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    failures: Sequence[str] = ()
+    title: str | None = None
+
+
 class Study(BaseModel, ABC):
     """One question put to an encoder. Subclass it in a file of scripts/: its fields become the flags of a command."""
 
@@ -200,3 +213,19 @@ class Study(BaseModel, ABC):
     @abstractmethod
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """The evidence, the most telling first. Pure."""
+
+    def prepare(self) -> list[str]:
+        """Check all that can be checked without a heavy library, and say in sentences what a run would take.
+
+        Raises InputError for whatever the user can mend.
+        """
+        return []
+
+    def run(self, folder: RunFolder) -> Finished:
+        """Measure into a folder, judge, show."""
+        folder.begin()
+        table = self.measure()
+        folder.save("measured", table)
+        settings = {"Settings": self.model_dump(mode="json")}
+        answer = Answer(self.question, self.claim, self.judge(table), self.show(table), settings=settings)
+        return Finished({type(self).__name__.lower(): answer})

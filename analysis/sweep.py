@@ -7,7 +7,7 @@ It has three axes and no branches. A control is one more label set beside the re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -82,6 +82,10 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
         raise InputError(
             task.name, f"no text left to train on for {lost}", f"Left out: {left_out}; name other readouts"
         )
+    if empty := [name for name in ("train", *EVALUATED) if not len(asked.rows_of(name))]:
+        raise InputError(
+            task.name, f"no {' and no '.join(empty)} text left", f"Left out: {left_out}; name other readouts"
+        )
     return asked
 
 
@@ -99,13 +103,14 @@ def sweep(
 ) -> pd.DataFrame:
     """The results table of every task, cell, probe and seed, with its baselines and controls.
 
-    states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls: names
-    in `probes.control.CONTROLS`. keep: called with the predictions of every block (analysis.table.PREDICTIONS) as they
-    come. failed: called with a sentence for every cell whose probe raised; without it the first one raises RuntimeError.
+    states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
+    names in `probes.control.CONTROLS`. keep: called with the predictions of every block (analysis.table.PREDICTIONS) as
+    they come. failed: called with a sentence for every cell whose probe raised; without it the first one raises
+    RuntimeError.
     """
     every = [states] if isinstance(states, States) else list(states)
     blocks: list[pd.DataFrame] = []
-    total = sum(len(s.cells) for s in every) * len(tasks) * len(probes) * len(seeds)
+    total = sum(len(s.cells) for s in every for seed in seeds if _of_seed(s, seed)) * len(tasks) * len(probes)
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
         for task in tasks:
             for seed in seeds:
@@ -121,9 +126,17 @@ def sweep(
     return check_results(pd.concat(blocks, ignore_index=True))
 
 
+def _of_seed(states: States, seed: int) -> bool:
+    """Untrained weights belong to the seed that drew them, trained ones to all."""
+    return states.source["control"] == "none" or states.source["seed"] == seed
+
+
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Predictions of some cells. codes, own_bits (log2 probability of the own label): (cell, label set, evaluated text)."""
+    """Predictions of some cells.
+
+    codes, own_bits (log2 probability of the own label): (cell, label set, evaluated text).
+    """
 
     asked: Asked
     model: str
@@ -150,29 +163,30 @@ def _blocks(
     train, dev = asked.rows_of("train"), asked.rows_of("dev")
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
+    texts = [asked.task.texts[i] for i in asked.row]
     for name, baseline in _baselines(trained, asked.at).items():
-        told = baseline([asked.task.texts[i] for i in asked.row], asked.y, train, dev)
+        told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
-        own = Predictions(told.codes[..., evaluated], _at(told.log2_proba, evaluated), told.converged, {})
+        own = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
         probe = "none" if name == "majority" else "logistic"
         yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, own)
     real = [asked.y, *(CONTROLS[name](asked.y, asked.side, seed) for name in controls)]
-    for one in states:
-        untrained = one.source["control"] != "none"
-        if untrained and one.source["seed"] != seed:
-            continue
-        sets = ["untrained"] if untrained else ["none", *controls]
-        y = np.stack(real[: len(sets)], 1)
+    for one in filter(partial(_of_seed, seed=seed), states):
+        sets = ["none", *controls] if one.source["control"] == "none" else [one.source["control"]]
+        y, at = np.stack(real[: len(sets)], 1), one.rows(texts)
         size = max(1, CHUNK // max(1, len(train) * one.values.shape[-1] * 4))
         for name, probe in probes.items():
             for start in range(0, len(one.cells), size):
                 cells = one.cells[start : start + size]
-                X = np.stack([one.cell(*cell)[asked.at] for cell in cells])
-                told = predict_each(
-                    probe, X[:, train], y[train], X[:, evaluated], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
-                )
+                X, X_dev, unseen = (_features(one, cells, at[rows]) for rows in (train, dev, evaluated))
+                told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
                 yield _block(asked, one, name, seed, cells, sets, y, evaluated, told)
                 done(len(cells))
+
+
+def _features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -> np.ndarray:
+    """(cell, text, dim) of some texts, with no more in memory than these."""
+    return np.stack([states.cell(*cell)[at] for cell in cells])
 
 
 def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
@@ -225,7 +239,7 @@ def _score(block: _Block) -> pd.DataFrame:
             }
             if block.own_bits is not None:
                 measured["bits"] = partial(metric.bits, block.own_bits[:, s, here])
-            once, many = np.ones((1, n), np.float32), stats.resamplings(n)
+            once, many = np.ones((1, n)), stats.resamplings(n)
             for what, measure in measured.items():
                 value = measure(once)[:, 0]
                 low, high = stats.wilson(value, n) if what == "accuracy" else stats.percentile(measure(many))
@@ -240,7 +254,6 @@ def _score(block: _Block) -> pd.DataFrame:
 
 
 def _predictions(block: _Block) -> pd.DataFrame:
-    cells, sets, n = block.codes.shape
     classes = block.asked.classes
     layer, readout = (np.array(part) for part in zip(*block.cells, strict=True))
 
@@ -287,8 +300,9 @@ def layer0_check(results: pd.DataFrame) -> list[str]:
         passed = row.value == at
         verdict = "equals" if passed else "DIFFERS FROM"
         told.append(
-            f"Self-check: layer-0 [CLS], the same vector for every text, is read at {row.value:.3f} ({row.probe}), which "
-            f"{verdict} the majority rate {at:.3f} on {row.task}" + ("." if passed else ": do not trust this run.")
+            f"Self-check: layer-0 [CLS], the same vector for every text, is read at {row.value:.3f} ({row.probe}), "
+            f"which {verdict} the majority rate {at:.3f} on {row.task}"
+            + ("." if passed else ": do not trust this run.")
         )
     return told
 

@@ -1,5 +1,5 @@
-"""The results table and the table of predictions: their columns, their checks, and how they leave for other "
-"programs."""
+"""The results table and the table of predictions: their columns, their checks, and how they leave for other
+programs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def check_results(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"a results table has the columns {COLUMNS}, not {tuple(table.columns)}")
     if (twice := table.duplicated(list(KEY))).any():
         raise ValueError(f"two rows have the key {dict(table.loc[twice.idxmax(), list(KEY)])}")
+    if table.value.isna().any():
+        raise ValueError(f"a number is missing: {dict(table.loc[table.value.isna().idxmax()])}")
     if (crossed := (table.low > table.value + 1e-9) | (table.high < table.value - 1e-9)).any():
         raise ValueError(f"an interval does not hold its value: {dict(table.loc[crossed.idxmax()])}")
     return table
 
 
 def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
-    """The table itself, one row per text and cell. Raises ValueError where columns or keys are not as they should "
-    "be."""
+    """The table itself, one row per text and cell. Raises ValueError where its columns are not as they should be."""
     if tuple(table.columns) != PREDICTIONS:
         raise ValueError(f"a table of predictions has the columns {PREDICTIONS}, not {tuple(table.columns)}")
     return table

@@ -21,7 +21,7 @@ _HOME = {
     "predict_each": "base",
     "LogisticProbe": "linear",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,22 +1,19 @@
 """What a probe is: one arithmetic, two entrances.
 
 1. A `CellProbe` fits many cells (layer, readout) and many label sets at once: you write `fit_cells` and one of
-   `log_proba_cells` and `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these: one cell, one set.
-2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by cell.
-3. `find_probe` knows the registered probes (entry points ``clsprobe.probes``) and ``package.module:Class``.
-4. `check_probe` is the contract a probe must keep; plug-in authors run it in their own tests.
+   `log_proba_cells` and `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these: one cell, one
+set. 2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by
+cell. 3. `check_probe` is the contract a probe must keep; plug-in authors run it in their own tests.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+import math
+import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +22,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-
-from probes.errors import InputError, unknown
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 
@@ -118,8 +113,8 @@ def predict_each(
     X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label. unseen: (cell, text, dim). A probe that
     raises spoils its own cell only. Arrays are handed over read-only.
     """
-    for array in (X, y, unseen, *(dev or ())):
-        array.setflags(write=False)
+    X, y, unseen = _read_only(X), _read_only(y), _read_only(unseen)
+    dev = dev and (_read_only(dev[0]), _read_only(dev[1]))
     fit = _fit_together if isinstance(probe, CellProbe) else _fit_one_by_one
     try:
         return fit(probe, X, y, unseen, dev, strengths)
@@ -135,6 +130,12 @@ def predict_each(
         for c in range(len(X))
     ]
     return _stack(alone, int(y.max()) + 1)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.setflags(write=False)
+    return view
 
 
 def _stack(parts: Sequence[Predictions], classes: int) -> Predictions:
@@ -158,20 +159,34 @@ def _fit_together(
     strengths: Sequence[float] | None,
 ) -> Predictions:
     fitted = clone(probe).fit_cells(X, y, dev=dev, strengths=strengths)
-    shape = len(X), y.shape[1], unseen.shape[1]
+    shape, classes = (len(X), y.shape[1], unseen.shape[1]), int(y.max()) + 1
     converged = np.asarray(getattr(fitted, "converged_", np.ones(shape[:2], bool)))
     if not _has_probabilities(probe):
-        return Predictions(_checked(fitted.predict_cells(unseen), shape, "predict_cells"), None, converged, {})
-    nats = _checked(fitted.log_proba_cells(unseen), (*shape, int(y.max()) + 1), "log_proba_cells")
-    if np.isnan(nats).any():
-        raise ValueError("log_proba_cells returned NaN")
-    return Predictions(nats.argmax(-1), nats / np.log(2), converged, {})
+        return Predictions(_codes(fitted.predict_cells(unseen), shape, classes), None, converged, {})
+    nats = _log_proba(fitted.log_proba_cells(unseen), (*shape, classes))
+    return Predictions(nats.argmax(-1), nats / math.log(2), converged, {})
 
 
-def _checked(array: np.ndarray, shape: tuple[int, ...], method: str) -> np.ndarray:
-    if np.shape(array) != shape:
-        raise ValueError(f"{method} returned shape {np.shape(array)}, expected {shape}")
-    return array
+def _codes(told: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """What a probe predicted, or ValueError where that is no class."""
+    told = np.asarray(told)
+    if told.shape != shape:
+        raise ValueError(f"predicted an array of shape {told.shape}, expected {shape}")
+    if not np.isin(told, np.arange(classes)).all():
+        raise ValueError("predicted something that is not a class it was trained on")
+    return told.astype(np.int64)
+
+
+def _log_proba(told: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Log probabilities in nats, or ValueError where they are none."""
+    told = np.asarray(told)
+    if told.shape != shape:
+        raise ValueError(f"gave probabilities of shape {told.shape}, expected {shape}")
+    total = np.exp(told).sum(-1)
+    if not np.allclose(total, 1, atol=1e-3):
+        worst = total.ravel()[np.abs(total - 1).argmax()]
+        raise ValueError(f"gave probabilities that sum to {worst:.4g}, expected 1")
+    return told
 
 
 def _fit_one_by_one(
@@ -194,74 +209,74 @@ def _fit_one_by_one(
             warnings.simplefilter("always")
             estimator.fit(X[cell][known], y[known, label_set])
         converged[cell, label_set] = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        codes[cell, label_set] = estimator.predict(unseen[cell])
+        codes[cell, label_set] = _codes(estimator.predict(unseen[cell]), shape[2:], classes)
         if bits is not None:
+            own = estimator.classes_
             with np.errstate(divide="ignore"):
-                bits[cell, label_set][:, estimator.classes_] = np.log2(estimator.predict_proba(unseen[cell]))
+                nats = np.log(estimator.predict_proba(unseen[cell]))
+            bits[cell, label_set][:, own] = _log_proba(nats, (shape[2], len(own))) / math.log(2)
     return Predictions(codes, bits, converged, {})
-
-
-def registered() -> dict[str, str]:
-    """Name -> ``package.module:Class`` of every probe that an installed package registers."""
-    return {entry.name: entry.value for entry in entry_points(group="clsprobe.probes")}
-
-
-def find_probe(name: str) -> BaseEstimator:
-    """The probe of a registered name or of ``package.module:Class``, with its default arguments. Raises InputError."""
-    path = registered().get(name, name)
-    module, colon, kind = path.partition(":")
-    if not colon:
-        raise unknown("--probes", "probe", name, registered())
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a probe in the user's own folder, as `python -m` would find it
-    try:
-        probe = getattr(importlib.import_module(module), kind)()
-    except ModuleNotFoundError as error:
-        raise InputError(f"--probes {name}", str(error), "Install the package, or run where the module is") from error
-    except AttributeError as error:
-        raise InputError(f"--probes {name}", str(error), "Name a class of that module") from error
-    except Exception as error:  # a plug-in's own code
-        raise InputError(
-            f"--probes {name}", f"cannot be made ({type(error).__name__}: {error})", "Mend the plug-in"
-        ) from error
-    if not isinstance(probe, BaseEstimator):
-        raise InputError(
-            f"--probes {name}", "is no scikit-learn estimator", "Derive it from CellProbe or BaseEstimator"
-        )
-    return probe
 
 
 def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
     """Raise AssertionError where a probe breaks the contract that the sweep relies on.
 
-    On Gaussian cells it must find a planted signal, stay at chance on labels that have none, give the same answer twice,
-    not depend on test rows, leave its inputs and its own parameters alone, and leave the global random state untouched.
+    On Gaussian cells it must find a planted signal, stay at chance on labels that have none, keep label sets apart,
+    give the same answer twice, not depend on other test rows, leave its inputs and its own parameters alone, and leave
+    the global random states untouched.
     """
-    random = np.random.default_rng(seed)
+    drawn = np.random.default_rng(seed)
     n, dim = 300, 6
-    y = np.stack([np.arange(2 * n) % 2, random.permutation(2 * n) % 2], 1)  # the second set is independent of X
-    X = random.normal(size=(3, 2 * n, dim)).astype(np.float32)
-    X[1, :, 2] += 3 * y[:, 0]  # d = 3 in cell 1 only
-    train, test = X[:, :n].copy(), X[:, n:].copy()
-    dev = train[:, ::5].copy(), y[:n:5].copy()
-    before = [a.copy() for a in (train, y, test)]
-    parameters = repr(probe)
-    state = np.random.get_state()[1].copy()
+    signal, null = np.arange(2 * n) % 2, drawn.permutation(2 * n) % 2
+    half = np.where(np.arange(2 * n) % 3 == 0, -1, signal + 1)  # a third without label; its class 0 is nowhere
+    y = np.stack([signal, null, half], 1)
+    X = drawn.normal(size=(3, 2 * n, dim)).astype(np.float32)
+    X[1, :, 2] += 3 * signal  # d = 3 in cell 1 only
+    given = [X[:, :n].copy(), y[:n].copy(), X[:, n:].copy(), X[:, :n:5].copy(), y[:n:5].copy()]
+    kept = [array.copy() for array in given]
+    train, codes, test, *dev = given
+    parameters, states = repr(probe), _random_states()
 
     def run(unseen: np.ndarray) -> Predictions:
-        return predict_each(probe, train, y[:n].copy(), unseen, dev=dev, strengths=STRENGTHS)
+        told = predict_each(probe, train, codes, unseen, dev=(dev[0], dev[1]), strengths=STRENGTHS)
+        assert not told.failures, f"the probe raised: {told.failures}"
+        return told
 
     first, second = run(test), run(test.copy())
-    assert not first.failures, f"the probe raised: {first.failures}"
-    assert np.array_equal(first.codes, second.codes), "two fits on the same data differ: seed what is random"
-    right = (first.codes == y[n:].T[None]).mean(-1)  # (cell, label set)
-    assert right[1, 0] > 0.85, f"a planted signal (accuracy 0.93 possible) was read at {right[1, 0]:.2f}"
-    null = np.delete(right.ravel(), 2)
-    assert np.abs(null - 0.5).max() < 5 * 0.5 / np.sqrt(n), f"labels without signal were read at {null.max():.2f}"
-    poisoned = run(np.concatenate([test, np.full_like(test, 1e6)], 1))
-    assert np.array_equal(poisoned.codes[..., :n], first.codes), "other test rows change a prediction"
-    assert all(np.array_equal(a, b) for a, b in zip(before, (train, y, test), strict=True)), (
-        "the probe alters its inputs"
-    )
+    assert all(map(np.array_equal, kept, given)), "the probe alters its inputs"
     assert repr(probe) == parameters, "fitting alters the constructor's parameters"
-    assert np.array_equal(np.random.get_state()[1], state), "the probe moves numpy's global random state"
+    assert _random_states() == states, "the probe moves a global random state (random, numpy's or torch's)"
+    assert _same(first, second, 2 * n), "two fits on the same data differ: seed what is random"
+    poison = test.copy()
+    poison[:, n // 2 :] = 1e6
+    assert _same(first, run(poison), n // 2), "other test rows change a prediction"
+
+    right = (first.codes[:, :2] == y[n:, :2].T).mean(-1)  # (cell, label set)
+    assert right[1, 0] > 0.85, f"a planted signal (accuracy 0.93 possible) was read at {right[1, 0]:.2f}"
+    nothing = np.delete(right.ravel(), 2)
+    worst = nothing[np.abs(nothing - 0.5).argmax()]
+    assert abs(worst - 0.5) < 5 * 0.5 / math.sqrt(n), f"labels without signal were read at {worst:.2f}"
+    labelled = y[n:, 2] >= 0
+    assert (first.codes[1, 2] == y[n:, 2])[labelled].mean() > 0.85, "texts without a label (-1) spoil a label set"
+    if first.log2_proba is not None:
+        impossible = first.log2_proba[:, :2, :, 2].max(), first.log2_proba[:, 2, :, 0].max()
+        assert max(impossible) < -6, "a label set gives probability to a class that only another one has"
+
+
+def _same(a: Predictions, b: Predictions, n: int) -> bool:
+    """Whether two predictions of the first n texts are the same, bit by bit."""
+    codes = np.array_equal(a.codes[..., :n], b.codes[..., :n])
+    if a.log2_proba is None or b.log2_proba is None:
+        return codes
+    return codes and np.array_equal(a.log2_proba[:, :, :n], b.log2_proba[:, :, :n])
+
+
+def _random_states() -> list[str]:
+    import torch
+
+    numpys = np.random.get_state()  # noqa: NPY002  (the old global state is what is watched)
+    return [
+        repr(random.getstate()),
+        repr([np.asarray(part).tolist() for part in numpys]),
+        repr(torch.get_rng_state().tolist()),
+    ]

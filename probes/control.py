@@ -1,6 +1,7 @@
 """Controls: label sets that show what a score means. A control is one more label set, measured like the real one.
 
-`shuffled` permutes the labels within every side of the split: what chance looks like with this probe and this many texts.
+`shuffled` permutes the labels within every side of the split: what chance looks like with this probe and this many
+texts.
 """
 
 from __future__ import annotations

@@ -416,7 +416,7 @@ def _hub_answers() -> bool:
 
 def _encoder_folder(folder: Path) -> Path:
     """Where the encoder itself is: an older sentence-transformers folder keeps it one level down."""
-    if not (folder / "config.json").exists() and (folder / "modules.json").exists():
+    if not os.path.exists(folder / "config.json") and os.path.exists(folder / "modules.json"):
         modules = _read_json(folder / "modules.json", kind=list)
         if modules and isinstance(modules[0], dict):
             return folder / str(modules[0].get("path", ""))
@@ -446,8 +446,11 @@ def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None
         raise InputError(name, "has quantised weights", "Use the unquantised model")
     if "adapter_config.json" in files:
         raise InputError(name, "is a PEFT adapter, not an encoder", "Merge it into its model, and pass that folder")
-    if not files & _WEIGHTS:
-        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files):
+    shards = _read_json(folder / "model.safetensors.index.json", name, default={}).get("weight_map")
+    pointed = {str(file) for file in shards.values()} if isinstance(shards, dict) else set()
+    pointed.add(str(config.get("transformers_weights") or "model.safetensors"))
+    if not files & _WEIGHTS or any(not file.endswith(".safetensors") for file in pointed):
+        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files | pointed):
             code = f"AutoModel.from_pretrained('{name}').save_pretrained('FOLDER')"
             raise InputError(
                 name,
@@ -499,7 +502,7 @@ def _refused(name: str, what: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
 
 
 def _read_json(path: Path, where: str | None = None, *, default: Any = None, kind: type = dict) -> Any:

@@ -20,9 +20,9 @@ from probes.solver import solve
 class LogisticProbe(ClassifierMixin, CellProbe):
     """Multinomial logistic regression on standardised features; `C` is scikit-learn's inverse strength.
 
-    Fitted: mean_, scale_ (cell, dim); coef_ (cell, label set, class, dim) and intercept_ (cell, label set, class) on the
-    standardised features, -inf for a class without training texts; strength_ (cell, label set) the C kept; converged_
-    (cell, label set).
+    Fitted: mean_, scale_ (cell, dim); coef_ (cell, label set, class, dim) and intercept_ (cell, label set, class) on
+    the standardised features, -inf for a class without training texts; strength_ (cell, label set) the C kept;
+    converged_ (cell, label set).
     """
 
     def __init__(self, C: float = 1.0) -> None:
@@ -83,6 +83,6 @@ def _moments(X: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarra
         wide = features.astype(np.float64)
         centre = np.average(wide, 0, weight)
         deviation = np.sqrt(np.average((wide - centre) ** 2, 0, weight))
-        rounding = 8 * np.finfo(X.dtype).eps * np.abs(wide).max(0)
+        rounding = (8 * np.finfo(X.dtype).eps + len(wide) * np.finfo(wide.dtype).eps) * np.abs(wide).max(0)
         mean[cell], scale[cell] = centre, np.where(deviation <= rounding, 1, deviation)
     return mean, scale

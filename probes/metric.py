@@ -1,7 +1,7 @@
 """What a prediction is worth: accuracy, macro-F1 and bits per text, for many cells and many resamplings at once.
 
-Each metric is a function of weights over the texts, so that its bootstrap replicates are one matrix product: a resampled
-set of texts is a vector of counts.
+Each metric is a function of weights over the texts, so that its bootstrap replicates are one matrix product: a
+resampled set of texts is a vector of counts.
 """
 
 from __future__ import annotations

@@ -4,23 +4,23 @@ For every cell (layer, readout), label set l and strength C the problem is sciki
 
     min over W, b:  f = C sum_i w_i [log sum_k exp(z_ik) - z_i,y(i)] + 1/2 |W|^2,   z_i = x_i W + b,
 
-convex, with the intercept b unpenalised. Two classes have one weight vector w there: the pair (-w/2, w/2) under twice the
-penalty is the same problem. A class without texts has the intercept -inf. The start is W = 0 and the log frequencies of the
-classes, already the optimum where X is constant. The inputs X of a cell are shared by all its problems, so is their work:
+convex, with the intercept b unpenalised. Two classes have one weight vector w there: the pair (-w/2, w/2) under twice
+the penalty is the same problem. A class without texts gets the intercept -inf. All start at W = 0 and the classes' log
+frequencies, already the optimum where X is constant. The inputs of a cell are shared by its problems, so is their work:
 
-1. One eigendecomposition X'X = V diag(lambda) V' a cell. In the rotated features X V, to which an L2 penalty is blind, the
-   Hessian of a problem is close to diagonal: at class probability p its block for class k is about
-   1 + C sum_i w_i p_ik (1 - p_ik) / n lambda_j (Boehning 1992 bounds it by p(1 - p) <= 1/4 in the same way). Its inverse,
-   renewed in every step from the current probabilities, is the first matrix of
-2. limited-memory BFGS (Nocedal 1980; Liu & Nocedal 1989), a two-loop recursion over all problems at once. Weak penalties
-   let p(1 - p) differ so much between texts that the diagonal misleads: problems that are not done by then get the exact
-   diagonal blocks X' diag(w p_k (1 - p_k)) X instead, factored at a few `RENEWALS`.
-3. The logits are affine in the step: one product X V d gives them for every step length. The line search is Newton's method
-   on the derivative along d (convex, so its root is bracketed), and costs no product with X.
-4. A problem is done when the decrement estimated with that diagonal, 1/2 sum g^2 / h, falls below `tol` x f. Problems that
-   are done leave the batch.
+1. The Hessian is C sum_i w_i A_i (x) x_i x_i' plus the penalty, A_i = diag(p_i) - p_i p_i'. Were A_i the same for all
+   texts it would be a Kronecker product A (x) X'X, diagonal in the eigenvectors of both (Boehning 1992 bounds it by
+   one): one eigendecomposition X'X = V diag(lambda) V' a cell, to which an L2 penalty is blind, and one A = U
+   diag(alpha) U' of the mean A_i, (class, class), renewed in every step. 1 / (penalty + alpha_k lambda_j / n) is the
+first matrix of 2. limited-memory BFGS (Nocedal 1980; Liu & Nocedal 1989), a two-loop recursion over all problems at
+   once. Weak penalties let A_i differ so much between texts that the mean misleads: problems that are not done by then
+   get the exact diagonal blocks X' diag(w_i u_k' A_i u_k) X in the basis U instead, factored at a few `RENEWALS`.
+3. The logits are affine in the step: one product X V d gives them for every step length. The line search is Newton's
+   method on the derivative along d (convex, so its root is bracketed), and costs no product with X.
+4. A problem is done when both the decrement estimated with that matrix, 1/2 g' H g, and the last step's gain fall below
+   `tol` x f. Problems that are done leave the batch.
 
-Products run in the precision of X, sums over texts in float64. Cells are independent: the caller chooses how many to pass.
+Products run in the precision of X, f in float64. Cells are independent: the caller chooses how many to pass.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor
 
 MEMORY = 8  # pairs kept by L-BFGS
 RENEWALS = (20, 60, 120, 240)  # steps at which the blocks of the Hessian are factored
+SAMPLED = 0.25  # share of the texts, those with most weight, that they are summed over
 LARGEST = 1 << 26  # numbers in those factors, at most
 SEARCHES = 12  # Newton steps of a line search, at most
 
@@ -40,7 +41,7 @@ SEARCHES = 12  # Newton steps of a line search, at most
 class Solution:
     """coef: (cell, label set, strength, class, dim). intercept: (cell, label set, strength, class).
 
-    loss: (cell, label set, strength) the value of f. converged: the same shape, True where the decrement fell below tol.
+    loss: (cell, label set, strength) the value of f. converged: the same shape, True where it is the optimum.
     """
 
     coef: Tensor
@@ -54,8 +55,8 @@ def solve(
 ) -> Solution:
     """The optimum of every (cell, label set, strength).
 
-    X: (cell, text, dim), centred. y: (text, label set) integer codes, -1 where a text has no label in that set; a set need
-    not have all the classes of the others. strengths: (strength,) values of C. weight: (text,) of each text.
+    X: (cell, text, dim), centred. y: (text, label set) integer codes, -1 where a text has no label in that set; a set
+    need not have all the classes of the others. strengths: (strength,) values of C. weight: (text,) of each text.
     """
     shape = len(X), y.shape[1], len(strengths)
     labels = y.T.repeat_interleave(len(strengths), 0)  # (problem, text); a problem is a label set at a strength
@@ -85,6 +86,7 @@ def _one_cell(
     share = (target * weights[:, None]).sum(2, dtype=torch.float64)  # exact for whole weights, so that equal is equal
     share = share / share.sum(1, keepdim=True)
     absent = share == 0  # (problem, class)
+    own = (~absent) / (~absent).sum(1, keepdim=True).to(X.dtype)
     cost = C * weights
     eigenvalues, V = torch.linalg.eigh(X.mT @ X)
     R = torch.cat([X @ V, X.new_ones(len(X), 1)], 1)  # (text, coordinate)
@@ -103,24 +105,29 @@ def _one_cell(
     kept: list[Pair] = []
     gradient = step = W
     factors: Tensor | None = None
+    basis, f = W, value
     for iteration in range(max_iter + 1):
         P = Z.softmax(1)
         before = gradient
         gradient = ((cost[:, None] * (P - target)).flatten(0, 1) @ R).unflatten(0, Z.shape[:2]) + penalty * W
-        curvature = (P * (1 - P) @ cost[..., None]).clamp(min=1e-12)  # (problem, class, 1)
-        h = penalty + spread * curvature
-        f = _objective(Z, target, cost, W, penalty)
-        finished = 0.5 * (gradient * gradient / h).sum((1, 2), dtype=torch.float64) <= tol * f
+        gradient[..., -1] -= own * gradient[..., -1].sum(1, keepdim=True)  # rounding: a common intercept has no effect
+        alpha, U = _classes(P, cost)
+        h = penalty + spread * alpha[..., None]
+        h[..., -1].clamp_(min=1e-4 * alpha.amax(1, keepdim=True))
+        last, f = f, _objective(Z, target, cost, W, penalty)
+        decrement = 0.5 * ((U.mT @ gradient) ** 2 / h).sum((1, 2), dtype=torch.float64)
+        finished = (decrement <= tol * f) & ((last - f <= tol * f) | (iteration == 0))
         if iteration == max_iter or finished.any():
             leave = finished | (iteration == max_iter)
             final[live[leave]], value[live[leave]], converged[live[leave]] = W[leave], f[leave], finished[leave]
             stay = ~leave
             if not stay.any():
                 break
-            live, target, cost, penalty, W, Z, P, gradient, before, step, h = (
-                a[stay] for a in (live, target, cost, penalty, W, Z, P, gradient, before, step, h)
+            live, target, cost, penalty, own, W, Z, P, gradient, before, step, h, f, U = (
+                a[stay] for a in (live, target, cost, penalty, own, W, Z, P, gradient, before, step, h, f, U)
             )
-            factors = None if factors is None else factors[stay]
+            if factors is not None:
+                factors, basis = factors[stay], basis[stay]
             kept = [(s[stay], t[stay], r[stay]) for s, t, r in kept]
         if iteration:
             change = gradient - before
@@ -129,8 +136,9 @@ def _one_cell(
             sound = product > 1e-12 * _dot(change, change) / h.amax((1, 2))
             kept = [*kept[1 - MEMORY :], (step, change, torch.where(sound, 1 / product, 0))]
         if iteration in RENEWALS and live.numel() * classes * R.shape[1] ** 2 <= LARGEST:
-            factors, kept = _factors(R, cost[:, None] * P * (1 - P), penalty), []
-        direction = _two_loop(gradient, kept, h, factors)
+            basis, kept = U, []
+            factors = _factors(R, P, cost, U, penalty, spread)
+        direction = _two_loop(gradient, kept, h, U if factors is None else basis, factors)
         slope = (direction.flatten(0, 1) @ R.mT).unflatten(0, Z.shape[:2])  # of the logits along the direction
         length = _search(Z, slope, target, cost, W, direction, penalty)[:, None, None]
         step = length * direction
@@ -142,23 +150,35 @@ def _one_cell(
 Pair = tuple[Tensor, Tensor, Tensor]  # step s, change of the gradient t, 1 / s.t
 
 
-def _factors(R: Tensor, weight: Tensor, penalty: Tensor) -> Tensor:
-    """Cholesky factors of the diagonal blocks of the Hessian, (problem, class, coordinate, coordinate)."""
-    blocks = torch.stack([torch.stack([(R * w[:, None]).mT @ R for w in one]) for one in weight])
+def _factors(R: Tensor, P: Tensor, cost: Tensor, U: Tensor, penalty: Tensor, spread: Tensor) -> Tensor:
+    """Cholesky factors of the Hessian's diagonal blocks in the basis U, (problem, class, coordinate, coordinate)."""
+    weight = cost[:, None] * ((U * U).mT @ P - (U.mT @ P) ** 2).clamp(min=0)
+    most, rows = weight.topk(max(1, int(SAMPLED * len(R))), sorted=False)
+    blocks = torch.stack([(R[r] * w[:, None]).mT @ R[r] for w, r in zip(most.flatten(0, 1), rows.flatten(0, 1), strict=True)])
+    blocks = blocks.unflatten(0, weight.shape[:2])
     diagonal = blocks.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_((weight.sum(2) - most.sum(2)).clamp(min=0)[..., None] * spread)
     rounding = torch.finfo(R.dtype).eps * diagonal.sum(-1, keepdim=True)  # keeps them positive definite
     diagonal.add_(penalty + rounding + 1e-6)
     return torch.linalg.cholesky(blocks)
 
 
-def _two_loop(gradient: Tensor, kept: list[Pair], h: Tensor, factors: Tensor | None) -> Tensor:
+def _classes(P: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of C sum_i w_i A_i, (problem, class) and (problem, class, class)."""
+    weighted = P * cost[:, None]
+    alpha, U = torch.linalg.eigh((torch.diag_embed(weighted.sum(2)) - weighted @ P.mT).double())
+    return alpha.clamp(min=0).to(P.dtype), U.to(P.dtype)
+
+
+def _two_loop(gradient: Tensor, kept: list[Pair], h: Tensor, U: Tensor, factors: Tensor | None) -> Tensor:
     """The L-BFGS direction -H g from the pairs kept and the first matrix (Nocedal & Wright 2006, algorithm 7.4)."""
     q, along = gradient, []
     for s, t, inverse in reversed(kept):
         a = inverse * _dot(s, q)
         along.append(a)
         q = q - a[:, None, None] * t
-    q = q / h if factors is None else torch.cholesky_solve(q[..., None], factors)[..., 0]
+    q = U.mT @ q
+    q = U @ (q / h if factors is None else torch.cholesky_solve(q[..., None], factors)[..., 0])
     for (s, t, inverse), a in zip(kept, reversed(along), strict=True):
         q = q + (a - inverse * _dot(t, q))[:, None, None] * s
     return -q
@@ -188,7 +208,7 @@ def _search(
         low, high = torch.where(first < 0, length, low), torch.where(first > 0, length, high)
         newton = length - first / second.clamp(min=1e-30)
         middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
-        proposed = torch.where((newton > low) & (newton < high), newton, middle)
+        proposed = torch.where((newton > low) & (newton < high) & (newton < 10 * length), newton, middle)
         length = torch.where(settled, length, proposed)
     return length
 

@@ -15,6 +15,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -30,8 +31,8 @@ from probes.errors import InputError, did_you_mean, printable, unknown
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from analysis.study import Answer
-    from clsprobe.run import Run
+    from analysis.folder import RunFolder
+    from analysis.study import Answer, Study
 
 log = logging.getLogger("clsprobe")
 app = typer.Typer(
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
+    warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
     register_studies()
     code = 1
     try:
@@ -112,7 +114,7 @@ def _mended(error: Exception, given: Sequence[str]) -> InputError:
 # ------------------------------------------------------------------------------------------------------ studies
 
 
-def studies() -> dict[str, type[Run]]:
+def studies() -> dict[str, type[Study]]:
     """Sub-command -> study: every module of this package that defines a class with a question of its own."""
     from analysis.study import Study
 
@@ -134,7 +136,7 @@ def register_studies() -> None:
         app.command(name, help=f"{kind.question}\n\nThe claim it judges: {kind.claim}.")(_command(name, kind))
 
 
-def _command(name: str, kind: type[Run]) -> Callable[..., None]:
+def _command(name: str, kind: type[Study]) -> Callable[..., None]:
     """A function with a flag for every field of the study. All values arrive as text: the study converts and checks."""
     flags = {field: (_kind(info), _told(info)) for field, info in kind.model_fields.items()} | ON_EVERY_RUN
 
@@ -177,7 +179,7 @@ def _flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def make_study(kind: type[Run], given: Mapping[str, Any], config: str | None = None) -> Run:
+def make_study(kind: type[Study], given: Mapping[str, Any], config: str | None = None) -> Study:
     """A study out of flags over a configuration file over defaults. Raises InputError naming the flag or the line."""
     values, places = read_config(Path(config), list(kind.model_fields)) if config else ({}, {})
     places |= {field: _flag(field) for field in given}
@@ -201,37 +203,31 @@ def _invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputEr
     return InputError(where, f"'{given}': {problem['msg'].lower()}", "See --help")
 
 
-def execute(name: str, study: Run, out: str, *, overwrite: bool, dry: bool) -> None:
-    """Run a study into a folder, or say what that would take."""
+def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) -> None:
+    """Run a study into a folder and write its page, or say what that would take."""
     from analysis.folder import RunFolder
-    from clsprobe.run import counted
 
     folder = RunFolder(out, name, study.model_dump(mode="json"), overwrite=overwrite)
-    ready = study.ready
-    log.info(
-        "%s: %s, %s; %s, %s x %s",
-        name, counted(len(ready.tasks), "task"), counted(len(ready.texts), "distinct text"), ready.described.name,
-        counted(len(ready.layers), "layer"), counted(len(ready.readouts), "readout"),
-    )  # fmt: skip
-    if dry:
-        for told in study.forecast():
+    for told in study.prepare():
+        if dry:
             typer.echo(told)
+        else:
+            log.info(told)
+    if dry:
         return
-    measured = study.measured_into(folder)
-    answers = study.answers(measured)
+    finished = study.run(folder)
     log.info("writing the report")
-    _write(folder.path, answers, folder.place)
-    folder.finish(
-        {**measured.facts, "failed": measured.failures, "verdicts": {k: a.verdict.outcome for k, a in answers.items()}}
-    )
-    for answer in answers.values():
+    _write(folder, finished.answers, finished.title)
+    verdicts = {key: answer.verdict.outcome for key, answer in finished.answers.items()}
+    folder.finish({**finished.facts, "failed": list(finished.failures), "verdicts": verdicts})
+    for answer in finished.answers.values():
         log.info(
             "\n%s\n  %s (%s). %s", answer.question, answer.verdict.outcome, _effect(answer), answer.verdict.because
         )
     typer.echo(folder.path / "report.html")
-    if measured.failures:
-        more = f" (and {len(measured.failures) - 1} more cells)" if len(measured.failures) > 1 else ""
-        raise InputError("--probes", measured.failures[0] + more, "The other cells are in the report")
+    if failures := list(finished.failures):
+        more = f" (and {len(failures) - 1} more cells)" if len(failures) > 1 else ""
+        raise InputError("--probes", failures[0] + more, "The other cells are in the report")
 
 
 def _effect(answer: Answer) -> str:
@@ -239,20 +235,19 @@ def _effect(answer: Answer) -> str:
     return f"{verdict.effect:+.3f}, 95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}"
 
 
-def _write(folder: Path, answers: Mapping[str, Answer], place: Callable[[str], Path]) -> None:
+def _write(folder: RunFolder, answers: Mapping[str, Answer], title: str | None) -> None:
     """Answers, figures and page of a run."""
     from analysis.plots import svg
     from probes.write import write_text
     from reports.page import write_page
 
     for key, answer in answers.items():
-        place("answers/x")  # the folder
-        answer.save(place(f"answers/{key}.json"))
+        answer.save(folder.place(f"answers/{key}.json"))
         for number, exhibit in enumerate(answer.exhibits):
-            place(f"answers/{key}.{number:02d}.parquet")  # Answer.save wrote it
+            folder.place(f"answers/{key}.{number:02d}.parquet")  # Answer.save wrote it
             if exhibit.plot:
-                write_text(place(f"figures/{key}.{number:02d}.svg"), svg(exhibit.draw(), prefix=key))
-    write_page(place("report.html"), answers)
+                write_text(folder.place(f"figures/{key}.{number:02d}.svg"), svg(exhibit.draw(), prefix=key))
+    write_page(folder.place("report.html"), answers, title=title)
 
 
 # ------------------------------------------------------------------------------------------------ finished runs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.study import Answer, Exhibit, Verdict
 from clsprobe.run import Measured, Run, short
 from probes.errors import InputError
+from probes.readout import parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +40,7 @@ class AgainstCls(Run):
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare."""
-        names = [name.replace("token-1", "token[-1]") for name in self.readouts]
-        if not self.can_judge(names):
+        if not self.can_judge([readout.name for readout in parse(self.readouts)]):
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
 
     def judge(self, table: pd.DataFrame) -> Verdict:

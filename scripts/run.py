@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field
 
 from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
-from analysis.study import Answer, Exhibit, Study, Verdict
+from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from probes.encoder import Description, check_device, describe, parse_layers
 from probes.errors import InputError
 from probes.readout import DEFAULT, parse
@@ -200,9 +200,9 @@ class Run(Study):
             | {"truncated texts": 0 if drop is not None else len(trained.truncated)},
             "versions": trained.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
         }
-        notes = [f"{task.task.name}: {note}" for task in asked for note in task.notes] + ready.notes
+        notes = [f"{short(task.task.name)}: {note}." for task in asked for note in task.notes] + ready.notes
         for task in asked:
-            notes += [f"{task.task.name}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
+            notes += [f"{short(task.task.name)}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
         unsolved = results[(results.metric == "accuracy") & (results.split == "test") & ~results.converged]
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
@@ -243,18 +243,20 @@ class Run(Study):
             test = one.rows_of("test")
             if len(test) > PROJECTED:
                 test = np.sort(np.random.default_rng(self.seed).choice(test, PROJECTED, replace=False))
-            for best in chosen[chosen.task == one.task.name].itertuples():
-                if best.readout not in ("cls", "mean") or len(test) < SMALLEST:
+            layers = chosen[chosen.task == one.task.name].set_index("readout").layer
+            for readout in ("cls", "mean"):
+                if readout not in layers or len(test) < SMALLEST:
                     continue
-                vectors = states.cell(best.layer, best.readout)[one.at[test]]
-                if best.layer == 0 and best.readout == "cls":
+                layer = int(layers[readout])
+                vectors = states.cell(layer, readout)[one.at[test]]
+                if (layer, readout) == (0, "cls"):
                     continue  # one vector for every text: nothing to draw
                 flat, trust = umap_of(vectors, seed=self.seed)
                 parts.append(
                     pd.DataFrame(
                         {
                             "task": one.task.name,
-                            "panel": f"{best.readout}, layer {best.layer} (trustworthiness {trust:.2f})",
+                            "panel": f"{readout}, layer {layer} (trustworthiness {trust:.2f})",
                             "x": flat[:, 0].round(3),
                             "y": flat[:, 1].round(3),
                             "label": one.classes[one.y[test]],
@@ -422,21 +424,24 @@ class Run(Study):
         once = replace(measured, notes=[])  # what holds for the whole measurement is said in the first answer
         return {"run": self.answer(measured)} | {type(s).__name__.lower(): s.answer(once) for s in others}
 
-    def measured_into(self, folder: RunFolder) -> Measured:
-        """Measure and save, or take up what an interrupted start of the same run has measured already."""
+    def run(self, folder: RunFolder) -> Finished:
+        """Measure and save, or take up what an interrupted start of the same run has measured already; then judge."""
         if kept := folder.remembered("measured"):
             log.info("going on: the measurement in %s is complete", folder.path)
-            return Measured(**{name: folder.load(name) for name in TABLES}, **kept)
-        folder.begin()
-        measured = self.measured()
-        for name in TABLES:
-            folder.save(name, getattr(measured, name))
-        kept = {name: getattr(measured, name) for name in ("facts", "notes", "failures")}
-        folder.remember(measured=kept)  # last: it says that the tables are complete
-        return measured
+            measured = Measured(**{name: folder.load(name) for name in TABLES}, **kept)
+        else:
+            folder.begin()
+            measured = self.measured()
+            for name in TABLES:
+                folder.save(name, getattr(measured, name))
+            kept = {name: getattr(measured, name) for name in ("facts", "notes", "failures")}
+            folder.remember(measured=kept)  # last: it says that the tables are complete
+        tasks = ", ".join(short(task) for task in measured.facts["rows"])
+        title = f"{measured.facts['model']['model']} on {tasks}"
+        return Finished(self.answers(measured), measured.facts, measured.failures, title)
 
-    def forecast(self) -> list[str]:
-        """What a run would take, in sentences: rows, and rough figures for time (two cores) and memory."""
+    def prepare(self) -> list[str]:
+        """Read and check; what a run would take: rows, and rough figures for time (two cores) and memory."""
         ready = self.ready
         texts, cells = ready.texts, len(ready.layers) * len(ready.readouts)
         tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
@@ -446,6 +451,8 @@ class Run(Study):
         minutes = (flops / FLOPS + values * len(self.probes) / VALUES) / 60
         memory = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
         told = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in ready.tasks]
+        size = f"{counted(len(ready.layers), 'layer')} x {counted(len(ready.readouts), 'readout')}"
+        told.append(f"{counted(len(texts), 'distinct text')}, {ready.described.name}, {size}")
         return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {memory:.2f} GB of vectors in memory"]
 
 

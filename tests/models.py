@@ -13,9 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 KINDS = ("bert", "roberta", "distilbert", "mpnet", "electra", "xlm-roberta", "camembert")
-WORDS = (
-    "the a cat dog dogs bird sees sleep sleeps sleeping ##s runs red blue very big in on house tree , [ ] < / > sep cls s"
-).split()
+_PLAIN = "the a cat dog dogs bird sees sleep sleeps sleeping runs red blue very big in on house tree sep cls s"
+WORDS = [*_PLAIN.split(), "##s", *",[]</>"]
 DIM, POSITIONS = 16, 40
 LIMIT = {kind: POSITIONS if kind in ("bert", "distilbert", "electra") else POSITIONS - 2 for kind in KINDS}
 

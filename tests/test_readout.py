@@ -18,7 +18,7 @@ PADDINGS = ("right", "left", "interior")
 
 
 def batch_of(padding: str, seed: int, texts: int = 24, width: int = 14) -> Batch:
-    """Texts of 0 to 10 content tokens between [CLS] and [SEP], some of them with the ids of [CLS] and [SEP] as content."""
+    """Texts of 0 to 10 content tokens, some with the ids of [CLS], [SEP] and padding, between a [CLS] and a [SEP]."""
     rng = np.random.default_rng(seed)
     ids, real = np.full((texts, width), PAD), np.zeros((texts, width), bool)
     special = np.zeros((texts, width), bool)
@@ -121,7 +121,9 @@ def test_sentence_transformers_pools_alike():
     batch = batch_of("right", 0)
     hidden = torch.randn(*batch.ids.shape, 6, generator=torch.Generator().manual_seed(0))
     for name in ("mean", "max", "cls"):
-        pooled = Pooling(6, pooling_mode=name)({"token_embeddings": hidden.clone(), "attention_mask": batch.real.long()})
+        pooled = Pooling(6, pooling_mode=name)(
+            {"token_embeddings": hidden.clone(), "attention_mask": batch.real.long()}
+        )
         (readout,) = parse([name])
         torch.testing.assert_close(readout.read(hidden, batch), pooled["sentence_embedding"], rtol=0, atol=1e-6)
 
@@ -133,6 +135,15 @@ def test_a_text_without_the_position_is_absent():
     assert 0 < absent.sum() < len(absent)
     assert torch.equal(third.present(batch), ~absent)
     assert third.read(torch.zeros(*batch.ids.shape, 2), batch).isnan().all(1).equal(absent)
+
+
+def test_special_tokens_are_those_the_tokenizer_added():
+    """[CLS] at the end, padding with the id of [SEP], and both ids among the words of the text."""
+    ids = torch.tensor([[CLS, SEP, 7, SEP, CLS, SEP, SEP]])
+    real, special = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]).bool()[:, None]
+    batch = Batch(ids, real, special, torch.tensor([0]), CLS, SEP)
+    found = {readout.name: readout.position(batch).item() for readout in parse(["cls", "sep", "token1", "token-1"])}
+    assert found == {"cls": 4, "sep": 3, "token[1]": 0, "token[-1]": 2}
 
 
 def test_a_text_of_no_tokens_has_no_maximum():

@@ -1,0 +1,205 @@
+"""The command: every mistake is one line and exit code 2, at once; and a whole run, small, from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.table import check_results
+from clsprobe.cli import main, studies
+
+
+def call(*arguments: object) -> int:
+    """The exit code of the command, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "d.csv"
+    sizes = ("small", "big")
+    rows = [f"the {sizes[i % 2]} house number {i} is here,{i % 2}" for i in range(200)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], r"rum: No such command 'rum'.*Did you mean 'run'"),
+        (["run", "--layer", "3"], r"--layer: No such option: --layer\. Did you mean '--layers'\?"),
+        (["run", "--layers", "13"], r"--layers 13: this model has layers 0\.\.6 \(0 = embeddings\)"),
+        (["run", "--layers", "-1"], "--layers"),
+        (["run", "--layers", "1.5"], "--layers: '1.5' is no layer or range"),
+        (["run", "--layers", "2,2"], "--layers: layer 2 is given twice"),
+        (["run", "--readouts", "maen"], r"unknown readout 'maen'\. Did you mean 'mean'\?"),
+        (["run", "--readouts", "token0"], r"--readouts: 'token0': content tokens are counted from 1"),
+        (["run", "--readouts", "cls,cls"], "'cls' is given twice"),
+        (["run", "--readouts", ""], "no readout is named"),
+        (["run", "--probes", "logstic"], r"unknown probe 'logstic'\. Did you mean 'logistic'\?"),
+        (["run", "--task", "grammer:tense"], r"unknown source 'grammer'\. Did you mean 'grammar'\?"),
+        (["run", "--task", "grammar:tens"], r"unknown property 'tens'\. Did you mean 'tense'\?"),
+        (["run", "--device", "tpu"], "--device: unknown value 'tpu'"),
+        (["run", "--seeds", "-1"], "--seeds: '-1' does not fit"),
+        (["run", "--seed", str(2**40)], "from 0 to 4294967295"),
+        (["run", "--long-rows", "trunc"], r"unknown value 'trunc'\. Did you mean 'truncate'\?"),
+        (["run", "--model", "./no/such/dir"], "no such directory ./no/such/dir"),
+        (["run", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+        (["poolings", "--readouts", "cls"], "this study compares other readouts with cls"),
+        (["export", "nowhere"], "nowhere: is not a folder of a run"),
+        (["report", "nowhere"], "nowhere: is not a folder of a run"),
+        (["list", "modles"], r"unknown kind 'modles'\. Did you mean 'models'\?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(rf"error: .*{message}.*\n", captured.err)
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a CUDA device is here")
+def test_a_device_that_is_absent_is_refused(capsys):
+    assert call("run", "--device", "cuda") == 2
+    assert capsys.readouterr().err == "error: --device cuda: no CUDA device here. Use --device cpu.\n"
+
+
+def test_mistakes_and_help_import_no_torch_and_answer_at_once(table):
+    code = (
+        "import sys\nfrom clsprobe.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: sys.exit(9 if {'torch', 'sklearn', 'umap'} & set(sys.modules) else stop.code)\n"
+    )
+    for arguments, expected in (
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        (["list", "readouts"], 0),
+        (["run", "--task", f"file:{table}", "--label-column", "lable"], 2),
+        (["run", "--task", f"file:{table}", "--probes", "nope"], 2),
+        (["run", "--task", f"file:{table}", "--layers", "99"], 2),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == expected, (arguments, done.stderr)
+
+
+def test_dashes_and_underscores_are_the_same(table, capsys):
+    assert call("run", "--task", f"file:{table}", "--label_column", "label", "--max_texts=50", "--dry_run") == 0
+    assert "file:d:label: 50 texts, 2 classes" in capsys.readouterr().out
+
+
+def test_every_study_is_a_sub_command_with_its_fields_as_flags(capsys):
+    assert set(studies()) >= {"run", "positions", "poolings"}
+    for name, kind in studies().items():
+        assert call(name, "--help") == 0
+        told = capsys.readouterr().out
+        assert all("--" + field.replace("_", "-") in told for field in kind.model_fields)
+
+
+def test_lists(capsys):
+    for what, expected in (
+        ("models", "all-MiniLM-L6-v2"), ("tasks", "grammar:tense"), ("readouts", "token[K]"),
+        ("probes", "probes.linear:LogisticProbe"), ("studies", "Is mean pooling inferior to [CLS]?"),
+    ):  # fmt: skip
+        assert call("list", what) == 0
+        assert expected in capsys.readouterr().out
+
+
+SMALL = ("--layers", "0,6", "--readouts", "cls,mean,token1", "--max-texts", "200")
+
+
+def test_a_run_from_a_table_to_a_page(table, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("run", "--task", f"file:{table}", *SMALL, "--out", out, "--quiet") == 0
+    assert capsys.readouterr().out == f"{out}/report.html\n"
+    run = json.loads((out / "run.json").read_text())
+    assert run["finished"]
+    assert run["failed"] == []
+    assert run["rows"]["file:d:label"]["rows"] == 200
+    results = check_results(pd.read_parquet(out / "results.parquet"))
+    assert set(results.control) == {
+        "none", "shuffled", "untrained", "majority", "length", "bag_of_words", "layer0_mean"
+    }  # fmt: skip
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    key = ["control", "layer", "readout", "probe", "seed", "split"]
+    right = (predictions.label.astype(str) == predictions.predicted.astype(str)).groupby(
+        [predictions[name] for name in key], observed=True
+    )
+    accuracy = results[results.metric == "accuracy"].set_index(key).value
+    assert (right.mean() - accuracy).abs().max() < 1e-9
+    page = (out / "report.html").read_text()
+    assert "What does the [CLS] vector know" in page
+    assert "Self-check: layer-0 [CLS]" in page
+    assert "which equals the majority rate" in page
+
+    assert call("run", "--task", f"file:{table}", *SMALL, "--out", out) == 2
+    assert "holds a finished run. Pass --overwrite" in capsys.readouterr().err
+    assert call("report", out, "--out", tmp_path / "again.html") == 0
+    assert call("export", out, "--format", "latex") == 0
+    assert r"\begin{tabular}" in capsys.readouterr().out
+    assert call("export", out, "--out", tmp_path / "t.csv") == 0
+    assert len(pd.read_csv(tmp_path / "t.csv")) == len(results)
+
+    # the same run, broken off after its measurement: gone on with, not measured again
+    kept = {"facts": {n: run[n] for n in ("rows", "read", "model", "versions")}, "notes": ["kept"], "failures": []}
+    (out / "run.json").write_text(json.dumps({**run, "finished": False, "measured": kept}))
+    before = (out / "results.parquet").stat().st_mtime_ns
+    assert call("run", "--task", f"file:{table}", *SMALL, "--out", out, "--quiet") == 0
+    assert (out / "results.parquet").stat().st_mtime_ns == before
+    assert json.loads((out / "run.json").read_text())["finished"]
+
+
+def test_a_probe_of_ones_own_by_its_class(table, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from sklearn.naive_bayes import GaussianNB\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    arguments = ("--layers", "6", "--readouts", "cls,mean", "--probes", "logistic,mine:GaussianNB")
+    assert call("run", "--task", f"file:{table}", *arguments, "--out", tmp_path / "out", "--quiet") == 0
+    assert set(pd.read_parquet(tmp_path / "out" / "results.parquet").probe) == {"logistic", "mine:GaussianNB", "none"}
+
+
+def test_a_probe_that_fails_spoils_its_cells_only(table, tmp_path, monkeypatch, capsys):
+    (tmp_path / "faulty.py").write_text(
+        "from sklearn.base import BaseEstimator, ClassifierMixin\n"
+        "class Faulty(ClassifierMixin, BaseEstimator):\n"
+        "    def fit(self, X, y): raise ZeroDivisionError('no')\n"
+        "    def predict(self, X): return X\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    arguments = ("--layers", "6", "--readouts", "cls,mean", "--probes", "logistic,faulty:Faulty")
+    assert call("run", "--task", f"file:{table}", *arguments, "--out", tmp_path / "out", "--quiet") == 2
+    assert "ZeroDivisionError: no" in capsys.readouterr().err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["finished"]
+    assert len(run["failed"]) == 4  # two cells, trained and untrained
+    assert "ZeroDivisionError" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "clsprobe", "run", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("encoding"):
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = f"stopped; the same command goes on: clsprobe run --out {tmp_path / 'out'}"
+    assert errors.strip().splitlines()[-1] == told
+    assert "Traceback" not in errors

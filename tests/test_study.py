@@ -1,0 +1,159 @@
+"""Verdicts of the studies on predictions made by hand, and answers that survive the disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from tables import first, predictions
+
+from analysis.study import Answer, Exhibit, Verdict
+from clsprobe.poolings import Poolings
+from clsprobe.positions import Positions
+from clsprobe.run import Run
+from probes.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("effect", "low", "high", "threshold", "outcome"),
+    [
+        (0.05, 0.01, 0.09, 0.0, "yes"),
+        (0.05, -0.01, 0.09, 0.0, "undecided"),
+        (-0.01, -0.015, 0.0, -0.02, "yes"),  # no worse than the margin allows
+        (-0.03, -0.05, -0.01, -0.02, "undecided"),
+        (-0.06, -0.08, -0.04, -0.02, "no"),
+    ],
+)
+def test_a_verdict_looks_at_the_whole_interval(effect, low, high, threshold, outcome):
+    assert Verdict.decide("", effect, low, high, threshold=threshold).outcome == outcome
+
+
+def test_tasks_that_disagree_leave_it_undecided():
+    yes = Verdict("yes", "", 0.1, 0.05, 0.2)
+    no = Verdict("no", "", -0.1, -0.2, -0.05)
+    both = Verdict.over({"a": yes, "b": no})
+    assert both.outcome == "undecided"
+    assert both.because == "Of 2 tasks: yes on 1, no on 1."
+    assert (both.low, both.high) == (-0.2, 0.2)
+    assert Verdict.over({"a": yes, "b": yes}).outcome == "yes"
+    assert Verdict.over({"a": no}) == no
+
+
+def made(cls: float, mean: float, token: float = 0.5, bag: float = 0.6, task: str = "file:made:label"):
+    return predictions(
+        {
+            ("none", 3, "cls"): (first(cls), first(cls)),
+            ("none", 3, "mean"): (first(mean), first(mean)),
+            ("none", 3, "token[1]"): (first(token), first(token)),
+            ("bag_of_words", -1, "none"): (first(bag), first(bag)),
+        },
+        task=task,
+    )
+
+
+@pytest.mark.parametrize(("mean", "outcome"), [(0.9, "yes"), (0.89, "undecided"), (0.7, "no")])
+def test_poolings_judges_mean_against_cls(mean, outcome):
+    verdict = Poolings().judge(made(0.9, mean))
+    assert verdict.outcome == outcome
+    assert verdict.effect == pytest.approx(mean - 0.9)
+    assert verdict.low <= verdict.effect <= verdict.high
+
+
+def test_positions_judges_the_position_that_dev_chooses():
+    rows = predictions(
+        {
+            ("none", 3, "cls"): (first(0.9), first(0.9)),
+            ("none", 3, "sep"): (first(0.8), first(0.99)),
+            ("none", 3, "token[1]"): (first(0.85), first(0.7)),
+        }
+    )
+    verdict = Positions().judge(rows)
+    assert verdict.outcome == "no"
+    assert "token[1] at layer 3 gets 0.700" in verdict.because
+
+
+def test_run_judges_cls_against_the_best_baseline():
+    assert Run().judge(made(0.9, 0.5)).outcome == "yes"
+    assert Run().judge(made(0.6, 0.9, bag=0.6)).outcome == "undecided"
+    assert Run().judge(made(0.5, 0.9, bag=0.7)).outcome == "no"
+
+
+def test_the_page_says_where_the_last_layer_misleads():
+    rows = predictions(
+        {
+            ("none", 5, "cls"): (first(0.94), first(0.94)),
+            ("none", 6, "cls"): (first(0.75), first(0.75)),
+            ("majority", -1, "none"): (first(0.2), first(0.2)),
+        }
+    )
+    (note,) = Run().note(rows)
+    assert "at the last layer (6) cls is read at 0.750, at the layer that dev chooses (5) at 0.940" in note
+    assert Run().note(rows[rows.layer < 6]) == []
+
+
+def test_several_tasks_are_judged_apart():
+    verdict = Poolings().judge(pd.concat([made(0.9, 0.9), made(0.9, 0.7, task="file:other:label")]))
+    assert {task: part.outcome for task, part in verdict.parts.items()} == {
+        "file:made:label": "yes",
+        "file:other:label": "no",
+    }
+    assert verdict.outcome == "undecided"
+
+
+@pytest.mark.parametrize("study", [Run, Positions, Poolings])
+def test_judging_and_showing_are_pure(study):
+    rows = made(0.9, 0.8)
+    before = rows.copy()
+    first_verdict, exhibits = study().judge(rows), study().show(rows)
+    assert study().judge(rows) == first_verdict
+    pd.testing.assert_frame_equal(rows, before)
+    for exhibit in exhibits:
+        exhibit.draw()
+
+
+def test_a_comparison_without_a_rival_is_refused():
+    with pytest.raises(InputError, match="Name cls and another one"):
+        Poolings(readouts="cls,max")
+
+
+def test_an_answer_survives_the_disk(tmp_path):
+    rows = made(0.9, 0.8)
+    study = Poolings()
+    answer = Answer(
+        study.question, study.claim, study.judge(rows), study.show(rows), ("a note",), {"Settings": {"a": 1}}
+    )
+    answer.save(tmp_path / "poolings.json")
+    again = Answer.load(tmp_path / "poolings.json")
+    assert (again.question, again.claim, again.verdict, again.notes) == (
+        answer.question, answer.claim, answer.verdict, answer.notes
+    )  # fmt: skip
+    assert again.settings == answer.settings
+    for exhibit, loaded in zip(answer.exhibits, again.exhibits, strict=True):
+        pd.testing.assert_frame_equal(exhibit.table, loaded.table, check_dtype=False)
+        loaded.draw()
+    assert "Is mean pooling inferior" in again._repr_html_()
+
+
+def test_a_notebook_shows_data_as_text():
+    hostile = "<script>alert(1)</script>"
+    table = pd.DataFrame({"name": [hostile], "effect": [0.1], "low": [0.0], "high": [0.2], "outcome": ["yes"]})
+    exhibit = Exhibit(hostile, table, "differences", {"margin": 0.02, "metric": "accuracy"})
+    answer = Answer(hostile, hostile, Verdict("yes", hostile, 0.1, 0.0, 0.2), (exhibit,))
+    assert "<script" not in answer._repr_html_()
+
+
+def test_a_table_without_a_plot_does_not_draw():
+    with pytest.raises(ValueError, match="without a plot"):
+        Exhibit("numbers", pd.DataFrame({"a": np.arange(3)})).draw()
+
+
+def test_judging_needs_no_torch():
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from clsprobe.poolings import Poolings; from tables import *\n"
+        "t = predictions({('none', 3, r): (first(s), first(s)) for r, s in (('cls', .9), ('mean', .8))})\n"
+        "Poolings().judge(t); sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.rpartition("tests")[0])

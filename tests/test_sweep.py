@@ -1,0 +1,382 @@
+"""The sweep on synthetic States: what is planted is found, what is not is at chance, and every number has its row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.integrate import quad
+from scipy.stats import norm
+from sklearn.linear_model import RidgeClassifier
+
+from analysis import stats
+from analysis import sweep as module
+from analysis.sweep import ask, describe_rows, layer0_check, sweep
+from analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
+from probes.errors import InputError
+from probes.extract import States
+from probes.linear import LogisticProbe
+from probes.task import Task
+
+PROBES = {"logistic": LogisticProbe()}
+SMALL = (60, 30, 60)  # train, dev, test
+
+
+def sides(counts):
+    return np.repeat(["train", "dev", "test"], counts)
+
+
+def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None):
+    """Balanced labels in random order; every text its own."""
+    n = sum(counts)
+    y = np.random.default_rng([seed, 1]).permutation(np.arange(n) % classes)
+    texts = texts or [f"text {i} of {name}" for i in range(n)]
+    return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
+
+
+def states(of, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="none", weights=None, present=None):
+    """Noise; layer-0 cls is one vector, as it is in an encoder."""
+    texts = list(dict.fromkeys(text for one in of for text in one.texts))
+    values = np.random.default_rng([seed, 2]).normal(size=(layers, len(readouts), len(texts), dim)).astype(np.float32)
+    if "cls" in readouts:
+        values[0, readouts.index("cls")] = values[0, readouts.index("cls"), :1]
+    present = np.ones((len(readouts), len(texts)), bool) if present is None else present
+    source = {"model": "synthetic", "control": control, "seed": weights}
+    return States(texts, tuple(range(layers)), tuple(readouts), present, np.array([], int), source, values)
+
+
+def plant(vectors, of, d):
+    """Move the second class by d along the first coordinate."""
+    vectors[:, 0] += d * (of.y == "b")
+
+
+def value(results, metric="accuracy", split="test", **where):
+    chosen = (results.metric == metric) & (results.split == split)
+    for column, wanted in where.items():
+        chosen &= results[column] == wanted
+    (found,) = results[chosen].value
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """Two tasks over the same States, three seeds, untrained States of two of them."""
+    tasks = [task(classes=3, name="hand:made:three"), task(name="hand:made:two", seed=1)]
+    trained = states(tasks)
+    plant(trained.values[1, 1, :150], tasks[0], 3)
+    untrained = [states(tasks, seed=7 + s, control="untrained", weights=s) for s in (0, 1)]
+    blocks = []
+    results = sweep(tasks, [trained, *untrained], PROBES, seeds=(0, 1, 2), keep=blocks.append)
+    return tasks, results, pd.concat(blocks, ignore_index=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- the tables
+
+
+def test_every_number_has_one_row(swept):
+    tasks, results, _ = swept
+    assert tuple(results.columns) == COLUMNS
+    assert not results.duplicated(list(KEY)).any()
+    assert check_results(results) is results
+    assert set(results.metric) == {"accuracy", "macro_f1", "bits"}
+    assert set(results.split) == {"dev", "test"}
+    # 4 cells x (none, shuffled), the untrained States' in their own seed only, 4 baselines
+    per_seed = results.groupby(["task", "seed", "control"]).size() / 6
+    for one in tasks:
+        for seed in (0, 1, 2):
+            counts = per_seed[one.name, seed].to_dict()
+            expected = {"none": 4, "shuffled": 4, "majority": 1, "length": 1, "bag_of_words": 1, "layer0_mean": 1}
+            assert counts == expected | ({"untrained": 4} if seed < 2 else {})
+    assert (results[results.split == "test"].n_test == 60).all()
+    assert (results.n_train == 60).all()
+    assert results.converged.all()
+    assert ((results.low <= results.value) & (results.value <= results.high)).all()
+
+
+def test_baselines_without_a_cell_have_no_layer(swept):
+    _, results, _ = swept
+    for control, layer, readout in (
+        ("majority", NO_LAYER, "none"),
+        ("length", NO_LAYER, "none"),
+        ("bag_of_words", NO_LAYER, "none"),
+        ("layer0_mean", 0, "mean"),
+    ):
+        rows = results[results.control == control]
+        assert set(zip(rows.layer, rows.readout, strict=True)) == {(layer, readout)}
+
+
+def test_predictions_join_the_table(swept):
+    tasks, results, predictions = swept
+    assert tuple(predictions.columns) == PREDICTIONS
+    keys = list(KEY[:-1])
+    assert not predictions.duplicated([*keys, "row"]).any()
+    right = predictions.assign(right=predictions.label.astype(str) == predictions.predicted.astype(str))
+    recomputed = right.groupby(keys, observed=True).agg(right=("right", "mean"), bits=("log2_probability", "mean"))
+    for metric, column, sign in (("accuracy", "right", 1), ("bits", "bits", -1)):
+        table = results[results.metric == metric].set_index(keys).value
+        assert len(table) == len(recomputed)
+        assert table.to_numpy() == pytest.approx(sign * recomputed.loc[table.index, column].to_numpy(), abs=1e-6)
+    real = predictions[predictions.control != "shuffled"]
+    y = {one.name: one.y for one in tasks}
+    side = {one.name: one.split for one in tasks}
+    for name, rows in real.groupby("task", observed=True):
+        assert (rows.label.astype(str).to_numpy() == y[name][rows.row]).all()
+        assert (rows.split.astype(str).to_numpy() == side[name][rows.row]).all()
+
+
+def test_a_seed_moves_the_shuffle_and_not_the_convex_fit(swept):
+    _, _, predictions = swept
+    one = predictions[(predictions.task == "hand:made:three") & (predictions.layer == 1)]
+    of = {s: one[one.seed == s] for s in (0, 1)}
+    same = [of[s][of[s].control == "none"].predicted.astype(str).tolist() for s in (0, 1)]
+    moved = [of[s][of[s].control == "shuffled"].label.astype(str).tolist() for s in (0, 1)]
+    assert same[0] == same[1]
+    assert moved[0] != moved[1]
+
+
+def test_majority_has_the_frequencies_of_train():
+    one = task((60, 30, 60))
+    y = np.where((np.arange(150) % 3 == 0), "a", "b")
+    one = Task(one.name, one.texts, y, "class", one.split)
+    results = sweep([one], states([one]), PROBES, controls=())
+    share = (y[60 + 30 :] == "b").mean()
+    assert value(results, control="majority") == share
+    p = (y[:60] == "b").mean()
+    assert value(results, "bits", control="majority") == pytest.approx(
+        -share * np.log2(p) - (1 - share) * np.log2(1 - p)
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_layer_0_cls_is_the_majority_rate_exactly(classes):
+    """Also where classes share the first place, and where rounding differs from text to text."""
+    one = task(classes=classes)
+    made = states([one], dim=48)
+    made.values[0, 0, ::5] = np.nextafter(made.values[0, 0, ::5], np.float32(9))
+    results = sweep([one], made, PROBES)
+    assert value(results, control="none", layer=0, readout="cls") == value(results, control="majority")
+    (told,) = layer0_check(results)
+    assert "equals the majority rate" in told
+
+
+def test_the_self_check_can_fail():
+    one = task()
+    made = states([one])
+    plant(made.values[0, 0], one, 4)
+    (told,) = layer0_check(sweep([one], made, PROBES))
+    assert "DIFFERS" in told
+
+
+# --------------------------------------------------------------------------------------------- found, and not found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planted_cell_is_found_among_104(seed):
+    planted(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3, 23))
+def test_a_planted_cell_is_found_20_times_of_20(seed):
+    planted(seed)
+
+
+def planted(seed):
+    """METHODS.md: a 13 x 8 grid, d = 2 in one cell, n = 600 + 400."""
+    one = task((500, 100, 400), seed=seed)
+    readouts = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
+    made = states([one], layers=13, readouts=readouts, dim=16, seed=seed)
+    cell = np.random.default_rng(seed).integers([1, 0], [13, 8])
+    plant(made.values[tuple(cell)], one, 2)
+    blocks = []
+    results = sweep([one], made, PROBES, keep=blocks.append)
+    where = {"layer": cell[0], "readout": readouts[cell[1]]}
+    best = stats.best_layers(pd.concat(blocks)).sort_values("dev", ascending=False).iloc[0]
+    assert (best.layer, best.readout) == tuple(where.values())
+    assert value(results, control="none", **where) > 0.78  # Phi(1) = 0.84
+    chance = results[(results.control == "shuffled") & (results.metric == "accuracy") & (results.split == "test")]
+    z = (chance.value - 0.5) / np.sqrt(0.25 / 400)
+    assert abs(z.mean()) < 3  # the cells share their labels, so their mean errs like one of them
+    assert z.abs().max() < 5
+
+
+@pytest.mark.parametrize("d", [1.0, 2.0])
+def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
+    """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits 1 - E log2 ... by quadrature, both within 3 SE (METHODS.md 2)."""
+    one = task((20_000, 2000, 10_000))
+    made = states([one], layers=1, readouts=("mean",), dim=3)
+    plant(made.values[0, 0], one, d)
+    results = sweep([one], made, PROBES, controls=())
+    n, accuracy = 10_000, norm.cdf(d / 2)
+    moment = [
+        quad(lambda z, k=k: norm.pdf(z) * np.logaddexp(0, -d * (d / 2 + z)) ** k, -10, 10)[0] / np.log(2) ** k
+        for k in (1, 2)
+    ]
+    found = value(results, control="none"), value(results, "bits", control="none")
+    assert abs(found[0] - accuracy) < 3 * np.sqrt(accuracy * (1 - accuracy) / n)
+    assert abs(found[1] - moment[0]) < 3 * np.sqrt((moment[1] - moment[0] ** 2) / n)
+
+
+def test_bag_of_words_reads_words_and_not_their_order():
+    random = np.random.default_rng(0)
+    words = np.array(["red", "blue", "green", "grey", "black"])
+    n = sum(SMALL)
+    pairs = np.stack([random.permutation(5)[:2] for _ in range(n)])
+    filler = [f"w{i}" for i in range(n)]
+    texts = [f"{f} {words[a]} {words[b]}" for f, (a, b) in zip(filler, pairs, strict=True)]
+    word = np.where((pairs == 0).any(1), "yes", "no")
+    order = np.where(pairs[:, 0] < pairs[:, 1], "yes", "no")
+    tasks = [
+        Task(f"hand:made:{name}", texts, y, "class", sides(SMALL)) for name, y in (("word", word), ("order", order))
+    ]
+    results = sweep(tasks, states(tasks), PROBES, controls=())
+    assert value(results, task="hand:made:word", control="bag_of_words") > 0.95
+    assert value(results, task="hand:made:order", control="bag_of_words") < 0.7
+
+
+def test_layer0_mean_stands_only_where_its_cell_was_read():
+    one = task()
+    assert "layer0_mean" in set(sweep([one], states([one]), PROBES).control)
+    assert "layer0_mean" not in set(sweep([one], states([one], readouts=("cls", "max")), PROBES).control)
+
+
+# -------------------------------------------------------------------------------------------------------- who takes part
+
+
+def test_texts_too_short_leave_for_every_readout_and_are_counted():
+    one = task()
+    present = np.ones((2, 150), bool)
+    present[1, [0, 1, 70, 149]] = False
+    made = states([one], readouts=("cls", "token[2]"), present=present)
+    made.values[:, 1, ~present[1]] = np.nan
+    blocks = []
+    results = sweep([one], made, PROBES, keep=blocks.append)
+    assert set(results.n_train) == {58}
+    assert set(results[results.split == "test"].n_test) == {59}
+    assert not set(pd.concat(blocks).row) & {0, 1, 70, 149}
+    asked = ask(one, made, 0)
+    assert asked.left_out == {"too short for token[2]": 4}
+    assert describe_rows(asked) == {
+        "rows": 150, "train": 58, "dev": 29, "test": 59, "left out: too short for token[2]": 4, "classes": 2
+    }  # fmt: skip
+
+
+def test_texts_too_long_are_dropped_and_counted():
+    one = task()
+    asked = ask(one, states([one]), 0, drop=np.array([3, 5]))
+    assert asked.left_out == {"too long": 2}
+    assert not set(asked.row) & {3, 5}
+
+
+def test_a_position_that_no_text_has_is_an_error():
+    one = task()
+    present = np.array([[True] * 150, [False] * 150])
+    with pytest.raises(InputError, match=r"token\[40\]: 150 of 150 texts are shorter"):
+        sweep([one], states([one], readouts=("cls", "token[40]"), present=present), PROBES)
+
+
+@pytest.mark.parametrize(("lost", "told"), [(slice(60, 90), "no dev text"), (slice(90, 150), "no test text")])
+def test_a_side_that_loses_all_its_texts_is_an_error(lost, told):
+    one = task()
+    present = np.ones((2, 150), bool)
+    present[1, lost] = False
+    with pytest.raises(InputError, match=told):
+        sweep([one], states([one], present=present), PROBES)
+
+
+def test_a_class_that_loses_all_its_train_texts_is_an_error():
+    one = task(classes=3)
+    present = np.ones((2, 150), bool)
+    present[1, :60] = one.y[:60] != "b"
+    with pytest.raises(InputError, match="no text left to train on for 'b'"):
+        sweep([one], states([one], present=present), PROBES)
+
+
+def test_numbers_are_refused_as_labels():
+    one = task()
+    number = Task(one.name, one.texts, np.arange(150.0), "number", one.split)
+    with pytest.raises(InputError, match="is a number"):
+        sweep([number], states([one]), PROBES)
+
+
+# ------------------------------------------------------------------------------------------------- probes, leaks, memory
+
+
+class FailsInOneCell(LogisticProbe):
+    def fit_cells(self, X, y, **more):
+        if (X[..., 0] > 50).any():
+            raise ValueError("too large for me")
+        return super().fit_cells(X, y, **more)
+
+
+def test_a_probe_that_raises_in_one_cell_is_told_and_the_others_finish():
+    one = task()
+    made = states([one])
+    sound = sweep([one], made, PROBES)
+    made.values[1, 0] += 100
+    told, blocks = [], []
+    results = sweep([one], made, {"logistic": FailsInOneCell()}, failed=told.append, keep=blocks.append)
+    assert told == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
+    gone = (sound.layer == 1) & (sound.readout == "cls")
+    pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
+    predictions = pd.concat(blocks)
+    assert not ((predictions.layer == 1) & (predictions.readout == "cls")).any()
+    with pytest.raises(RuntimeError, match="too large for me"):
+        sweep([one], made, {"logistic": FailsInOneCell()})
+
+
+def test_a_probe_without_probabilities_has_no_bits():
+    one = task()
+    blocks = []
+    results = sweep([one], states([one]), {"ridge": RidgeClassifier()}, keep=blocks.append)
+    assert set(results[results.probe == "ridge"].metric) == {"accuracy", "macro_f1"}
+    assert set(results[results.probe == "logistic"].control) == {"length", "bag_of_words", "layer0_mean"}
+    predictions = pd.concat(blocks)
+    assert predictions[predictions.probe == "ridge"].log2_probability.isna().all()
+
+
+def test_garbage_in_test_rows_changes_no_dev_number():
+    one = task()
+    made, poisoned = states([one]), states([one])
+    plant(made.values[1, 1], one, 2)
+    poisoned.values[:] = made.values
+    test = one.split == "test"
+    poisoned.values[:, :, test] = 1e4 * np.random.default_rng(3).normal(size=poisoned.values[:, :, test].shape)
+    garbled = Task(one.name, one.texts, np.where(test, one.y[::-1], one.y), "class", one.split)
+    dev = [
+        results[(results.split == "dev") & (results.control != "shuffled")].reset_index(drop=True)
+        for results in (sweep([one], made, PROBES), sweep([garbled], poisoned, PROBES))
+    ]
+    pd.testing.assert_frame_equal(*dev, check_exact=True)
+
+
+def test_cells_a_few_at_a_time_have_the_same_numbers(monkeypatch):
+    one = task()
+    made = states([one], layers=3)
+    calls, predict_each = [], module.predict_each
+    monkeypatch.setattr(module, "predict_each", lambda *a, **k: calls.append(len(a[1])) or predict_each(*a, **k))
+    whole = sweep([one], made, PROBES)
+    monkeypatch.setattr(module, "CHUNK", 2 * 60 * 4 * 4)  # two cells of 60 texts x 4 dims
+    parts = sweep([one], made, PROBES)
+    assert calls == [6, 2, 2, 2]
+    order = list(KEY)
+    pd.testing.assert_frame_equal(
+        whole.sort_values(order, ignore_index=True), parts.sort_values(order, ignore_index=True), rtol=1e-5
+    )
+
+
+def test_untrained_states_may_hold_the_texts_in_another_order():
+    one = task()
+    made = states([one], control="untrained", weights=0, seed=5)
+    turned = States(
+        made.texts[::-1],
+        made.layers,
+        made.readouts,
+        made.present,
+        made.truncated,
+        made.source,
+        made.values[:, :, ::-1],
+    )
+    trained = states([one])
+    same = [sweep([one], [trained, other], PROBES) for other in (made, turned)]
+    pd.testing.assert_frame_equal(*same, check_exact=False)
