@@ -10,11 +10,12 @@ frequencies, already the optimum where X is constant. The inputs of a cell are s
 
 1. The Hessian is C sum_i w_i A_i (x) x_i x_i' plus the penalty, A_i = diag(p_i) - p_i p_i'. Were A_i the same for all
    texts it would be a Kronecker product A (x) X'X, diagonal in the eigenvectors of both (Boehning 1992 bounds it by
-   one): one eigendecomposition X'X = V diag(lambda) V' a cell, to which an L2 penalty is blind, and one A = U
-   diag(alpha) U' of the mean A_i, (class, class), renewed in every step. 1 / (penalty + alpha_k lambda_j / n) is the
-first matrix of 2. limited-memory BFGS (Nocedal 1980; Liu & Nocedal 1989), a two-loop recursion over all problems at
-   once. Weak penalties let A_i differ so much between texts that the mean misleads: problems that are not done by then
-   get the exact diagonal blocks X' diag(w_i u_k' A_i u_k) X in the basis U instead, factored at a few `RENEWALS`.
+   one). X'X = V diag(lambda) V' is found once a cell, and an L2 penalty does not see V; the mean A = U diag(alpha) U',
+   (class, class), is renewed in every step. 1 / (penalty + alpha_k lambda_j / n) is the first matrix of
+2. limited-memory BFGS (Nocedal 1980; Liu & Nocedal 1989), a two-loop recursion over all problems at once. At weak
+   penalties A_i differs so much between texts that the mean misleads: problems that are not done by then get the
+   diagonal blocks X' diag(w_i u_k' A_i u_k) X in the basis U instead, factored at a few `RENEWALS`. Most texts have
+   almost no weight left there: the sum runs over the `SHARE` that has most, the mean stands for the rest.
 3. The logits are affine in the step: one product X V d gives them for every step length. The line search is Newton's
    method on the derivative along d (convex, so its root is bracketed), and costs no product with X.
 4. A problem is done when both the decrement estimated with that matrix, 1/2 g' H g, and the last step's gain fall below
@@ -25,16 +26,22 @@ Products run in the precision of X, f in float64. Cells are independent: the cal
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 MEMORY = 8  # pairs kept by L-BFGS
 RENEWALS = (20, 60, 120, 240)  # steps at which the blocks of the Hessian are factored
-SAMPLED = 0.25  # share of the texts, those with most weight, that they are summed over
+SHARE = 0.25  # of the texts, those with most weight, that the blocks are summed over
 LARGEST = 1 << 26  # numbers in those factors, at most
 SEARCHES = 12  # Newton steps of a line search, at most
+
+
+Solved = tuple[Tensor, Tensor, Tensor]  # coefficients, f, converged, each with the problem first
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +72,33 @@ def solve(
     classes = int(y.max()) + 1
     at_once = max(1, LARGEST // (classes * X.shape[1]))  # problems whose logits fit into memory
     # one cell at a time keeps its features in the processor's cache
-    found = [
-        _one_cell(features, labels[some], weights[some], C[some], classes, tol=tol, max_iter=max_iter)
+    found = _side_by_side(
+        partial(_one_cell, features, labels[some], weights[some], C[some], classes, tol=tol, max_iter=max_iter)
         for features in X
         for some in torch.arange(len(labels), device=y.device).split(at_once)
-    ]
+    )
     W, loss, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
     W = W.reshape(*shape, classes, -1)
     return Solution(W[..., :-1], W[..., -1], loss.reshape(shape), converged.reshape(shape))
 
 
+def _side_by_side(calls: Iterable[Callable[[], Solved]]) -> list[Solved]:
+    """The results of the calls, one call a processor core, each on a single thread.
+
+    The products of a cell are short: several threads on one of them wait for each other at every step, and wait long
+    where another program holds a core. Cells side by side never wait.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(lambda call: call(), calls))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _one_cell(
     X: Tensor, labels: Tensor, weights: Tensor, C: Tensor, classes: int, *, tol: float, max_iter: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Solved:
     """Coefficients (problem, class, dim + 1), the intercept last; f and converged, (problem,).
 
     X: (text, dim). labels, weights: (problem, text). C: (problem, 1).
@@ -153,9 +174,9 @@ Pair = tuple[Tensor, Tensor, Tensor]  # step s, change of the gradient t, 1 / s.
 def _factors(R: Tensor, P: Tensor, cost: Tensor, U: Tensor, penalty: Tensor, spread: Tensor) -> Tensor:
     """Cholesky factors of the Hessian's diagonal blocks in the basis U, (problem, class, coordinate, coordinate)."""
     weight = cost[:, None] * ((U * U).mT @ P - (U.mT @ P) ** 2).clamp(min=0)
-    most, rows = weight.topk(max(1, int(SAMPLED * len(R))), sorted=False)
-    blocks = torch.stack([(R[r] * w[:, None]).mT @ R[r] for w, r in zip(most.flatten(0, 1), rows.flatten(0, 1), strict=True)])
-    blocks = blocks.unflatten(0, weight.shape[:2])
+    most, rows = weight.topk(max(1, int(SHARE * len(R))), sorted=False)
+    each = zip(most.flatten(0, 1), rows.flatten(0, 1), strict=True)
+    blocks = torch.stack([(R[some] * w[:, None]).mT @ R[some] for w, some in each]).unflatten(0, weight.shape[:2])
     diagonal = blocks.diagonal(dim1=-2, dim2=-1)
     diagonal.add_((weight.sum(2) - most.sum(2)).clamp(min=0)[..., None] * spread)
     rounding = torch.finfo(R.dtype).eps * diagonal.sum(-1, keepdim=True)  # keeps them positive definite

@@ -65,14 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     register_studies()
     code = 1
     try:
-        app(args=given, prog_name="clsprobe", standalone_mode=False)
-        code = 0
+        code = app(args=given, prog_name="clsprobe", standalone_mode=False) or 0  # typer makes 130 of Ctrl-C by itself
     except InputError as error:
         code = _complain(error, debug)
     except UsageError as error:
         code = _complain(_mended(error, given), debug)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(f"stopped; the same command goes on: clsprobe {shlex.join(given)}", err=True)
         code = 130
     except typer.Exit as stop:
         code = stop.exit_code
@@ -80,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno is None or debug:
             raise
         code = _complain(InputError(str(error.filename or "disk"), str(error.strerror), "Mend it and run again"), debug)
+    if code == 130:
+        typer.echo(f"stopped; the same command goes on: clsprobe {shlex.join(given)}", err=True)
     sys.exit(code)
 
 

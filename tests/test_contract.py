@@ -113,6 +113,11 @@ class MixesLabelSets(LogisticProbe):
         return nats - np.logaddexp.reduce(nats, axis=-1, keepdims=True)
 
 
+class TakesNoLabelForAClass(LogisticProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(X, y % (y.max() + 1), **more)  # -1 becomes the last class
+
+
 class WrongShape(LogisticProbe):
     def log_proba_cells(self, X):
         return super().log_proba_cells(X)[:, 0]
@@ -142,6 +147,7 @@ TWINS = {
     NotANumber: "the probe raised: .*nan",
     Unnormalised: "the probe raised: .*sum to",
     MixesLabelSets: "only another one has",
+    TakesNoLabelForAClass: "spoil a label set|signal was read",
     WrongShape: "the probe raised: .*shape",
     OrdinaryNotANumber: "the probe raised: .*nan",
     Ridge: "the probe raised: .*not a class",

@@ -154,6 +154,6 @@ def test_predictions_agree_with_scikit_learn_on_questions(data_folder):
 
 @pytest.mark.long
 def test_predictions_agree_with_scikit_learn_on_all_questions(data_folder):
-    cells = [(layer, readout) for layer in (0, 2, 4, 5, 6) for readout in ("cls", "token[1]", "mean", "max")]
+    cells = [(0, "mean"), (4, "token[1]"), (5, "cls"), (6, "mean")]
     for cell, C, share in agreement(data_folder, cells, None):
         assert share >= 0.995, (cell, C)

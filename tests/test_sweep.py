@@ -70,7 +70,7 @@ def swept():
     return tasks, results, pd.concat(blocks, ignore_index=True)
 
 
-# ----------------------------------------------------------------------------------------------------------- the tables
+# --------------------------------------------------------------------------------------------------------- the tables
 
 
 def test_every_number_has_one_row(swept):
@@ -167,7 +167,7 @@ def test_the_self_check_can_fail():
     assert "DIFFERS" in told
 
 
-# --------------------------------------------------------------------------------------------- found, and not found
+# ------------------------------------------------------------------------------------------- found, and not found
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -202,7 +202,7 @@ def planted(seed):
 
 @pytest.mark.parametrize("d", [1.0, 2.0])
 def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
-    """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits 1 - E log2 ... by quadrature, both within 3 SE (METHODS.md 2)."""
+    """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits by quadrature, both within 3 SE (METHODS.md 2)."""
     one = task((20_000, 2000, 10_000))
     made = states([one], layers=1, readouts=("mean",), dim=3)
     plant(made.values[0, 0], one, d)
@@ -240,7 +240,7 @@ def test_layer0_mean_stands_only_where_its_cell_was_read():
     assert "layer0_mean" not in set(sweep([one], states([one], readouts=("cls", "max")), PROBES).control)
 
 
-# -------------------------------------------------------------------------------------------------------- who takes part
+# ------------------------------------------------------------------------------------------------------ who takes part
 
 
 def test_texts_too_short_leave_for_every_readout_and_are_counted():
@@ -299,7 +299,7 @@ def test_numbers_are_refused_as_labels():
         sweep([number], states([one]), PROBES)
 
 
-# ------------------------------------------------------------------------------------------------- probes, leaks, memory
+# ----------------------------------------------------------------------------------------------- probes, leaks, memory
 
 
 class FailsInOneCell(LogisticProbe):
