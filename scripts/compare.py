@@ -113,8 +113,12 @@ class AgainstCls(Run):
             ]
         return tuple(exhibits)
 
-    def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
+    def maps(self, projection: pd.DataFrame) -> tuple[Exhibit, ...]:
         """No maps: they stay with `clsprobe run`."""
+        return ()
+
+    def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Nothing is projected where no maps are shown."""
         return super().project([], states, predictions)
 
     def answers(self, measured: Measured) -> dict[str, Answer]:

@@ -43,7 +43,7 @@ log = logging.getLogger("clsprobe")
 
 TABLES = ("results", "predictions", "projection")
 PROJECTED = 1000  # texts of a UMAP
-FLOPS, VALUES = 8e10, 2e6  # a second, measured on two cores: of the encoder, of features through a probe
+FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
 
 
 def _separated(value: Any) -> Any:
@@ -305,7 +305,7 @@ class Run(Study):
         """Sentences a reader should not miss: where the last layer would mislead."""
         from analysis import stats
 
-        told = []
+        falls = []
         for task in table.task.unique():
             rows = self.judged(table[table.task == task])
             subject = self._subject(rows)
@@ -313,12 +313,12 @@ class Run(Study):
             last = int(cells.layer.max())
             if last != subject.layer:
                 end = stats.accuracies(cells[cells.layer == last], ["layer"]).value.iloc[0]
-                told.append(
-                    f"{short(task)}: at the last layer ({last}) {subject.readout} is read at {end:.3f}, at the layer "
-                    f"that dev "
-                    f"chooses ({subject.layer}) at {subject.test:.3f}. The last layer is not the measure of a readout."
+                falls.append(
+                    f"{short(task)}: {subject.readout} {end:.3f} at the last layer ({last}), {subject.test:.3f} at the "
+                    f"one "
+                    f"that dev chooses ({subject.layer})"
                 )
-        return told
+        return [f"The last layer is not the measure of a readout. {'; '.join(falls)}."] if falls else []
 
     # -------------------------------------------------------------------------------------------------------- show
 
@@ -462,9 +462,8 @@ def counted(n: int, what: str) -> str:
 
 
 def short(task: str) -> str:
-    """A task's name as a heading: without its source where that says nothing ("file:trec:coarse" -> "trec: coarse")."""
-    source, _, rest = task.partition(":")
-    return rest.replace(":", ": ") if source == "file" else task.replace(":", ": ")
+    """A task's name as a heading: without its source ("file:trec:coarse" -> "trec: coarse")."""
+    return task.partition(":")[2].replace(":", ": ")
 
 
 def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -142,7 +142,7 @@ def test_a_run_from_a_table_to_a_page(table, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert "What does the [CLS] vector know" in page
     assert "Self-check: layer-0 [CLS]" in page
-    assert "which equals the majority rate" in page
+    assert "equals the majority rate" in page
 
     assert call("run", "--task", f"file:{table}", *SMALL, "--out", out) == 2
     assert "holds a finished run. Pass --overwrite" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_the_page_says_where_the_last_layer_misleads():
         }
     )
     (note,) = Run().note(rows)
-    assert "at the last layer (6) cls is read at 0.750, at the layer that dev chooses (5) at 0.940" in note
+    assert "made: label: cls 0.750 at the last layer (6), 0.940 at the one that dev chooses (5)" in note
     assert Run().note(rows[rows.layer < 6]) == []
 
 
