@@ -154,7 +154,9 @@ def _factors(R: Tensor, P: Tensor, cost: Tensor, U: Tensor, penalty: Tensor, spr
     """Cholesky factors of the Hessian's diagonal blocks in the basis U, (problem, class, coordinate, coordinate)."""
     weight = cost[:, None] * ((U * U).mT @ P - (U.mT @ P) ** 2).clamp(min=0)
     most, rows = weight.topk(max(1, int(SAMPLED * len(R))), sorted=False)
-    blocks = torch.stack([(R[r] * w[:, None]).mT @ R[r] for w, r in zip(most.flatten(0, 1), rows.flatten(0, 1), strict=True)])
+    blocks = torch.stack(
+        [(R[r] * w[:, None]).mT @ R[r] for w, r in zip(most.flatten(0, 1), rows.flatten(0, 1), strict=True)]
+    )
     blocks = blocks.unflatten(0, weight.shape[:2])
     diagonal = blocks.diagonal(dim1=-2, dim2=-1)
     diagonal.add_((weight.sum(2) - most.sum(2)).clamp(min=0)[..., None] * spread)
