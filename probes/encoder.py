@@ -6,8 +6,10 @@
    weights, right padding, eval mode. Without a name it is the embedded MiniLM, every file checked by its SHA-256.
 3. `Encoder.tokenize` -> rows of ids; `Encoder.batch` -> a padded `Batch`; `Encoder.forward` runs it.
 
-Layer 0 is what enters the first block (the embedding output), layer k what leaves block k. `BLOCKS` says where the
-blocks stand in each architecture.
+4. `Encoder.checked` holds what the self-check measured when it was loaded.
+
+Layer 0 is what enters the first block (the embedding output), layer k what leaves block k. `probes.adapters` says where
+that is in each architecture.
 """
 
 from __future__ import annotations
@@ -15,17 +17,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probes.adapters import ADAPTERS, SUPPORTED, Adapter, Point, adapter_of
 from probes.errors import InputError, did_you_mean, unknown
 from probes.readout import Batch, text_seed
 
@@ -44,16 +49,9 @@ _EMBEDDED_FILES = {  # SHA-256 of the published files
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 
-BLOCKS = {  # model_type -> where its transformer blocks are
-    "bert": "encoder.layer",
-    "camembert": "encoder.layer",
-    "distilbert": "transformer.layer",
-    "electra": "encoder.layer",
-    "mpnet": "encoder.layer",
-    "roberta": "encoder.layer",
-    "xlm-roberta": "encoder.layer",
-}
-_POSITIONS_FROM_PAD = {"camembert", "mpnet", "roberta", "xlm-roberta"}  # positions start behind the pad id
+BLOCKS = {kind: adapter.blocks for kind, adapter in ADAPTERS.items()}  # model_type -> where its blocks are
+_DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
+_WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
@@ -72,14 +70,15 @@ _READ = (".json", ".model", ".safetensors", ".txt")  # the files that make a mod
 class Description:
     """What is known of a model before torch is imported.
 
-    layers: blocks above the embedding output (layer 0). max_length: the longest input in tokens, special ones included.
+    depth: the number of blocks that config.json names; `layers`, above the embedding output (layer 0), may be more or
+    fewer where a block is no plain layer. max_length: the longest input in tokens, special ones included.
     revision: the hub's commit, None for a folder of the user's own.
     """
 
     name: str
     folder: Path
     config: dict[str, Any]
-    layers: int
+    depth: int
     dim: int
     max_length: int
     revision: str | None = None
@@ -88,6 +87,21 @@ class Description:
     def model_type(self) -> str:
         """The architecture, as config.json names it."""
         return self.config["model_type"]
+
+    @property
+    def adapter(self) -> Adapter:
+        """How this architecture is read; a guess where it is not known."""
+        return adapter_of(self.model_type)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Where layer 0, 1, ... are read."""
+        return self.adapter.points(self.depth, self.config)
+
+    @property
+    def layers(self) -> int:
+        """Layers above the embedding output."""
+        return len(self.points) - 1
 
     @cached_property
     def digest(self) -> str:
@@ -120,19 +134,22 @@ def describe(name: str | None = None) -> Description:
             raise InputError(f"{shown}/config.json", f"{keys[0]} is {json.dumps(value)}, not a number", "Mend it there")
         return value
 
-    positions = number(512, "max_position_embeddings")
-    if config["model_type"] == "mpnet":
-        positions -= 2  # its first position is 2, whatever the configuration says of padding
-    elif config["model_type"] in _POSITIONS_FROM_PAD:
-        positions -= number(1, "pad_token_id") + 1
+    adapter = adapter_of(config["model_type"])
+    first = ("encoder_layers",) if adapter.part else ()  # num_hidden_layers may be the decoder's
     limit = _read_json(folder / "tokenizer_config.json", shown, default={}).get("model_max_length")
+    limit = limit if isinstance(limit, int | float) and limit > 0 else 10**9
+    if adapter.reserved is None:  # no table that ends: as long as the tokenizer says, 512 where it says nothing
+        positions = 512 if limit > 10**6 else int(limit)
+    else:
+        taken = number(1, "pad_token_id") + 1 if adapter.reserved == "pad" else adapter.reserved
+        positions = number(512, "max_position_embeddings", "n_positions") - taken
     return Description(
         shown,
         folder,
         config,
-        layers=number(None, "num_hidden_layers", "n_layers"),
-        dim=number(None, "hidden_size", "dim"),
-        max_length=int(min(positions, limit)) if isinstance(limit, int | float) and limit > 0 else positions,
+        depth=number(0 if "block_sizes" in config else None, *first, *_DEPTH),
+        dim=number(None, *_WIDTH),
+        max_length=int(min(positions, limit)),
         revision=revision,
     )
 
@@ -179,7 +196,11 @@ def check_device(name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A loaded encoder: `blocks` are the modules whose outputs are layers 1, 2, ...; their first input is layer 0."""
+    """A loaded encoder.
+
+    adapter: where its layers are. blocks: the modules where layers 1, 2, ... are read (mostly they come out of them).
+    untrained: the seed of its random weights, None for the trained ones. checked: what `self_check` measured.
+    """
 
     description: Description
     model: nn.Module
@@ -187,7 +208,31 @@ class Encoder:
     blocks: Sequence[nn.Module]
     device: torch.device
     dtype: torch.dtype
-    untrained: int | None = None  # the seed of its random weights, None for the trained ones
+    untrained: int | None = None
+    adapter: Adapter = ADAPTERS["bert"]
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def points(self) -> list[Point]:
+        """Where layer 0, 1, ... are read, paths from `model`."""
+        found = self.adapter.points(self.description.depth, self.description.config)
+        return [Point(module.removeprefix(f"{self.adapter.part}."), side) for module, side in found]
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm that follows the last layer; None where there is none."""
+        path = self.adapter.norm.removeprefix(f"{self.adapter.part}.")
+        return attrgetter(path)(self.model) if path else None
+
+    @property
+    def cls_id(self) -> int | None:
+        """The id of [CLS], None where the tokenizer has none."""
+        return getattr(self.tokenizer, self.adapter.cls)
+
+    @property
+    def sep_id(self) -> int | None:
+        """The id of the closing special token, None where the tokenizer has none."""
+        return getattr(self.tokenizer, self.adapter.sep)
 
     @property
     def name(self) -> str:
@@ -219,7 +264,7 @@ class Encoder:
         """Rows padded on the right to the longest of them, on the encoder's device."""
         import torch
 
-        shape = len(rows), max([1, *(len(row.ids) for row in rows)])
+        shape = len(rows), max([self.adapter.shortest, *(len(row.ids) for row in rows)])
         ids = np.full(shape, self.tokenizer.pad_token_id or 0, np.int64)
         real, special = np.zeros(shape, bool), np.zeros(shape, bool)
         for i, row in enumerate(rows):
@@ -235,20 +280,26 @@ class Encoder:
             moved(real),
             moved(special),
             moved(seeds),
-            self.tokenizer.cls_token_id,
-            self.tokenizer.sep_token_id,
+            self.cls_id,
+            self.sep_id,
         )
 
     def forward(self, batch: Batch) -> Any:
         """Run the encoder over a batch, without gradients."""
         import torch
 
-        with torch.no_grad():
+        segments = {}
+        if self.adapter.cls_segment:
+            segments["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
+        with torch.no_grad(), _quiet_transformers():
+            if self.adapter.before:
+                self.adapter.before(self.model, batch.ids.shape[1])
             return self.model(
                 input_ids=batch.ids,
                 attention_mask=batch.real.long(),
                 output_hidden_states=False,  # whatever config.json asks for: transformers' own hooks would stay
                 output_attentions=False,
+                **segments,
             )
 
 
@@ -284,6 +335,8 @@ def load_encoder(
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    from probes.extract import confirm, self_check
+
     kind, chosen = getattr(torch, dtype), _choose_device(device)
     with _quiet_transformers():
         with _refused(shown, "its tokenizer cannot be loaded"):
@@ -306,9 +359,28 @@ def load_encoder(
             else:
                 torch.default_generator.manual_seed(untrained)  # torch.manual_seed would move the GPUs' states too
                 model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype=kind)
-    model = model.to(chosen).eval().requires_grad_(False)
-    blocks = model.get_submodule(BLOCKS[described.model_type])
-    return Encoder(described, model, tokenizer, list(blocks), chosen, kind, untrained)
+    adapter = described.adapter
+    known = described.model_type in ADAPTERS
+    if not known:
+        adapter = replace(adapter, blocks=f"{_guess_blocks(described, model)}.*")
+    model = (model.get_submodule(adapter.part) if adapter.part else model).to(chosen).eval().requires_grad_(False)
+    encoder = Encoder(described, model, tokenizer, (), chosen, kind, untrained, adapter)
+    encoder = replace(encoder, blocks=[model.get_submodule(module) for module, _ in encoder.points[1:]])
+    if not known:
+        encoder = replace(encoder, adapter=confirm(encoder))
+    with _refused(shown, "cannot be run"):
+        return replace(encoder, checked=self_check(encoder))
+
+
+def _guess_blocks(described: Description, model: nn.Module) -> str:
+    """The only list of as many modules as config.json names layers. Raises InputError where that is not one."""
+    named = [name for name, module in model.named_modules() if type(module).__name__ == "ModuleList"]
+    lists = [name for name in named if len(list(model.get_submodule(name).children())) == described.depth]
+    if len(lists) != 1:
+        found = f"it has {len(lists)} lists of {described.depth} modules"
+        what = f"model_type '{described.model_type}' is not known, and {found}"
+        raise InputError(described.name, what, SUPPORTED)
+    return lists[0]
 
 
 def _choose_device(name: str) -> torch.device:
@@ -437,8 +509,9 @@ def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None
         codes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
         code = ", ".join(sorted({str(each) for each in codes}))
         raise InputError(name, f"needs its own code ({code}); not run", "Choose an architecture that transformers has")
-    if not isinstance(kind, str) or kind not in BLOCKS:
-        raise InputError(name, f"model_type '{kind}' is not supported", f"Supported: {', '.join(sorted(BLOCKS))}")
+    reads_text = {"vocab_size", "num_hidden_layers", "hidden_size"} <= config.keys()  # else there is nothing to try
+    if not isinstance(kind, str) or (kind not in ADAPTERS and not reads_text):
+        raise InputError(name, f"model_type '{kind}' is not supported", SUPPORTED)
     if config.get("position_embedding_type", "absolute") != "absolute":
         positions = config["position_embedding_type"]
         raise InputError(name, f"has {positions} positions, which transformers no longer runs", "Use another model")
@@ -460,7 +533,7 @@ def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None
         others = {file.rpartition(".")[2].upper() for file in files if file.endswith((".gguf", ".onnx", ".h5"))}
         found = f", only {' and '.join(sorted(others))}" if others else ""
         raise InputError(name, f"has no model.safetensors{found}", "Pass a whole model with safetensors weights")
-    if not files & _TOKENIZERS:
+    if not files & _TOKENIZERS and adapter_of(kind).vocabulary:
         raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")
 
 
@@ -478,11 +551,15 @@ def _refuse_foreign_tokenizer(described: Description, tokenizer: Any) -> None:
 
 def _refuse_foreign_weights(described: Description, report: dict[str, Any]) -> None:
     """Weights that a file lacks would be random; those of blocks that config.json does not know would be left out."""
-    blocks = BLOCKS[described.model_type]
+    adapter = described.adapter
+    numbered = re.escape(adapter.blocks.partition(".*")[0])
+    blocks = re.compile(rf"(^|\.){numbered}\.[0-9]+\.")
+    read = (f"{adapter.part}.", "shared.") if adapter.part else ("",)  # a decoder is not read
+    lacking = (key for key in report["missing_keys"] if key.startswith(read) and not key.startswith("pooler."))
     faults = (
-        ("its weights lack", (key for key in report["missing_keys"] if not key.startswith("pooler."))),
+        ("its weights lack", lacking),
         ("its weights have another shape than config.json says:", (key for key, *_ in report["mismatched_keys"])),
-        ("config.json does not know of", (key for key in report["unexpected_keys"] if blocks in key)),
+        ("config.json does not know of", (key for key in report["unexpected_keys"] if blocks.search(key))),
     )
     for what, keys in faults:
         if names := sorted(keys):

@@ -7,7 +7,8 @@ is a distribution with all its weight on one token); `Max` is the one readout he
    from these masks, never from a fixed index.
 2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text that lacks the position gives NaN, and
    `Readout.present(batch)` says so beforehand.
-3. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
+3. `Normed` is another readout after the norm that follows the last layer.
+4. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
 
 Torch is imported by the methods, not by the module, so that names are checked without it.
 """
@@ -181,13 +182,31 @@ class Max(Readout):
         return hidden.where(batch.real[..., None], -torch.inf).amax(1)
 
 
+class Normed(Readout):
+    """Another readout, after the model's final norm: ``cls+norm``. Only the last layer has it.
+
+    `read` is given the normed hidden states; where the norm is, only the encoder knows.
+    """
+
+    suffix = "+norm"
+
+    def __init__(self, of: Readout) -> None:
+        self.of, self.name = of, f"{of.name}{self.suffix}"
+
+    def present(self, batch: Batch) -> Tensor:
+        return self.of.present(batch)
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return self.of.read(hidden, batch)
+
+
 NAMED: dict[str, type[Readout]] = {kind.name: kind for kind in (Cls, Sep, RandomToken, Mean, Max)}
 
 
 def parse(names: Iterable[str | Readout]) -> list[Readout]:
     """Readouts from their names; ``token1`` and ``token-1`` are accepted for ``token[1]`` and ``token[-1]``.
 
-    A Readout among the names stays as it is.
+    ``cls+norm`` is cls after the model's final norm. A Readout among the names stays as it is.
     Raises InputError for an unknown name, ``token[0]``, a name given twice, and an empty list.
     """
     readouts: list[Readout] = []
@@ -202,6 +221,9 @@ def parse(names: Iterable[str | Readout]) -> list[Readout]:
 
 
 def _named(name: str) -> Readout:
+    plain = name.removesuffix(Normed.suffix)
+    if plain != name and not plain.endswith(Normed.suffix):
+        return Normed(_named(plain))
     token = re.fullmatch(r"token(\[)?(-?[0-9]{1,6})(?(1)\])", name)
     if token and (k := int(token[2])):
         return Token(k)

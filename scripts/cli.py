@@ -367,6 +367,7 @@ def _list_readouts() -> dict[str, str]:
         "random": "one content token, drawn by the text",
         "mean": "mean over all real tokens",
         "max": "maximum of every coordinate over all real tokens",
+        "cls+norm": "cls, or any other, after the norm that follows the last layer, where the model has one",
     }
 
 

@@ -420,7 +420,8 @@ class Run(Study):
         from clsprobe.poolings import Poolings
         from clsprobe.positions import Positions
 
-        others = [kind(**self.model_dump()) for kind in (Positions, Poolings) if kind.can_judge(self.ready.readouts)]
+        read = measured.predictions.readout.unique().tolist()  # fewer than asked for where the model has no [CLS]
+        others = [kind(**self.model_dump()) for kind in (Positions, Poolings) if kind.can_judge(read)]
         once = replace(measured, notes=[])  # what holds for the whole measurement is said in the first answer
         return {"run": self.answer(measured)} | {type(s).__name__.lower(): s.answer(once) for s in others}
 

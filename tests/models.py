@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, CanineTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 KINDS = ("bert", "roberta", "distilbert", "mpnet", "electra", "xlm-roberta", "camembert")
 _PLAIN = "the a cat dog dogs bird sees sleep sleeps sleeping runs red blue very big in on house tree sep cls s"
@@ -33,47 +33,121 @@ TEXTS = (
 )
 
 
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+# What the configurations of the other families name their parts, and what each of them needs beside that.
+_PLAIN_SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+_SHAPES = {
+    "distilbert": ("n_layers", "n_heads", "dim", "hidden_dim"),
+    "bart": ("encoder_layers", "encoder_attention_heads", "d_model", "encoder_ffn_dim"),
+    "funnel": ("", "n_head", "d_model", "d_inner"),
+    "xlnet": ("n_layer", "n_head", "d_model", "d_inner"),
+    "xlm": ("n_layers", "n_heads", "emb_dim", ""),
+    "flaubert": ("n_layers", "n_heads", "emb_dim", ""),
+    "t5": ("num_layers", "num_heads", "d_model", "d_ff"),
+    "gpt2": ("n_layer", "n_head", "n_embd", "n_inner"),
+    "opt": ("num_hidden_layers", "num_attention_heads", "hidden_size", "ffn_dim"),
+}
+_DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 20}
+_MORE = {
+    "albert": {"embedding_size": 8, "inner_group_num": 1},
+    "albert-2": {"embedding_size": 8, "inner_group_num": 2},
+    "bart": {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32},
+    "big_bird": {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1},
+    "canine": {"local_transformer_stride": 4, "num_hash_functions": 2, "num_hash_buckets": 50},
+    "convbert": {"embedding_size": DIM, "head_ratio": 1, "conv_kernel_size": 3},
+    "deberta": _DISENTANGLED,
+    "deberta-v2": _DISENTANGLED,
+    "deberta-v2-conv": _DISENTANGLED | {"conv_kernel_size": 3},
+    "electra": {"embedding_size": 8},
+    "eurobert": {"num_key_value_heads": 2},
+    "flaubert-pre": {"pre_norm": True},
+    "funnel": {
+        "block_sizes": [3, 1],
+        "block_repeats": [1, 1],
+        "architectures": ["FunnelModel"],
+        "d_head": 8,
+        "num_decoder_layers": 1,
+    },
+    "llama": {"num_key_value_heads": 2},
+    "longformer": {"attention_window": 4},
+    "mobilebert": {"embedding_size": DIM, "intra_bottleneck_size": DIM},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 4},
+    "opt": {"word_embed_proj_dim": DIM},
+    "rembert": {"input_embedding_size": 8},
+    "squeezebert": {"embedding_size": DIM},
+    "t5": {"d_kv": 8, "num_decoder_layers": 1},
+}
+
+# Every architecture of probes.adapters; a few of them twice, in two shapes ("albert-2" is an ALBERT).
+SHAPES = (
+    *KINDS, "albert", "albert-2", "bart", "big_bird", "canine", "convbert", "deberta", "deberta-v2", "deberta-v2-conv",
+    "eurobert", "flaubert", "flaubert-pre", "fnet", "funnel", "gpt2", "llama", "longformer", "megatron-bert",
+    "mobilebert", "modernbert", "nomic_bert", "nystromformer", "opt", "rembert", "roberta-prelayernorm", "squeezebert",
+    "t5", "xlm", "xlnet", "yoso",
+)  # fmt: skip
+# What the tokenizers of these put around a text; the others have [CLS] $A [SEP] or <s> $A </s>.
+_AROUND = {"gpt2": "$A", "llama": "<s> $A", "opt": "</s> $A", "t5": "$A </s>", "xlnet": "$A </s> <s>"}
+_NO_CLS = ("gpt2", "llama", "opt", "t5")
+_ROBERTAS = (
+    "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "longformer", "bart", "xlm", "flaubert", *_AROUND
+)  # fmt: skip
+
+
+def model_type(shape: str) -> str:
+    """The architecture of a shape."""
+    for end in ("-2", "-conv", "-pre"):
+        shape = shape.removesuffix(end) if shape != "deberta-v2" else shape
+    return shape
+
+
+def tokenizer(shape: str) -> PreTrainedTokenizerBase:
     """WordPiece with [CLS] and [SEP] for the BERT family, WordLevel with <s> and </s> for the RoBERTa family."""
-    if kind in ("bert", "distilbert", "electra"):
-        pad, unk, cls, sep, mask = special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    else:
+    kind = model_type(shape)
+    if kind == "canine":
+        return CanineTokenizer(model_max_length=POSITIONS)
+    word_level = kind in _ROBERTAS
+    if word_level or kind == "mpnet":
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         cls, pad, sep, unk, mask = special
+    else:
+        pad, unk, cls, sep, mask = special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
-    word_level = kind in ("roberta", "xlm-roberta", "camembert")
     inner = (models.WordLevel if word_level else models.WordPiece)(vocabulary, unk_token=unk)
     fast = Tokenizer(inner)
     fast.normalizer = normalizers.Lowercase()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])]
+        single=_AROUND.get(kind, f"{cls} $A {sep}"), special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask
-    )
+    named = {"pad_token": pad, "unk_token": unk, "mask_token": mask, "cls_token": cls, "sep_token": sep}
+    if kind in ("xlm", "flaubert"):  # </s> is what they call both, but a text begins with <s>
+        named |= {"cls_token": sep, "bos_token": cls}
+    elif kind in _NO_CLS:
+        named = {"unk_token": unk, "bos_token": cls, "eos_token": sep}
+        named |= {"pad_token": pad} if kind in ("t5", "opt") else {}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **named)
 
 
-def config(kind: str, layers: int = 3) -> Any:
+def config(shape: str, layers: int = 3) -> Any:
     """A configuration of three layers of 16 dimensions; ELECTRA's embeddings have 8."""
-    spoken = tokenizer(kind)
-    depth = {"n_layers": layers, "n_heads": 2, "dim": DIM, "hidden_dim": 32}
-    if kind != "distilbert":
-        depth = {
-            "num_hidden_layers": layers,
-            "num_attention_heads": 2,
-            "hidden_size": DIM,
-            "intermediate_size": 32,
-            **({"embedding_size": 8} if kind == "electra" else {}),
-        }
-    return AutoConfig.for_model(
+    kind, spoken = model_type(shape), tokenizer(shape)
+    named = _SHAPES.get(kind, _PLAIN_SHAPE)
+    sizes = {name: size for name, size in zip(named, (layers, 2, DIM, 32), strict=True) if name}
+    ids = {f"{name}_token_id": getattr(spoken, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    if kind in ("xlm", "flaubert"):
+        ids["pad_index"] = spoken.pad_token_id
+    if kind != "xlnet":  # it has no table of positions
+        sizes["max_position_embeddings"] = POSITIONS
+    if kind != "canine":
+        sizes["vocab_size"] = len(spoken)
+    made = AutoConfig.for_model(
         kind,
-        **depth,
-        vocab_size=len(spoken),
-        max_position_embeddings=POSITIONS,
-        pad_token_id=spoken.pad_token_id,
-        initializer_range=0.3,
+        **sizes,
+        **ids,
+        **{**_MORE.get(kind, {}), **_MORE.get(shape, {})},
     )
+    made.initializer_range = 0.3  # also where its class does not know of it
+    return made
 
 
 def save(kind: str, folder: Path, layers: int = 3) -> Path:

@@ -23,6 +23,7 @@ FLOORS = (
         "probes.control",
         "probes.metric",
         "probes.readout",
+        "probes.adapters",
     ),
     ("probes.encoder", "probes.extract", "probes.store"),
     ("probes.base",),
