@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
+OUT = Path("out") / "bench"  # the runs stay there to be looked at
 EXPECTED = {(6, "mean"): 0.90, (6, "cls"): 0.75, (6, "token[1]"): 0.93, (5, "cls"): 0.94, (4, "token[1]"): 0.95}
 AGREED = ((0, "mean"), (1, "sep"), (3, "random"), (4, "token[1]"), (5, "cls"), (6, "cls"), (6, "mean"), (6, "max"))
 
@@ -28,7 +28,9 @@ AGREED = ((0, "mean"), (1, "sep"), (3, "random"), (4, "token[1]"), (5, "cls"), (
 def clsprobe(*arguments: str) -> float:
     """Seconds that a command takes in a process of its own."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "clsprobe", *arguments, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "clsprobe", *arguments, "--overwrite", "--quiet"], check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
@@ -78,10 +80,9 @@ def agreement() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"clsprobe demo                 {clsprobe('demo', '--out', folder + '/demo'):7.1f} s   (at most 300)")
-        if (DATA / "trec").is_dir():
-            trec(Path(folder) / "trec")
-            agreement()
-        else:
-            print(f"no TREC in {DATA}: set CLSPROBE_DATA for the rest")
+    print(f"clsprobe demo                 {clsprobe('demo', '--out', str(OUT / 'demo')):7.1f} s   (at most 300)")
+    if (DATA / "trec").is_dir():
+        trec(OUT / "trec")
+        agreement()
+    else:
+        print(f"no TREC in {DATA}: set CLSPROBE_DATA for the rest")
