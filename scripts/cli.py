@@ -221,6 +221,8 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     verdicts = {key: answer.verdict.outcome for key, answer in finished.answers.items()}
     folder.finish({**finished.facts, "failed": list(finished.failures), "verdicts": verdicts})
     for answer in finished.answers.values():
+        for note in answer.notes:
+            log.info("note: %s", note)
         log.info(
             "\n%s\n  %s (%s). %s", answer.question, answer.verdict.outcome, _effect(answer), answer.verdict.because
         )

@@ -431,8 +431,8 @@ class Run(Study):
             log.info("going on: the measurement in %s is complete", folder.path)
             measured = Measured(**{name: folder.load(name) for name in TABLES}, **kept)
         else:
-            folder.begin()
             measured = self.measured()
+            folder.begin()  # only now: an error about a text too long leaves nothing behind
             for name in TABLES:
                 folder.save(name, getattr(measured, name))
             kept = {name: getattr(measured, name) for name in ("facts", "notes", "failures")}

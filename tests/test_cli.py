@@ -95,6 +95,21 @@ def test_mistakes_and_help_import_no_torch_and_answer_at_once(table):
         assert done.returncode == expected, (arguments, done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--readouts", "cls,token[40]"], r"token\[40\]: 50 of 50 texts are shorter\. Leave this readout out"),
+        (["--max-length", "5"], r"--long-rows error: 50 texts exceed 5 tokens .*Pass --long-rows truncate or drop"),
+    ],
+)
+def test_what_only_the_tokenizer_sees_leaves_nothing_behind(arguments, message, table, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ("run", "--task", f"file:{table}", "--layers", "0", "--max-texts", "50", "--quiet")
+    assert call(*command, *arguments, "--out", out) == 2
+    assert re.fullmatch(rf"error: {message}.*\n", capsys.readouterr().err)
+    assert not out.exists()
+
+
 def test_dashes_and_underscores_are_the_same(table, capsys):
     assert call("run", "--task", f"file:{table}", "--label_column", "label", "--max_texts=50", "--dry_run") == 0
     assert "file:d:label: 50 texts, 2 classes" in capsys.readouterr().out
