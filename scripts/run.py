@@ -481,12 +481,16 @@ def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As the page shows settings: lists in one line, and no line for what was not asked for."""
-    return {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in values.items()
-        if value not in (None, False)
-    }
+    """As the page shows settings: lists and figures in one line, and no line for what was not asked for."""
+    return {name: _line(value) for name, value in values.items() if value not in (None, False)}
+
+
+def _line(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {v:.2g}" if isinstance(v, float) else f"{name} {v}" for name, v in value.items())
+    return value
 
 
 if __name__ == "__main__":
