@@ -190,9 +190,8 @@ ADAPTERS: dict[str, Adapter] = {  # by model_type
     "megatron-bert": Adapter("encoder.layer.*", norm="encoder.ln"),
     "mobilebert": Adapter("encoder.layer.*", leaks="its embeddings look at the neighbours of each token"),
     "modernbert": Adapter("layers.*", norm="final_norm"),
-    "mpnet": Adapter(
-        "encoder.layer.*", reserved=2
-    ),  # its first position is 2, whatever the configuration says of padding
+    # its first position is 2, whatever the configuration says of padding
+    "mpnet": Adapter("encoder.layer.*", reserved=2),
     "nomic_bert": Adapter("layers.*"),
     "nystromformer": Adapter("encoder.layer.*", leaks="its convolution reaches into the padding"),
     "opt": Adapter("decoder.layers.*", norm="decoder.final_layer_norm", note=_DECODER_NOTE),

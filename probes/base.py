@@ -2,8 +2,9 @@
 
 1. A `CellProbe` fits many cells (layer, readout) and many label sets at once: you write `fit_cells` and one of
    `log_proba_cells` and `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these: one cell, one
-set. 2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by
-cell. 3. `check_probe` is the contract a probe must keep; plug-in authors run it in their own tests.
+   set.
+2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by cell.
+3. `check_probe` is the contract a probe must keep; plug-in authors run it in their own tests.
 """
 
 from __future__ import annotations

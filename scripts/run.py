@@ -229,7 +229,7 @@ class Run(Study):
         return states
 
     def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Columns task, panel, x, y, label, text, row, trustworthiness: the test texts at the layers chosen on dev."""
+        """Columns task, panel, x, y, label, text, row: the test texts at the layers chosen on dev."""
         import numpy as np
         import pandas as pd
 
@@ -271,10 +271,11 @@ class Run(Study):
     # ------------------------------------------------------------------------------------------------------- judge
 
     def judged(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """The rows of the probe that is judged, with the baselines."""
+        """The rows of the probe that is judged, with the baselines; an untrained encoder is read by that probe too."""
         from analysis.choose import BASELINES
 
-        return predictions[predictions.probe.isin([self.probes[0], "none"]) | predictions.control.isin(BASELINES)]
+        read = predictions.control.isin(BASELINES) & (predictions.control != "untrained")
+        return predictions[(predictions.probe == self.probes[0]) | read]
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""

@@ -81,6 +81,16 @@ def test_run_judges_cls_against_the_best_baseline():
     assert Run().judge(made(0.5, 0.9, bag=0.7)).outcome == "no"
 
 
+def test_an_untrained_encoder_is_read_by_the_probe_that_is_judged():
+    rows = predictions(
+        {("none", 3, "cls"): (first(0.8), first(0.8)), ("untrained", 3, "cls"): (first(0.6), first(0.6))}
+    )
+    other = rows.assign(probe="other:Probe")
+    other.loc[other.control == "untrained", "predicted"] = other.label  # always right
+    verdict = Run(probes="logistic,other:Probe").judge(pd.concat([rows, other]))
+    assert (verdict.outcome, round(verdict.effect, 3)) == ("yes", 0.2)
+
+
 def test_the_page_says_where_the_last_layer_misleads():
     rows = predictions(
         {
