@@ -174,7 +174,7 @@ def _blocks(
     for one in filter(partial(_of_seed, seed=seed), states):
         sets = ["none", *controls] if one.source["control"] == "none" else [one.source["control"]]
         y, at = np.stack(real[: len(sets)], 1), one.rows(texts)
-        size = max(1, CHUNK // max(1, len(train) * one.values.shape[-1] * 4))
+        size = max(1, CHUNK // max(1, len(train) * one.dim * 4))
         for name, probe in probes.items():
             for start in range(0, len(one.cells), size):
                 cells = one.cells[start : start + size]

@@ -22,8 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from importlib.util import find_spec
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,26 +240,37 @@ class Encoder:
         """As the user gave it."""
         return self.description.name
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[Row]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
         """Ids of every text, special tokens added; literal special tokens in a text stay text.
 
         max_length: cut longer texts to so many tokens, keeping the special ones; None keeps their full length.
         """
-        rows = []
-        for start in range(0, len(texts), 1000):
-            part = [texts[i] for i in range(start, min(start + 1000, len(texts)))]
-            coded = self.tokenizer(
-                part,
-                split_special_tokens=True,
-                return_special_tokens_mask=True,
-                padding=False,
-                truncation=max_length is not None,
-                max_length=max_length,
-                verbose=False,
-            )
-            for text, ids, special in zip(part, coded["input_ids"], coded["special_tokens_mask"], strict=True):
-                rows.append(Row(np.array(ids, np.int32), np.array(special, bool), text_seed(text)))
+        parts = [
+            self._coded([texts[i] for i in range(at, min(at + 1000, len(texts)))]) for at in range(0, len(texts), 1000)
+        ]
+        rows = Rows.joined([*parts, Rows.empty()])
+        if max_length is not None and (long := np.flatnonzero(rows.full > max_length)).size:
+            rows = rows.with_cut(long, self._coded([texts[int(i)] for i in long], max_length))
         return rows
+
+    def _coded(self, texts: list[str], max_length: int | None = None) -> Rows:
+        coded = self.tokenizer(
+            texts,
+            split_special_tokens=True,
+            return_special_tokens_mask=True,
+            padding=False,
+            truncation=max_length is not None,
+            max_length=max_length,
+            verbose=False,
+        )
+        lengths = np.fromiter(map(len, coded["input_ids"]), np.int32, len(texts))
+        return Rows(
+            np.fromiter(chain.from_iterable(coded["input_ids"]), np.int32, lengths.sum()),
+            np.fromiter(chain.from_iterable(coded["special_tokens_mask"]), bool, lengths.sum()),
+            np.fromiter(map(text_seed, texts), np.int64, len(texts)),
+            lengths,
+            lengths,
+        )
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded on the right to the longest of them, on the encoder's device."""
@@ -312,6 +324,65 @@ class Row:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Row]):
+    """Tokenized texts, packed end to end: a few bytes a token, where lists of small arrays take hundreds a text.
+
+    ids, special: (token,) of all texts. seeds, lengths: (text,). full: (text,) lengths before any cut.
+    """
+
+    ids: np.ndarray
+    special: np.ndarray
+    seeds: np.ndarray
+    lengths: np.ndarray
+    full: np.ndarray
+
+    @classmethod
+    def empty(cls) -> Rows:
+        """No text."""
+        none = np.zeros(0, np.int32)
+        return cls(none, none.astype(bool), none.astype(np.int64), none, none)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The texts of all parts, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    def with_cut(self, which: np.ndarray, cut: Rows) -> Rows:
+        """The same texts, those of `which` in the form `cut`; `full` stays."""
+        lengths = self.lengths.copy()
+        lengths[which] = cut.lengths
+        ends = self._ends
+        keep = np.ones(len(self.ids), bool)
+        for i in which:
+            keep[ends[i] - self.lengths[i] + lengths[i] : ends[i]] = False
+        ids, special = self.ids[keep], self.special[keep]
+        ends = np.cumsum(lengths)
+        for i, row in zip(which, cut, strict=True):
+            ids[ends[i] - lengths[i] : ends[i]], special[ends[i] - lengths[i] : ends[i]] = row.ids, row.special
+        return Rows(ids, special, self.seeds, lengths, self.full)
+
+    def digests(self) -> np.ndarray:
+        """(text,) a 64-bit digest of the ids of each: equal for texts that the encoder cannot tell apart."""
+        coded = (blake2b(row.ids.tobytes(), digest_size=8).digest() for row in self)
+        return np.fromiter((int.from_bytes(each, "little", signed=True) for each in coded), np.int64, len(self))
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        part = slice(self._ends[i] - self.lengths[i], self._ends[i])
+        return Row(self.ids[part], self.special[part], int(self.seeds[i]))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
 def load_encoder(
     name: str | Description | None = None,
     *,
@@ -335,7 +406,7 @@ def load_encoder(
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from probes.extract import confirm, self_check
+    from probes.selfcheck import confirm, self_check
 
     kind, chosen = getattr(torch, dtype), _choose_device(device)
     with _quiet_transformers():
@@ -393,6 +464,16 @@ def _choose_device(name: str) -> torch.device:
             "--device cuda", "this build of torch has no CUDA", "Use --device cpu, or install a CUDA build"
         )
     return torch.device(name)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the device that this name chooses multiplies in bfloat16 by itself."""
+    import torch
+
+    kind = _choose_device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "mps" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _has_cuda_driver() -> bool:

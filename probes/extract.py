@@ -1,40 +1,54 @@
 """Hidden states of every layer, reduced to readouts while the encoder runs.
 
 1. `tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
-2. `self_check` measures, when an encoder is loaded, what padding, order and repetition change; `confirm` tries a guess
-   of where an unknown architecture has its layers.
-3. `plan` sorts the texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
+2. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
    leaks, a batch holds texts of one length only.
-4. `Extractor` tokenizes, runs every batch once, reads all readouts inside the hooks and puts the vectors back in the
-   order of the texts. Only the readouts are kept, never the activations.
-5. `States` gives them out as cells: (text, dim) for a layer and a readout.
+3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
+   make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
+   only they are kept, never the activations, and no more than two windows and three shards are in memory.
+4. Shards that a cache holds are not made again: that is all there is to resuming, and to sharing a cache.
+5. A batch that does not fit in memory is halved, down to one row.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import platform
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from probes.adapters import SUPPORTED, Adapter, Point
-from probes.encoder import Encoder, Row, check_layers, parse_layers
+from probes.adapters import Point
+from probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
 from probes.errors import InputError, named_rows
 from probes.readout import DEFAULT, Normed, Readout, parse
+from probes.store import Memory, States, Store, name_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor, nn
 
+__all__ = ["Extractor", "States", "plan", "tap"]
+
 Read = Callable[[int, "Tensor"], None]
+
+WINDOW = 16_384  # texts that are tokenized and sorted together
+SHARD = 64 << 20  # bytes of vectors in a file
+BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
+MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
+COMPARED = 32  # texts on which half precision is compared with float32
 
 
 @contextmanager
@@ -98,7 +112,7 @@ def _shown(point: Point) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Within the block no module drops out; afterwards each is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -109,151 +123,36 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-_CHECKED = ("A cat sees the dog that sleeps in the red house.", "The birds sing.")
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the largest number of a layer
-
-
-def self_check(encoder: Encoder) -> dict[str, Any]:
-    """What padding, order and repetition change at any token of two texts, at the layer where they change most.
-
-    padded: each text alone against both in one batch; order: both against both the other way round; twice: the same
-    again. Each is the largest difference over the largest number of the layer, None where that is not finite.
-    leaks: whether padding reaches the real tokens, which an architecture may be known for (`Adapter.leaks`).
-    Empty where the model has no room for a text.
-    """
-    limit = encoder.description.max_length
-    if limit <= len(encoder.tokenize([""])[0].ids):
-        return {}
-    rows = [row for text in _CHECKED for row in encoder.tokenize([text], limit)]
-
-    def states(rows: list[Row]) -> list[Tensor]:
-        seen: list[Tensor] = []
-        with tap(encoder, lambda layer, hidden: seen.append(hidden.float().clone())):
-            encoder.forward(encoder.batch(rows))
-        if len(seen) != len(encoder.points):
-            raise RuntimeError(f"{type(encoder.model).__name__} ran {len(seen)} layers of {len(encoder.points)}")
-        return seen
-
-    def real(seen: list[Tensor], *order: int) -> list[Tensor]:
-        """(token, dim) of every layer: the texts of a batch, which stand there in this order, without padding."""
-        return [torch.cat([hidden[i, : len(rows[row].ids)] for i, row in enumerate(order)]) for hidden in seen]
-
-    def apart(one: list[Tensor], other: list[Tensor]) -> float | None:
-        """The same tokens twice, layer by layer."""
-        change = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(one, other, strict=True)]).max()
-        return change.item() if change.isfinite() else None
-
-    first, second = (real(states([row]), i) for i, row in enumerate(rows))
-    alone = [torch.cat(pair) for pair in zip(first, second, strict=True)]
-    both, swapped, again = states(rows), states(rows[::-1]), states(rows)
-    found = {
-        "padded": apart(real(both, 0, 1), alone),
-        "order": apart(real([hidden.flip(0) for hidden in swapped], 0, 1), real(both, 0, 1)),
-        "twice": apart(real(again, 0, 1), real(both, 0, 1)),
-    }
-    tolerance = TOLERANCE[encoder.dtype]
-    leaks = bool(encoder.adapter.leaks) or not all(v is not None and v <= tolerance for v in found.values())
-    return found | {"tolerance": tolerance, "leaks": leaks}
-
-
-def confirm(encoder: Encoder) -> Adapter:
-    """The adapter of an encoder whose layers were guessed, with its final norm if it has one.
-
-    Raises InputError unless the self-check holds, every layer shows itself once, and the last one is what the model
-    returns, as it is or after one of the model's norms.
-    """
-    seen: list[Tensor] = []
-    try:
-        checked = self_check(encoder)
-        (row,) = encoder.tokenize(_CHECKED[:1], encoder.description.max_length)
-        with tap(encoder, lambda layer, hidden: seen.append(hidden)):
-            output = encoder.forward(encoder.batch([row]))[0]
-        if not all(checked[name] is not None and checked[name] <= checked["tolerance"] for name in ("order", "twice")):
-            raise ValueError("the same text does not give the same vectors")
-        if torch.equal(seen[-1], output):
-            return encoder.adapter
-        for path, module in reversed(list(encoder.model.named_modules())):  # a final norm is the last
-            inside = f"{path}.".startswith(encoder.adapter.blocks.removesuffix("*"))
-            if "norm" in type(module).__name__.lower() and not inside and torch.equal(module(seen[-1]), output):
-                return replace(encoder.adapter, norm=path)
-        raise ValueError("its last block is not what it returns")
-    except Exception as error:  # whatever a model says that was not made for this
-        why = (str(error) or type(error).__name__).splitlines()[0][:120]
-    raise InputError(
-        encoder.name,
-        f"model_type '{encoder.description.model_type}' is not known, and a guess at its layers fails ({why})",
-        SUPPORTED,
-    )
-
-
-def plan(lengths: np.ndarray, max_tokens: int, *, equal: bool = False) -> list[np.ndarray]:
+def plan(lengths: np.ndarray, max_tokens: int, *, equal: bool = False, max_rows: int | None = None) -> list[np.ndarray]:
     """Batches of row numbers: longest texts first, each batch filled until rows x longest reaches `max_tokens`.
 
-    lengths: (text,) tokens. equal: a batch holds texts of one length only, so that nothing is padded. Ties keep the
-    order of the texts, so equal lengths give equal plans. A text longer than the budget has a batch of its own.
+    lengths: (text,) tokens. equal: a batch holds texts of one length only, so that nothing is padded. max_rows: in a
+    batch at most. Ties keep the order of the texts, so equal lengths give equal plans. A text longer than the budget
+    has a batch of its own.
     """
     order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
     batches, start = [], 0
     while start < len(order):
-        longest = lengths[order[start]]
-        size = max(1, max_tokens // max(1, int(longest)))
+        longest = int(ordered[start])
+        size = min(max(1, max_tokens // max(1, longest)), max_rows or len(order))
         if equal:
-            size = min(size, int((lengths == longest).sum() - (lengths[order[:start]] == longest).sum()))
+            size = min(size, int(np.searchsorted(-ordered, -longest, side="right")) - start)
         batches.append(order[start : start + size])
         start += size
     return batches
-
-
-@dataclass(frozen=True, eq=False)
-class States:
-    """Vectors of every text at every (layer, readout).
-
-    texts: (text,) what was encoded. present: (readout, text) False where a text is too short for a readout; its vector
-    is NaN there. truncated: rows cut to the longest input. source: model, control ("none" or "untrained"), seed of
-    untrained weights, digests, versions, the self-check. last: the model's last layer; only it has ``+norm`` readouts.
-    """
-
-    texts: Sequence[str] = field(repr=False)
-    layers: tuple[int, ...]
-    readouts: tuple[str, ...]
-    present: np.ndarray
-    truncated: np.ndarray
-    source: dict[str, Any]
-    values: np.ndarray = field(repr=False)  # (layer, readout, text, dim) float32
-    last: int = 0
-
-    def cell(self, layer: int, readout: str) -> np.ndarray:
-        """(text, dim) float32, in the order of the texts. Raises KeyError for a cell that was not read."""
-        if (layer, readout) not in self.cells:
-            raise KeyError(f"no cell ({layer}, {readout!r}); layers {self.layers}, readouts {self.readouts}")
-        return self.values[self.layers.index(layer), self.readouts.index(readout)]
-
-    def rows(self, texts: Sequence[str]) -> np.ndarray:
-        """(text,) where each of `texts` stands among the encoded ones. Raises KeyError for one that was not encoded."""
-        return np.array([self._index[text] for text in texts], np.int64)
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {text: row for row, text in enumerate(self.texts)}
-
-    @cached_property
-    def cells(self) -> list[tuple[int, str]]:
-        """Every (layer, readout), layers first."""
-        every = ((layer, readout) for layer in self.layers for readout in self.readouts)
-        return [(layer, name) for layer, name in every if layer == self.last or not name.endswith(Normed.suffix)]
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 class Extractor:
     """Texts in, `States` out.
 
     readouts: names or Readouts; the default ones are those of `DEFAULT` that the model has. layers: "all", layer
-    numbers (0 = embedding output), or what `parse_layers` reads. max_tokens_per_batch: padded tokens in a batch.
-    max_length: longest input in tokens, special ones included, at most the model's own limit. long_rows: what happens
-    to longer texts: "error", or "truncate" them, keeping the special tokens. Where padding leaks (`self_check`), texts
-    are batched by equal length. Raises InputError for a layer or readout that the model lacks.
+    numbers (0 = embedding output), or what `parse_layers` reads. max_tokens_per_batch: padded tokens in a batch,
+    default by device. max_length: longest input in tokens, special ones included, at most the model's own limit.
+    long_rows: what happens to longer texts: "error", or "truncate" them, keeping the special tokens. cache: a folder
+    (`store.cache_folder`) where the vectors are kept and found again; without one they stay in memory. Where padding
+    leaks (`self_check`), texts are batched by equal length. Raises InputError for a layer or readout that the model
+    lacks.
     """
 
     def __init__(
@@ -262,19 +161,21 @@ class Extractor:
         readouts: Sequence[str | Readout] = DEFAULT,
         *,
         layers: str | Sequence[int] = "all",
-        max_tokens_per_batch: int = 4096,
+        max_tokens_per_batch: int | None = None,
         max_length: int | None = None,
         long_rows: Literal["truncate", "error"] = "error",
+        cache: Path | None = None,
     ) -> None:
         self.encoder = encoder
         if isinstance(layers, str):
             layers = parse_layers(layers, encoder.description)
         self.last = len(encoder.points) - 1
         self.layers = check_layers(layers, self.last)
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_tokens_per_batch = max_tokens_per_batch or BUDGET[encoder.device.type]
         limit = encoder.description.max_length
         self.max_length = limit if max_length is None else min(max_length, limit)
         self.long_rows = long_rows
+        self.cache = cache
         added = encoder.tokenize([""])[0].ids
         if self.max_length <= len(added):
             special = f"{len(added)} special tokens leave no room for text"
@@ -283,6 +184,13 @@ class Extractor:
         self.readouts = parse(name for name in readouts if tuple(readouts) != DEFAULT or name not in lacking)
         self._check_readouts(lacking)
         self.leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
+        self._cells = [  # (layer, readout, its number), layers first
+            (layer, readout, number)
+            for layer in self.layers
+            for number, readout in enumerate(self.readouts)
+            if layer == self.last or not isinstance(readout, Normed)
+        ]
+        self._row_bytes = len(self._cells) * encoder.description.dim * 4
 
     def _check_readouts(self, lacking: set[str]) -> None:
         encoder = self.encoder
@@ -301,97 +209,290 @@ class Extractor:
                 )
 
     def __call__(self, texts: Sequence[str]) -> States:
-        """Encode every text once. Raises InputError for texts too long or vectors that are not finite."""
-        rows, truncated = self._tokenize(texts)
-        shape = len(self.layers), len(self.readouts), len(texts), self.encoder.description.dim
-        values = np.empty(shape, np.float32)
-        present = np.ones((len(self.readouts), len(texts)), bool)
-        lengths = np.array([len(row.ids) for row in rows])
-        batches = plan(lengths, self.max_tokens_per_batch, equal=self.leaks)
-        label = "untrained" if self.encoder.untrained is not None else "encoding"
-        bar = tqdm(total=len(texts), desc=label, unit=" texts", delay=1, disable=None, leave=False)
-        with bar, _evaluating(self.encoder.model):
-            for chosen in batches:
-                self._encode([rows[i] for i in chosen], chosen, values, present)
-                bar.update(len(chosen))
+        """Encode every text once, or take from the cache what is there.
+
+        Raises InputError for texts too long, vectors that are not finite, a text too large for the memory, a full disk.
+        """
+        kept: Store | Memory = Memory()
+        if self.cache is not None:
+            size = self._row_bytes * len(texts)
+            kept = Store(self.cache, self._made_of(texts), name=self.encoder.name, size=size)
+        rows = kept.rows
+        if rows is None or not all(kept.has(number) for number in np.unique(rows.shard)):
+            rows = self._fill(kept, texts)
+        if self.long_rows == "error" and (rows.tokens > self.max_length).any():
+            self._refuse_long(rows.tokens.to_numpy())
+        numbers = range(int(rows.shard.max()) + 1 if len(rows) else 0)
         return States(
             texts,
             tuple(self.layers),
             tuple(readout.name for readout in self.readouts),
-            present,
-            truncated,
-            self._source(),
-            values,
+            self.encoder.description.dim,
+            [kept.shard(number) for number in numbers],
+            rows,
+            self.max_length,
+            self._source() | self._found(kept),
             self.last,
         )
 
-    def _tokenize(self, texts: Sequence[str]) -> tuple[list[Row], np.ndarray]:
-        rows = self.encoder.tokenize(texts)
-        long = np.array([i for i, row in enumerate(rows) if len(row.ids) > self.max_length], np.int64)
-        if len(long) and self.long_rows == "error":
-            found = f"longest {max(len(rows[i].ids) for i in long):,}; rows {named_rows(long, 5)}"
-            raise InputError(
-                "--long-rows error",
-                f"{len(long):,} texts exceed {self.max_length} tokens ({found})",
-                "Pass --long-rows truncate or drop",
-            )
-        if len(long):
-            for i, row in zip(long, self.encoder.tokenize([texts[i] for i in long], self.max_length), strict=True):
-                rows[i] = row
-        self._check_unknown(rows)
-        return rows, long
+    # ------------------------------------------------------------------------------------------------------ all texts
 
-    def _check_unknown(self, rows: list[Row]) -> None:
+    def _fill(self, kept: Store | Memory, texts: Sequence[str]) -> pd.DataFrame:
+        """Make every shard that is not there, and wait for those that other processes make; where every text is."""
+        if self.long_rows == "error":
+            self._look_for_long(texts)
+        facts: dict[str, Any] = {}
+        if self.encoder.dtype != torch.float32 and len(texts):
+            facts["deviation"] = self._deviation([texts[i] for i in range(min(COMPARED, len(texts)))])
+        label = "untrained" if self.encoder.untrained is not None else "encoding"
+        with (
+            tqdm(total=len(texts), desc=label, unit=" texts", delay=1, disable=None, leave=False) as bar,
+            evaluating(self.encoder.model),
+        ):
+            try:
+                while waiting := self._pass(kept, texts, facts, bar):
+                    while not any(kept.has(number) or kept.free(number) for number in waiting):
+                        time.sleep(0.2)
+                    bar.reset()
+            finally:
+                kept.close()
+        rows = kept.rows
+        assert rows is not None
+        return rows
+
+    def _pass(self, kept: Store | Memory, texts: Sequence[str], facts: dict[str, Any], bar: tqdm) -> list[int]:
+        """Go through all texts once; returns the shards that another process is at work on."""
+        import pandas as pd
+
+        table, waiting, number = [], [], 0
+        unknown = np.zeros(2, np.int64)  # unknown tokens, content tokens
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(1) as writer:
+            for start, rows in self._windows(texts):
+                unknown += self._unknown(rows)
+                where = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
+                for batches in self._shards(rows.lengths):
+                    chosen = np.concatenate(batches)
+                    where["shard"][chosen], where["at"][chosen] = number, np.arange(len(chosen))
+                    if kept.has(number):
+                        bar.update(len(chosen))
+                    elif kept.begin(number):
+                        made = self._shard(rows, batches, start, bar)
+                        if writing:
+                            writing.result()  # its error is ours; and one shard waits at most
+                        writing = writer.submit(kept.add, number, *made)
+                    else:
+                        waiting.append(number)
+                    number += 1
+                table.append(pd.DataFrame(where | {"tokens": rows.full, "ids": rows.digests()}))
+            if writing:
+                writing.result()
+        if not waiting:
+            empty = pd.DataFrame({"shard": [], "at": [], "tokens": [], "ids": []}, dtype=np.int64)
+            told = facts | {"unknown": unknown.tolist()}
+            kept.finish(pd.concat(table, ignore_index=True) if table else empty, told)
+        return waiting
+
+    def _windows(self, texts: Sequence[str]) -> Iterator[tuple[int, Rows]]:
+        """The first text of every window, and its tokens; the next window is tokenized meanwhile."""
+
+        def tokenize(start: int) -> Rows:
+            some = [texts[i] for i in range(start, min(start + WINDOW, len(texts)))]
+            return self.encoder.tokenize(some, self.max_length)
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(tokenize, 0)
+            for start in range(0, len(texts), WINDOW):
+                rows = coming.result()
+                if start + WINDOW < len(texts):
+                    coming = pool.submit(tokenize, start + WINDOW)
+                yield start, rows
+
+    def _shards(self, lengths: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """The batches of every shard of a window."""
+        most = max(1, SHARD // self._row_bytes)
+        shard: list[np.ndarray] = []
+        for batch in plan(lengths, self.max_tokens_per_batch, equal=self.leaks, max_rows=most):
+            if shard and sum(map(len, shard)) + len(batch) > most:
+                yield shard
+                shard = []
+            shard.append(batch)
+        if shard:
+            yield shard
+
+    def _look_for_long(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are too long before the first one is run: a text has no more tokens than bytes."""
+        maybe = [i for i in range(len(texts)) if len(texts[i].encode("utf-8", "surrogatepass")) > self.max_length - 2]
+        lengths = np.zeros(len(texts), np.int64)
+        for start in range(0, len(maybe), WINDOW):
+            some = maybe[start : start + WINDOW]
+            lengths[some] = self.encoder.tokenize([texts[i] for i in some]).full
+        if (lengths > self.max_length).any():
+            self._refuse_long(lengths)
+
+    def _refuse_long(self, lengths: np.ndarray) -> None:
+        long = np.flatnonzero(lengths > self.max_length)
+        found = f"longest {lengths.max():,}; rows {named_rows(long, 5)}"
+        raise InputError(
+            "--long-rows error",
+            f"{len(long):,} texts exceed {self.max_length} tokens ({found})",
+            "Pass --long-rows truncate or drop",
+        )
+
+    def _unknown(self, rows: Rows) -> tuple[int, int]:
+        """Unknown tokens and content tokens; refused where most are unknown."""
         unk = getattr(self.encoder.tokenizer, "unk_token_id", None)
-        content = sum(int((~row.special).sum()) for row in rows)
-        missed = sum(int(((row.ids == unk) & ~row.special).sum()) for row in rows) if unk is not None else 0
-        if content and missed > content / 2:
+        content = int((~rows.special).sum())
+        missed = int(((rows.ids == unk) & ~rows.special).sum()) if unk is not None else 0
+        if missed > content / 2:
             raise InputError(
                 self.encoder.name,
                 f"{missed / content:.0%} of the tokens are unknown to it",
                 "Use a model of this language",
             )
-        if content and missed > content / 20:
-            warnings.warn(f"{self.encoder.name}: {missed / content:.0%} of the tokens are unknown to it", stacklevel=4)
+        return missed, content
 
-    def _encode(self, rows: list[Row], chosen: np.ndarray, values: np.ndarray, present: np.ndarray) -> None:
-        batch = self.encoder.batch(rows)
+    def _found(self, kept: Store | Memory) -> dict[str, Any]:
+        """What encoding has shown, for `States.source`; what a user should know of it is a warning too."""
+        missed, content = kept.facts["unknown"]
+        moved = {cell: share for cell, share in kept.facts.get("deviation", {}).items() if share > MUCH}
+        if missed > content / 20:
+            warnings.warn(f"{self.encoder.name}: {missed / content:.0%} of the tokens are unknown to it", stacklevel=3)
+        if moved:
+            worst = max(moved, key=moved.__getitem__)
+            warnings.warn(
+                f"{_plain(self.encoder.dtype)} moves {len(moved)} of {len(self._cells)} cells by more than {MUCH:.0%} "
+                f"of their spread over the texts (most, {worst}: {moved[worst]:.0%}); read these in float32",
+                stacklevel=3,
+            )
+        if isinstance(kept, Store) and kept.damaged:
+            told = f"{len(kept.damaged)} damaged files were set aside as *.corrupt and made again"
+            warnings.warn(f"{kept.folder}: {told} ({', '.join(kept.damaged[:3])})", stacklevel=3)
+        return {"unknown tokens": missed, "batches halved": kept.halved, "moved by half precision": moved}
+
+    def _deviation(self, texts: list[str]) -> dict[str, float]:
+        """How far half precision moves every cell: root mean square, over the cell's standard deviation over texts."""
+        encoder, rows = self.encoder, self.encoder.tokenize(texts, self.max_length)
+        exact = load_encoder(
+            encoder.description, device=encoder.device.type, dtype="float32", untrained=encoder.untrained
+        )
+        reference = Extractor(exact, self.readouts, layers=self.layers, max_length=self.max_length)
+        with evaluating(encoder.model):
+            ours, theirs = (
+                np.concatenate(
+                    [one._read(rows, batch, 0)[0] for batch in plan(rows.lengths, 2_048, equal=self.leaks)], 1
+                )
+                for one in (self, reference)
+            )
+        found = {}
+        for (layer, readout, _), a, b in zip(
+            self._cells, ours.astype(np.float64), theirs.astype(np.float64), strict=True
+        ):
+            there = ~np.isnan(b).any(1)
+            spread = np.sqrt(b[there].var(0).mean()) if there.any() else 0.0
+            if spread > 1e-6 * np.abs(b[there]).max(initial=0):  # layer-0 [CLS] is one vector for every text
+                found[f"layer {layer} {readout.name}"] = round(float(np.sqrt(((a - b)[there] ** 2).mean()) / spread), 4)
+        return found
+
+    # ------------------------------------------------------------------------------------------------------ one shard
+
+    def _shard(self, rows: Rows, batches: list[np.ndarray], start: int, bar: tqdm) -> tuple[dict[str, np.ndarray], int]:
+        """The tensors of a shard, and how many of its batches were halved. start: the first text of the window."""
+        count = sum(map(len, batches))
+        values = np.empty((len(self._cells), count, self.encoder.description.dim), np.float32)
+        present = np.empty((count, len(self.readouts)), np.uint8)
+        done = halved = 0
+        for batch in batches:
+            here = slice(done, done + len(batch))
+            values[:, here], present[here], more = self._read(rows, batch, start)
+            halved += more
+            done += len(batch)
+            bar.update(len(batch))
+        named = {name_of(layer, readout.name): values[i] for i, (layer, readout, _) in enumerate(self._cells)}
+        return named | {"present": present}, halved
+
+    def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Vectors (cell, row, dim) and present (row, readout) of a batch; halved where it does not fit in memory."""
+        try:
+            return *self._run(rows, batch, start), 0
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not _out_of_memory(error):
+                raise
+        if len(batch) == 1:
+            long = f"{rows.lengths[batch[0]]:,} tokens do not fit in memory"
+            raise InputError(f"row {start + batch[0]:,}", long, "Pass --max-length, or --long-rows drop with it")
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        parts = [self._read(rows, half, start) for half in (batch[:middle], batch[middle:])]
+        values, present, halved = zip(*parts, strict=True)
+        return np.concatenate(values, 1), np.concatenate(present), 1 + sum(halved)
+
+    def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        encoder = self.encoder
+        batch = encoder.batch([rows[i] for i in chosen])
         read: list[int] = []
-        normed = np.array([isinstance(readout, Normed) for readout in self.readouts])
+        kept = torch.empty(len(self._cells), len(chosen), encoder.description.dim, device=encoder.device)
 
         def keep(layer: int, hidden: Tensor) -> None:
             read.append(layer)
-            after = self.encoder.norm(hidden) if self.encoder.norm and normed.any() and layer == self.last else hidden
-            read_from = ((readout, after if isinstance(readout, Normed) else hidden) for readout in self.readouts)
-            vectors = torch.stack([readout.read(each, batch).float() for readout, each in read_from]).cpu().numpy()
-            here = has & (~normed[:, None] | (layer == self.last))
-            vectors[~here] = np.nan
-            bad = here & ~np.isfinite(vectors).all(2)
-            if bad.any():
-                r, row = min(np.argwhere(bad), key=lambda at: chosen[at[1]])
-                self._refuse_non_finite(layer, chosen[row], self.readouts[r])
-            values[self.layers.index(layer)][:, chosen] = vectors
+            after = encoder.norm(hidden) if layer == self.last and encoder.norm and self._normed else hidden
+            for i, (at, readout, _) in enumerate(self._cells):
+                if at == layer:
+                    kept[i] = readout.read(after if isinstance(readout, Normed) else hidden, batch)
+            if layer == self.layers[-1] != self.last:
+                raise _Enough  # nobody asked for the layers above
 
-        has = torch.stack([readout.present(batch) for readout in self.readouts]).cpu().numpy()  # (readout, text)
-        present[:, chosen] = has
-        with tap(self.encoder, keep, self.layers):
-            self.encoder.forward(batch)
+        present = torch.stack([readout.present(batch) for readout in self.readouts], 1).cpu().numpy()
+        with tap(encoder, keep, self.layers), suppress(_Enough):
+            encoder.forward(batch)
         if read != self.layers:
-            raise RuntimeError(f"{type(self.encoder.model).__name__} ran layers {read}, expected {self.layers}")
+            raise RuntimeError(f"{type(encoder.model).__name__} ran layers {read}, expected {self.layers}")
+        values = kept.cpu().numpy()
+        absent = ~present.T[[number for *_, number in self._cells]]  # (cell, row)
+        values[absent] = np.nan
+        bad = ~np.isfinite(values).all(2) & ~absent
+        if bad.any():
+            i, row = min(np.argwhere(bad), key=lambda at: (self._cells[at[0]][0], chosen[at[1]]))
+            self._refuse_non_finite(self._cells[i][0], start + chosen[row], self._cells[i][1])
+        return values, present
+
+    @property
+    def _normed(self) -> bool:
+        return any(isinstance(readout, Normed) for readout in self.readouts)
 
     def _refuse_non_finite(self, layer: int, row: int, readout: Readout) -> None:
         encoder = self.encoder
         module = _shown(encoder.points[layer]) if layer else "the embeddings"
-        overflow = f"{str(encoder.dtype).removeprefix('torch.')} may overflow: use --dtype float32"
+        overflow = f"{_plain(encoder.dtype)} may overflow: use --dtype float32"
         raise InputError(
             f"layer {layer}",
             f"non-finite hidden states from row {row:,} ({module}, read as {readout.name})",
             "The weights hold NaN, inf or huge numbers: use others" if encoder.dtype == torch.float32 else overflow,
         )
 
+    # ----------------------------------------------------------------------------------------------- what it depends on
+
+    def _made_of(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Everything the vectors depend on."""
+        total = sha256()
+        for i in range(len(texts)):
+            coded = texts[i].encode("utf-8", "surrogatepass")
+            total.update(len(coded).to_bytes(8, "little") + coded)
+        source = self._source()
+        same = ("digest", "control", "seed", "device", "dtype", "attention", "max_length")
+        return {name: source[name] for name in same} | {
+            "texts": {"count": len(texts), "digest": total.hexdigest()},
+            "layers": self.layers,
+            "readouts": {readout.name: _code(readout) for readout in self.readouts},
+            "plan": [self.max_tokens_per_batch, self.leaks, WINDOW, SHARD],
+            "versions": source["versions"],
+        }
+
     def _source(self) -> dict[str, Any]:
         encoder = self.encoder
         packages = ("torch", "transformers", "tokenizers", "numpy")
+        device = encoder.device.type
         return {
             "model": encoder.name,
             "control": "none" if encoder.untrained is None else "untrained",
@@ -399,8 +500,8 @@ class Extractor:
             "digest": encoder.description.digest,
             "revision": encoder.description.revision,
             "architecture": type(encoder.model).__name__,
-            "device": str(encoder.device),
-            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device,
+            "dtype": _plain(encoder.dtype),
             "attention": getattr(encoder.model.config, "_attn_implementation", None),
             "max_length": self.max_length,
             "max_tokens_per_batch": self.max_tokens_per_batch,
@@ -408,3 +509,24 @@ class Extractor:
             "self_check": encoder.checked,
             "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
         }
+
+
+class _Enough(Exception):
+    """The highest layer asked for has been read."""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return told or any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _code(readout: Readout) -> str:
+    """What a readout does: the name says it for ours, the source for those of others."""
+    kinds = [type(part) for part in (readout, getattr(readout, "of", None)) if part is not None]
+    if all(kind.__module__ == "probes.readout" for kind in kinds):
+        return "clsprobe"
+    return sha256("".join(map(inspect.getsource, kinds)).encode()).hexdigest()

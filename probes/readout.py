@@ -57,6 +57,21 @@ class Batch:
         """(batch,) real tokens, special ones included."""
         return self.real.sum(1)
 
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return not bool(self.real.all())
+
+    @cached_property
+    def _positions(self) -> dict[str, Tensor]:
+        return {}
+
+    def position_of(self, readout: Position) -> Tensor:
+        """(batch,) where a readout stands, found once for all layers (equal names are equal readouts)."""
+        if readout.name not in self._positions:
+            self._positions[readout.name] = readout.position(self)
+        return self._positions[readout.name]
+
     def nth(self, of: Tensor, n: Tensor) -> Tensor:
         """(batch,) the position of the n-th (from 1) True of every row of `of`, -1 where there are fewer."""
         hit = of & (of.cumsum(1) == n[:, None])
@@ -101,19 +116,19 @@ class Position(Weighted):
         """(batch,) index of the token, -1 where the text has none."""
 
     def present(self, batch: Batch) -> Tensor:
-        return self.position(batch) >= 0
+        return batch.position_of(self) >= 0
 
     def weights(self, batch: Batch) -> Tensor:
         import torch
 
         at = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-        return (at == self.position(batch)[:, None]).float()
+        return (at == batch.position_of(self)[:, None]).float()
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The token itself, bit for bit."""
         import torch
 
-        at = self.position(batch)
+        at = batch.position_of(self)
         rows = torch.arange(len(at), device=at.device)
         return hidden[rows, at.clamp(min=0)].where((at >= 0)[:, None], torch.nan)
 
@@ -168,7 +183,8 @@ class Mean(Weighted):
         return batch.real / batch.lengths.clamp(min=1)[:, None]
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        return hidden.float().where(batch.real[..., None], 0).sum(1) / batch.lengths.clamp(min=1)[:, None]
+        real = hidden.float().where(batch.real[..., None], 0) if batch.padded else hidden.float()
+        return real.sum(1) / batch.lengths.clamp(min=1)[:, None]
 
 
 class Max(Readout):
@@ -179,7 +195,7 @@ class Max(Readout):
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         import torch
 
-        return hidden.where(batch.real[..., None], -torch.inf).amax(1)
+        return (hidden.where(batch.real[..., None], -torch.inf) if batch.padded else hidden).amax(1)
 
 
 class Normed(Readout):

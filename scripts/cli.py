@@ -47,7 +47,7 @@ ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the stu
     "out": (str, "folder of the run [default: out/COMMAND]"),
     "overwrite": (bool, "replace a finished run"),
     "config": (str, "a YAML file with values for these flags"),
-    "dry_run": (bool, "say how many rows, how long, how much memory, and stop"),
+    "dry_run": (bool, "say how many rows, how long, how much disk, and stop"),
     "quiet": (bool, "say nothing but errors"),
     "debug": (bool, "show tracebacks"),
 }
@@ -321,6 +321,42 @@ def _finished(run: Path) -> None:
         raise InputError(str(run), "is not a folder of a run", "Name the --out of a clsprobe command")
     if not content.get("finished"):
         raise InputError(str(run), "its run is not finished", "Run the same command again; it goes on")
+
+
+@app.command()
+def cache(
+    what: Annotated[str, typer.Argument(help="ls, verify or purge")],
+    keys: Annotated[list[str] | None, typer.Argument(help="which; default: all", metavar="[KEY]...")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="the folder; default: $CLSPROBE_HOME, else ~/.cache/clsprobe")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """The vectors that are kept on disk: list them, read them against their digests, or remove them."""
+    from probes.store import cache_folder, listing, purge, verify
+
+    if what not in ("ls", "verify", "purge"):
+        raise unknown("cache", "action", what, ("ls", "verify", "purge"))
+    folder = cache_folder(cache)
+    there = {one.folder.name: one for one in listing(folder)}
+    for key in keys or ():
+        if key not in there:
+            raise unknown(f"cache {what}", "key", key, there)
+    chosen = [one for key, one in there.items() if not keys or key in keys]
+    damaged = 0
+    for one in chosen:
+        told = one.told()
+        if what == "verify":
+            bad = verify(one.folder)
+            damaged += len(bad)
+            told += f"  set aside: {', '.join(bad)}" if bad else "  sound"
+        elif what == "purge" and not purge(one.folder):
+            told += "  in use: kept"
+        typer.echo(told)
+    size = sum(one.bytes for one in chosen) / 1e9
+    typer.echo(f"{folder}: {len(chosen)} entries, {size:.2f} GB{' removed' if what == 'purge' else ''}")
+    if damaged:
+        raise InputError(str(folder), f"{damaged} damaged files were set aside", "Run again what needs them")
 
 
 @app.command("list")

@@ -125,6 +125,10 @@ class Run(Study):
     long_rows: Literal["error", "truncate", "drop"] = Field("error", description="what to do with longer texts")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the encoder runs")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the encoder")
+    fast: bool = Field(False, description="the encoder in bfloat16, where the hardware has it")
+    cache: str | None = Field(  # where the vectors lie changes no result: not among the settings of a run
+        None, exclude=True, description="where vectors are kept [default: $CLSPROBE_HOME, else ~/.cache/clsprobe]"
+    )
 
     # ------------------------------------------------------------------------------------------------ before torch
 
@@ -132,6 +136,8 @@ class Run(Study):
     def ready(self) -> Ready:
         """Tasks read and names checked. Raises InputError; imports no torch."""
         check_device(self.device)
+        if self.fast and self.dtype != "float32":
+            raise InputError("--fast", f"is bfloat16, and --dtype says {self.dtype}", "Give one of them")
         readouts = [readout.name for readout in parse(self.readouts)]
         if not self.probes:
             raise InputError("--probes", "no probe is named", "Name one, such as logistic")
@@ -203,27 +209,38 @@ class Run(Study):
         notes = [f"{short(task.task.name)}: {note}." for task in asked for note in task.notes] + ready.notes
         for task in asked:
             notes += [f"{short(task.task.name)}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
+        if moved := trained.source["moved by half precision"]:
+            told = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
+            notes.append(
+                f"Half precision moves these cells by more than 5 % of their spread; do not read them: {told}."
+            )
         unsolved = results[(results.metric == "accuracy") & (results.split == "test") & ~results.converged]
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
         return Measured(predictions, results, projection, facts, [*layer0_check(results), *notes, *failures], failures)
 
     def _encode(self, ready: Ready) -> list[States]:
-        from probes.encoder import load_encoder
+        from probes.encoder import has_bfloat16, load_encoder
         from probes.extract import Extractor
+        from probes.store import cache_folder
 
-        texts = ready.texts
+        texts, dtype = ready.texts, self.dtype
+        if self.fast and has_bfloat16(self.device):
+            dtype = "bfloat16"
+        elif self.fast:
+            log.info("--fast: no bfloat16 in this hardware; float32 it is")
         states = []
         for weights in (None, *self._seeds):
             what = "the encoder" if weights is None else f"an untrained one (seed {weights})"
             log.info("encoding %s with %s", counted(len(texts), "text"), what)
-            encoder = load_encoder(ready.described, device=self.device, dtype=self.dtype, untrained=weights)
+            encoder = load_encoder(ready.described, device=self.device, dtype=dtype, untrained=weights)
             extract = Extractor(
                 encoder,
                 ready.readouts,
                 layers=ready.layers,
                 max_length=self.max_length,
                 long_rows="error" if self.long_rows == "error" else "truncate",
+                cache=cache_folder(self.cache),
             )
             states.append(extract(texts))
         return states
@@ -451,11 +468,11 @@ class Run(Study):
         flops = 24 * ready.described.layers * ready.described.dim**2 * tokens * encoders
         values = sum(len(task.texts) for task in ready.tasks) * ready.described.dim * cells * encoders
         minutes = (flops / FLOPS + values * len(self.probes) / VALUES) / 60
-        memory = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
+        disk = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
         told = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in ready.tasks]
         size = f"{counted(len(ready.layers), 'layer')} x {counted(len(ready.readouts), 'readout')}"
         told.append(f"{counted(len(texts), 'distinct text')}, {ready.described.name}, {size}")
-        return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {memory:.2f} GB of vectors in memory"]
+        return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {disk:.2f} GB of vectors on disk"]
 
 
 def counted(n: int, what: str) -> str:

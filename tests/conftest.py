@@ -18,6 +18,12 @@ def data_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_cache_of_its_own(tmp_path_factory) -> None:
+    """No test reads or writes the user's cache; the processes that tests start inherit the variable."""
+    os.environ["CLSPROBE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Models this small gain nothing from a second thread, and lose much where another process has the core."""

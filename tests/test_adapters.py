@@ -15,6 +15,7 @@ from models import DIM, SHAPES, TEXTS, model_type
 from safetensors.torch import load_file, save_file
 from test_extract import hooks, tapped
 from transformers import AutoModel
+from vectors import stacked
 
 from probes.adapters import ADAPTERS, SUPPORTED
 from probes.encoder import Encoder, describe, load_encoder
@@ -250,7 +251,7 @@ def test_what_a_text_stands_with_changes_nothing(shape, load):
     encoder = load(shape)
     texts = fitting(encoder)
     alone, together = (Extractor(encoder, max_tokens_per_batch=budget)(texts) for budget in (1, 10_000))
-    np.testing.assert_allclose(together.values, alone.values, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(stacked(together), stacked(alone), rtol=0, atol=2e-5)
     source = json.loads(json.dumps(together.source, allow_nan=False))
     leaks = model_type(shape) in LEAKING
     assert source["batched"] == ("by equal length" if leaks else "by length, padded")
@@ -277,18 +278,18 @@ def test_an_unforeseen_leak_is_seen(folders, monkeypatch):
     assert encoder.checked["padded"] > 1e-2
     states = Extractor(encoder)(TEXTS)
     assert states.source["batched"] == "by equal length"
-    np.testing.assert_allclose(states.values, Extractor(encoder, max_tokens_per_batch=1)(TEXTS).values, atol=2e-5)
+    np.testing.assert_allclose(stacked(states), stacked(Extractor(encoder, max_tokens_per_batch=1)(TEXTS)), atol=2e-5)
 
 
 def test_big_bird_is_sparse_again_after_a_short_text(load):
     encoder = load("big_bird")
     long = [text for text in TEXTS if len(encoder.tokenize([text])[0].ids) > 14]
     assert long
-    first = Extractor(encoder, ["mean"])(long).values
+    first = stacked(Extractor(encoder, ["mean"])(long))
     Extractor(encoder, ["mean"])(["cat"])
-    assert np.array_equal(Extractor(encoder, ["mean"])(long).values, first)
+    assert np.array_equal(stacked(Extractor(encoder, ["mean"])(long)), first)
     encoder.model.config.attention_type = "original_full"
-    assert not np.array_equal(Extractor(encoder, ["mean"])(long).values, first)
+    assert not np.array_equal(stacked(Extractor(encoder, ["mean"])(long)), first)
     encoder.model.config.attention_type = "block_sparse"
 
 
@@ -363,8 +364,8 @@ def test_a_decoder_is_not_needed(folders, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     kept = {key: value for key, value in weights.items() if not key.startswith("decoder.")}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS).values
-    assert np.array_equal(found, Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS).values)
+    found = stacked(Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS))
+    assert np.array_equal(found, stacked(Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS)))
     lost = {key: value for key, value in kept.items() if ".block.1." not in key}
     save_file(lost, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"its weights lack encoder\.block\.1"):
@@ -378,7 +379,7 @@ def test_an_unknown_architecture_that_passes(shape, load, folders, monkeypatch):
     encoder = load_encoder(str(folders(shape)))
     assert (encoder.adapter.blocks, encoder.adapter.norm) == (known.adapter.blocks, known.adapter.norm)
     assert encoder.checked["leaks"] == known.checked["leaks"]
-    wanted, found = (Extractor(each)(TEXTS).values for each in (known, encoder))
+    wanted, found = (stacked(Extractor(each)(TEXTS)) for each in (known, encoder))
     assert np.array_equal(found, wanted, equal_nan=True)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from models import DIM, KINDS, LIMIT, TEXTS
 from safetensors.torch import load_file, save_file
+from vectors import stacked
 
 from probes import encoder as encoders
 from probes.encoder import (
@@ -262,7 +263,7 @@ def test_sentence_transformers_folders(saved, tmp_path, inside):
     encoder = load_encoder(str(tmp_path))
     assert encoder.description.digest == describe(str(saved["mpnet"])).digest or not inside
     assert encoder.description.model_type == "mpnet"
-    assert np.isfinite(Extractor(encoder, ["cls"])(TEXTS).values).all()
+    assert np.isfinite(stacked(Extractor(encoder, ["cls"])(TEXTS))).all()
 
 
 def test_what_sentence_transformers_saves(saved, tmp_path):
@@ -271,8 +272,8 @@ def test_what_sentence_transformers_saves(saved, tmp_path):
 
     transformer = Transformer(str(saved["bert"]))
     SentenceTransformer(modules=[transformer, Pooling(DIM)], device="cpu").save(str(tmp_path / "saved"))
-    wanted = Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS).values
-    assert np.array_equal(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS).values, wanted)
+    wanted = stacked(Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS))
+    assert np.array_equal(stacked(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS)), wanted)
 
 
 def test_a_checkpoint_with_a_head(headed):
@@ -292,8 +293,8 @@ def test_weights_in_shards(saved, tmp_path, parts):
         save_file({k: v for k, v in weights.items() if keys[k] == file}, tmp_path / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": keys}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = Extractor(load_encoder(str(tmp_path)))(TEXTS).values
-    assert np.array_equal(found, Extractor(load_encoder(str(saved["bert"])))(TEXTS).values, equal_nan=True)
+    found = stacked(Extractor(load_encoder(str(tmp_path)))(TEXTS))
+    assert np.array_equal(found, stacked(Extractor(load_encoder(str(saved["bert"])))(TEXTS)), equal_nan=True)
     (tmp_path / keys["embeddings.word_embeddings.weight"]).unlink()
     assert "cannot be loaded" in refusal(str(tmp_path), load_encoder)
 
@@ -671,7 +672,7 @@ def test_an_untrained_encoder(saved, kind):
             assert not torch.equal(value, weights[key]), key
             assert not torch.equal(value, other.model.get_parameter(key)), key
     assert not any(module.training for module in untrained.model.modules())
-    assert np.isfinite(Extractor(untrained, ["mean"])(TEXTS).values).all()
+    assert np.isfinite(stacked(Extractor(untrained, ["mean"])(TEXTS))).all()
 
 
 def test_loading_leaves_the_random_numbers_alone(saved):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import DIM, KINDS, TEXTS
 from transformers import AutoConfig, AutoModel
+from vectors import stacked
 
 from probes.encoder import Encoder, load_encoder
 from probes.errors import InputError
@@ -227,7 +228,7 @@ def test_modes_are_restored_and_nothing_drops_out(bert):
     bert.model.train()
     bert.blocks[1].eval()
     modes = [module.training for module in bert.model.modules()]
-    assert np.array_equal(Extractor(bert)(TEXTS).values, wanted.values, equal_nan=True)
+    assert np.array_equal(stacked(Extractor(bert)(TEXTS)), stacked(wanted), equal_nan=True)
     assert [module.training for module in bert.model.modules()] == modes
 
 
@@ -242,18 +243,18 @@ def test_rows_come_back_in_the_order_given(bert):
         order = np.random.default_rng(seed).permutation(len(texts))
         mixed = Extractor(bert, max_tokens_per_batch=30)([texts[i] for i in order])
         assert np.array_equal(mixed.present, straight.present[:, order])
-        np.testing.assert_allclose(mixed.values, straight.values[:, :, order], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(stacked(mixed), stacked(straight)[:, :, order], rtol=0, atol=2e-5)
 
 
 def test_padding_changes_nothing(encoder):
     alone = Extractor(encoder, max_tokens_per_batch=1)(TEXTS)
     padded = Extractor(encoder, max_tokens_per_batch=10_000)(TEXTS)
     assert len(plan(np.array([len(row.ids) for row in encoder.tokenize(TEXTS)]), 10_000)) == 1
-    np.testing.assert_allclose(padded.values, alone.values, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(stacked(padded), stacked(alone), rtol=0, atol=1e-5)
 
 
 def test_the_same_plan_gives_the_same_bits(bert):
-    first, again = (Extractor(bert)(TEXTS).values for _ in range(2))
+    first, again = (stacked(Extractor(bert)(TEXTS)) for _ in range(2))
     assert np.array_equal(first, again, equal_nan=True)
 
 
@@ -289,9 +290,9 @@ def test_long_texts_are_cut_between_their_special_tokens(encoder):
         assert row.ids[[0, -1]].tolist() == [tokenizer.cls_token_id, tokenizer.sep_token_id]
     # A cut text is the text of its first six tokens.
     cut = Extractor(encoder)(["a very very big red dog"])
-    whole = states.values[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
+    whole = stacked(states)[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
     kept = [i for i, name in enumerate(states.readouts) if name != "random"]
-    np.testing.assert_allclose(whole[:, kept], cut.values[:, kept, 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(whole[:, kept], stacked(cut)[:, kept, 0], rtol=0, atol=1e-5)
 
 
 def test_long_texts_are_named(bert):
@@ -306,7 +307,7 @@ def test_the_models_own_limit_holds(encoder):
     limit = encoder.description.max_length
     extract = Extractor(encoder, ["cls"], max_length=10**6, long_rows="truncate")
     assert extract.max_length == limit
-    assert np.isfinite(extract(["dog " * (limit + 5)]).values).all()  # the last position is there
+    assert np.isfinite(stacked(extract(["dog " * (limit + 5)]))).all()  # the last position is there
     with pytest.raises(InputError, match=f"1 texts exceed {limit} tokens"):
         Extractor(encoder, ["cls"])(["dog " * (limit - 1)])
 
@@ -354,9 +355,9 @@ def test_no_texts(bert):
 
 
 def test_texts_may_be_any_sequence(bert):
-    wanted = Extractor(bert)(TEXTS).values
+    wanted = stacked(Extractor(bert)(TEXTS))
     for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object)):
-        assert np.array_equal(Extractor(bert)(texts).values, wanted, equal_nan=True)
+        assert np.array_equal(stacked(Extractor(bert)(texts)), wanted, equal_nan=True)
 
 
 # ------------------------------------------------------------------------------------------- layers, readouts, refusals
@@ -368,7 +369,7 @@ def test_some_layers(bert, layers):
     assert some.layers == (0, 2)
     assert some.cells == [(layer, readout) for layer in (0, 2) for readout in DEFAULT]
     assert np.array_equal(some.cell(2, "max"), every.cell(2, "max"))
-    assert np.array_equal(some.values, every.values[[0, 2]], equal_nan=True)
+    assert np.array_equal(stacked(some), stacked(every)[[0, 2]], equal_nan=True)
     with pytest.raises(KeyError, match="no cell"):
         some.cell(1, "max")
     with pytest.raises(KeyError, match="no cell"):
@@ -407,8 +408,8 @@ def test_a_tokenizer_that_adds_no_special_tokens(tmp_path, name):
         Extractor(encoder, [name, "mean"])
     states = Extractor(encoder, ["mean", "max", "token[1]"])(["cat", "", "the dog"])
     assert states.present.tolist() == [[True, False, True]] * 3
-    assert np.isnan(states.values[:, :, 1]).all()
-    assert np.isfinite(states.values[:, :, [0, 2]]).all()
+    assert np.isnan(stacked(states)[:, :, 1]).all()
+    assert np.isfinite(stacked(states)[:, :, [0, 2]]).all()
 
 
 @contextmanager
@@ -463,15 +464,16 @@ def test_an_overflow_names_the_precision(folders):
         Extractor(encoder)(TEXTS)
 
 
+@pytest.mark.filterwarnings("ignore:.*of their spread over the texts")  # random weights barely move the states
 @pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_half_precision(encoder, dtype, close):
     wanted = Extractor(encoder)(TEXTS)
     name = encoder.name if encoder.name == "all-MiniLM-L6-v2" else str(encoder.description.folder)
     half = Extractor(load_encoder(name, dtype=dtype))(TEXTS)
-    assert half.values.dtype == np.float32
+    assert stacked(half).dtype == np.float32
     assert half.source["dtype"] == dtype
     assert np.array_equal(half.present, wanted.present)
-    np.testing.assert_allclose(half.values, wanted.values, rtol=0, atol=close * np.nanmax(np.abs(wanted.values)))
+    np.testing.assert_allclose(stacked(half), stacked(wanted), rtol=0, atol=close * np.nanmax(np.abs(stacked(wanted))))
 
 
 # --------------------------------------------------------------------------------------------------------------- States
@@ -480,8 +482,8 @@ def test_half_precision(encoder, dtype, close):
 def test_states(bert):
     states = Extractor(bert, ["cls", "mean"])(TEXTS)
     assert len(states) == len(TEXTS)
-    assert states.values.shape == (4, 2, len(TEXTS), DIM)
-    assert states.values.dtype == np.float32
+    assert stacked(states).shape == (4, 2, len(TEXTS), DIM)
+    assert stacked(states).dtype == np.float32
     assert states.rows(["cat", TEXTS[0], "cat"]).tolist() == [1, 0, 1]
     assert states.rows([]).tolist() == []
     with pytest.raises(KeyError):

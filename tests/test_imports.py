@@ -25,7 +25,7 @@ FLOORS = (
         "probes.readout",
         "probes.adapters",
     ),
-    ("probes.encoder", "probes.extract", "probes.store"),
+    ("probes.encoder", "probes.extract", "probes.selfcheck", "probes.store"),
     ("probes.base",),
     ("probes",),
     ("analysis",),

@@ -8,14 +8,15 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
+from vectors import stacked, states_of
 
 from analysis import stats
 from analysis import sweep as module
 from analysis.sweep import ask, describe_rows, layer0_check, sweep
 from analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from probes.errors import InputError
-from probes.extract import States
 from probes.linear import LogisticProbe
+from probes.store import name_of
 from probes.task import Task
 
 PROBES = {"logistic": LogisticProbe()}
@@ -40,9 +41,13 @@ def states(of, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="no
     values = np.random.default_rng([seed, 2]).normal(size=(layers, len(readouts), len(texts), dim)).astype(np.float32)
     if "cls" in readouts:
         values[0, readouts.index("cls")] = values[0, readouts.index("cls"), :1]
-    present = np.ones((len(readouts), len(texts)), bool) if present is None else present
     source = {"model": "synthetic", "control": control, "seed": weights}
-    return States(texts, tuple(range(layers)), tuple(readouts), present, np.array([], int), source, values)
+    return states_of(texts, readouts, values, source, present=present)
+
+
+def cell(made, layer, number):
+    """A cell to write into."""
+    return made.shards[0][name_of(layer, made.readouts[number])]
 
 
 def plant(vectors, of, d):
@@ -63,7 +68,7 @@ def swept():
     """Two tasks over the same States, three seeds, untrained States of two of them."""
     tasks = [task(classes=3, name="hand:made:three"), task(name="hand:made:two", seed=1)]
     trained = states(tasks)
-    plant(trained.values[1, 1, :150], tasks[0], 3)
+    plant(cell(trained, 1, 1)[:150], tasks[0], 3)
     untrained = [states(tasks, seed=7 + s, control="untrained", weights=s) for s in (0, 1)]
     blocks = []
     results = sweep(tasks, [trained, *untrained], PROBES, seeds=(0, 1, 2), keep=blocks.append)
@@ -152,7 +157,7 @@ def test_layer_0_cls_is_the_majority_rate_exactly(classes):
     """Also where classes share the first place, and where rounding differs from text to text."""
     one = task(classes=classes)
     made = states([one], dim=48)
-    made.values[0, 0, ::5] = np.nextafter(made.values[0, 0, ::5], np.float32(9))
+    cell(made, 0, 0)[::5] = np.nextafter(cell(made, 0, 0)[::5], np.float32(9))
     results = sweep([one], made, PROBES)
     assert value(results, control="none", layer=0, readout="cls") == value(results, control="majority")
     (told,) = layer0_check(results)
@@ -162,7 +167,7 @@ def test_layer_0_cls_is_the_majority_rate_exactly(classes):
 def test_the_self_check_can_fail():
     one = task()
     made = states([one])
-    plant(made.values[0, 0], one, 4)
+    plant(cell(made, 0, 0), one, 4)
     (told,) = layer0_check(sweep([one], made, PROBES))
     assert "DIFFERS" in told
 
@@ -186,11 +191,11 @@ def planted(seed):
     one = task((500, 100, 400), seed=seed)
     readouts = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
     made = states([one], layers=13, readouts=readouts, dim=16, seed=seed)
-    cell = np.random.default_rng(seed).integers([1, 0], [13, 8])
-    plant(made.values[tuple(cell)], one, 2)
+    layer, number = np.random.default_rng(seed).integers([1, 0], [13, 8])
+    plant(cell(made, layer, number), one, 2)
     blocks = []
     results = sweep([one], made, PROBES, keep=blocks.append)
-    where = {"layer": cell[0], "readout": readouts[cell[1]]}
+    where = {"layer": layer, "readout": readouts[number]}
     best = stats.best_layers(pd.concat(blocks)).sort_values("dev", ascending=False).iloc[0]
     assert (best.layer, best.readout) == tuple(where.values())
     assert value(results, control="none", **where) > 0.78  # Phi(1) = 0.84
@@ -205,7 +210,7 @@ def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
     """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits by quadrature, both within 3 SE (METHODS.md 2)."""
     one = task((20_000, 2000, 10_000))
     made = states([one], layers=1, readouts=("mean",), dim=3)
-    plant(made.values[0, 0], one, d)
+    plant(cell(made, 0, 0), one, d)
     results = sweep([one], made, PROBES, controls=())
     n, accuracy = 10_000, norm.cdf(d / 2)
     moment = [
@@ -248,7 +253,7 @@ def test_texts_too_short_leave_for_every_readout_and_are_counted():
     present = np.ones((2, 150), bool)
     present[1, [0, 1, 70, 149]] = False
     made = states([one], readouts=("cls", "token[2]"), present=present)
-    made.values[:, 1, ~present[1]] = np.nan
+    cell(made, 0, 1)[~present[1]] = cell(made, 1, 1)[~present[1]] = np.nan
     blocks = []
     results = sweep([one], made, PROBES, keep=blocks.append)
     assert set(results.n_train) == {58}
@@ -313,7 +318,7 @@ def test_a_probe_that_raises_in_one_cell_is_told_and_the_others_finish():
     one = task()
     made = states([one])
     sound = sweep([one], made, PROBES)
-    made.values[1, 0] += 100
+    cell(made, 1, 0)[:] += 100
     told, blocks = [], []
     results = sweep([one], made, {"logistic": FailsInOneCell()}, failed=told.append, keep=blocks.append)
     assert told == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
@@ -338,10 +343,12 @@ def test_a_probe_without_probabilities_has_no_bits():
 def test_garbage_in_test_rows_changes_no_dev_number():
     one = task()
     made, poisoned = states([one]), states([one])
-    plant(made.values[1, 1], one, 2)
-    poisoned.values[:] = made.values
+    plant(cell(made, 1, 1), one, 2)
     test = one.split == "test"
-    poisoned.values[:, :, test] = 1e4 * np.random.default_rng(3).normal(size=poisoned.values[:, :, test].shape)
+    for where, number in np.ndindex(2, 2):
+        vectors = cell(poisoned, where, number)
+        vectors[:] = cell(made, where, number)
+        vectors[test] = 1e4 * np.random.default_rng(3).normal(size=vectors[test].shape)
     garbled = Task(one.name, one.texts, np.where(test, one.y[::-1], one.y), "class", one.split)
     dev = [
         results[(results.split == "dev") & (results.control != "shuffled")].reset_index(drop=True)
@@ -368,15 +375,7 @@ def test_cells_a_few_at_a_time_have_the_same_numbers(monkeypatch):
 def test_untrained_states_may_hold_the_texts_in_another_order():
     one = task()
     made = states([one], control="untrained", weights=0, seed=5)
-    turned = States(
-        made.texts[::-1],
-        made.layers,
-        made.readouts,
-        made.present,
-        made.truncated,
-        made.source,
-        made.values[:, :, ::-1],
-    )
+    turned = states_of(made.texts[::-1], made.readouts, stacked(made)[:, :, ::-1], made.source)
     trained = states([one])
     same = [sweep([one], [trained, other], PROBES) for other in (made, turned)]
     pd.testing.assert_frame_equal(*same, check_exact=False)

@@ -1,0 +1,32 @@
+"""States out of an array, and an array out of States."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.store import States, name_of
+
+
+def states_of(
+    texts: list[str],
+    readouts: tuple[str, ...],
+    values: np.ndarray,
+    source: dict[str, Any],
+    *,
+    present: np.ndarray | None = None,
+) -> States:
+    """values: (layer, readout, text, dim), shared and not copied, so that a test may still alter them."""
+    layers, count = range(len(values)), len(texts)
+    cells = {name_of(layer, name): values[layer, i] for layer in layers for i, name in enumerate(readouts)}
+    there = np.ones((len(readouts), count), bool) if present is None else present
+    where = pd.DataFrame({"shard": 0, "at": np.arange(count), "tokens": 5, "ids": np.arange(count)})
+    shard = cells | {"present": there.T.astype(np.uint8)}
+    return States(texts, tuple(layers), tuple(readouts), values.shape[-1], [shard], where, 512, source)
+
+
+def stacked(states: States) -> np.ndarray:
+    """(layer, readout, text, dim) of States whose every layer has every readout."""
+    return np.array([[states.cell(layer, name) for name in states.readouts] for layer in states.layers])
