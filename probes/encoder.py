@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -691,17 +692,33 @@ def _file_digest(path: Path) -> str:
     return total.hexdigest()
 
 
+_quiet_lock, _quiet_depth = Lock(), 0
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Loading reports and bars go to stderr, where only our own line belongs; the user's verbosity is restored."""
+    """Loading reports and bars go to stderr, where only our own line belongs; the user's verbosity is restored.
+
+    Threads may be inside together: the first one in sets what the last one out restores.
+    """
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    global _quiet_depth, _loud
+    with _quiet_lock:
+        if not _quiet_depth:
+            _loud = logging.get_verbosity(), logging.is_progress_bar_enabled()
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+        _quiet_depth += 1
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if not _quiet_depth:
+                logging.set_verbosity(_loud[0])
+                if _loud[1]:
+                    logging.enable_progress_bar()
+
+
+_loud = (0, False)  # verbosity, and whether bars are shown, outside

@@ -5,9 +5,11 @@
    leaks, a batch holds texts of one length only.
 3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
    make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
-   only they are kept, never the activations, and no more than two windows and three shards are in memory.
-4. Shards that a cache holds are not made again: that is all there is to resuming, and to sharing a cache.
-5. A batch that does not fit in memory is halved, down to one row.
+   only they are kept, never the activations, and no more than two windows and four shards are in memory.
+4. On a CPU, batches run side by side, each on one thread: threads that share a small product wait for each other. The
+   bits of a vector depend on its batch alone, not on the number of cores.
+5. Shards that a cache holds are not made again: that is all there is to resuming, and to sharing a cache.
+6. A batch that does not fit in memory is halved, down to one row.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import platform
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -45,8 +49,8 @@ __all__ = ["Extractor", "States", "plan", "tap"]
 Read = Callable[[int, "Tensor"], None]
 
 WINDOW = 16_384  # texts that are tokenized and sorted together
-SHARD = 64 << 20  # bytes of vectors in a file
-BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
+SHARD = 32 << 20  # bytes of vectors in a file
+BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
 COMPARED = 32  # texts on which half precision is compared with float32
 
@@ -66,14 +70,14 @@ def tap(encoder: Encoder, read: Read, layers: Sequence[int] | None = None) -> It
     found: dict[Point, list[int]] = {}  # a module that runs many times has many layers
     for layer, point in enumerate(points):
         found.setdefault(point, []).append(layer)
-    ran: Counter[Point] = Counter()
-    shape = [0, 0]  # (batch, token) of the pass under way
+    under_way = threading.local()  # of the pass: how often each module ran, and its shape (batch, token)
 
     def start(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ran.clear()
-        shape[:] = (args[0] if args else kwargs["input_ids"]).shape
+        under_way.ran = Counter()
+        under_way.shape = list((args[0] if args else kwargs["input_ids"]).shape)
 
     def show(point: Point, hidden: Tensor) -> None:
+        ran, shape = under_way.ran, under_way.shape
         ran[point] += 1
         if ran[point] > len(found[point]):
             if point.side == "out":
@@ -191,6 +195,8 @@ class Extractor:
             if layer == self.last or not isinstance(readout, Normed)
         ]
         self._row_bytes = len(self._cells) * encoder.description.dim * 4
+        self._running = threading.local()  # the batch of a thread: its ids, its vectors, the layers read so far
+        self._stopped = threading.Event()
 
     def _check_readouts(self, lacking: set[str]) -> None:
         encoder = self.encoder
@@ -248,6 +254,7 @@ class Extractor:
         with (
             tqdm(total=len(texts), desc=label, unit=" texts", delay=1, disable=None, leave=False) as bar,
             evaluating(self.encoder.model),
+            tap(self.encoder, self._keep, self.layers),
         ):
             try:
                 while waiting := self._pass(kept, texts, facts, bar):
@@ -266,8 +273,18 @@ class Extractor:
 
         table, waiting, number = [], [], 0
         unknown = np.zeros(2, np.int64)  # unknown tokens, content tokens
-        writing: Future[None] | None = None
-        with ThreadPoolExecutor(1) as writer:
+        coming: list[tuple[int, Shard]] = []  # begun, in order; two at most, so that no core waits for a shard to end
+        writing: list[Future[None]] = []
+
+        def write(most: int) -> None:
+            while len(coming) > most:
+                made, (tensors, halved) = coming[0][0], self._finished(coming[0][1], bar)
+                for one in writing:
+                    one.result()  # its error is ours; and one shard waits to be written at most
+                writing[:] = [writer.submit(kept.add, made, tensors, halved)]
+                del coming[0]
+
+        with ThreadPoolExecutor(1) as writer, self._workers() as pool:
             for start, rows in self._windows(texts):
                 unknown += self._unknown(rows)
                 where = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
@@ -277,16 +294,15 @@ class Extractor:
                     if kept.has(number):
                         bar.update(len(chosen))
                     elif kept.begin(number):
-                        made = self._shard(rows, batches, start, bar)
-                        if writing:
-                            writing.result()  # its error is ours; and one shard waits at most
-                        writing = writer.submit(kept.add, number, *made)
+                        coming.append((number, self._shard(pool, rows, batches, start)))
+                        write(1)
                     else:
                         waiting.append(number)
                     number += 1
                 table.append(pd.DataFrame(where | {"tokens": rows.full, "ids": rows.digests()}))
-            if writing:
-                writing.result()
+            write(0)
+            for one in writing:
+                one.result()
         if not waiting:
             empty = pd.DataFrame({"shard": [], "at": [], "tokens": [], "ids": []}, dtype=np.int64)
             told = facts | {"unknown": unknown.tolist()}
@@ -377,17 +393,13 @@ class Extractor:
             encoder.description, device=encoder.device.type, dtype="float32", untrained=encoder.untrained
         )
         reference = Extractor(exact, self.readouts, layers=self.layers, max_length=self.max_length)
-        with evaluating(encoder.model):
-            ours, theirs = (
-                np.concatenate(
-                    [one._read(rows, batch, 0)[0] for batch in plan(rows.lengths, 2_048, equal=self.leaks)], 1
-                )
-                for one in (self, reference)
-            )
+        batches = plan(rows.lengths, BUDGET["cpu"], equal=self.leaks)
+        both = []
+        for one in (self, reference):
+            with evaluating(one.encoder.model), tap(one.encoder, one._keep, one.layers):
+                both.append(np.concatenate([one._read(rows, batch, 0)[0] for batch in batches], 1).astype(np.float64))
         found = {}
-        for (layer, readout, _), a, b in zip(
-            self._cells, ours.astype(np.float64), theirs.astype(np.float64), strict=True
-        ):
+        for (layer, readout, _), a, b in zip(self._cells, *both, strict=True):
             there = ~np.isnan(b).any(1)
             spread = np.sqrt(b[there].var(0).mean()) if there.any() else 0.0
             if spread > 1e-6 * np.abs(b[there]).max(initial=0):  # layer-0 [CLS] is one vector for every text
@@ -396,20 +408,46 @@ class Extractor:
 
     # ------------------------------------------------------------------------------------------------------ one shard
 
-    def _shard(self, rows: Rows, batches: list[np.ndarray], start: int, bar: tqdm) -> tuple[dict[str, np.ndarray], int]:
-        """The tensors of a shard, and how many of its batches were halved. start: the first text of the window."""
-        count = sum(map(len, batches))
-        values = np.empty((len(self._cells), count, self.encoder.description.dim), np.float32)
-        present = np.empty((count, len(self.readouts)), np.uint8)
-        done = halved = 0
-        for batch in batches:
-            here = slice(done, done + len(batch))
-            values[:, here], present[here], more = self._read(rows, batch, start)
+    @contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads that run batches. Left by an error, they stop at the next layer."""
+        side_by_side = self.encoder.device.type == "cpu" and not self.encoder.adapter.before
+        threads = torch.get_num_threads()
+        alone = partial(torch.set_num_threads, 1 if side_by_side else threads)
+        self._stopped.clear()
+        try:
+            with ThreadPoolExecutor(threads if side_by_side else 1, initializer=alone) as pool:
+                try:
+                    yield pool
+                except BaseException:
+                    self._stopped.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        finally:
+            torch.set_num_threads(threads)
+
+    def _shard(self, pool: ThreadPoolExecutor, rows: Rows, batches: list[np.ndarray], start: int) -> Shard:
+        """A shard under way. start: the first text of the window."""
+        ends = np.cumsum([len(batch) for batch in batches])
+        values = np.empty((len(self._cells), ends[-1], self.encoder.description.dim), np.float32)
+        present = np.empty((ends[-1], len(self.readouts)), np.uint8)
+
+        def read(batch: np.ndarray, end: int) -> tuple[int, int]:
+            here = slice(end - len(batch), end)
+            values[:, here], present[here], halved = self._read(rows, batch, start)
+            return len(batch), halved
+
+        return Shard(values, present, [pool.submit(read, *each) for each in zip(batches, ends, strict=True)])
+
+    def _finished(self, shard: Shard, bar: tqdm) -> tuple[dict[str, np.ndarray], int]:
+        """The tensors of a shard once its batches have run, and how many of these were halved."""
+        halved = 0
+        for future in shard.futures:
+            count, more = future.result()
             halved += more
-            done += len(batch)
-            bar.update(len(batch))
-        named = {name_of(layer, readout.name): values[i] for i, (layer, readout, _) in enumerate(self._cells)}
-        return named | {"present": present}, halved
+            bar.update(count)
+        named = {name_of(layer, readout.name): shard.values[i] for i, (layer, readout, _) in enumerate(self._cells)}
+        return named | {"present": shard.present}, halved
 
     def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Vectors (cell, row, dim) and present (row, readout) of a batch; halved where it does not fit in memory."""
@@ -429,26 +467,15 @@ class Extractor:
         return np.concatenate(values, 1), np.concatenate(present), 1 + sum(halved)
 
     def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-        encoder = self.encoder
-        batch = encoder.batch([rows[i] for i in chosen])
-        read: list[int] = []
-        kept = torch.empty(len(self._cells), len(chosen), encoder.description.dim, device=encoder.device)
-
-        def keep(layer: int, hidden: Tensor) -> None:
-            read.append(layer)
-            after = encoder.norm(hidden) if layer == self.last and encoder.norm and self._normed else hidden
-            for i, (at, readout, _) in enumerate(self._cells):
-                if at == layer:
-                    kept[i] = readout.read(after if isinstance(readout, Normed) else hidden, batch)
-            if layer == self.layers[-1] != self.last:
-                raise _Enough  # nobody asked for the layers above
-
-        present = torch.stack([readout.present(batch) for readout in self.readouts], 1).cpu().numpy()
-        with tap(encoder, keep, self.layers), suppress(_Enough):
-            encoder.forward(batch)
-        if read != self.layers:
-            raise RuntimeError(f"{type(encoder.model).__name__} ran layers {read}, expected {self.layers}")
-        values = kept.cpu().numpy()
+        encoder, now = self.encoder, self._running
+        now.batch, now.layers = encoder.batch([rows[i] for i in chosen]), []
+        now.vectors = torch.empty(len(self._cells), len(chosen), encoder.description.dim, device=encoder.device)
+        present = torch.stack([readout.present(now.batch) for readout in self.readouts], 1).cpu().numpy()
+        with suppress(_Enough):
+            encoder.forward(now.batch)
+        if now.layers != self.layers:
+            raise RuntimeError(f"{type(encoder.model).__name__} ran layers {now.layers}, expected {self.layers}")
+        values = now.vectors.cpu().numpy()
         absent = ~present.T[[number for *_, number in self._cells]]  # (cell, row)
         values[absent] = np.nan
         bad = ~np.isfinite(values).all(2) & ~absent
@@ -456,6 +483,17 @@ class Extractor:
             i, row = min(np.argwhere(bad), key=lambda at: (self._cells[at[0]][0], chosen[at[1]]))
             self._refuse_non_finite(self._cells[i][0], start + chosen[row], self._cells[i][1])
         return values, present
+
+    def _keep(self, layer: int, hidden: Tensor) -> None:
+        """Read all readouts of a layer of the batch that this thread runs."""
+        encoder, now = self.encoder, self._running
+        now.layers.append(layer)
+        after = encoder.norm(hidden) if layer == self.last and encoder.norm and self._normed else hidden
+        for i, (at, readout, _) in enumerate(self._cells):
+            if at == layer:
+                now.vectors[i] = readout.read(after if isinstance(readout, Normed) else hidden, now.batch)
+        if self._stopped.is_set() or layer == self.layers[-1] != self.last:
+            raise _Enough  # nobody asked for the layers above
 
     @property
     def _normed(self) -> bool:
@@ -511,8 +549,17 @@ class Extractor:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Vectors (cell, row, dim) and present (row, readout) of a shard, filled by its batches as they run."""
+
+    values: np.ndarray
+    present: np.ndarray
+    futures: list[Future[tuple[int, int]]]
+
+
 class _Enough(Exception):
-    """The highest layer asked for has been read."""
+    """The highest layer asked for has been read, or nobody waits for it any more."""
 
 
 def _out_of_memory(error: BaseException) -> bool:

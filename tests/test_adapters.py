@@ -246,6 +246,22 @@ def test_every_pass_counts_anew(load):
 
 
 @pytest.mark.parametrize("shape", RUNNING)
+def test_batches_side_by_side_are_those_one_by_one(shape, load):
+    """Threads share the model: nothing that one pass leaves in it may reach another."""
+    encoder = load(shape)
+    texts = fitting(encoder) * 3
+    alone = stacked(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        together = stacked(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.parametrize("shape", RUNNING)
 def test_what_a_text_stands_with_changes_nothing(shape, load):
     """Where padding leaks, because texts of equal length stand together; and the source says so."""
     encoder = load(shape)
