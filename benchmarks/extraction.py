@@ -8,7 +8,8 @@
 2. The useful floating-point rate (real tokens only) against the machine's own float32 matrix product.
 3. Bytes on disk per value, a warm cache against a cold one, `--fast` against float32.
 4. Peak resident memory with 5,000 and 50,000 short texts.
-5. Probe accuracy on TREC and SST-2 from bfloat16 against float32, cell by cell.
+5. Encoders of other sizes (random weights, which cost the same): tokens a second, bytes a text.
+6. Probe accuracy on TREC and SST-2 from bfloat16 against float32, cell by cell.
 
 SST-2 and TREC are looked for in $CLSPROBE_DATA, default ../shared/data.
 """
@@ -16,6 +17,7 @@ SST-2 and TREC are looked for in $CLSPROBE_DATA, default ../shared/data.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -173,8 +175,35 @@ def memory() -> None:
     )
 
 
-def accuracy() -> None:
+def sizes(texts: list[str]) -> None:
     """Print part 5."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = load_encoder(device="cpu").description.folder
+    for name, layers, dim in (("base", 12, 768), ("large", 24, 1024)):
+        with tempfile.TemporaryDirectory() as folder:
+            config = BertConfig(num_hidden_layers=layers, hidden_size=dim, num_attention_heads=dim // 64,
+                                intermediate_size=4 * dim)  # fmt: skip
+            BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+            for file in tokenizer.glob("*token*"):
+                shutil.copy(file, folder)
+            shutil.copy(tokenizer / "vocab.txt", folder)
+            told = []
+            for dtype in ("float32", *(["bfloat16"] if has_bfloat16("cpu") else [])):
+                extract = Extractor(load_encoder(folder, device="cpu", dtype=dtype))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    extract(texts[:8])
+                    extract._deviation = lambda texts: {}  # type: ignore[method-assign]  # a cost of the first batch only
+                    spent = seconds(partial(extract, texts))
+                count = extract.encoder.tokenize(texts).lengths.sum()
+                told.append(f"{dtype} {count / spent:7,.0f} tokens/s, {len(texts) / spent:5.1f} texts/s")
+            size = (layers + 1) * 8 * dim * 4 / 1000
+            print(f"BERT-{name:6} {layers} x {dim}   {'; '.join(told)}; {size:,.0f} kB a text")
+
+
+def accuracy() -> None:
+    """Print part 6."""
     for name, count in (("trec", 6_000), ("sst2", COUNT)):
         column = "coarse" if name == "trec" else "label"
         (task,) = load(f"file:{DATA / name}", SourceOptions(label_column=(column,))).tasks
@@ -202,6 +231,7 @@ if __name__ == "__main__":
         sys.exit(f"no SST-2 in {DATA}: set CLSPROBE_DATA")
     (sentences,) = load(f"file:{DATA / 'sst2'}", SourceOptions()).tasks
     speed(list(dict.fromkeys(take(sentences, COUNT, seed=0).texts)))
+    sizes([sentences.texts[i] for i in range(0, len(sentences.texts), len(sentences.texts) // 150)][:150])
     memory()
     if has_bfloat16("cpu"):
         accuracy()
