@@ -13,7 +13,7 @@ from typing import Literal
 from probes.errors import unknown
 from probes.task import Task
 
-SOURCES = ("grammar", "file", "conllu")
+SOURCES = ("grammar", "file", "conllu", "senteval")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class SourceOptions:
     drop_empty: bool = False
     drop_missing_labels: bool = False
     replace_invalid: bool = False
+    detokenise: bool = False
 
 
 @dataclass(frozen=True)
