@@ -13,7 +13,7 @@ from typing import Literal
 from probes.errors import unknown
 from probes.task import Task
 
-SOURCES = ("grammar", "file", "conllu", "senteval")
+SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class SourceOptions:
     drop_missing_labels: bool = False
     replace_invalid: bool = False
     detokenise: bool = False
+    split: str | None = None
 
 
 @dataclass(frozen=True)
