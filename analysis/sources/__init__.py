@@ -5,6 +5,7 @@ A source is a module with ``load(rest, options) -> Loaded``; `rest` is what foll
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from probes.errors import unknown
 from probes.task import Task
 
-SOURCES = ("grammar", "file")
+SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class SourceOptions:
     drop_empty: bool = False
     drop_missing_labels: bool = False
     replace_invalid: bool = False
+    detokenise: bool = False
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Loaded:
     rows: int
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Task -> class -> side -> rows; side "all" where the source fixes none. What `clsprobe list tasks` tells."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for task in self.tasks:
+            sides = ["all"] * len(task.y) if task.split is None else task.split.tolist()
+            rows = found[task.name] = dict[str, dict[str, int]]()
+            for (label, side), n in sorted(Counter(zip(task.y.tolist(), sides, strict=True)).items()):
+                rows.setdefault(str(label), {})[side] = n
+        return found
 
 
 def load(spec: str, options: SourceOptions) -> Loaded:

@@ -1,0 +1,98 @@
+"""Text files that hold one thing per line, gzipped or not: the file a SPEC names, and its lines with their numbers.
+
+`find` says which file or folder is meant; `read_lines` streams it and turns whatever is wrong with its bytes into one
+InputError that names the physical line. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
+from probes.errors import InputError, did_you_mean
+
+GZIP = b"\x1f\x8b"
+
+
+def find(rest: str, example: str) -> Path:
+    """The file or folder that `rest` of a SPEC names. Raises InputError; `example` is a SPEC that would do."""
+    if not rest:
+        raise InputError("--task", "no path is named", f"Name one, as in {example}")
+    path = Path(rest)
+    try:
+        path = path.expanduser()
+        path.stat()
+        return path
+    except FileNotFoundError:
+        missing = path
+        while not missing.parent.exists():
+            missing = missing.parent
+        what = "no such file or folder" if missing == path else f"no such folder {missing}"
+        guess = did_you_mean(missing.name, sorted(os.listdir(missing.parent)))
+        raise InputError(rest, what, f"Did you mean {guess}?" if guess else "Check the path") from None
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
+        raise InputError(rest[:200], f"cannot be read ({_reason(error)})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Every line of a UTF-8 file, counted from 1, without its end; a byte-order mark is no part of the first.
+
+    Raises InputError for a file of another kind, for bytes that are not UTF-8, a damaged gzip file, and one that
+    somebody writes to meanwhile.
+    """
+    name, number = path.name, 0
+    try:
+        before = os.stat(path)
+        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would wait for ever
+            raise InputError(name, "not a regular file", "Name a file of text")
+        with path.open("rb") as file:
+            head = file.read(64)
+            file.seek(0)
+            _check_type(name, head)
+            plain = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
+            # Bytes that are not UTF-8 become lone surrogates, which no UTF-8 holds: so the line they stand on is known.
+            lines = io.TextIOWrapper(plain, "utf-8-sig", errors="surrogateescape")
+            for number, line in enumerate(lines, 1):
+                if not line.isascii():
+                    _check_text(f"{name}:{number}", line)
+                yield number, line.removesuffix("\n")
+        after = os.stat(path)
+    except EOFError:
+        raise InputError(f"{name}:{number + 1}", "the gzip file ends here; was the download cut?") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        what = f"damaged gzip file ({_reason(error)})"
+        raise InputError(f"{name}:{number + 1}", what, "Download it again") from None
+    except OSError as error:
+        raise InputError(name, f"cannot be read ({_reason(error)})") from None
+    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
+        raise InputError(name, "changed while being read", "Run again when nothing writes to it")
+    if not number:
+        raise InputError(name, "file is empty")
+
+
+def _check_type(name: str, head: bytes) -> None:
+    """Refuse a file whose first bytes say that it is no UTF-8 text."""
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if head.startswith(mark) and encoding != "utf-8":
+            raise InputError(name, f"starts with a {encoding[:6].upper()} byte-order mark", "Convert it to UTF-8")
+    for magic, what, mend in MAGIC:
+        if magic != GZIP and head.lower().startswith(magic.lower()):
+            raise InputError(name, f"is {what}, whatever its name", mend)
+
+
+def _check_text(where: str, line: str) -> None:
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) - 0xDC00
+        raise InputError(where, f"not UTF-8 (byte 0x{byte:02X})", "Convert the file to UTF-8") from None
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")

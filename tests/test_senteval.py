@@ -1,0 +1,152 @@
+"""`senteval:`: probing files as they are, what is wrong with them, and sentences written as usual."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.sources import Loaded, SourceOptions, load
+from analysis.sources.senteval import detokenised
+from probes.errors import InputError
+from probes.split import split
+
+ROWS = [
+    (part, label, f"{what} number {i} is n't `` here '' , she said .")
+    for part, rows in (("tr", 20), ("va", 6), ("te", 8))
+    for i, (label, what) in enumerate([("PAST", f"The {part} cat"), ("PRES", f"A {part} dog")] * (rows // 2))
+]
+
+
+def write(path: Path, rows: list[tuple[str, ...]], end: str = "\n") -> Path:
+    path.write_bytes("".join("\t".join(row) + end for row in rows).encode())
+    return path
+
+
+def read(path: Path | str, **options: Any) -> Loaded:
+    return load(f"senteval:{path}", SourceOptions(**options))
+
+
+def error(path: Path | str, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_rows_stay_as_they_are(tmp_path: Path, end: str) -> None:
+    loaded = read(write(tmp_path / "past_present.txt", ROWS, end))
+    (task,) = loaded.tasks
+    assert task.name == "senteval:past_present"
+    assert task.split is not None
+    sides = {"train": "tr", "dev": "va", "test": "te"}
+    assert list(zip((sides[one] for one in task.split), task.y, task.texts, strict=True)) == ROWS
+    assert (loaded.rows, loaded.left_out, loaded.notes) == (34, {}, [])
+    assert loaded.classes == {
+        task.name: {label: {"train": 10, "dev": 3, "test": 4} for label in ("PAST", "PRES")},
+    }
+    assert Counter(split(task).side.tolist()) == {"train": 20, "dev": 6, "test": 8}
+
+
+def test_quotes_spaces_and_further_fields(tmp_path: Path) -> None:
+    """No quoting: a sentence that opens with a quote swallows nothing; the last field is the sentence."""
+    rows = [(part, label, "7", f'" {part} {label} NA') for part in ("tr", "te") for label in ("0", "00", "null")]
+    path = tmp_path / "d.txt"
+    path.write_bytes(gzip.compress(write(path, rows).read_bytes()))
+    (task,) = read(path).tasks
+    assert list(task.texts) == [row[3] for row in rows]
+    assert task.y.tolist() == [row[1] for row in rows]
+
+
+def test_test_identical_to_validation_is_noted(tmp_path: Path) -> None:
+    te = [row for row in ROWS if row[0] == "te"]
+    rows = [row for row in ROWS if row[0] == "tr"] + te + [("va", *row[1:]) for row in te[::-1]]
+    loaded = read(write(tmp_path / "d.txt", rows))
+    assert loaded.notes == ["test is identical to validation (8 rows)"]
+    sides = split(loaded.tasks[0])  # test stays; a part of train serves as dev
+    assert sides.left_out == {"dev copies of a test text": 8}
+    rows[-1] = ("va", "PAST", "another one")
+    assert read(write(tmp_path / "d.txt", rows)).notes == []
+
+
+BROKEN = {
+    "header": ("part\tlabel\ttext\n", "d.txt:1: starts with 'part', not with tr, va or te and a tab. A SentEval file"),
+    "spaces": ("tr PAST He ran .\n", "d.txt:1: starts with 'tr PAST He ran .', not with tr"),
+    "two fields": ("tr\tHe ran .\nte\tHe runs .\n", "d.txt:1: 2 fields, at least 3 are needed (likewise line 2)"),
+    "a tab": ("tr\ta\tx\nte\tb\ty\tz\ntr\ta\t\tx\n", "d.txt:2: 4 fields, the first row has 3 (likewise line 3). A"),
+    "no label": ("tr\ta\tx\nte\t\ty\n", "d.txt:2: the label is empty. Fill it in."),
+    "no sentence": ("tr\ta\tx\n\nte\tb\t \n", "d.txt:3: the sentence is empty. Fill it in, or pass --drop-empty."),
+    "no test": ("tr\ta\tx\nva\tb\ty\n", "d.txt: no te rows. A SentEval file has tr, va and te rows."),
+    "no train": ("te\ta\tx\nva\tb\ty\n", "d.txt: no tr rows"),
+    "nothing": ("", "d.txt: file is empty"),
+    "blank": ("\n\n", "d.txt: no tr rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files(tmp_path: Path, name: str) -> None:
+    content, message = BROKEN[name]
+    (tmp_path / "d.txt").write_text(content)
+    assert error(tmp_path / "d.txt").startswith(message)
+
+
+def test_bytes_and_paths(tmp_path: Path) -> None:
+    write(tmp_path / "tense.txt", ROWS)
+    (tmp_path / "d.txt").write_bytes(b"tr\ta\tx\nte\tb\tcaf\xe9\n")
+    assert error(tmp_path / "d.txt") == "d.txt:2: not UTF-8 (byte 0xE9). Convert the file to UTF-8."
+    (tmp_path / "d.txt").write_bytes(b"PK\x03\x04")
+    assert error(tmp_path / "d.txt").startswith("d.txt: is a zip archive")
+    assert error(tmp_path / "tens.txt").endswith("no such file or folder. Did you mean tense.txt?")
+    assert error(tmp_path) == f"{tmp_path}: is a folder. Name one of its files: d.txt, tense.txt."
+    assert error("") == "--task: no path is named. Name one, as in senteval:past_present.txt."
+
+
+def test_empty_sentences_can_be_left_out(tmp_path: Path) -> None:
+    loaded = read(write(tmp_path / "d.txt", [*ROWS, ("tr", "PAST", ""), ("te", "PRES", " ")]), drop_empty=True)
+    assert loaded.rows == 36
+    assert loaded.left_out == {"empty text": 2}
+    assert len(loaded.tasks[0].texts) == 34
+
+
+def test_memory_grows_with_the_bytes(tmp_path: Path) -> None:
+    import tracemalloc
+
+    peaks = {}
+    for rows in (10_000, 10_000, 40_000):
+        many = [(("tr", "te")[i % 2], "ab"[i % 3 == 0], f"a sentence of about forty bytes {i}") for i in range(rows)]
+        path = write(tmp_path / "d.txt", many)
+        del many
+        tracemalloc.start()
+        assert len(read(path).tasks[0].texts) == rows
+        peaks[rows] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[40_000] - peaks[10_000] < 30_000 * 100
+
+
+@pytest.mark.parametrize(
+    ("tokens", "written"),
+    [
+        ("I do n't know , she 's late .", "I don't know, she's late."),
+        ("Ca n't you ? They 'll 've gone ; we 're here : now !", "Can't you? They'll've gone; we're here: now!"),
+        ("`` Go , '' he said .", '"Go," he said.'),
+        ('She said " no " and " yes " .', 'She said "no" and "yes".'),
+        ("the boys ' room ( upstairs ) costs $ 5 or 10 %", "the boys' room (upstairs) costs $5 or 10%"),
+        ("-LRB- a -RRB- -LSB- b -RSB- ...", "(a) [b]..."),
+        ("It is 3.5 a.m. already", "It is 3.5 a.m. already"),
+        ("Do n't 'em", "Don't 'em"),
+        ("plain words", "plain words"),
+        ('"', '"'),
+    ],
+)
+def test_sentences_written_as_usual(tokens: str, written: str) -> None:
+    assert detokenised(tokens) == written
+
+
+def test_detokenising_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.txt", ROWS)
+    assert read(path).tasks[0].texts[0] == "The tr cat number 0 is n't `` here '' , she said ."
+    assert read(path, detokenise=True).tasks[0].texts[0] == 'The tr cat number 0 isn\'t "here", she said.'
