@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -95,6 +96,11 @@ class Watched:
                 for key, parameter in module._parameters.items()
                 if parameter is not None
             },
+            "randomness": (
+                b"" if self.encoder.model.training else torch.get_rng_state().numpy().tobytes(),  # something drops out
+                np.random.get_state()[1].tobytes(),  # noqa: NPY002
+                random.getstate(),
+            ),
             "messages": (logging.get_verbosity(), logging.is_progress_bar_enabled()),
         }
 
@@ -343,10 +349,11 @@ def in_training(on: Watched) -> Iterator[None]:
     """Some modules in training and some not, which is a state of its own."""
     kept, modes = on.first, [(module, module.training) for module in on.encoder.model.modules()]
     for i, (module, _) in enumerate(modes):
-        module.training = i % 3 > 0
+        module.training = i % 3 < 2
     on.first = on.standing() | on.shown()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         on.first = kept
         for module, mode in modes:
@@ -467,6 +474,45 @@ def test_a_forward_pass_leaves_nothing_behind(watched):
     watched.assert_unchanged()
 
 
+# ------------------------------------------------------------------------------- what does not hold yet: mend, unmark
+
+
+@pytest.mark.xfail(strict=True, reason="the modes are put back into the modules that were there before the pass")
+def test_modes_are_restored_where_a_pass_replaces_modules(tmp_path):
+    """BigBird, which has another attention for short texts than for long ones."""
+    encoder = load_encoder(str(models.save("big_bird", tmp_path)))
+    long = max(fitting(encoder), key=len)
+    for texts in ([long], ["cat"], [long]):
+        for i, module in enumerate(encoder.model.modules()):
+            module.training = i % 3 < 2
+        before = {name: module.training for name, module in encoder.model.named_modules()}
+        Extractor(encoder, ["mean"])(texts)
+        after = {name: module.training for name, module in encoder.model.named_modules()}
+        for name, mode in after.items():  # a part that was not there before is as what it is part of
+            assert mode == before.get(name, after[name.rpartition(".")[0]]), name
+
+
+@pytest.mark.xfail(strict=True, reason="self_check lets things drop out, and finds that padding leaks")
+def test_a_self_check_finds_the_same_in_training_mode(tmp_path):
+    encoder = load_encoder(str(models.save("bert", tmp_path)))
+    encoder.model.train()
+    assert self_check(encoder) == encoder.checked
+    assert all(module.training for module in encoder.model.modules())
+
+
+@pytest.mark.xfail(strict=True, reason="both texts are cut to the same length, so that nothing is padded")
+@pytest.mark.parametrize("limit", [4, 5, 6, 7])
+def test_a_self_check_pads_however_short_the_longest_text(limit, tmp_path):
+    encoder = load_encoder(str(models.save("bert", tmp_path)))
+    encoder = replace(encoder, description=replace(encoder.description, max_length=limit))
+    padded: list[bool] = []
+    encoder.model.register_forward_pre_hook(
+        lambda module, args, kwargs: padded.append(not kwargs["attention_mask"].all()), with_kwargs=True
+    )
+    self_check(encoder)
+    assert any(padded)
+
+
 # ------------------------------------------------------------------------------------------------------------ the twins
 
 _KEPT: list[Any] = []  # a tap that nobody holds cleans up after itself when it is collected
@@ -568,6 +614,13 @@ def alters_a_weight(encoder: Encoder, *args: Any) -> Iterator[None]:
     next(p for p in encoder.model.parameters() if p.ndim == 2).mul_(1.001)
 
 
+@contextmanager
+def draws_a_number(*args: Any) -> Iterator[None]:
+    with tap(*args):
+        yield
+    torch.rand(1)
+
+
 ALL = {path.__name__ for path in PATHS}
 # Paths that only go through the end of the block, and the one on which no block is entered.
 ENDING = {"normal", "left_by_return_and_break"}
@@ -601,6 +654,7 @@ TWINS: dict[Tap, set[str]] = {  # and the paths on which they are found
     hooks_all_modules: ALL,
     replaces_forward: ALL - ONLY_ERRORS - NEVER_IN - {"left_by_a_generator"},
     alters_a_weight: ALL - ONLY_ERRORS - NEVER_IN - {"left_by_a_generator"},
+    draws_a_number: ALL - ONLY_ERRORS - NEVER_IN - {"left_by_a_generator", "in_training_mode"},
 }
 
 
@@ -612,7 +666,7 @@ def found_on(twin: Tap, watched: Watched) -> set[str]:
         if not clean:
             on.encoder = replace(watched.encoder, model=copy.deepcopy(watched.encoder.model))  # with the hooks on it
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 path(twin, on)
                 on.assert_unchanged()
             clean = True
