@@ -100,7 +100,10 @@ class Weighted(Readout):
 
     @abstractmethod
     def weights(self, batch: Batch) -> Tensor:
-        """(batch, token), rows sum to 1, 0 on padding."""
+        """(batch, token), rows sum to 1, 0 on padding. A row without weight is a text that lacks what is read."""
+
+    def present(self, batch: Batch) -> Tensor:
+        return (self.weights(batch) > 0).any(1)  # nor is NaN a weight: 0 / 0, where there is nothing to divide among
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The weighted mean, in float32. `where`, not a product with the mask: a NaN on a pad would poison that."""

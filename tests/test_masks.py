@@ -1,0 +1,459 @@
+"""Readouts over 2,000 texts laid out in batches of every kind, against a loop that sees no mask, and against a peer.
+
+1. `texts` are drawn as lists of tokens, each with its vector and what it is: a piece of a word, or one that a tokenizer
+   put around them. `by_loop` reads these lists, number by number, and knows nothing of batches.
+2. `laid_out` puts them into a batch: padding on the right, on the left or between, with anything in it, NaN included.
+3. What a readout reads from the batch must be what the loop reads from the list, within 1e-6.
+4. `TWINS` are readouts with the usual mistakes. The same comparison finds each on the masks where it does harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_adapters import fitting
+from test_exits import few_characters
+
+from probes.encoder import Encoder, load_encoder
+from probes.extract import Extractor, tap
+from probes.readout import DEFAULT, Batch, Readout, Weighted, parse, text_seed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = (*DEFAULT, "token[3]", "token[-2]", "cls+norm")
+TEXTS, CLOSE = 2000, 1e-6
+PADDINGS = ("none", "right", "left", "interior")
+POISONS = (0.0, 1e9, math.nan, math.inf, -math.inf)
+DIMS = (1, 3, 16)
+CLS, SEP, WORD = 101, 102, 7
+# What tokenizers put around a text: BERT, GPT-2, T5, XLNet, OPT; and one whose first and last token are the same.
+AROUND = {
+    "cls sep": ((CLS,), (SEP,)),
+    "nothing": ((), ()),
+    "sep": ((), (SEP,)),
+    "sep cls": ((), (SEP, CLS)),
+    "cls": ((CLS,), ()),
+    "same": ((CLS,), (CLS,)),
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text. added: a tokenizer put it there."""
+
+    id: int
+    added: bool
+    vector: list[float]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Some texts, as lists and as a batch. hidden: (batch, token, dim)."""
+
+    texts: list[list[Token]]
+    batch: Batch
+    hidden: torch.Tensor
+    padding: str
+    around: str
+    poison: float
+
+
+def drawn(rng: np.random.Generator, around: str, dim: int, dtype: torch.dtype) -> list[Token]:
+    """One text of 0 to 12 pieces, some of which have the ids of special tokens. Half of the texts are negative."""
+    before, behind = AROUND[around]
+    content = rng.integers(0 if before or behind else 1, 13)
+    ids = [*before, *rng.choice([WORD, WORD, CLS, SEP, 0], content).tolist(), *behind]
+    numbers = rng.uniform(-1, 1, (len(ids), dim))
+    values = torch.tensor(-abs(numbers) if rng.random() < 0.5 else numbers).to(dtype).tolist()
+    added = [i < len(before) or i >= len(before) + content for i in range(len(ids))]
+    return [Token(*each) for each in zip(ids, added, values, strict=True)]
+
+
+def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, **known: Any) -> Batch:
+    """The same texts as a batch; pads have the id of [SEP], 0 or a word, and are special to some tokenizers."""
+    longest = max(len(text) for text in texts)
+    width = longest if padding == "none" else longest + int(rng.integers(0, 4))
+    ids = np.full((len(texts), width), rng.choice([0, SEP, WORD]))
+    real = np.zeros(ids.shape, bool)
+    special = np.full(ids.shape, rng.random() < 0.5)
+    for row, text in enumerate(texts):
+        n = len(text)
+        if padding == "left":
+            at = np.arange(width - n, width)
+        elif padding == "interior":
+            at = np.sort(rng.choice(width, n, replace=False))
+        else:
+            at = np.arange(n)
+        ids[row, at], real[row, at], special[row, at] = [t.id for t in text], True, [t.added for t in text]
+    seeds = [text_seed(str(rng.integers(1 << 62))) for _ in texts]
+    return Batch(*(torch.tensor(each) for each in (ids, real, special, seeds)), **known)
+
+
+def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.dtype) -> torch.Tensor:
+    """(batch, token, dim): the vectors of the texts where the mask is on, and poison elsewhere."""
+    hidden = torch.full((*batch.ids.shape, len(texts[0][0].vector)), poison, dtype=dtype)
+    hidden[batch.real] = torch.tensor([token.vector for text in texts for token in text], dtype=dtype)
+    return hidden
+
+
+@cache
+def campaign(dtype: torch.dtype) -> list[Made]:
+    """The texts in batches of 1 to 8, with every combination of padding, special tokens and poison."""
+    rng = np.random.default_rng(0)
+    made: list[Made] = []
+    while (left := TEXTS - sum(len(each.texts) for each in made)) > 0:
+        i = len(made)
+        padding, around = PADDINGS[i % 4], list(AROUND)[i // 4 % 6]
+        poison, dim = POISONS[i // 2 % 5], DIMS[i % 3]
+        texts = [drawn(rng, around, dim, dtype) for _ in range(min(left, rng.integers(1, 9)))]
+        if padding == "none":
+            texts = [text for text in texts if len(text) == len(texts[0])]
+        known = {"cls_id": None, "sep_id": None} if around == "nothing" and i % 2 else {"cls_id": CLS, "sep_id": SEP}
+        known |= {"sep_id": CLS} if around == "same" else {}
+        batch = laid_out(rng, texts, padding, **known)
+        made.append(Made(texts, batch, filled(texts, batch, poison, dtype), padding, around, poison))
+    return made
+
+
+def norm(hidden: torch.Tensor) -> torch.Tensor:
+    """What stands behind the last layer in these tests."""
+    return torch.nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=1e-5)
+
+
+def by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float] | None:
+    """What a person would read from one text; None where it is not there."""
+    if name.endswith("+norm"):
+        found = by_loop(name.removesuffix("+norm"), text, seed, batch)
+        scale = found and math.sqrt(math.fsum(x * x for x in found) / len(found) + 1e-5)
+        return found and [x / scale for x in found]
+    words = [token.vector for token in text if not token.added]
+    if name == "mean":
+        return [math.fsum(column) / len(text) for column in zip(*(token.vector for token in text), strict=True)]
+    if name == "max":
+        return [max(column) for column in zip(*(token.vector for token in text), strict=True)]
+    if name == "random":
+        return words[seed % len(words)] if words else None
+    if name in ("cls", "sep"):
+        wanted, at = (batch.cls_id, 0) if name == "cls" else (batch.sep_id, -1)
+        those = [token.vector for token in text if token.added and token.id == wanted]
+        return those[at] if those else None
+    k = int(name[len("token[") : -1])
+    if abs(k) > len(words):
+        return None
+    return words[k - 1] if k > 0 else words[k]
+
+
+@cache
+def wanted(name: str, dtype: torch.dtype) -> list[list[list[float] | None]]:
+    """What the loop reads of every text of the campaign, batch by batch."""
+    return [
+        [by_loop(name, *each, made.batch) for each in zip(made.texts, made.batch.seeds.tolist(), strict=True)]
+        for made in campaign(dtype)
+    ]
+
+
+def compared(readout: Readout, dtype: torch.dtype) -> list[tuple[Made, float]]:
+    """Every text as the readout reads it and as the loop does: its batch, and the largest difference.
+
+    0 where both say that it is not there, infinite where only one does and where a number is not finite.
+    """
+    rows = []
+    for made, those in zip(campaign(dtype), wanted(readout.name, dtype), strict=True):
+        hidden = norm(made.hidden) if readout.name.endswith("+norm") else made.hidden
+        read, there = readout.read(hidden, made.batch).tolist(), readout.present(made.batch).tolist()
+        for found, has, numbers in zip(read, there, those, strict=True):
+            if numbers is None or not has:
+                off = 0.0 if numbers is None and not has else math.inf
+            else:
+                apart = [abs(a - b) for a, b in zip(found, numbers, strict=True)]
+                off = max(x if math.isfinite(x) else math.inf for x in apart)
+            rows.append((made, off))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_the_campaign_has_everything():
+    every = campaign(torch.float32)
+    assert sum(len(made.texts) for made in every) == sum(len(made.batch.ids) for made in every) == TEXTS
+    assert {(made.padding, made.around, str(made.poison)) for made in every} == {
+        (padding, around, str(poison)) for padding in PADDINGS for around in AROUND for poison in POISONS
+    }
+    assert {made.hidden.shape[2] for made in every} == set(DIMS)
+    assert {len(made.texts) for made in every} == set(range(1, 9))
+    lengths = [len(text) for made in every for text in made.texts]
+    assert (min(lengths), max(lengths)) == (1, 14)
+    assert sum(all(token.added for token in text) for made in every for text in made.texts) > 50  # no word in it
+    for made in every:
+        inside = made.batch.real.cumsum(1) * made.batch.real.flip(1).cumsum(1).flip(1) > 0
+        assert (made.padding == "interior") or torch.equal(inside, made.batch.real)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_readout_reads_what_the_loop_reads(name, dtype):
+    (readout,) = parse([name])
+    worst = max(off for _, off in compared(readout, dtype))
+    # Most of them read numbers that no arithmetic has touched.
+    assert worst <= (CLOSE if name in ("mean", "cls+norm") else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(parse([name])[0], Weighted)])
+def test_weights_are_a_distribution_over_the_text(name):
+    """... by which the base class reads the same vector."""
+    (readout,) = parse([name])
+    for made in campaign(torch.float32):
+        weights, there = readout.weights(made.batch), readout.present(made.batch)
+        assert weights.shape == made.batch.ids.shape
+        assert (weights >= 0).all()
+        assert not weights[~made.batch.real].any()
+        torch.testing.assert_close(weights.sum(1), there.float(), rtol=0, atol=CLOSE)
+        wanted, found = readout.read(made.hidden, made.batch), Weighted.read(readout, made.hidden, made.batch)
+        torch.testing.assert_close(found[there], wanted[there], rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("least", [0, 1], ids=["0 / 0", "0 / 1"])
+def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path):
+    """One method, and the empty text is not a vector of zeros."""
+
+    class Content(Weighted):
+        name = "content"
+
+        def weights(self, batch: Batch) -> torch.Tensor:
+            return batch.content / batch.content.sum(1, keepdim=True).clamp(min=least)
+
+    absent = 0
+    for made in campaign(torch.float32):
+        words = [[token.vector for token in text if not token.added] for text in made.texts]
+        there = Content().present(made.batch)
+        assert there.tolist() == [bool(vectors) for vectors in words]
+        read = Content().read(made.hidden, made.batch)[there].tolist()
+        for found, vectors in zip(read, (vectors for vectors in words if vectors), strict=True):
+            mean = [math.fsum(column) / len(vectors) for column in zip(*vectors, strict=True)]
+            np.testing.assert_allclose(found, mean, rtol=0, atol=CLOSE)
+        absent += int((~there).sum())
+    assert absent > TEXTS / 20
+    states = Extractor(load_encoder(str(models.save("bert", tmp_path))), [Content()], layers=[1])(["cat", ""])
+    assert states.present.tolist() == [[True, False]]
+    assert np.isnan(states.cell(1, "content")).all(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_company_changes_nothing(name):
+    """A text in a batch of its own, in the batch back to front, and among more pads, reads the same."""
+    (readout,) = parse([name])
+    for made in campaign(torch.float32)[::9]:
+        batch, hidden = made.batch, made.hidden
+        read = readout.read(hidden, batch)
+        pads = torch.zeros(len(batch.ids), 3, dtype=torch.bool)
+        wider = replace(
+            batch,
+            ids=torch.cat([pads * 1, batch.ids, pads + SEP], 1),
+            real=torch.cat([pads, batch.real, pads], 1),
+            special=torch.cat([pads, batch.special, ~pads], 1),
+        )
+        around = torch.full((*pads.shape, hidden.shape[2]), math.nan)
+        there = readout.present(batch)
+        further = readout.read(torch.cat([around, hidden, around], 1), wider)
+        torch.testing.assert_close(further[there], read[there], rtol=0, atol=CLOSE)
+        for rows in (*torch.arange(len(read))[:, None], torch.arange(len(read)).flip(0)):
+            some = replace(
+                batch, ids=batch.ids[rows], real=batch.real[rows], special=batch.special[rows], seeds=batch.seeds[rows]
+            )
+            assert torch.equal(readout.present(some), there[rows])
+            found = readout.read(hidden[rows], some)
+            torch.testing.assert_close(found, read[rows], rtol=0, atol=CLOSE, equal_nan=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- the peer
+
+
+# What its modes are called here: its cls is the first real token, whatever that is, and its lasttoken the last one.
+PEER = {
+    "mean": dict.fromkeys(AROUND, "mean"),
+    "max": dict.fromkeys(AROUND, "max"),
+    "cls": {"cls sep": "cls", "cls": "cls", "same": "cls", "nothing": "token[1]"},
+    "lasttoken": {"cls sep": "sep", "sep": "sep", "same": "sep", "sep cls": "cls", "nothing": "token[-1]"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", PEER)
+def test_sentence_transformers_pools_alike(mode, dtype):
+    """Its mean multiplies by the mask, so that a NaN among the pads is a NaN of the text: those are left out there."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    texts = 0
+    for made in campaign(dtype):
+        if made.around not in PEER[mode] or (mode == "mean" and not math.isfinite(made.poison)):
+            continue
+        (readout,) = parse([PEER[mode][made.around]])
+        given = {"token_embeddings": made.hidden.clone(), "attention_mask": made.batch.real.long()}
+        pooled = Pooling(made.hidden.shape[2], pooling_mode=mode)(given)["sentence_embedding"]
+        read = readout.read(made.hidden, made.batch)
+        assert readout.present(made.batch).all()
+        rounded = 2**-8 if mode == "mean" and dtype == torch.bfloat16 else CLOSE  # its mean is in bfloat16 again
+        torch.testing.assert_close(read.float(), pooled.float(), rtol=0, atol=rounded)
+        texts += len(made.texts)
+    assert texts > TEXTS / 3
+
+
+# --------------------------------------------------------------------------------------------------------- whole models
+
+
+SHAPES = ("bert", "xlnet", "t5", "gpt2", "opt", "canine", "modernbert", "megatron-bert", "longformer", "funnel")
+
+
+def shown(encoder: Encoder, text: str, layers: list[int]) -> tuple[dict[int, list[Token]], Batch]:
+    """A text alone, as the loop takes it, from what the tokenizer and a tap say: its tokens at every layer."""
+    (row,) = encoder.tokenize([text])
+    batch, tokens = encoder.batch([row]), {}
+
+    def read(layer: int, hidden: torch.Tensor) -> None:  # CANINE and Funnel pad a short text: its tokens come first
+        each = zip(row.ids.tolist(), row.special.tolist(), hidden[0].tolist(), strict=False)
+        tokens[layer] = [Token(*token) for token in each]
+
+    with tap(encoder, read, layers):
+        encoder.forward(batch)
+    return tokens, batch
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
+    """Text by text and in company, the empty text too, with whatever special tokens the model has."""
+    with few_characters():
+        encoder = load_encoder(str(models.save(shape, tmp_path)))
+    texts = fitting(encoder)
+    added, last = encoder.tokenize([""])[0].ids, encoder.description.layers
+    lacking = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
+    names = [*NAMES, "mean+norm"] if encoder.norm else [name for name in NAMES if "+norm" not in name]
+    names = [name for name in names if name.removesuffix("+norm") not in lacking]
+    extract = Extractor(encoder, names, layers=[1, last])
+    together = extract(texts)
+    for i, text in enumerate(texts):
+        alone = extract([text])
+        tokens, batch = shown(encoder, text, [1, last])
+        for layer, name in together.cells:
+            those = tokens[layer]
+            if name.endswith("+norm"):
+                those = [replace(token, vector=encoder.norm(torch.tensor(token.vector)).tolist()) for token in those]
+            wanted = by_loop(name.removesuffix("+norm"), those, text_seed(text), batch) if those else None
+            for states, row, close in ((alone, 0, CLOSE), (together, i, 2e-5)):
+                assert states.present[names.index(name), row] == (wanted is not None)
+                found = states.cell(layer, name)[row]
+                if wanted is None:
+                    assert np.isnan(found).all()
+                else:
+                    np.testing.assert_allclose(found, wanted, rtol=0, atol=close * max(1, np.abs(wanted).max()))
+
+
+# ------------------------------------------------------------------------------------------------------------ the twins
+
+
+@dataclass(frozen=True)
+class Twin(Readout):
+    """A readout that is wrong. name: which one it would be. how: (hidden, batch) -> (batch, dim)."""
+
+    name: str
+    how: Callable[[torch.Tensor, Batch], torch.Tensor]
+
+    def read(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.how(hidden.float(), batch)
+
+    def present(self, batch: Batch) -> torch.Tensor:
+        return parse([self.name])[0].present(batch)
+
+
+def _mask(batch: Batch) -> torch.Tensor:
+    return batch.real[..., None].float()
+
+
+def _at(position: Callable[[Batch], torch.Tensor]) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+    def how(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        at = position(batch).clamp(0, hidden.shape[1] - 1)
+        return hidden[torch.arange(len(at)), at]
+
+    return how
+
+
+def _never(batch: Batch) -> torch.Tensor:
+    return torch.zeros(len(batch.ids), dtype=torch.long)
+
+
+PADDED = {"right", "left", "interior"}
+TWINS: dict[str, tuple[Twin, set[str]]] = {  # and the padding with which each is found
+    "multiplies by the mask": (
+        Twin("mean", lambda hidden, batch: (hidden * _mask(batch)).sum(1) / batch.lengths[:, None]),
+        PADDED,
+    ),
+    "takes the mean over the padding": (Twin("mean", lambda hidden, batch: hidden.mean(1)), PADDED),
+    "counts the padding": (
+        Twin("mean", lambda hidden, batch: hidden.where(_mask(batch) > 0, 0).mean(1)),
+        PADDED,
+    ),
+    "leaves special tokens out of the mean": (
+        Twin(
+            "mean",
+            lambda hidden, batch: (
+                hidden.where(batch.content[..., None], 0).sum(1) / batch.content.sum(1).clamp(min=1)[:, None]
+            ),
+        ),
+        {"none", *PADDED},
+    ),
+    "takes the maximum with zeros": (
+        Twin("max", lambda hidden, batch: hidden.where(_mask(batch) > 0, 0).amax(1)),
+        PADDED,
+    ),
+    "multiplies by the mask, then takes the maximum": (
+        Twin("max", lambda hidden, batch: (hidden * _mask(batch)).amax(1)),
+        PADDED,
+    ),
+    "takes the maximum over the padding": (Twin("max", lambda hidden, batch: hidden.amax(1)), PADDED),
+    "takes the first column": (Twin("cls", _at(_never)), {"none", *PADDED}),
+    "takes the first real token": (Twin("cls", _at(lambda b: b.real.float().argmax(1))), {"none", *PADDED}),
+    "takes the first [CLS] id": (Twin("cls", _at(lambda b: (b.ids == CLS).float().argmax(1))), {"none", *PADDED}),
+    "takes the last column": (Twin("sep", _at(lambda b: _never(b) + b.ids.shape[1] - 1)), {"none", *PADDED}),
+    "takes the length for a position": (Twin("sep", _at(lambda b: b.lengths - 1)), {"none", *PADDED}),
+    "takes the first separator": (
+        Twin("sep", _at(lambda b: (b.real & b.special & (b.ids == b.sep_id)).float().argmax(1))),
+        {"none", *PADDED},
+    ),
+    "takes the second column": (Twin("token[1]", _at(lambda b: _never(b) + 1)), {"none", *PADDED}),
+    "takes the third column": (Twin("token[2]", _at(lambda b: _never(b) + 2)), {"none", *PADDED}),
+    "takes the last but one": (Twin("token[-1]", _at(lambda b: b.lengths - 2)), {"none", *PADDED}),
+    "counts from the first piece on": (
+        Twin("token[3]", _at(lambda b: b.content.float().argmax(1) + 2)),
+        {"interior"},
+    ),
+    "counts back from the last piece": (
+        Twin("token[-2]", _at(lambda b: (b.content.cumsum(1) * b.content).argmax(1) - 1)),
+        {"interior"},
+    ),
+    "draws among all tokens": (Twin("random", _at(lambda b: b.seeds % b.lengths)), {"none", *PADDED}),
+    "draws the position in the batch": (
+        Twin("random", _at(lambda b: b.content.float().argmax(1) + b.seeds % b.content.sum(1).clamp(min=1))),
+        {"interior"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_wrong_readout_is_found(name):
+    """With every kind of padding where it is wrong, and with none where it is right."""
+    twin, where = TWINS[name]
+    assert {made.padding for made, off in compared(twin, torch.float32) if off > CLOSE} == where
+
+
+def test_pads_of_zeros_would_hide_mistakes():
+    """What the poison is for: a product with the mask is right wherever the pads are finite."""
+    twin, _ = TWINS["multiplies by the mask"]
+    assert {str(made.poison) for made, off in compared(twin, torch.float32) if off > CLOSE} == {"nan", "inf", "-inf"}
