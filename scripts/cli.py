@@ -362,6 +362,7 @@ def cache(
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="models, tasks, readouts, probes or studies")],
+    task: Annotated[str | None, typer.Option(help="tasks: a SPEC, for its rows by class and those left out")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """What there is to choose from."""
@@ -371,6 +372,12 @@ def list_(
     }  # fmt: skip
     if what not in kinds:
         raise unknown("list", "kind", what, kinds)
+    if task is not None:
+        if what != "tasks":
+            raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
+        for line in _describe_spec(task):
+            typer.echo(line)
+        return
     lines = kinds[what]()
     width = max(map(len, lines))
     for name, told in lines.items():
@@ -394,7 +401,26 @@ def _list_tasks() -> dict[str, str]:
         **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
         "grammar:all": "all of them",
         "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
+        "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
+        "senteval:PATH": "a SentEval probing file",
+        "hf:ORG/NAME[:CONFIG][@REVISION]": "a Hugging Face dataset; --split takes its slice syntax",
     }
+
+
+def _describe_spec(spec: str) -> list[str]:
+    """Rows by class and side of every task of a SPEC, then the rows left out by reason, then what else was noticed."""
+    from analysis.sources import SourceOptions, load
+
+    loaded = load(spec, SourceOptions())
+    lines = []
+    for name, classes in loaded.classes.items():
+        rows = sum(sum(sides.values()) for sides in classes.values())
+        lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
+        for label, sides in classes.items():
+            told = ", ".join(f"{n:,}" if side == "all" else f"{side} {n:,}" for side, n in sides.items())
+            lines.append(f"  {printable(label)}: {told}")
+    lines += [f"left out, {why}: {n:,}" for why, n in loaded.left_out.items() if n]
+    return [*lines, *loaded.notes]
 
 
 def _list_readouts() -> dict[str, str]:
