@@ -291,7 +291,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def max_t(codes: np.ndarray, labels: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which of many cells tell more than chance: corrected p (cell,), and the accuracy (cell,) above which p < 0.05.
+    """Which of many cells tell more than chance: corrected p (cell,), and the accuracy (cell,) above which p <= 0.05.
 
     codes: (cell, text) predicted, labels: (text,). The labels are permuted over the texts, jointly for all cells and
     with the predictions as they are (Westfall & Young 1993): cells that err together are not paid for twice. Each
@@ -323,7 +323,7 @@ def max_t(codes: np.ndarray, labels: np.ndarray, *, draws: int = DRAWS, seed: in
 def above_chance(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Every test cell's accuracy with its p corrected for all cells of the same task and seed, by `max_t`.
 
-    Columns model, task, layer, readout, probe, seed, value, p, threshold (the accuracy above which p < 0.05). Raises
+    Columns model, task, layer, readout, probe, seed, value, p, threshold (the accuracy above which p <= 0.05). Raises
     ValueError where the cells of a task were not measured on the same texts.
     """
     parts = []
