@@ -1,6 +1,10 @@
-"""Cells that dev chooses, and how they do on test. Everything here is a function of a table of predictions of one task.
+"""Cells that dev chooses, and what they are worth beside baselines and controls.
 
-The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once.
+1. The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once
+   (`chosen_cell`, `best_baseline`; functions of a table of predictions of one task).
+2. `confirm`: that one reading against a baseline, with its interval and p. Nothing was chosen on test, so nothing needs
+   correcting.
+3. `gain` and `selectivity`: every cell less the best baseline, and less its own control task; joins over the results.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import stats
@@ -26,8 +31,7 @@ SHOWN = {  # control -> how a reader calls it
 
 @dataclass(frozen=True)
 class Chosen:
-    """A cell or baseline that dev chose. where: the columns that name it; test, low, high: its accuracy and "
-    "interval."""
+    """A cell or baseline that dev chose. where: the columns that name it. test, low, high: its accuracy there."""
 
     where: Mapping[str, Any]
     told: str
@@ -77,3 +81,101 @@ def baselines_of(rows: pd.DataFrame, *first: Chosen) -> pd.DataFrame:
     chosen = [(cell.told, cell) for cell in first]
     chosen += [(SHOWN[control], chosen_cell(rows, None, control)) for control in controls]
     return pd.DataFrame([{"name": n, "value": c.test, "low": c.low, "high": c.high} for n, c in chosen])
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One cell against one baseline on test, each chosen on dev.
+
+    effect, low, high: the paired difference of their accuracies; p: two-sided, that there is none.
+    """
+
+    cell: Chosen
+    baseline: Chosen
+    effect: float
+    low: float
+    high: float
+    p: float
+
+
+def confirm(rows: pd.DataFrame, *, readout: str | None = None, against: str | None = None) -> Confirmation:
+    """The cell that dev chooses, once on test, against the best baseline or the one named `against`.
+
+    rows: predictions of one task. readout: choose among its layers only.
+    """
+    cell = chosen_cell(rows, readout)
+    baseline = chosen_cell(rows, None, against) if against else best_baseline(rows)
+    sides = stats.correct(rows, **cell.where), stats.correct(rows, **baseline.where)
+    return Confirmation(cell, baseline, *stats.paired_difference(*sides), stats.difference_p(*sides))
+
+
+# ----------------------------------------------------------------------------------------- every cell against something
+
+SIGN = {"accuracy": 1, "bits": -1}  # what makes more of it better
+CELL = ["control", "layer", "readout", "probe"]  # what names a cell or baseline of one task and seed
+OTHER = {column: f"other_{column}" for column in CELL}  # the same of the one that it is held against
+
+
+def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What every cell tells beyond the best baseline of its task, seed and metric, which dev chooses.
+
+    Columns model, task, layer, readout, probe, seed, metric ("accuracy", or "bits" saved), value, low, high (paired
+    over the test texts; NaN without predictions), against. More is better in both metrics. An untrained encoder is a
+    baseline of the probe that read it.
+    """
+    rows = results[results.metric.isin(SIGN)]
+    dev = rows[(rows.split == "dev") & rows.control.isin(BASELINES)]
+    dev = dev.assign(score=dev.value * dev.metric.map(SIGN).astype(float))
+    dev = dev.sort_values("score", ascending=False, kind="stable")
+    cells = rows[(rows.split == "test") & (rows.control == "none")]
+    shared = ["model", "task", "seed", "metric"]
+    chosen = []
+    for probe in cells.probe.unique():
+        best = dev[(dev.control != "untrained") | (dev.probe == probe)].drop_duplicates(shared)
+        chosen.append(best[[*shared, *CELL]].rename(columns=OTHER).assign(probe=probe))
+    return _less(results, cells.merge(pd.concat(chosen), on=[*shared, "probe"]), predictions)
+
+
+def selectivity(
+    results: pd.DataFrame, predictions: pd.DataFrame | None = None, *, control: str = "word_type"
+) -> pd.DataFrame:
+    """Task less control task, by the same probe in the same cell (Hewitt & Liang 2019). Columns as `gain`.
+
+    Where the control labels fewer texts, the texts that both have are paired.
+    """
+    cells = results[results.metric.isin(SIGN) & (results.split == "test") & (results.control == "none")]
+    same = {OTHER[column]: cells[column] for column in CELL if column != "control"}
+    return _less(results, cells.assign(**same, other_control=control), predictions)
+
+
+def _less(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
+    """The scores of test cells less those of the cells that their columns other_... name, where these were measured."""
+    shared = ["model", "task", "seed", "metric"]
+    theirs = results.loc[results.split == "test", [*shared, *CELL, "value"]]
+    pairs = cells.drop(columns=["low", "high"]).merge(
+        theirs.rename(columns=OTHER | {"value": "other_value"}), on=[*shared, *OTHER.values()]
+    )
+    pairs["value"] = (pairs.value - pairs.other_value) * pairs.metric.map(SIGN).astype(float)
+    pairs[["low", "high"]] = np.nan
+    if predictions is not None:
+        _add_intervals(pairs, predictions[predictions.split == "test"])
+    control, layer, readout = (pairs[OTHER[column]].astype(str) for column in ("control", "layer", "readout"))
+    pairs["against"] = control.where(pairs.other_layer < 0, control + ", " + readout + " at layer " + layer)
+    return pairs[[*stats.CELL, "metric", "value", "low", "high", "against"]]
+
+
+def _add_intervals(pairs: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Fill low and high of the pairs whose texts are all among the predictions."""
+    for (model, task, seed), mine in pairs.groupby(["model", "task", "seed"], observed=True):
+        told = test[(test.model == model) & (test.task == task) & (test.seed == seed)]
+        for what, some in mine.groupby("metric", observed=True):
+            score = stats.right(told).astype(float) if what == "accuracy" else told.log2_probability
+            texts = told[[*CELL, "row"]].assign(score=score).set_index([*CELL, "row"]).score.unstack("row")
+            own, other = (
+                texts.reindex(pd.MultiIndex.from_frame(some[names])).to_numpy() for names in (CELL, [*OTHER.values()])
+            )
+            known = ~(np.isnan(own).all(1) | np.isnan(other).all(1))
+            low, high = stats.difference_intervals(own[known], other[known], shares=what == "accuracy")
+            rows = some.index[known]
+            pairs.loc[rows, "low"] = np.minimum(low, pairs.value[rows])
+            pairs.loc[rows, "high"] = np.maximum(high, pairs.value[rows])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 from tables import first, predictions
 
-from analysis import choose
+from analysis import choose, stats
+from analysis.table import COLUMNS, KEY, check_results
 
 
 def table():
@@ -48,3 +51,147 @@ def test_rows_of_a_choice_are_its_own():
     assert set(rows.readout) == {"mean"}
     with pytest.raises(IndexError):
         choose.chosen_cell(table(), "max")
+
+
+# -------------------------------------------------------------------------------------------------------- confirmation
+
+
+def test_the_best_cell_of_dev_is_confirmed_once_on_test():
+    told = choose.confirm(table())
+    assert (told.cell.told, told.baseline.told) == ("cls at layer 1", "bag of words")
+    assert told.effect == pytest.approx(0.8 - 0.6)
+    assert 0.15 < told.low < told.effect < told.high < 0.25
+    assert told.p < 1e-9
+
+
+def test_a_confirmation_may_be_of_a_readout_and_against_a_baseline():
+    told = choose.confirm(table(), readout="mean", against="majority")
+    assert (told.cell.told, told.baseline.told) == ("mean at layer 1", "majority class")
+    assert told.effect == pytest.approx(0.45)
+    assert told.p < 1e-9
+
+
+def test_nothing_is_confirmed_of_a_cell_that_only_test_favours():
+    """13 x 8 cells of noise: the best on test looks good, the one that dev chooses does not."""
+    random, significant, seeming = np.random.default_rng(0), 0, []
+    for _ in range(5):
+        cells = {
+            ("none", layer, readout): (random.random(400) < 0.5, random.random(400) < 0.5)
+            for layer in range(13)
+            for readout in ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
+        }
+        rows = predictions(cells | {("majority", -1, "none"): (first(0.5), first(0.5))})
+        told = choose.confirm(rows)
+        significant += told.p < 0.05
+        seeming.append(stats.accuracies(rows[rows.split == "test"], ["layer", "readout"]).value.max())
+    assert significant <= 1
+    assert np.mean(seeming) == pytest.approx(0.563, abs=0.01)  # METHODS.md 3
+
+
+# --------------------------------------------------------------------------------------------- gain and selectivity
+
+
+def results_of(rows):
+    """The results table of these predictions."""
+    found = []
+    for key, one in rows.groupby(list(KEY[:-1]), sort=False, observed=True):
+        right = (one.label == one.predicted).mean()
+        for metric, value in (("accuracy", right), ("bits", -one.log2_probability.mean())):
+            found.append((*key, metric, value, value, value, 9, len(one), True))
+    return check_results(pd.DataFrame(found, columns=list(COLUMNS)))
+
+
+def test_gain_is_over_the_baseline_that_dev_chooses():
+    rows = table()
+    gains = choose.gain(results_of(rows), rows)
+    assert gains.columns.tolist() == [*stats.CELL, "metric", "value", "low", "high", "against"]
+    assert set(gains.against) == {"bag_of_words"}
+    found = gains[gains.metric == "accuracy"].set_index(["layer", "readout"])
+    assert found.value.to_dict() == pytest.approx({(0, "cls"): 0.39, (1, "cls"): 0.2, (1, "mean"): 0.35})
+    assert ((found.low < found.value) & (found.value < found.high)).all()
+    effect, low, high = stats.paired_difference(
+        stats.correct(rows, control="none", layer=1, readout="cls"), stats.correct(rows, control="bag_of_words")
+    )
+    assert tuple(found.loc[(1, "cls"), ["value", "low", "high"]]) == pytest.approx((effect, low, high))
+    bits = gains[gains.metric == "bits"].set_index(["layer", "readout"])
+    assert bits.value[1, "cls"] == pytest.approx(0.2 * 2.9)  # every text more that is right saves 2.9 bits
+    assert ((bits.low < bits.value) & (bits.value < bits.high)).all()
+
+
+def test_gain_without_predictions_has_no_interval():
+    gains = choose.gain(results_of(table()))
+    assert gains.low.isna().all()
+    assert gains.value.notna().all()
+
+
+def test_each_metric_and_seed_has_its_own_best_baseline():
+    """In bits the one that says little for certain is the best; an untrained encoder belongs to its own probe."""
+    rows = table()
+    words = rows.control == "bag_of_words"
+    rows.loc[words, "log2_probability"] = -4.0
+    other = table().assign(seed=1)
+    other = other[other.control != "bag_of_words"]
+    third = table()[lambda t: t.control.isin(["none", "majority"])].assign(seed=2, probe="mlp")
+    gains = choose.gain(results_of(pd.concat([rows, other, third])), pd.concat([rows, other, third]))
+    against = gains.drop_duplicates(["probe", "seed", "metric"]).set_index(["seed", "metric"]).against.to_dict()
+    assert against == {
+        (0, "accuracy"): "bag_of_words",
+        (0, "bits"): "untrained, mean at layer 1",
+        (1, "accuracy"): "untrained, mean at layer 1",
+        (1, "bits"): "untrained, mean at layer 1",
+        (2, "accuracy"): "majority",
+        (2, "bits"): "majority",
+    }
+
+
+def test_selectivity_is_task_less_control_in_the_same_cell():
+    rows = predictions(
+        {
+            ("none", 1, "cls"): (first(0.9), first(0.8)),
+            ("none", 1, "mean"): (first(0.9), first(0.95)),
+            ("word_type", 1, "cls"): (first(0.5), first(0.5)),
+            ("word_type", 1, "mean"): (first(0.5), first(0.9)),
+        }
+    )
+    labelled = rows[(rows.control == "none") | (rows.row % 4 > 0)]  # the control labels three texts in four
+    for some in (rows, labelled):
+        told = choose.selectivity(results_of(some), some)
+        found = told[told.metric == "accuracy"].set_index("readout")
+        assert found.value.to_dict() == pytest.approx({"cls": 0.3, "mean": 0.05})
+        assert found.low["cls"] > 0.2
+        assert ((found.low < found.value) & (found.value < found.high)).all()
+        assert set(told.against) == {"word_type, cls at layer 1", "word_type, mean at layer 1"}
+
+
+def test_a_cell_without_its_control_has_no_selectivity():
+    rows = predictions({("none", 1, "cls"): (first(0.9), first(0.8)), ("none", 2, "cls"): (first(0.9), first(0.8))})
+    control = predictions({("shuffled", 2, "cls"): (first(0.5), first(0.5))})
+    both = pd.concat([rows, control])
+    assert choose.selectivity(results_of(both), both).empty
+    assert set(choose.selectivity(results_of(both), both, control="shuffled").layer) == {2}
+
+
+def test_a_real_sweep_gives_gains_and_selectivity():
+    """Categories, as the sweep writes them, and predictions that come in parts."""
+    from test_sweep import PROBES, plant, states, task
+
+    from analysis.sweep import sweep
+
+    one = task()
+    made = states([one])
+    plant(made.values[1, 1], one, 3)
+    blocks = []
+    results = sweep([one], made, PROBES, keep=blocks.append, seeds=(0, 1))
+    from analysis.table import joined
+
+    for told in (joined(blocks), pd.concat(blocks)):
+        gains = choose.gain(results, told)
+        assert len(gains) == 4 * 2 * 2
+        best = gains[(gains.layer == 1) & (gains.readout == "mean") & (gains.metric == "accuracy")]
+        assert (best.low > 0.1).all()
+        assert gains.notna().all().all()
+        over = choose.selectivity(results, told, control="shuffled")
+        assert len(over) == 4 * 2 * 2
+        assert over.notna().all().all()
+        chance = stats.above_chance(told)
+        assert (chance[(chance.layer == 1) & (chance.readout == "mean")].p < 0.01).all()

@@ -1,0 +1,178 @@
+"""How often nominal 95 % intervals cover the truth, in simulated data whose truth is known.
+
+The tests hold the intervals to 93-97 %; run as a program this prints the tables of docs/statistics.md:
+
+    python tests/simulations.py
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import quad
+from scipy.stats import binom, norm
+
+from analysis import stats
+from probes import metric
+
+SIMULATIONS = 2000
+SIZES = (200, 500, 2000)  # test texts
+LEVELS = (0.5, 0.65, 0.8, 0.9, 0.95)  # accuracies
+
+
+def covered(interval, truth):
+    """The share of intervals that hold the truth."""
+    low, high = interval
+    return float(np.mean((low <= truth + 1e-12) & (truth - 1e-12 <= high)))
+
+
+def accuracy(n, p):
+    """Exactly, by the binomial distribution."""
+    right = np.arange(n + 1)
+    low, high = stats.wilson(right / n, n)
+    return float(binom.pmf(right, n, p)[(low <= p) & (p <= high)].sum())
+
+
+def losses(n, p, *, sharpness=1.0, simulations=SIMULATIONS, seed=0):
+    """(simulation, text) bits of the best probe of x | y ~ N(+-d/2 u, I) that is right with probability p, and their
+    mean by quadrature. sharpness 2: a probe that is twice as sure as it should be. At p = 0.5 one that is sure of
+    nothing it should be sure of: its log odds are noise of standard deviation 1."""
+    d = 2 * norm.ppf(p)
+
+    def loss(z):
+        return np.logaddexp(0, -sharpness * (d * d / 2 + (d or 1) * z)) / np.log(2)
+
+    truth = quad(lambda z: norm.pdf(z) * loss(z), -12, 12, limit=500)[0]
+    return loss(np.random.default_rng([seed, n]).normal(size=(simulations, n))), truth
+
+
+def bits(n, p, *, sharpness=1.0, simulations=SIMULATIONS, seed=0):
+    drawn, truth = losses(n, p, sharpness=sharpness, simulations=simulations, seed=seed)
+    return covered(stats.skewed(drawn), truth)
+
+
+def bits_by_percentile(n, p, *, simulations=SIMULATIONS):
+    drawn, truth = losses(n, p, simulations=simulations)
+    told = -drawn.astype(np.float32)
+    return covered(stats.percentile(stats.bootstrap(lambda counts: metric.bits(told, counts), n)), truth)
+
+
+TREC = (0.222, 0.277, 0.188, 0.13, 0.162, 0.021)  # shares of six question types; the last is rare
+# name -> shares of the classes, recall of each; an error falls on the other classes in proportion to their shares
+CONFUSIONS = {
+    "three equal classes, recall 0.8": ((1, 1, 1), (0.8,) * 3),
+    "two classes, one of 5 %": ((0.95, 0.05), (0.98, 0.5)),
+    "three classes, one of 5 %": ((0.6, 0.35, 0.05), (0.85, 0.8, 0.6)),
+    "six classes, one of 2 %, recall 0.5": (TREC, (0.5, 0.5, 0.5, 0.5, 0.5, 0.2)),
+    "six classes, one of 2 %, recall 0.85": (TREC, (0.85, 0.85, 0.8, 0.85, 0.85, 0.6)),
+    "six classes, one of 2 %, recall 0.95": (TREC, (0.95, 0.95, 0.93, 0.95, 0.95, 0.8)),
+    "six classes, one of 2 %, recall 0.99": (TREC, (0.99,) * 6),
+    "ten classes, 34 % to 3 %": (tuple(1 / np.arange(1, 11)), tuple(np.linspace(0.9, 0.4, 10))),
+    "twenty classes, 28 % to 1 %": (tuple(1 / np.arange(1, 21)), tuple(np.linspace(0.8, 0.4, 20))),
+    "near the majority, one of 30 %": ((0.7, 0.3), (0.95, 0.1)),
+}
+
+
+@cache
+def confusion(name):
+    """(label, predicted) probabilities."""
+    shares, recall = (np.array(part, float) for part in CONFUSIONS[name])
+    shares = shares / shares.sum()
+    table = np.outer(shares * (1 - recall) / (1 - shares), shares)
+    np.fill_diagonal(table, shares * recall)
+    return table
+
+
+def true_f1(table):
+    return float(np.mean(2 * np.diag(table) / (table.sum(0) + table.sum(1))))
+
+
+def macro_f1(name, n, *, simulations=SIMULATIONS, seed=0, interval=None):
+    """interval: (codes, labels) -> low, high instead of the one that is used."""
+    table, random = confusion(name), np.random.default_rng([seed, n])
+    pairs = random.choice(table.size, p=table.ravel(), size=(simulations, n))
+    found = []
+    for one in pairs:
+        labels, codes = np.divmod(one, len(table))
+        if interval:
+            found.append(interval(codes[None], labels))
+        else:
+            found.append(stats.intervals(codes[None], labels)["macro_f1"][1:])
+    return covered(np.array(found)[..., 0].T, true_f1(table))
+
+
+def f1_by_percentile(codes, labels):
+    return stats.percentile(stats.bootstrap(lambda counts: metric.macro_f1(codes, labels, counts), len(labels)))
+
+
+def paired(n, wins, lost, *, simulations=SIMULATIONS, seed=0):
+    """Two probes over the same texts: one alone is right on `wins` of them, the other alone on `lost`."""
+    drawn = np.random.default_rng([seed, n]).choice(
+        [1.0, -1.0, 0.0], p=[wins, lost, 1 - wins - lost], size=(simulations, n)
+    )
+    return covered(stats.difference_intervals(drawn, np.zeros_like(drawn), shares=True), wins - lost)
+
+
+def crossed(seeds, n, *, moved=0.2, simulations=400, seed=0):
+    """Two probes, `seeds` fits of each: texts, seeds and what is left all move whether a probe is right.
+
+    moved: how much a seed does, in standard deviations of what is left.
+    """
+    random, found = np.random.default_rng([seed, seeds, n]), []
+    means = np.array([0.9, 0.6])[:, None, None]
+    truth = float(np.subtract(*norm.cdf(means.ravel() / np.sqrt(1 + 0.5 + 1 + moved**2))))
+    for _ in range(simulations):
+        latent = random.normal(size=n) + np.sqrt(0.5) * random.normal(size=(2, 1, n))
+        latent = latent + moved * random.normal(size=(2, seeds, 1)) + random.normal(size=(2, seeds, n)) + means
+        a, b = (pd.DataFrame(side.astype(float)) for side in latent > 0)
+        found.append(stats.paired_difference(a, b)[1:])
+    return covered(np.array(found).T, truth)
+
+
+def _table(title, columns, rows):
+    print(f"\n{title}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for name, *values in rows:
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+
+
+if __name__ == "__main__":
+    sizes = [f"n = {n:,}" for n in SIZES]
+    _table("Accuracy (Wilson)", ["accuracy", *sizes], [(p, *(accuracy(n, p) for n in SIZES)) for p in LEVELS])
+    _table("Bits (Hall)", ["accuracy", *sizes], [(p, *(bits(n, p) for n in SIZES)) for p in LEVELS])
+    _table(
+        "Bits of an over-confident probe (Hall)",
+        ["accuracy", *sizes],
+        [(p, *(bits(n, p, sharpness=2) for n in SIZES)) for p in LEVELS],
+    )
+    _table("Macro-F1", ["data", *sizes], [(name, *(macro_f1(name, n) for n in SIZES)) for name in CONFUSIONS])
+    _table(
+        "Paired difference of accuracies, one seed",
+        ["texts that only one gets right, that only the other does", *sizes],
+        [
+            (f"{a:.0%}, {b:.0%}", *(paired(n, a, b) for n in SIZES))
+            for a, b in ((0.01, 0.01), (0.05, 0.05), (0.1, 0.03), (0.2, 0.1))
+        ],
+    )
+    _table(
+        "Paired difference of accuracies, seeds and texts crossed",
+        ["seeds", *sizes[:2]],
+        [(s, *(crossed(s, n) for n in SIZES[:2])) for s in (2, 3, 5, 10)],
+    )
+    _table(
+        "What the percentile bootstrap covers, for comparison",
+        ["data", *sizes[:2]],
+        [
+            ("bits, accuracy 0.95", *(bits_by_percentile(n, 0.95) for n in SIZES[:2])),
+            *(
+                (
+                    f"macro-F1, {name}",
+                    *(macro_f1(name, n, simulations=400, interval=f1_by_percentile) for n in SIZES[:2]),
+                )
+                for name in list(CONFUSIONS)[4:8:1]
+            ),
+        ],
+    )
