@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from analysis import stats
 from analysis.table import COLUMNS, NO_LAYER, NO_READOUT, PREDICTIONS, check_predictions, check_results
-from probes import metric
 from probes.base import STRENGTHS, Predictions, predict_each
 from probes.baseline import BASELINES, Baseline, on_features
 from probes.control import CONTROLS
@@ -232,23 +231,14 @@ def _score(block: _Block) -> pd.DataFrame:
         for name in EVALUATED:
             here = side == name
             n = int(here.sum())
-            codes, labels = block.codes[:, s, here], block.y[here, s]
-            measured: dict[str, partial[np.ndarray]] = {
-                "accuracy": partial(metric.accuracy, codes, labels),
-                "macro_f1": partial(metric.macro_f1, codes, labels),
-            }
-            if block.own_bits is not None:
-                measured["bits"] = partial(metric.bits, block.own_bits[:, s, here])
-            once, many = np.ones((1, n)), stats.resamplings(n)
-            for what, measure in measured.items():
-                value = measure(once)[:, 0]
-                low, high = stats.wilson(value, n) if what == "accuracy" else stats.percentile(measure(many))
-                low, high = np.minimum(low, value), np.maximum(high, value)
+            own = None if block.own_bits is None else block.own_bits[:, s, here]
+            for what, told in stats.intervals(block.codes[:, s, here], block.y[here, s], own).items():
                 for c, (layer, readout) in enumerate(block.cells):
                     if (block.codes[c, s] >= 0).all():  # not a failed cell
+                        value, low, high = (part[c] for part in told)
                         rows.append(
                             (block.model, block.asked.task.name, control, layer, readout, block.probe, block.seed, name,
-                             what, value[c], low[c], high[c], n_train, n, bool(block.converged[c, s]))
+                             what, value, low, high, n_train, n, bool(block.converged[c, s]))
                         )  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -167,19 +167,20 @@ class Store:
 
         Raises InputError where the disk is full.
         """
-        from safetensors.numpy import save
-
-        path, content = self.folder / _name(number), save(dict(tensors))
-        entry = {"rows": len(tensors["present"]), "bytes": len(content), "sha256": sha256(content).hexdigest()}
+        path, total, size = self.folder / _name(number), sha256(), 0
         try:
             with replacing(path) as file:
-                file.write(content)
+                for part in _safetensors(tensors):
+                    total.update(part)
+                    size += file.write(part)
+            entry = {"rows": len(tensors["present"]), "bytes": size, "sha256": total.hexdigest()}
             self._enter({path.name: entry | ({"halved": halved} if halved else {})})
             self._locks[number].release()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise _full(self.cache, len(content), f"{len(self._entries())} shards are kept") from None
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            raise _full(self.cache, size, f"{len(self._entries())} shards are kept") from None
 
     def shard(self, number: int) -> Tensors:
         """The tensors of a shard, each read when it is asked for."""
@@ -238,6 +239,20 @@ def _digest(path: Path) -> str | None:
         return total.hexdigest()
     except OSError:  # gone, or not to be read: as good as changed
         return None
+
+
+def _safetensors(tensors: Tensors) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file (header, then the data as it lies in memory): its library copies it all twice."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        kind = {"float32": "F32", "uint8": "U8"}[tensor.dtype.name]
+        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    coded = json.dumps(header).encode()
+    coded += b" " * (-len(coded) % 8)
+    yield len(coded).to_bytes(8, "little") + coded
+    for tensor in tensors.values():
+        yield tensor.reshape(-1).view(np.uint8).data
 
 
 class _Shard(Mapping[str, np.ndarray]):

@@ -173,13 +173,13 @@ def test_a_cell_without_its_control_has_no_selectivity():
 
 def test_a_real_sweep_gives_gains_and_selectivity():
     """Categories, as the sweep writes them, and predictions that come in parts."""
-    from test_sweep import PROBES, plant, states, task
+    from test_sweep import PROBES, cell, plant, states, task
 
     from analysis.sweep import sweep
 
     one = task()
     made = states([one])
-    plant(made.values[1, 1], one, 3)
+    plant(cell(made, 1, 1), one, 3)
     blocks = []
     results = sweep([one], made, PROBES, keep=blocks.append, seeds=(0, 1))
     from analysis.table import joined
