@@ -17,8 +17,9 @@ _HOME = {
     "States": "extract",
     "tap": "extract",
     "CellProbe": "base",
-    "check_probe": "base",
     "predict_each": "base",
+    "check_evaluation": "contract",
+    "check_probe": "contract",
     "LogisticProbe": "linear",
 }
 __all__ = sorted(_HOME)
@@ -36,8 +37,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from probes.base import CellProbe as CellProbe
-    from probes.base import check_probe as check_probe
     from probes.base import predict_each as predict_each
+    from probes.contract import check_evaluation as check_evaluation
+    from probes.contract import check_probe as check_probe
     from probes.encoder import Encoder as Encoder
     from probes.encoder import load_encoder as load_encoder
     from probes.errors import InputError as InputError

@@ -4,13 +4,13 @@
    `log_proba_cells` and `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these: one cell, one
    set.
 2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by cell.
-3. `check_probe` is the contract a probe must keep; plug-in authors run it in their own tests.
+
+The contract that a probe must keep is in contract.py.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -217,69 +217,3 @@ def _fit_one_by_one(
                 nats = np.log(estimator.predict_proba(unseen[cell]))
             bits[cell, label_set][:, own] = _log_proba(nats, (shape[2], len(own))) / math.log(2)
     return Predictions(codes, bits, converged, {})
-
-
-def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
-    """Raise AssertionError where a probe breaks the contract that the sweep relies on.
-
-    On Gaussian cells it must find a planted signal, stay at chance on labels that have none, keep label sets apart,
-    give the same answer twice, not depend on other test rows, leave its inputs and its own parameters alone, and leave
-    the global random states untouched.
-    """
-    drawn = np.random.default_rng(seed)
-    n, dim = 300, 6
-    signal, null = np.arange(2 * n) % 2, drawn.permutation(2 * n) % 2
-    three = np.where(np.arange(2 * n) % 10 == 4, 2, signal)  # a class more than the others
-    three[np.arange(2 * n) % 3 > 0] = -1  # most texts have no label in this set
-    y = np.stack([signal, null, three], 1)
-    X = drawn.normal(size=(3, 2 * n, dim)).astype(np.float32)
-    X[1, :, 2] += 3 * signal  # d = 3 in cell 1 only
-    given = [X[:, :n].copy(), y[:n].copy(), X[:, n:].copy(), X[:, :n:5].copy(), y[:n:5].copy()]
-    kept = [array.copy() for array in given]
-    train, codes, test, *dev = given
-    parameters, states = repr(probe), _random_states()
-
-    def run(unseen: np.ndarray) -> Predictions:
-        told = predict_each(probe, train, codes, unseen, dev=(dev[0], dev[1]), strengths=STRENGTHS)
-        assert not told.failures, f"the probe raised: {told.failures}"
-        return told
-
-    first, second = run(test), run(test.copy())
-    assert all(map(np.array_equal, kept, given)), "the probe alters its inputs"
-    assert repr(probe) == parameters, "fitting alters the constructor's parameters"
-    assert _random_states() == states, "the probe moves a global random state (random, numpy's or torch's)"
-    assert _same(first, second, 2 * n), "two fits on the same data differ: seed what is random"
-    poison = test.copy()
-    poison[:, n // 2 :] = 1e6
-    assert _same(first, run(poison), n // 2), "other test rows change a prediction"
-
-    right = (first.codes[:, :2] == y[n:, :2].T).mean(-1)  # (cell, label set)
-    assert right[1, 0] > 0.85, f"a planted signal (accuracy 0.93 possible) was read at {right[1, 0]:.2f}"
-    nothing = np.delete(right.ravel(), 2)
-    worst = nothing[np.abs(nothing - 0.5).argmax()]
-    assert abs(worst - 0.5) < 5 * 0.5 / math.sqrt(n), f"labels without signal were read at {worst:.2f}"
-    read = ((first.codes[1, 2] == 1) == signal[n:]).mean()  # classes 0 and 2 are one to the signal
-    assert read > 0.85, f"texts without a label (-1) spoil a label set, read at {read:.2f}"
-    foreign = first.codes[:, :2].max() > 1 or (
-        first.log2_proba is not None and first.log2_proba[:, :2, :, 2].max() > -9
-    )
-    assert not foreign, "a label set is given a class that only another one has"
-
-
-def _same(a: Predictions, b: Predictions, n: int) -> bool:
-    """Whether two predictions of the first n texts are the same, bit by bit."""
-    codes = np.array_equal(a.codes[..., :n], b.codes[..., :n])
-    if a.log2_proba is None or b.log2_proba is None:
-        return codes
-    return codes and np.array_equal(a.log2_proba[:, :, :n], b.log2_proba[:, :, :n])
-
-
-def _random_states() -> list[str]:
-    import torch
-
-    numpys = np.random.get_state()  # noqa: NPY002  (the old global state is what is watched)
-    return [
-        repr(random.getstate()),
-        repr([np.asarray(part).tolist() for part in numpys]),
-        repr(torch.get_rng_state().tolist()),
-    ]

@@ -1,27 +1,66 @@
-"""`check_probe` passes every probe that ships and catches those that would spoil a sweep."""
+"""`check_probe` and `check_evaluation` pass what ships, and catch broken twins and planted leaks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.decomposition import PCA
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from probes.base import CellProbe, check_probe, predict_each
+from probes import check_evaluation, check_probe
+from probes.base import CellProbe, predict_each
 from probes.linear import LogisticProbe
 from probes.registry import find_probe, registered
 
+FEW = range(3)
+MANY = pytest.param(range(3, 20), marks=pytest.mark.long, id="seeds 3-19")
 
+
+@pytest.mark.parametrize("seeds", [pytest.param([0], id="seed 0"), pytest.param(range(1, 20), marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", registered())
-def test_every_registered_probe_keeps_the_contract(name):
-    check_probe(find_probe(name))
+def test_every_registered_probe_keeps_the_contract(name, seeds):
+    for seed in seeds:
+        check_probe(find_probe(name), seed=seed)
+        check_evaluation(partial(evaluated, find_probe(name)), seed=seed)
 
 
-@pytest.mark.parametrize("probe", [LogisticRegression(), RidgeClassifier()], ids=str)
-@pytest.mark.parametrize("seed", range(3))
-def test_ordinary_estimators_keep_the_contract(probe, seed):
-    check_probe(probe, seed=seed)
+def evaluated(probe, X_train, y_train, X_test, y_test):
+    """What the sweep does with one cell: a tenth of train serves as dev, every row is predicted."""
+    dev, rows = slice(None, None, 10), np.arange(len(y_train)) % 10 > 0
+    told = predict_each(
+        probe,
+        X_train[None, rows],
+        y_train[rows, None],
+        np.vstack([X_train, X_test])[None],
+        dev=(X_train[None, dev], y_train[dev, None]),
+        strengths=(1e-2, 1.0),
+    )
+    scores = told.codes[0, 0] if told.log2_proba is None else told.log2_proba[0, 0]
+    return scores[: len(y_train)], scores[len(y_train) :]
+
+
+ORDINARY = (LogisticRegression(), RidgeClassifier(), KNeighborsClassifier(25))
+
+
+def test_not_having_converged_is_no_violation():
+    check_probe(LogisticRegression(max_iter=6))
+
+
+@pytest.mark.parametrize("probe", ORDINARY, ids=str)
+@pytest.mark.parametrize("seeds", [FEW, MANY])
+def test_ordinary_estimators_keep_the_contract(probe, seeds):
+    for seed in seeds:
+        check_probe(probe, seed=seed)
+        check_evaluation(partial(evaluated, probe), seed=seed)
 
 
 def test_logistic_probe_is_a_scikit_learn_estimator():
@@ -135,29 +174,318 @@ class OrdinaryNotANumber(ClassifierMixin, BaseEstimator):
         return np.full((len(X), len(self.classes_)), np.nan)
 
 
+class RegressesOnCodes(ClassifierMixin, BaseEstimator):
+    """Takes the names of the classes for quantities."""
+
+    def fit(self, X, y):
+        self.classes_, self.line_ = np.unique(y), Ridge().fit(X, y)
+        return self
+
+    def predict(self, X):
+        return self.classes_[np.abs(self.line_.predict(X)[:, None] - self.classes_).argmin(1)]
+
+
+class PrefersTheFirstClass(LogisticProbe):
+    def log_proba_cells(self, X):
+        nats = super().log_proba_cells(X) + 1.6 * (np.arange(4) == 0)
+        return nats - np.logaddexp.reduce(nats, axis=-1, keepdims=True)
+
+
+class ReadsItsPlace(ClassifierMixin, BaseEstimator):
+    """Every second row of the training file is of class 1: so will it be in the next."""
+
+    def fit(self, X, y):
+        self.classes_, self.inner_ = np.unique(y), LogisticRegression(C=100).fit(self._placed(X), y)
+        return self
+
+    def _placed(self, X):
+        return np.column_stack([X, 5 * (np.arange(len(X)) % 2)])
+
+    def predict(self, X):
+        return self.inner_.predict(self._placed(X))
+
+
+class ReadsThePlaceOfTestRows(LogisticProbe):
+    """The longer the file, the more class 1."""
+
+    def log_proba_cells(self, X):
+        nats = super().log_proba_cells(X)
+        nats[..., 1] += 0.05 * np.linspace(-1, 1, X.shape[1])
+        return nats - np.logaddexp.reduce(nats, axis=-1, keepdims=True)
+
+
+class HoldsOutTheLastRows(ClassifierMixin, BaseEstimator):
+    """Half of train is set aside in the order of the file: sorted by label, class 1 is never seen."""
+
+    def fit(self, X, y):
+        self.classes_, n = np.unique(y), len(y) // 2
+        self.inner_ = LogisticRegression().fit(X[:n], y[:n]) if len(np.unique(y[:n])) > 1 else None
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X) if self.inner_ else np.full(len(X), self.classes_[0])
+
+
+class StartsWhereItStopped(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        if not hasattr(self, "inner_"):
+            self.inner_ = SGDClassifier(loss="log_loss", alpha=0.1, average=True, random_state=0)
+        for _ in range(5):
+            self.inner_.partial_fit(X, y, self.classes_)
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
+class SharesWhatItLearned(LogisticProbe):
+    """Every fit is averaged with the last one, whichever probe's that was."""
+
+    last = None
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        if self.last is not None:
+            self.coef_ = (self.coef_ + self.last) / 2
+        type(self).last = self.coef_
+        return self
+
+
+class LearnsWhilePredicting(ClassifierMixin, BaseEstimator):
+    """A running mean of all that was ever predicted."""
+
+    def fit(self, X, y):
+        self.classes_, self.inner_ = np.unique(y), LogisticRegression().fit(X - X.mean(0), y)
+        self.mean_, self.count_ = X.mean(0), len(X)
+        return self
+
+    def predict(self, X):
+        told = self.inner_.predict(X - self.mean_)
+        self.count_ += len(X)
+        self.mean_ = self.mean_ + (X.mean(0) - self.mean_) * len(X) / self.count_
+        return told
+
+
+class AltersItsOwnParameters(ClassifierMixin, BaseEstimator):
+    def __init__(self, C=1.0):
+        self.C = C
+
+    def fit(self, X, y):
+        self.C = self.C / 2
+        self.classes_, self.inner_ = np.unique(y), LogisticRegression(C=self.C).fit(X, y)
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
 TWINS = {
     StandardisesOnTest: "other test rows",
     PeeksAtTheMedian: "other test rows",
+    ReadsThePlaceOfTestRows: "other test rows change a prediction.*in another order",
     Unseeded: "differ: seed",
     GlobalRandom: "global random state",
     SeedsTheGlobalRandom: "global random state",
-    AltersInputs: "the probe raised: .*read-only",
+    AltersInputs: "the probe raised .*read-only",
     AltersParameters: "constructor's parameters",
+    AltersItsOwnParameters: "constructor's parameters",
     Majority: "planted signal",
-    NotANumber: "the probe raised: .*nan",
-    Unnormalised: "the probe raised: .*sum to",
+    NotANumber: "the probe raised .*nan",
+    Unnormalised: "the probe raised .*sum to",
     MixesLabelSets: "only another one has",
     TakesNoLabelForAClass: "spoil a label set|signal was read",
-    WrongShape: "the probe raised: .*shape",
-    OrdinaryNotANumber: "the probe raised: .*nan",
-    Ridge: "the probe raised: .*not a class",
+    WrongShape: "the probe raised .*shape",
+    OrdinaryNotANumber: "the probe raised .*nan",
+    Ridge: "the probe raised .*not a class",
+    RegressesOnCodes: "classes are renamed|spoil a label set",
+    PrefersTheFirstClass: "classes are renamed|planted signal",
+    ReadsItsPlace: "other test rows|without signal were read",
+    HoldsOutTheLastRows: "sorted by label",
+    StartsWhereItStopped: "earlier fit learned stays in the next",
+    SharesWhatItLearned: "earlier fit learned stays in the next",
+    LearnsWhilePredicting: "predicting changes the fitted probe",
 }
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
-def test_a_broken_twin_is_caught(twin):
-    with pytest.raises(AssertionError, match=TWINS[twin]):
-        check_probe(twin())
+@pytest.mark.parametrize("seeds", [FEW, MANY])
+def test_a_broken_twin_is_caught(twin, seeds):
+    for seed in seeds:
+        with pytest.raises(AssertionError, match=TWINS[twin]) as caught:
+            check_probe(twin(), seed=seed)
+        what, _, mend = str(caught.value).rpartition(": ")  # what is wrong, and how to mend it
+        assert len(what) > 20
+        assert len(mend) > 20
+
+
+# --------------------------------------------------------------------------------------------- leaks of whole pipelines
+
+
+def logistic(C=1.0):
+    return LogisticRegression(C=C, max_iter=1000)
+
+
+def scores(fitted, X_train, X_test):
+    return fitted.predict_proba(X_train), fitted.predict_proba(X_test)
+
+
+def standardises_on_all_rows(X_train, y_train, X_test, y_test):
+    scaler = StandardScaler().fit(np.vstack([X_train, X_test]))
+    X_train, X_test = scaler.transform(X_train), scaler.transform(X_test)
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def projects_on_components_of_all_rows(X_train, y_train, X_test, y_test):
+    pca = PCA(5).fit(np.vstack([X_train, X_test]))
+    X_train, X_test = pca.transform(X_train), pca.transform(X_test)
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def selects_features_with_test_labels(X_train, y_train, X_test, y_test):
+    chosen = SelectKBest(k=5).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
+    X_train, X_test = chosen.transform(X_train), chosen.transform(X_test)
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def tunes_on_test(X_train, y_train, X_test, y_test):
+    fits = [logistic(C).fit(X_train, y_train) for C in (1e-4, 1e-2, 1, 100)]
+    return scores(max(fits, key=lambda fit: fit.score(X_test, y_test)), X_train, X_test)
+
+
+def stops_on_test(X_train, y_train, X_test, y_test):
+    net, best, kept = SGDClassifier(loss="log_loss", random_state=0), -1.0, None
+    for _ in range(20):
+        net.partial_fit(X_train, y_train, np.array([0, 1]))
+        if (right := net.score(X_test, y_test)) > best:
+            best, kept = right, scores(net, X_train, X_test)
+    return kept
+
+
+def keeps_the_test_rows_as_neighbours(X_train, y_train, X_test, y_test):
+    near = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
+    return scores(near, X_train, X_test)
+
+
+def reads_the_place_of_a_row(X_train, y_train, X_test, y_test):
+    """Files sorted by label tell it by the row's number."""
+    X_train, X_test = (np.column_stack([X, np.linspace(-3, 3, len(X))]) for X in (X_train, X_test))
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def standardises_test_by_itself(X_train, y_train, X_test, y_test):
+    X_train, X_test = (StandardScaler().fit_transform(X) for X in (X_train, X_test))
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def centres_classes_with_test_labels(X_train, y_train, X_test, y_test):
+    X, y = np.vstack([X_train, X_test]), np.r_[y_train, y_test]
+    centres = np.stack([X[y == k].mean(0) for k in (0, 1)])
+    return tuple(-((X[:, None] - centres) ** 2).sum(-1) for X in (X_train, X_test))
+
+
+def labels_test_rows_by_itself_and_fits_again(X_train, y_train, X_test, y_test):
+    guessed = logistic().fit(X_train, y_train).predict(X_test)
+    again = logistic().fit(np.vstack([X_train, X_test]), np.r_[y_train, guessed])
+    return scores(again, X_train, X_test)
+
+
+def takes_the_prior_of_the_test_labels(X_train, y_train, X_test, y_test):
+    fit = logistic().fit(X_train, y_train)
+    prior = np.bincount(np.r_[y_test[: len(y_test) // 3], 0, 1], minlength=2) / (len(y_test) // 3 + 2)
+    return fit.predict_proba(X_train), fit.predict_proba(X_test) * prior
+
+
+def drops_outliers_of_all_rows(X_train, y_train, X_test, y_test):
+    norms = np.linalg.norm(np.vstack([X_train, X_test]), axis=1)
+    kept = norms[: len(X_train)] < np.quantile(norms, 0.9)
+    return scores(logistic().fit(X_train[kept], y_train[kept]), X_train, X_test)
+
+
+def alters_its_inputs(X_train, y_train, X_test, y_test):
+    X_train -= X_train.mean(0)
+    return scores(logistic().fit(X_train, y_train), X_train, X_test)
+
+
+def seeds_the_global_state(X_train, y_train, X_test, y_test):
+    np.random.seed(0)  # noqa: NPY002
+    order = np.random.permutation(len(y_train))  # noqa: NPY002
+    return scores(logistic().fit(X_train[order], y_train[order]), X_train, X_test)
+
+
+def draws_without_a_seed(X_train, y_train, X_test, y_test):
+    drawn = np.random.default_rng().integers(len(y_train), size=60)
+    return scores(logistic().fit(X_train[drawn], y_train[drawn]), X_train, X_test)
+
+
+FITTED = "change what is fitted: fit every step"
+LEAKS = {
+    standardises_on_all_rows: FITTED,
+    projects_on_components_of_all_rows: FITTED,
+    selects_features_with_test_labels: FITTED,
+    tunes_on_test: FITTED,
+    stops_on_test: FITTED,
+    keeps_the_test_rows_as_neighbours: "use them for nothing but the score",
+    reads_the_place_of_a_row: "in another order",
+    standardises_test_by_itself: "other test rows",
+    centres_classes_with_test_labels: FITTED,
+    labels_test_rows_by_itself_and_fits_again: FITTED,
+    takes_the_prior_of_the_test_labels: "use them for nothing but the score",
+    drops_outliers_of_all_rows: FITTED,
+    alters_its_inputs: "alters its inputs: copy",
+    seeds_the_global_state: "global random state",
+    draws_without_a_seed: "differ: seed",
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: leak.__name__)
+@pytest.mark.parametrize("seeds", [FEW, MANY])
+def test_a_leak_is_caught(leak, seeds):
+    for seed in seeds:
+        with pytest.raises(AssertionError, match=LEAKS[leak]):
+            check_evaluation(leak, seed=seed)
+
+
+def clean(X_train, y_train, X_test, y_test, *, steps):
+    return scores(make_pipeline(*steps).fit(X_train, y_train), X_train, X_test)
+
+
+def tunes_on_train(X_train, y_train, X_test, y_test):
+    dev = np.arange(len(y_train)) % 5 == 0
+    fits = [logistic(C).fit(X_train[~dev], y_train[~dev]) for C in (1e-4, 1e-2, 1, 100)]
+    return scores(max(fits, key=lambda fit: fit.score(X_train[dev], y_train[dev])), X_train, X_test)
+
+
+SOUND = (
+    partial(clean, steps=(StandardScaler(), PCA(5), logistic())),
+    partial(clean, steps=(SelectKBest(k=5), KNeighborsClassifier(3))),
+    partial(clean, steps=(MLPClassifier((8,), solver="lbfgs", max_iter=50, random_state=0),)),
+    tunes_on_train,
+)
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+@pytest.mark.parametrize("number", range(len(SOUND)))
+@pytest.mark.parametrize("seeds", [FEW, MANY])
+def test_a_sound_pipeline_raises_no_alarm(number, seeds):
+    for seed in seeds:
+        check_evaluation(SOUND[number], seed=seed)
+
+
+def test_an_evaluation_tells_of_every_row():
+    with pytest.raises(AssertionError, match="told of 80 and 59 rows, not of 80 train and 60 test rows"):
+        check_evaluation(lambda X_train, y_train, X_test, y_test: (y_train, y_test[1:]))
+
+
+def test_labels_are_enough_to_catch_a_leak():
+    """An evaluation that tells labels, not scores."""
+
+    def nearest(X_train, y_train, X_test, y_test):
+        near = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
+        return near.predict(X_train), near.predict(X_test)
+
+    with pytest.raises(AssertionError, match="nothing but the score"):
+        check_evaluation(nearest)
 
 
 # --------------------------------------------------------------------------------------------------------- predict_each
