@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +107,69 @@ def confirm(rows: pd.DataFrame, *, readout: str | None = None, against: str | No
     baseline = chosen_cell(rows, None, against) if against else best_baseline(rows)
     sides = stats.correct(rows, **cell.where), stats.correct(rows, **baseline.where)
     return Confirmation(cell, baseline, *stats.paired_difference(*sides), stats.difference_p(*sides))
+
+
+def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Every readout at the layer that dev chooses, best on dev first: what it tells, and what is left of it.
+
+    rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
+    (held-out, a text), gain over the best baseline with its interval and name, selectivity over the control task with
+    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds; the intervals
+    of gain and selectivity are those of the first seed.
+    """
+    best = stats.best_layers(rows).set_index(["readout", "layer", "probe"])
+    own = results[(results.task == rows.task.iloc[0]) & results.probe.isin(rows.probe.unique())]
+    test = own[(own.split == "test") & (own.control == "none")]
+    corrected = stats.above_chance(rows).groupby(["readout", "layer", "probe"], observed=True).p.max()
+    against = {"gain": gain(own, rows), "selectivity": selectivity(own, rows)}
+    found = []
+    for cell in best.index:
+        readout, layer, _ = cell
+
+        def here(table: pd.DataFrame, metric: str, cell: tuple[str, int, str] = cell) -> pd.DataFrame:
+            match = table[["readout", "layer", "probe"]].eq(pd.Series(cell, ["readout", "layer", "probe"])).all(axis=1)
+            return table[match & (table.metric == metric)]
+
+        accuracy = here(test, "accuracy")[["value", "low", "high"]].mean()
+        row = {"readout": readout, "layer": layer, "accuracy": accuracy.value, "low": accuracy.low}
+        row |= {"high": accuracy.high, "bits": here(test, "bits").value.mean()}
+        for name, table in against.items():
+            one = here(table, "accuracy")
+            first = one.iloc[0] if len(one) else None
+            row |= {name: one.value.mean()}
+            row |= {f"{name} {end}": np.nan if first is None else first[end] for end in ("low", "high")}
+            if name == "gain":
+                row["over"] = "" if first is None else first.against
+        found.append(row | {"p": corrected.get(cell, np.nan)})
+    return pd.DataFrame(found)
+
+
+def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str], *, most: int = 10) -> pd.DataFrame:
+    """Test texts that one of two cells gets right and the other wrong, those it is surest of first.
+
+    rows: predictions of one task. Columns right (which cell), text, label, other (what the other takes it for), row. At
+    most `most` on either side.
+    """
+    test = rows[(rows.split == "test") & (rows.seed == rows.seed.min())]
+    sides = [cell.rows(test).set_index("row") for cell in (a, b)]
+    hits = [stats.right(side) for side in sides]
+    parts = []
+    for cell, own, other, hit, miss in ((a, *sides, *hits), (b, *sides[::-1], *hits[::-1])):
+        only = own[hit & ~miss.reindex(hit.index)].copy()
+        only["gap"] = only.log2_probability - other.log2_probability.reindex(only.index)
+        only = only.sort_values("gap", ascending=False, kind="stable").head(most)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "right": cell.told,
+                    "text": [texts[i] for i in only.index],
+                    "label": only.label.astype(str).to_numpy(),
+                    "the other says": other.predicted.reindex(only.index).astype(str).to_numpy(),
+                    "row": only.index.to_numpy(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------- every cell against something

@@ -113,6 +113,10 @@ class AgainstCls(Run):
             ]
         return tuple(exhibits)
 
+    def summaries(self, measured: Measured) -> tuple[Exhibit, ...]:
+        """None: they stay with `clsprobe run`."""
+        return ()
+
     def maps(self, projection: pd.DataFrame) -> tuple[Exhibit, ...]:
         """No maps: they stay with `clsprobe run`."""
         return ()

@@ -401,6 +401,35 @@ class Run(Study):
             ]
         return tuple(exhibits)
 
+    def summaries(self, measured: Measured) -> tuple[Exhibit, ...]:
+        """What needs the results table and the texts: gains, selectivity, corrections; where readouts disagree."""
+        from analysis.choose import chosen_cell, disagreements, summary
+
+        exhibits = []
+        texts = {task.name: task.texts for task in self.ready.tasks}
+        for task in measured.predictions.task.unique():
+            rows = self.judged(measured.predictions[measured.predictions.task == task])
+            exhibits.append(
+                Exhibit(
+                    "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % "
+                    "interval; bits a text (fewer is better); gain over the best baseline; selectivity, the accuracy "
+                    "less that on the control task, whose labels belong to words at random (Hewitt & Liang 2019); p "
+                    "that nothing is told at all, corrected for all cells of the grid (max-T).",
+                    summary(rows, measured.results),
+                    section=short(task),
+                )
+            )
+            if {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
+                pair = chosen_cell(rows, "cls"), chosen_cell(rows, "mean")
+                exhibits.append(
+                    Exhibit(
+                        "Test texts that one of [CLS] and mean gets right and the other wrong, the clearest first.",
+                        disagreements(rows, *pair, texts[str(task)]),
+                        section=short(task),
+                    )
+                )
+        return tuple(exhibits)
+
     def maps(self, projection: pd.DataFrame) -> tuple[Exhibit, ...]:
         """The UMAPs of every task."""
         return tuple(
@@ -419,8 +448,8 @@ class Run(Study):
     # ------------------------------------------------------------------------------------------------------ answer
 
     def exhibits(self, measured: Measured) -> tuple[Exhibit, ...]:
-        """What `show` draws of the predictions, and the maps, task by task."""
-        found = [*self.show(measured.predictions), *self.maps(measured.projection)]
+        """What `show` draws of the predictions, the summaries, and the maps, task by task."""
+        found = [*self.show(measured.predictions), *self.summaries(measured), *self.maps(measured.projection)]
         sections = list(dict.fromkeys(exhibit.section for exhibit in found))
         return tuple(sorted(found, key=lambda exhibit: sections.index(exhibit.section)))
 
