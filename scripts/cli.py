@@ -395,11 +395,13 @@ def _list_models() -> dict[str, str]:
 
 
 def _list_tasks() -> dict[str, str]:
-    from analysis.sources.grammar import PROPERTIES
+    from analysis.sources.grammar import DEMO, PROPERTIES, SIZE
 
     return {
         **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
+        "grammar:demo": f"{', '.join(DEMO)}; the default",
         "grammar:all": "all of them",
+        "grammar:NAME:SIZE": f"as many sentences as you say instead of {SIZE:,}",
         "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
         "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
         "senteval:PATH": "a SentEval probing file",

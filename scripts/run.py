@@ -96,7 +96,7 @@ class Run(Study):
     claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
     margin: ClassVar[float] = 0.0
 
-    task: Specs = Field(("grammar:all",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
+    task: Specs = Field(("grammar:demo",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     text_column: str = Field("text", description="file, hf: the column with the texts")
     label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
     split_column: str | None = Field(None, description="file: a column with train, dev, test")
