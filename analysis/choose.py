@@ -240,5 +240,6 @@ def _add_intervals(pairs: pd.DataFrame, test: pd.DataFrame) -> None:
             known = ~(np.isnan(own).all(1) | np.isnan(other).all(1))
             low, high = stats.difference_intervals(own[known], other[known], shares=what == "accuracy")
             rows = some.index[known]
-            pairs.loc[rows, "low"] = np.minimum(low, pairs.value[rows])
-            pairs.loc[rows, "high"] = np.maximum(high, pairs.value[rows])
+            value = pairs.value[rows].to_numpy(float)
+            pairs.loc[rows, "low"] = np.minimum(low, value).astype(float)
+            pairs.loc[rows, "high"] = np.maximum(high, value).astype(float)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import math
 import platform
 import threading
 import time
@@ -27,6 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,7 +51,7 @@ __all__ = ["Extractor", "States", "plan", "tap"]
 Read = Callable[[int, "Tensor"], None]
 
 WINDOW = 16_384  # texts that are tokenized and sorted together
-SHARD = 40 << 20  # bytes of vectors in a file; from 32 MiB on, malloc gives memory back when it is freed
+SHARD = 32 << 20  # bytes of vectors in a file
 BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
 COMPARED = 32  # texts on which half precision is compared with float32
@@ -429,7 +431,9 @@ class Extractor:
     def _shard(self, pool: ThreadPoolExecutor, rows: Rows, batches: list[np.ndarray], start: int) -> Shard:
         """A shard under way. start: the first text of the window."""
         ends = np.cumsum([len(batch) for batch in batches])
-        values = np.empty((len(self._cells), ends[-1], self.encoder.description.dim), np.float32)
+        shape = len(self._cells), int(ends[-1]), self.encoder.description.dim
+        memory = mmap(-1, max(1, 4 * math.prod(shape)))  # goes back to the system when freed; malloc might keep it
+        values = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
         present = np.empty((ends[-1], len(self.readouts)), np.uint8)
 
         def read(batch: np.ndarray, end: int) -> tuple[int, int]:
