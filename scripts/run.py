@@ -466,11 +466,12 @@ class Run(Study):
 
     def answers(self, measured: Measured) -> dict[str, Answer]:
         """This answer, and those of the other questions that the same measurement answers."""
+        from clsprobe.aggregate import Aggregate
         from clsprobe.poolings import Poolings
         from clsprobe.positions import Positions
 
         read = measured.predictions.readout.unique().tolist()  # fewer than asked for where the model has no [CLS]
-        others = [kind(**self.model_dump()) for kind in (Positions, Poolings) if kind.can_judge(read)]
+        others = [kind(**self.model_dump()) for kind in (Aggregate, Positions, Poolings) if kind.can_judge(read)]
         once = replace(measured, notes=[])  # what holds for the whole measurement is said in the first answer
         return {"run": self.answer(measured)} | {type(s).__name__.lower(): s.answer(once) for s in others}
 

@@ -11,6 +11,7 @@ import pytest
 from tables import first, predictions
 
 from analysis.study import Answer, Exhibit, Verdict
+from clsprobe.aggregate import Aggregate
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
 from clsprobe.run import Run
@@ -113,7 +114,21 @@ def test_several_tasks_are_judged_apart():
     assert verdict.outcome == "undecided"
 
 
-@pytest.mark.parametrize("study", [Run, Positions, Poolings])
+@pytest.mark.parametrize(
+    ("cls", "mean", "bag", "outcome"),
+    [
+        (0.9, 0.9, 0.6, "yes"),
+        (0.9, 0.9, 0.95, "no"),  # a bag of words tells more
+        (0.7, 0.9, 0.5, "no"),  # the mean tells more
+        (0.9, 0.9, 0.89, "undecided"),  # no more than a bag of words, for all that is known
+        (0.9, 0.91, 0.6, "undecided"),
+    ],
+)
+def test_an_aggregate_beats_the_baselines_and_keeps_up_with_the_mean(cls, mean, bag, outcome):
+    assert Aggregate().judge(made(cls, mean, bag=bag)).outcome == outcome
+
+
+@pytest.mark.parametrize("study", [Run, Positions, Poolings, Aggregate])
 def test_judging_and_showing_are_pure(study):
     rows = made(0.9, 0.8)
     before = rows.copy()
