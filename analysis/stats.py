@@ -24,7 +24,7 @@ from probes import metric
 
 DRAWS = 2000
 LEVEL = 0.95
-BLOCK = 64 << 20  # bytes of resamplings held at once
+BLOCK = 64 << 20  # bytes of resamplings handed over at once
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
 CELL = ["model", "task", "layer", "readout", "probe", "seed"]  # what names a cell of one control
@@ -135,8 +135,8 @@ def resamplings(n: int, *, first: int = 0, draws: int = DRAWS, seed: int = 0) ->
 def bootstrap(measure: Callable[[np.ndarray], np.ndarray], n: int, *, seed: int = 0) -> np.ndarray:
     """(..., draw) the replicates of a metric over n texts, for `percentile`.
 
-    measure: weights (draw, text) -> (..., draw), as those of `probes.metric`. No more than `BLOCK` bytes of weights are
-    held at once, and the draws do not depend on how many that are.
+    measure: weights (draw, text) -> (..., draw), as those of `probes.metric`. It gets `BLOCK` bytes of weights at a
+    time, and the draws do not depend on how many that are.
     """
     at_once = max(1, BLOCK // (4 * n))
     blocks = ((first, min(at_once, DRAWS - first)) for first in range(0, DRAWS, at_once))
