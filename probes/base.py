@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from probes import metric
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 
@@ -32,7 +34,9 @@ def _has_probabilities(probe: CellProbe) -> bool:
 
 
 class CellProbe(BaseEstimator, ABC):
-    """A classifier over cells. Put a scikit-learn mixin before it: ``class Mine(ClassifierMixin, CellProbe)``."""
+    """A classifier or a regressor over cells. Put scikit-learn's mixin before it, which says what y holds:
+    ``class Mine(ClassifierMixin, CellProbe)`` learns codes, ``class Mine(RegressorMixin, CellProbe)`` numbers.
+    """
 
     @abstractmethod
     def fit_cells(
@@ -46,7 +50,8 @@ class CellProbe(BaseEstimator, ABC):
     ) -> Self:
         """Learn from X (cell, text, dim) and y (text, label set), integer codes, -1 = no label.
 
-        dev: (X, y) of the same axes, on which a strength of regularisation may be chosen among `strengths`.
+        A regressor gets numbers, NaN = no label. dev: (X, y) of the same axes, on which a strength of regularisation
+        may be chosen among `strengths`. sample_weight: (text,).
         """
 
     def log_proba_cells(self, X: np.ndarray) -> np.ndarray:
@@ -54,22 +59,27 @@ class CellProbe(BaseEstimator, ABC):
         raise NotImplementedError(f"{type(self).__name__} gives no probabilities")
 
     def predict_cells(self, X: np.ndarray) -> np.ndarray:
-        """(cell, text, dim) -> (cell, label set, text), integer codes."""
+        """(cell, text, dim) -> (cell, label set, text), integer codes; a regressor's numbers."""
         return self.log_proba_cells(X).argmax(-1)
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """scikit-learn's entrance: X (text, dim), y (text,) any labels. One cell, one label set."""
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        numbers = is_regressor(self)
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), y_numeric=numbers)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X)
+        if numbers:
+            return self.fit_cells(X[None], y.astype(np.float64)[:, None], sample_weight=sample_weight)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs two classes; the data has one class, {self.classes_[0]!r}")
-        return self.fit_cells(X[None], codes[:, None])
+        return self.fit_cells(X[None], codes[:, None], sample_weight=sample_weight)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(text, dim) -> (text,) labels."""
-        codes = self.predict_cells(self._cell(X))[0, 0]
-        return self.classes_[codes]
+        """(text, dim) -> (text,) labels; a regressor's numbers."""
+        told = self.predict_cells(self._cell(X))[0, 0]
+        return told if is_regressor(self) else self.classes_[told]
 
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -90,8 +100,9 @@ class CellProbe(BaseEstimator, ABC):
 class Predictions:
     """What a probe says of texts it has not seen.
 
-    codes: (cell, label set, text). log2_proba: (cell, label set, text, class) bits, None where the probe gives no
-    probabilities. converged: (cell, label set). failures: cell -> what its fit raised; its rows hold -1 and NaN.
+    codes: (cell, label set, text), a regressor's numbers as float64. log2_proba: (cell, label set, text, class) bits,
+    None where the probe gives no probabilities. converged: (cell, label set). failures: cell -> what its fit raised;
+    its codes are -1, its numbers and bits NaN.
     """
 
     codes: np.ndarray
@@ -111,9 +122,13 @@ def predict_each(
 ) -> Predictions:
     """Fit a clone of `probe` on every cell and label set and predict `unseen`.
 
-    X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label. unseen: (cell, text, dim). A probe that
-    raises spoils its own cell only. Arrays are handed over read-only.
+    X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label; floats for a regressor, NaN = no label.
+    unseen: (cell, text, dim). A probe that raises spoils its own cell only. Arrays are handed over read-only. Raises
+    ValueError where y is not of the kind that the probe reads.
     """
+    reads, holds = ("numbers" if yes else "classes" for yes in (is_regressor(probe), y.dtype.kind == "f"))
+    if reads != holds:
+        raise ValueError(f"{type(probe).__name__} reads {reads}, and the labels are {holds}")
     X, y, unseen = _read_only(X), _read_only(y), _read_only(unseen)
     dev = dev and (_read_only(dev[0]), _read_only(dev[1]))
     fit = _fit_together if isinstance(probe, CellProbe) else _fit_one_by_one
@@ -123,14 +138,20 @@ def predict_each(
         if len(X) == 1:
             shape = 1, y.shape[1], unseen.shape[1]
             told = f"{type(error).__name__}: {error}"
-            return Predictions(np.full(shape, -1), None, np.zeros(shape[:2], bool), {0: told})
+            nothing = np.full(shape, np.nan if y.dtype.kind == "f" else -1)
+            return Predictions(nothing, None, np.zeros(shape[:2], bool), {0: told})
     alone = [
         predict_each(
             probe, X[c : c + 1], y, unseen[c : c + 1], dev=dev and (dev[0][c : c + 1], dev[1]), strengths=strengths
         )
         for c in range(len(X))
     ]
-    return _stack(alone, int(y.max()) + 1)
+    return _stack(alone, _classes(y))
+
+
+def _classes(y: np.ndarray) -> int:
+    """How many classes the codes have; numbers have none."""
+    return 0 if y.dtype.kind == "f" else int(y.max()) + 1
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -160,19 +181,23 @@ def _fit_together(
     strengths: Sequence[float] | None,
 ) -> Predictions:
     fitted = clone(probe).fit_cells(X, y, dev=dev, strengths=strengths)
-    shape, classes = (len(X), y.shape[1], unseen.shape[1]), int(y.max()) + 1
+    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _classes(y)
     converged = np.asarray(getattr(fitted, "converged_", np.ones(shape[:2], bool)))
     if not _has_probabilities(probe):
-        return Predictions(_codes(fitted.predict_cells(unseen), shape, classes), None, converged, {})
+        return Predictions(_told(fitted.predict_cells(unseen), shape, classes), None, converged, {})
     nats = _log_proba(fitted.log_proba_cells(unseen), (*shape, classes))
     return Predictions(nats.argmax(-1), nats / math.log(2), converged, {})
 
 
-def _codes(told: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
-    """What a probe predicted, or ValueError where that is no class."""
+def _told(told: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """What a probe predicted, or ValueError where that is no class; without classes, where it is no number."""
     told = np.asarray(told)
     if told.shape != shape:
         raise ValueError(f"predicted an array of shape {told.shape}, expected {shape}")
+    if not classes:
+        if not np.isfinite(told).all():
+            raise ValueError("predicted something that is not a finite number")
+        return told.astype(np.float64)
     if not np.isin(told, np.arange(classes)).all():
         raise ValueError("predicted something that is not a class it was trained on")
     return told.astype(np.int64)
@@ -199,18 +224,18 @@ def _fit_one_by_one(
     strengths: Sequence[float] | None,
 ) -> Predictions:
     """An ordinary estimator has no strengths of ours: it is fitted as it is, and dev is left alone."""
-    shape, classes = (len(X), y.shape[1], unseen.shape[1]), int(y.max()) + 1
-    codes = np.empty(shape, np.int64)
+    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _classes(y)
+    codes = np.empty(shape, np.int64 if classes else np.float64)
     bits = np.full((*shape, classes), -np.inf) if hasattr(probe, "predict_proba") else None
     converged = np.ones(shape[:2], bool)
     for cell, label_set in np.ndindex(*shape[:2]):
-        known = y[:, label_set] >= 0
+        known = y[:, label_set] >= 0 if classes else ~np.isnan(y[:, label_set])
         estimator = clone(probe)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             estimator.fit(X[cell][known], y[known, label_set])
         converged[cell, label_set] = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        codes[cell, label_set] = _codes(estimator.predict(unseen[cell]), shape[2:], classes)
+        codes[cell, label_set] = _told(estimator.predict(unseen[cell]), shape[2:], classes)
         if bits is not None:
             own = estimator.classes_
             with np.errstate(divide="ignore"):
@@ -226,44 +251,76 @@ def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
     give the same answer twice, not depend on other test rows, leave its inputs and its own parameters alone, and leave
     the global random states untouched.
     """
-    drawn = np.random.default_rng(seed)
-    n, dim = 300, 6
-    signal, null = np.arange(2 * n) % 2, drawn.permutation(2 * n) % 2
-    three = np.where(np.arange(2 * n) % 10 == 4, 2, signal)  # a class more than the others
-    three[np.arange(2 * n) % 3 > 0] = -1  # most texts have no label in this set
-    y = np.stack([signal, null, three], 1)
-    X = drawn.normal(size=(3, 2 * n, dim)).astype(np.float32)
-    X[1, :, 2] += 3 * signal  # d = 3 in cell 1 only
+    n, (X, y) = 300, (_planted_numbers if is_regressor(probe) else _planted_classes)(300, np.random.default_rng(seed))
     given = [X[:, :n].copy(), y[:n].copy(), X[:, n:].copy(), X[:, :n:5].copy(), y[:n:5].copy()]
     kept = [array.copy() for array in given]
-    train, codes, test, *dev = given
+    train, labels, test, *dev = given
     parameters, states = repr(probe), _random_states()
 
     def run(unseen: np.ndarray) -> Predictions:
-        told = predict_each(probe, train, codes, unseen, dev=(dev[0], dev[1]), strengths=STRENGTHS)
+        told = predict_each(probe, train, labels, unseen, dev=(dev[0], dev[1]), strengths=STRENGTHS)
         assert not told.failures, f"the probe raised: {told.failures}"
         return told
 
     first, second = run(test), run(test.copy())
-    assert all(map(np.array_equal, kept, given)), "the probe alters its inputs"
+    assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(kept, given, strict=True)), (
+        "the probe alters its inputs"
+    )
     assert repr(probe) == parameters, "fitting alters the constructor's parameters"
     assert _random_states() == states, "the probe moves a global random state (random, numpy's or torch's)"
     assert _same(first, second, 2 * n), "two fits on the same data differ: seed what is random"
     poison = test.copy()
     poison[:, n // 2 :] = 1e6
     assert _same(first, run(poison), n // 2), "other test rows change a prediction"
+    (_judge_numbers if is_regressor(probe) else _judge_classes)(first, y[n:])
 
-    right = (first.codes[:, :2] == y[n:, :2].T).mean(-1)  # (cell, label set)
+
+def _planted_classes(n: int, drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """X (cell, text, dim), y (text, label set) of twice n texts: cell 1 tells the label sets 0 and 2, nothing tells 1.
+
+    Set 2 has a class more, and for most texts no label.
+    """
+    signal, null = np.arange(2 * n) % 2, drawn.permutation(2 * n) % 2
+    three = np.where(np.arange(2 * n) % 10 == 4, 2, signal)
+    three[np.arange(2 * n) % 3 > 0] = -1
+    X = drawn.normal(size=(3, 2 * n, 6)).astype(np.float32)
+    X[1, :, 2] += 3 * signal  # d = 3
+    return X, np.stack([signal, null, three], 1)
+
+
+def _judge_classes(told: Predictions, y: np.ndarray) -> None:
+    n, signal = len(y), y[:, 0]
+    right = (told.codes[:, :2] == y[:, :2].T).mean(-1)  # (cell, label set)
     assert right[1, 0] > 0.85, f"a planted signal (accuracy 0.93 possible) was read at {right[1, 0]:.2f}"
     nothing = np.delete(right.ravel(), 2)
     worst = nothing[np.abs(nothing - 0.5).argmax()]
     assert abs(worst - 0.5) < 5 * 0.5 / math.sqrt(n), f"labels without signal were read at {worst:.2f}"
-    read = ((first.codes[1, 2] == 1) == signal[n:]).mean()  # classes 0 and 2 are one to the signal
+    read = ((told.codes[1, 2] == 1) == signal).mean()  # classes 0 and 2 are one to the signal
     assert read > 0.85, f"texts without a label (-1) spoil a label set, read at {read:.2f}"
-    foreign = first.codes[:, :2].max() > 1 or (
-        first.log2_proba is not None and first.log2_proba[:, :2, :, 2].max() > -9
+    foreign = told.codes[:, :2].max() > 1 or (
+        told.log2_proba is not None and told.log2_proba[:, :2, :, 2].max() > -9
     )
     assert not foreign, "a label set is given a class that only another one has"
+
+
+def _planted_numbers(n: int, drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """As `_planted_classes`; set 2 is set 0 on another scale, and for most texts no label."""
+    signal = drawn.normal(size=2 * n)
+    some = np.where(np.arange(2 * n) % 3 > 0, np.nan, 50 - 20 * signal)
+    X = drawn.normal(size=(3, 2 * n, 6)).astype(np.float32)
+    X[1, :, 2] += 3 * signal  # R2 0.9
+    return X, np.stack([signal, drawn.permutation(signal), some], 1)
+
+
+def _judge_numbers(told: Predictions, y: np.ndarray) -> None:
+    once = np.ones((1, len(y)))
+    read = metric.r2(told.codes[:, 0], y[:, 0], once)[1, 0]
+    assert read > 0.8, f"a planted signal (R2 0.9 possible) was read at {read:.2f}"
+    order = np.concatenate([metric.spearman(told.codes[:, s], y[:, s], once)[:, 0] for s in (0, 1)])
+    worst = max(np.abs(np.delete(order, 1)))
+    assert worst < 5 / math.sqrt(len(y)), f"labels without signal were read at a rank correlation of {worst:.2f}"
+    read = metric.r2(told.codes[:, 2], 50 - 20 * y[:, 0], once)[1, 0]
+    assert read > 0.8, f"texts without a label (NaN) spoil a label set, read at {read:.2f}"
 
 
 def _same(a: Predictions, b: Predictions, n: int) -> bool:

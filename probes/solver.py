@@ -115,7 +115,9 @@ def _one_cell(
 
     X: (text, dim). labels, weights: (label set, text). path: (strength,) ascending.
     """
-    eigenvalues, basis = _eigh(X.mT @ X)
+    share = weights.mean(0)
+    share = share * (len(X) / share.sum().clamp(min=1e-30))
+    eigenvalues, basis = _eigh(X.mT @ X if (share == 1).all() else X.mT @ (share[:, None] * X))
     spread = torch.cat([X.new_ones(1), eigenvalues.flip(0).clamp(min=0) / len(X)])
     cell = _Cell(X, basis.flip(1), spread)
     groups = zip(labels.split(at_once), weights.split(at_once), strict=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.estimator_checks import check_estimator
 
 from probes.base import CellProbe, check_probe, predict_each
-from probes.linear import LogisticProbe
+from probes.linear import LogisticProbe, RidgeProbe
 from probes.registry import find_probe, registered
 
 
@@ -18,14 +20,20 @@ def test_every_registered_probe_keeps_the_contract(name):
     check_probe(find_probe(name))
 
 
-@pytest.mark.parametrize("probe", [LogisticRegression(), RidgeClassifier()], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_ridge_keeps_the_contract(seed):
+    check_probe(RidgeProbe(), seed=seed)
+
+
+@pytest.mark.parametrize("probe", [LogisticRegression(), RidgeClassifier(), Ridge()], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_ordinary_estimators_keep_the_contract(probe, seed):
     check_probe(probe, seed=seed)
 
 
-def test_logistic_probe_is_a_scikit_learn_estimator():
-    check_estimator(LogisticProbe(), on_skip=None)
+@pytest.mark.parametrize("probe", [LogisticProbe(), RidgeProbe()], ids=lambda probe: type(probe).__name__)
+def test_it_is_a_scikit_learn_estimator(probe):
+    check_estimator(probe, on_skip=None)
 
 
 # ------------------------------------------------------------------------------------------------------- broken twins
@@ -135,6 +143,58 @@ class OrdinaryNotANumber(ClassifierMixin, BaseEstimator):
         return np.full((len(X), len(self.classes_)), np.nan)
 
 
+class RegressionAsClasses(ClassifierMixin, BaseEstimator):
+    """Tells numbers where classes are asked for."""
+
+    def fit(self, X, y):
+        self.classes_, self.inner_ = np.unique(y), Ridge().fit(X, y)
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
+class RidgeStandardisesOnTest(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells((X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True))
+
+
+class RidgeTakesNoLabelForZero(RidgeProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(X, np.nan_to_num(y), **{**more, "dev": None})
+
+
+class RidgeMixesLabelSets(RidgeProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(X, np.repeat(y[:, :1], y.shape[1], 1), **{**more, "dev": None})
+
+
+class RidgeForgetsTheIntercept(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells(X) - self.intercept_[..., None]
+
+
+class RidgeNotANumber(RidgeProbe):
+    def predict_cells(self, X):
+        return np.where(np.arange(X.shape[1]) == 3, np.nan, super().predict_cells(X))
+
+
+class RidgeWrongShape(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells(X)[:, 0]
+
+
+class LooksLabelsUp(RegressorMixin, CellProbe):
+    """Remembers the order of the texts of its training, which is no reading."""
+
+    def fit_cells(self, X, y, **more):
+        self.y_ = np.nan_to_num(y)
+        return self
+
+    def predict_cells(self, X):
+        return np.broadcast_to(self.y_.T[None, :, : X.shape[1]], (len(X), self.y_.shape[1], X.shape[1]))
+
+
 TWINS = {
     StandardisesOnTest: "other test rows",
     PeeksAtTheMedian: "other test rows",
@@ -150,7 +210,16 @@ TWINS = {
     TakesNoLabelForAClass: "spoil a label set|signal was read",
     WrongShape: "the probe raised: .*shape",
     OrdinaryNotANumber: "the probe raised: .*nan",
-    Ridge: "the probe raised: .*not a class",
+    RegressionAsClasses: "the probe raised: .*not a class",
+    RidgeStandardisesOnTest: "other test rows",
+    RidgeTakesNoLabelForZero: "spoil a label set",
+    RidgeMixesLabelSets: "spoil a label set",
+    RidgeForgetsTheIntercept: "spoil a label set",
+    RidgeNotANumber: "the probe raised: .*finite number",
+    RidgeWrongShape: "the probe raised: .*shape",
+    LooksLabelsUp: "planted signal",
+    DummyRegressor: "planted signal",
+    DecisionTreeRegressor: "global random state",
 }
 
 
@@ -190,6 +259,32 @@ def test_a_probe_that_raises_spoils_its_own_cell_only():
     for cell in (0, 2):
         assert np.array_equal(told.codes[cell], sound.codes[cell])
         assert np.array_equal(told.log2_proba[cell], sound.log2_proba[cell])
+
+
+def test_numbers_of_a_failed_cell_are_no_numbers():
+    class Fails(RidgeProbe):
+        def fit_cells(self, X, y, **more):
+            if (X[..., 0] > 50).any():
+                raise ValueError("too large for me")
+            return super().fit_cells(X, y, **more)
+
+    X, y = cells()
+    y = np.hstack([y + 0.5, np.where(y == 1, np.nan, y)])
+    X[1] += 100
+    told = predict_each(Fails(), X, y, X)
+    assert told.failures == {1: "ValueError: too large for me"}
+    assert told.codes.shape == (3, 2, 60)
+    assert np.isnan(told.codes[1]).all()
+    assert np.isfinite(told.codes[[0, 2]]).all()
+    assert told.log2_proba is None
+
+
+def test_ordinary_regressors_see_only_labelled_texts():
+    X, y = cells()
+    y = np.where(np.arange(len(y))[:, None] % 4 == 0, np.nan, y + 0.5)
+    told = predict_each(Ridge(), X, y, X)
+    known = ~np.isnan(y[:, 0])
+    assert told.codes[2, 0] == pytest.approx(Ridge().fit(X[2][known], y[known, 0]).predict(X[2]))
 
 
 def test_arrays_of_the_caller_stay_writeable():
