@@ -6,19 +6,21 @@ from functools import partial
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_regressor
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyRegressor
 from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.linear_model import Lasso, LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.estimator_checks import check_estimator
 
 from probes import check_evaluation, check_probe
 from probes.base import CellProbe, predict_each
-from probes.linear import LogisticProbe
+from probes.linear import LogisticProbe, RidgeProbe
 from probes.registry import find_probe, registered
 
 FEW = range(3)
@@ -35,6 +37,7 @@ def test_every_registered_probe_keeps_the_contract(name, seeds):
 
 def evaluated(probe, X_train, y_train, X_test, y_test):
     """What the sweep does with one cell: a tenth of train serves as dev, every row is predicted."""
+    y_train = y_train.astype(float) if is_regressor(probe) else y_train
     dev, rows = slice(None, None, 10), np.arange(len(y_train)) % 10 > 0
     told = predict_each(
         probe,
@@ -48,7 +51,14 @@ def evaluated(probe, X_train, y_train, X_test, y_test):
     return scores[: len(y_train)], scores[len(y_train) :]
 
 
-ORDINARY = (LogisticRegression(), RidgeClassifier(), KNeighborsClassifier(25))
+ORDINARY = (
+    LogisticRegression(),
+    RidgeClassifier(),
+    KNeighborsClassifier(25),
+    Ridge(),
+    Lasso(0.1, random_state=0),  # its numbers for labels without signal are all the same
+    KNeighborsRegressor(25),
+)
 
 
 def test_not_having_converged_is_no_violation():
@@ -63,8 +73,9 @@ def test_ordinary_estimators_keep_the_contract(probe, seeds):
         check_evaluation(partial(evaluated, probe), seed=seed)
 
 
-def test_logistic_probe_is_a_scikit_learn_estimator():
-    check_estimator(LogisticProbe(), on_skip=None)
+@pytest.mark.parametrize("probe", [LogisticProbe(), RidgeProbe()], ids=lambda probe: type(probe).__name__)
+def test_it_is_a_scikit_learn_estimator(probe):
+    check_estimator(probe, on_skip=None)
 
 
 # ------------------------------------------------------------------------------------------------------- broken twins
@@ -239,6 +250,17 @@ class StartsWhereItStopped(ClassifierMixin, BaseEstimator):
         return self.inner_.predict(X)
 
 
+class RegressionAsClasses(ClassifierMixin, BaseEstimator):
+    """Tells numbers where classes are asked for."""
+
+    def fit(self, X, y):
+        self.classes_, self.inner_ = np.unique(y), Ridge().fit(X, y)
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
 class SharesWhatItLearned(LogisticProbe):
     """Every fit is averaged with the last one, whichever probe's that was."""
 
@@ -280,6 +302,93 @@ class AltersItsOwnParameters(ClassifierMixin, BaseEstimator):
         return self.inner_.predict(X)
 
 
+class RidgeStandardisesOnTest(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells((X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True))
+
+
+class RidgeTakesNoLabelForZero(RidgeProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(X, np.nan_to_num(y), **{**more, "dev": None})
+
+
+class RidgeMixesLabelSets(RidgeProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(X, np.repeat(y[:, :1], y.shape[1], 1), **{**more, "dev": None})
+
+
+class RidgeForgetsTheIntercept(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells(X) - self.intercept_[..., None]
+
+
+class RidgeNotANumber(RidgeProbe):
+    def predict_cells(self, X):
+        return np.where(np.arange(X.shape[1]) == 3, np.nan, super().predict_cells(X))
+
+
+class RidgeWrongShape(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells(X)[:, 0]
+
+
+class LooksLabelsUp(RegressorMixin, CellProbe):
+    """Remembers the order of the texts of its training, which is no reading."""
+
+    def fit_cells(self, X, y, **more):
+        self.y_ = np.nan_to_num(y)
+        return self
+
+    def predict_cells(self, X):
+        return np.broadcast_to(self.y_.T[None, :, : X.shape[1]], (len(X), self.y_.shape[1], X.shape[1]))
+
+
+class RidgeReadsThePlaceOfTestRows(RidgeProbe):
+    def predict_cells(self, X):
+        return super().predict_cells(X) + 0.05 * np.linspace(-1, 1, X.shape[1])
+
+
+class RidgeReadsOneCellForAll(RidgeProbe):
+    def fit_cells(self, X, y, **more):
+        return super().fit_cells(np.broadcast_to(X[-1:], X.shape), y)
+
+    def predict_cells(self, X):
+        return super().predict_cells(np.broadcast_to(X[-1:], X.shape))
+
+
+class RidgeSharesWhatItLearned(RidgeProbe):
+    last = None
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        if self.last is not None:
+            self.coef_ = (self.coef_ + self.last) / 2
+        type(self).last = self.coef_
+        return self
+
+
+class HoldsOutTheLastNumbers(RegressorMixin, BaseEstimator):
+    """Sorted, no number above the median is ever seen."""
+
+    def fit(self, X, y):
+        self.inner_ = KNeighborsRegressor().fit(X[: len(y) // 2], y[: len(y) // 2])
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
+class ExpectsStandardNumbers(RegressorMixin, BaseEstimator):
+    """No number is farther than four from zero."""
+
+    def fit(self, X, y):
+        self.inner_ = Ridge().fit(X, np.clip(y, -4, 4))
+        return self
+
+    def predict(self, X):
+        return self.inner_.predict(X)
+
+
 TWINS = {
     StandardisesOnTest: "other test rows",
     PeeksAtTheMedian: "other test rows",
@@ -297,7 +406,7 @@ TWINS = {
     TakesNoLabelForAClass: "spoil a label set|signal was read",
     WrongShape: "the probe raised .*shape",
     OrdinaryNotANumber: "the probe raised .*nan",
-    Ridge: "the probe raised .*not a class",
+    RegressionAsClasses: "the probe raised .*not a class",
     RegressesOnCodes: "classes are renamed|spoil a label set",
     PrefersTheFirstClass: "classes are renamed|planted signal",
     ReadsItsPlace: "other test rows|without signal were read",
@@ -305,6 +414,20 @@ TWINS = {
     StartsWhereItStopped: "earlier fit learned stays in the next",
     SharesWhatItLearned: "earlier fit learned stays in the next",
     LearnsWhilePredicting: "predicting changes the fitted probe",
+    RidgeStandardisesOnTest: "other test rows",
+    RidgeReadsThePlaceOfTestRows: "other test rows change a prediction.*in another order",
+    RidgeReadsOneCellForAll: "labels without signal were read",
+    RidgeTakesNoLabelForZero: "spoil a label set",
+    RidgeMixesLabelSets: "spoil a label set",
+    RidgeForgetsTheIntercept: "another unit",
+    ExpectsStandardNumbers: "another unit",
+    RidgeNotANumber: "the probe raised .*finite number",
+    RidgeWrongShape: "the probe raised .*shape",
+    RidgeSharesWhatItLearned: "earlier fit learned stays in the next",
+    HoldsOutTheLastNumbers: "sorted by label",
+    LooksLabelsUp: "other test rows",
+    DummyRegressor: "planted signal",
+    DecisionTreeRegressor: "global random state",
 }
 
 
@@ -518,6 +641,32 @@ def test_a_probe_that_raises_spoils_its_own_cell_only():
     for cell in (0, 2):
         assert np.array_equal(told.codes[cell], sound.codes[cell])
         assert np.array_equal(told.log2_proba[cell], sound.log2_proba[cell])
+
+
+def test_numbers_of_a_failed_cell_are_no_numbers():
+    class Fails(RidgeProbe):
+        def fit_cells(self, X, y, **more):
+            if (X[..., 0] > 50).any():
+                raise ValueError("too large for me")
+            return super().fit_cells(X, y, **more)
+
+    X, y = cells()
+    y = np.hstack([y + 0.5, np.where(y == 1, np.nan, y)])
+    X[1] += 100
+    told = predict_each(Fails(), X, y, X)
+    assert told.failures == {1: "ValueError: too large for me"}
+    assert told.codes.shape == (3, 2, 60)
+    assert np.isnan(told.codes[1]).all()
+    assert np.isfinite(told.codes[[0, 2]]).all()
+    assert told.log2_proba is None
+
+
+def test_ordinary_regressors_see_only_labelled_texts():
+    X, y = cells()
+    y = np.where(np.arange(len(y))[:, None] % 4 == 0, np.nan, y + 0.5)
+    told = predict_each(Ridge(), X, y, X)
+    known = ~np.isnan(y[:, 0])
+    assert told.codes[2, 0] == pytest.approx(Ridge().fit(X[2][known], y[known, 0]).predict(X[2]))
 
 
 def test_arrays_of_the_caller_stay_writeable():

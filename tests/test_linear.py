@@ -1,14 +1,14 @@
-"""The logistic probe: standardisation, the strength chosen on dev, what it predicts."""
+"""The linear probes: standardisation, the strength chosen on dev, weights, what they predict."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from probes.base import STRENGTHS
-from probes.linear import LogisticProbe
+from probes.base import STRENGTHS, predict_each
+from probes.linear import LogisticProbe, RidgeProbe
 
 
 def cells(n=240, dim=8, classes=3, dtype=np.float32, seed=0):
@@ -116,6 +116,122 @@ def test_scikit_learns_entrance_is_the_same_arithmetic():
     reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)
     Z = StandardScaler().fit_transform(X[0])
     assert plain.predict_proba(X[0]) == pytest.approx(reference.fit(Z, names[y[:, 0]]).predict_proba(Z), abs=2e-4)
+
+
+# --------------------------------------------------------------------------------------------------- weights of classes
+
+WEIGHTS = [("balanced", "balanced"), ({"a": 3.0, "c": 0.2}, {1: 3.0, 2: 0.2})]  # by label, by code
+
+
+@pytest.mark.parametrize(("by_label", "by_code"), WEIGHTS, ids=["balanced", "dict"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_weights_are_those_of_scikit_learn(by_label, by_code, weighted):
+    X, y = cells(dtype=np.float64)
+    codes = np.where((y[:, 0] == 2) & (np.arange(len(y)) % 4 > 0), 0, y[:, 0])  # classes of unequal sizes
+    names = np.array(["b", "a", "c"])
+    weight = np.random.default_rng(0).uniform(0.1, 3, size=len(y)) if weighted else None
+    Z = StandardScaler().fit_transform(X[0], sample_weight=weight)
+    reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000, class_weight=by_label)
+    expected = reference.fit(Z, names[codes], sample_weight=weight).predict_proba(Z)
+    ours = LogisticProbe(C=0.1, class_weight=by_label).fit(X[0], names[codes], sample_weight=weight)
+    assert ours.predict_proba(X[0]) == pytest.approx(expected, abs=2e-4)
+    plain = LogisticProbe(C=0.1).fit(X[0], names[codes], sample_weight=weight).predict_proba(X[0])
+    assert not np.allclose(plain, expected, atol=0.02)  # the weights matter here
+    coded = LogisticProbe(C=0.1, class_weight=by_code).fit_cells(X[:1], codes[:, None], sample_weight=weight)
+    assert np.exp(coded.log_proba_cells(X[:1]))[0, 0][:, [1, 0, 2]] == pytest.approx(expected, abs=2e-4)
+
+
+def test_every_label_set_is_balanced_by_its_own_classes():
+    X, y = cells(dtype=np.float64)
+    y[np.arange(len(y)) % 3 == 0, 0] = -1
+    y[:, 1] = np.arange(len(y)) % 7 == 0
+    together = LogisticProbe(class_weight="balanced").fit_cells(X, y)
+    for label_set in (0, 1):
+        known = y[:, label_set] >= 0
+        ready = StandardScaler().fit(X[1]).transform(X[1])
+        alone = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000)
+        alone.fit(ready[known], y[known, label_set])
+        told = np.exp(together.log_proba_cells(X)[1, label_set])[:, : len(alone.classes_)]
+        assert told == pytest.approx(alone.predict_proba(ready), abs=2e-4)
+
+
+def test_a_weight_for_no_class_is_refused():
+    X, y = cells()
+    with pytest.raises(ValueError, match="7"):
+        LogisticProbe(class_weight={0: 1.0, 7: 3.0}).fit(X[0], y[:, 0])
+    with pytest.raises(ValueError, match="a mapping, not 'even'"):
+        LogisticProbe(class_weight="even").fit_cells(X, y)
+    LogisticProbe(class_weight={2: 3.0}).fit_cells(X, y)  # a class that only one of the label sets has
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def numbers(n=240, dim=8, dtype=np.float32, seed=0):
+    """X (cell, text, dim), y (text, label set): cell 0 tells set 0; set 1 is noise; set 2 lacks every third label."""
+    random = np.random.default_rng(seed)
+    X = random.normal(3, 5, size=(2, n, dim)).astype(dtype)
+    told = (X[0] - 3) @ random.normal(size=dim) + 8 * random.normal(size=n) + 40
+    some = np.where(np.arange(n) % 3 == 0, np.nan, 1000 - told)
+    return X, np.stack([told, random.normal(size=n), some], 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ridge_is_that_of_scikit_learn_on_standardised_features(dtype, weighted):
+    X, y = numbers(dtype=dtype)
+    weight = np.random.default_rng(0).uniform(0.1, 3, size=len(y)) if weighted else None
+    for C in (1e-3, 1.0, 100.0):
+        ours = RidgeProbe(C=C).fit_cells(X, y, sample_weight=weight)
+        told = ours.predict_cells(X)
+        assert told.shape == (2, 3, 240)
+        for cell, label_set in np.ndindex(2, 3):
+            known = ~np.isnan(y[:, label_set])
+            Z = StandardScaler().fit_transform(X[cell].astype(np.float64), sample_weight=weight)
+            reference = Ridge(alpha=1 / C, solver="svd")
+            reference.fit(Z[known], y[known, label_set], None if weight is None else weight[known])
+            spread = np.nanstd(y[:, label_set])
+            assert told[cell, label_set] == pytest.approx(reference.predict(Z), abs=1e-5 * spread)
+            assert ours.coef_[cell, label_set] == pytest.approx(reference.coef_, abs=1e-5 * spread)
+
+
+def test_the_strength_kept_has_the_smallest_dev_error_and_no_refit_follows():
+    X, y = numbers(n=90, dim=30)
+    train, dev = slice(0, 60), slice(60, 90)
+    chosen = RidgeProbe().fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev]), strengths=STRENGTHS)
+    alone = [RidgeProbe(C=C).fit_cells(X[:, train], y[train]) for C in STRENGTHS]
+    errors = np.stack([np.nanmean((probe.predict_cells(X[:, dev]) - y[dev].T) ** 2, -1) for probe in alone])
+    assert np.array_equal(chosen.strength_, np.array(STRENGTHS)[errors.argmin(0)])
+    assert len(np.unique(chosen.strength_)) > 1
+    for cell, label_set in np.ndindex(2, 3):
+        same = alone[errors.argmin(0)[cell, label_set]]
+        assert chosen.coef_[cell, label_set] == pytest.approx(same.coef_[cell, label_set])
+
+
+def test_ridge_reads_the_constant_cell_as_the_mean_of_train():
+    X = np.tile(np.random.default_rng(0).normal(size=384).astype(np.float32), (1, 200, 1))
+    X[0, ::7] = np.nextafter(X[0, ::7], np.float32(np.inf))  # layer-0 [CLS] after another batch shape
+    y = np.random.default_rng(1).normal(size=(200, 1))
+    told = RidgeProbe().fit_cells(X, y, dev=(X, y), strengths=STRENGTHS).predict_cells(X)
+    assert told == pytest.approx(y.mean(), abs=1e-4)
+
+
+def test_ridge_weights_are_repetitions():
+    X, y = numbers(dtype=np.float64)
+    weight = np.random.default_rng(0).integers(0, 3, size=len(y))
+    weighted = RidgeProbe().fit_cells(X, y, sample_weight=weight)
+    repeated = RidgeProbe().fit_cells(np.repeat(X, weight, 1), np.repeat(y, weight, 0))
+    assert weighted.predict_cells(X) == pytest.approx(repeated.predict_cells(X))
+
+
+def test_numbers_and_classes_are_not_taken_for_each_other():
+    X, y = numbers()
+    with pytest.raises(ValueError, match="LogisticProbe reads classes, and the labels are numbers"):
+        predict_each(LogisticProbe(), X, y, X)
+    with pytest.raises(ValueError, match="RidgeProbe reads numbers, and the labels are classes"):
+        predict_each(RidgeProbe(), *cells(), X)
+    with pytest.raises(ValueError, match="label set 1 has no label"):
+        RidgeProbe().fit_cells(X, np.where([False, True, False], np.nan, y))
 
 
 # ------------------------------------------------------------------------------------------------------------ real text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, f1_score, log_loss, r2_score
 
 from probes import metric
 
@@ -57,3 +58,53 @@ def test_bits_are_infinite_only_where_the_impossible_is_drawn():
     log2 = np.array([[-1.0, -np.inf], [-1.0, -2.0]])
     found = metric.bits(log2, np.array([[1.0, 1.0], [2.0, 0.0]]))
     assert found.tolist() == [[np.inf, 1.0], [1.5, 1.0]]
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.fixture
+def numbers():
+    """told (cell, text), labels (text,): lengths in words, so with many ties; the last cell tells one number only."""
+    random = np.random.default_rng(0)
+    labels = random.integers(3, 30, size=90).astype(float)
+    told = labels + np.array([[0.5], [4.0], [50.0], [0.0]]) * random.normal(size=(4, 90))
+    told[1] = told[1].round()  # ties here too
+    told[3] = labels.mean()
+    return told, labels
+
+
+def test_r2_and_spearman_are_those_of_scikit_learn_and_scipy(numbers):
+    told, labels = numbers
+    once = np.ones((1, len(labels)))
+    for cell in range(len(told)):
+        assert metric.r2(told, labels, once)[cell, 0] == pytest.approx(r2_score(labels, told[cell]), abs=1e-12)
+    for cell in range(3):
+        assert metric.spearman(told, labels, once)[cell, 0] == pytest.approx(spearmanr(labels, told[cell]).statistic)
+    assert metric.spearman(told, labels, once)[3, 0] == 0  # one number for all tells no order
+    assert metric.spearman(np.exp(told / 9), labels**3, once)[:3] == pytest.approx(
+        metric.spearman(told, labels, once)[:3]
+    )
+    assert metric.spearman(-labels[None], labels, once)[0, 0] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_are_repetitions_of_numbers_too(numbers, dtype):
+    told, labels = numbers
+    weights = np.random.default_rng(1).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=7)
+    r2, spearman = (measure(told, labels, weights.astype(dtype)) for measure in (metric.r2, metric.spearman))
+    for draw, counts in enumerate(weights):
+        rows = np.repeat(np.arange(len(labels)), counts)
+        for cell in range(3):
+            assert r2[cell, draw] == pytest.approx(r2_score(labels[rows], told[cell, rows]))
+            assert spearman[cell, draw] == pytest.approx(spearmanr(labels[rows], told[cell, rows]).statistic)
+
+
+def test_labels_without_variance():
+    labels, once = np.full(5, 3.0), np.ones((1, 5))
+    told = np.array([[3.0] * 5, [3.0, 3, 3, 3, 4]])
+    assert metric.r2(told, labels, once).tolist() == [[1], [0]]
+    assert metric.spearman(told, labels, once).tolist() == [[0], [0]]
+    # far from zero, where squares cancel
+    labels = 1e6 + np.arange(5.0)
+    assert metric.r2(labels[None] + 0.5, labels, once)[0, 0] == pytest.approx(r2_score(labels, labels + 0.5))
