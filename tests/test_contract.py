@@ -8,13 +8,22 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
+from probes import descent
 from probes.base import CellProbe, check_probe, predict_each
 from probes.linear import LogisticProbe
+from probes.mlp import MLPProbe
+from probes.pooling import AttentionProbe
 from probes.registry import find_probe, registered
 
 
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Trained probes keep the contract long before they are at their best."""
+    monkeypatch.setattr(descent, "ROUNDS", 6)
+
+
 @pytest.mark.parametrize("name", registered())
-def test_every_registered_probe_keeps_the_contract(name):
+def test_every_registered_probe_keeps_the_contract(name, few_rounds):
     check_probe(find_probe(name))
 
 
@@ -24,8 +33,22 @@ def test_ordinary_estimators_keep_the_contract(probe, seed):
     check_probe(probe, seed=seed)
 
 
-def test_logistic_probe_is_a_scikit_learn_estimator():
-    check_estimator(LogisticProbe(), on_skip=None)
+def test_attention_over_tokens_keeps_the_contract(few_rounds):
+    check_probe(AttentionProbe(dim=2))
+
+
+@pytest.mark.parametrize("probe", [LogisticProbe(), MLPProbe(16), AttentionProbe()], ids=str)
+def test_probes_are_scikit_learn_estimators(probe, monkeypatch):
+    """AttentionProbe where a row is one token: told the size of a token it refuses rows that are none."""
+    monkeypatch.setattr(descent, "ROUNDS", 2)  # some fifty fits
+    check_estimator(probe, on_skip=None)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("probe", [MLPProbe(), AttentionProbe()], ids=str)
+def test_probes_trained_to_the_end_keep_both_contracts(probe):
+    check_probe(probe)
+    check_estimator(probe, on_skip=None)
 
 
 # ------------------------------------------------------------------------------------------------------- broken twins
