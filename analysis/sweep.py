@@ -169,7 +169,7 @@ def _blocks(
         own = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
         probe = "none" if name == "majority" else "logistic"
         yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, own)
-    real = [asked.y, *(CONTROLS[name](asked.y, asked.side, seed) for name in controls)]
+    real = [asked.y, *(CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls)]
     for one in filter(partial(_of_seed, seed=seed), states):
         sets = ["none", *controls] if one.source["control"] == "none" else [one.source["control"]]
         y, at = np.stack(real[: len(sets)], 1), one.rows(texts)

@@ -21,6 +21,10 @@ _HOME = {
     "check_evaluation": "contract",
     "check_probe": "contract",
     "LogisticProbe": "linear",
+    "MLPProbe": "mlp",
+    "AttentionProbe": "pooling",
+    "OnlineCode": "codelength",
+    "v_information": "codelength",
 }
 __all__ = sorted(_HOME)
 
@@ -38,6 +42,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from probes.base import CellProbe as CellProbe
     from probes.base import predict_each as predict_each
+    from probes.codelength import OnlineCode as OnlineCode
+    from probes.codelength import v_information as v_information
     from probes.contract import check_evaluation as check_evaluation
     from probes.contract import check_probe as check_probe
     from probes.encoder import Encoder as Encoder
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
     from probes.extract import States as States
     from probes.extract import tap as tap
     from probes.linear import LogisticProbe as LogisticProbe
+    from probes.mlp import MLPProbe as MLPProbe
+    from probes.pooling import AttentionProbe as AttentionProbe
     from probes.readout import Batch as Batch
     from probes.readout import Readout as Readout
     from probes.readout import Weighted as Weighted
