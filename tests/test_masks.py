@@ -106,14 +106,14 @@ def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.d
 
 @cache
 def campaign(dtype: torch.dtype) -> list[Made]:
-    """The texts in batches of 1 to 8, with every combination of padding, special tokens and poison."""
+    """The texts in batches of 1 to 20, with every combination of padding, special tokens and poison."""
     rng = np.random.default_rng(0)
     made: list[Made] = []
     while (left := TEXTS - sum(len(each.texts) for each in made)) > 0:
         i = len(made)
         padding, around = PADDINGS[i % 4], list(AROUND)[i // 4 % 6]
         poison, dim = POISONS[i // 2 % 5], DIMS[i % 3]
-        texts = [drawn(rng, around, dim, dtype) for _ in range(min(left, rng.integers(1, 9)))]
+        texts = [drawn(rng, around, dim, dtype) for _ in range(min(left, rng.integers(1, 21)))]
         if padding == "none":
             texts = [text for text in texts if len(text) == len(texts[0])]
         known = {"cls_id": None, "sep_id": None} if around == "nothing" and i % 2 else {"cls_id": CLS, "sep_id": SEP}
@@ -189,13 +189,15 @@ def test_the_campaign_has_everything():
         (padding, around, str(poison)) for padding in PADDINGS for around in AROUND for poison in POISONS
     }
     assert {made.hidden.shape[2] for made in every} == set(DIMS)
-    assert {len(made.texts) for made in every} == set(range(1, 9))
+    assert {len(made.texts) for made in every} == set(range(1, 21))
     lengths = [len(text) for made in every for text in made.texts]
     assert (min(lengths), max(lengths)) == (1, 14)
     assert sum(all(token.added for token in text) for made in every for text in made.texts) > 50  # no word in it
+    holes = set()
     for made in every:
-        inside = made.batch.real.cumsum(1) * made.batch.real.flip(1).cumsum(1).flip(1) > 0
-        assert (made.padding == "interior") or torch.equal(inside, made.batch.real)
+        between = made.batch.real.cumsum(1) * made.batch.real.flip(1).cumsum(1).flip(1) > 0
+        holes |= {made.padding} if (between & ~made.batch.real).any() else set()
+    assert holes == {"interior"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -217,8 +219,8 @@ def test_weights_are_a_distribution_over_the_text(name):
         assert (weights >= 0).all()
         assert not weights[~made.batch.real].any()
         torch.testing.assert_close(weights.sum(1), there.float(), rtol=0, atol=CLOSE)
-        wanted, found = readout.read(made.hidden, made.batch), Weighted.read(readout, made.hidden, made.batch)
-        torch.testing.assert_close(found[there], wanted[there], rtol=0, atol=CLOSE)
+        read, by_weight = readout.read(made.hidden, made.batch), Weighted.read(readout, made.hidden, made.batch)
+        torch.testing.assert_close(by_weight[there], read[there], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("least", [0, 1], ids=["0 / 0", "0 / 1"])
@@ -251,7 +253,7 @@ def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path)
 def test_company_changes_nothing(name):
     """A text in a batch of its own, in the batch back to front, and among more pads, reads the same."""
     (readout,) = parse([name])
-    for made in campaign(torch.float32)[::9]:
+    for made in campaign(torch.float32)[::8]:
         batch, hidden = made.batch, made.hidden
         read = readout.read(hidden, batch)
         pads = torch.zeros(len(batch.ids), 3, dtype=torch.bool)
@@ -289,22 +291,23 @@ PEER = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", PEER)
 def test_sentence_transformers_pools_alike(mode, dtype):
-    """Its mean multiplies by the mask, so that a NaN among the pads is a NaN of the text: those are left out there."""
+    """Its mean multiplies by the mask, so that a NaN among the pads is a NaN of the text: there it is given zeros."""
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     texts = 0
     for made in campaign(dtype):
-        if made.around not in PEER[mode] or (mode == "mean" and not math.isfinite(made.poison)):
+        if made.around not in PEER[mode]:
             continue
         (readout,) = parse([PEER[mode][made.around]])
-        given = {"token_embeddings": made.hidden.clone(), "attention_mask": made.batch.real.long()}
+        tokens = made.hidden.where(made.batch.real[..., None], 0) if mode == "mean" else made.hidden.clone()
+        given = {"token_embeddings": tokens, "attention_mask": made.batch.real.long()}
         pooled = Pooling(made.hidden.shape[2], pooling_mode=mode)(given)["sentence_embedding"]
         read = readout.read(made.hidden, made.batch)
         assert readout.present(made.batch).all()
         rounded = 2**-8 if mode == "mean" and dtype == torch.bfloat16 else CLOSE  # its mean is in bfloat16 again
         torch.testing.assert_close(read.float(), pooled.float(), rtol=0, atol=rounded)
         texts += len(made.texts)
-    assert texts > TEXTS / 3
+    assert texts > TEXTS / 2
 
 
 # --------------------------------------------------------------------------------------------------------- whole models
@@ -332,7 +335,7 @@ def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
     """Text by text and in company, the empty text too, with whatever special tokens the model has."""
     with few_characters():
         encoder = load_encoder(str(models.save(shape, tmp_path)))
-    texts = fitting(encoder)
+    texts = ["", *fitting(encoder)[::2]]
     added, last = encoder.tokenize([""])[0].ids, encoder.description.layers
     lacking = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
     names = [*NAMES, "mean+norm"] if encoder.norm else [name for name in NAMES if "+norm" not in name]
