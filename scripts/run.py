@@ -107,7 +107,7 @@ class Run(Study):
     drop_empty: bool = Field(False, description="file: leave rows without a text out, counted")
     drop_missing_labels: bool = Field(False, description="file: leave rows without a label out, counted")
     replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
-    allow_overlap: bool = Field(False, description="keep texts that stand in train and test")
+    allow_overlap: bool = Field(False, description="keep texts that stand, or nearly stand, in train and test")
     max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
     model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
     layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
