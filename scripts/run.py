@@ -109,7 +109,7 @@ class Run(Study):
     replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
     detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
     split: str | None = Field(None, description="hf: what to read, train[:1000] or train[:1000],test")
-    allow_overlap: bool = Field(False, description="keep texts that stand in train and test")
+    allow_overlap: bool = Field(False, description="keep texts that stand, or nearly stand, in train and test")
     max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
     model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
     layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")

@@ -19,6 +19,7 @@ FLOORS = (
         "probes.errors",
         "probes.write",
         "probes.task",
+        "probes.duplicates",
         "probes.split",
         "probes.control",
         "probes.metric",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import replace
@@ -20,7 +21,12 @@ from probes.task import Task
 
 def made(n: int = 300, classes: int = 3, **changes: object) -> Task:
     labels = np.array([f"class {i % classes}" for i in range(n)])
-    return replace(Task("made:label", [f"text number {i}" for i in range(n)], labels), **changes)  # type: ignore[arg-type]
+    return replace(Task("made:label", [text(i) for i in range(n)], labels), **changes)  # type: ignore[arg-type]
+
+
+def text(number: int) -> str:
+    """A text that is like no other."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:30]
 
 
 def sides(task: Task, **flags: object) -> dict[str, int]:
@@ -70,7 +76,7 @@ def test_seed_moves_carved_sides_only() -> None:
 @given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from("ab"), st.integers(0, 150)), min_size=60, max_size=120))
 def test_neither_copies_nor_groups_straddle(rows: list[tuple[int, str, int]]) -> None:
     texts, labels, groups = zip(*rows, strict=True)
-    task = Task("made:label", [f"Text {i}" for i in texts], np.array(labels), groups=np.array(groups))
+    task = Task("made:label", [text(i).upper() for i in texts], np.array(labels), groups=np.array(groups))
     try:
         side = split(task).side
     except InputError:  # hypothesis likes to tie everything to everything
@@ -151,10 +157,16 @@ def test_test_that_stands_in_train_is_refused_unless_wanted() -> None:
     assert sides(task, allow_overlap=True) == {"train": 45, "dev": 5, "test": 50}
 
 
-def test_dev_that_is_test_is_carved_anew() -> None:
-    texts = [f"t{i}" for i in range(80)] + [f"t{i}" for i in range(60, 80)]
-    found = split(made(100, 2, texts=texts, split=fixed(60, 20, 20)))
-    assert Counter(found.side.tolist()) == {"train": 54, "dev": 6, "test": 20, "": 20}
+def test_dev_that_is_test_is_refused_and_one_inside_test_is_carved_anew() -> None:
+    texts = [text(i) for i in range(80)] + [text(i).upper() for i in range(60, 80)]
+    task = made(100, 2, texts=texts, split=fixed(60, 20, 20))
+    with pytest.raises(InputError, match=r"made:label: dev and test are the same 20 texts\. .*--allow-overlap"):
+        split(task)
+    assert sides(task, allow_overlap=True) == {"train": 60, "dev": 20, "test": 20}
+    found = split(replace(task, split=fixed(60, 19, 21)))
+    assert found.left_out == {"dev copies of a test text": 19}
+    assert Counter(found.side.tolist()) == {"train": 54, "dev": 6, "test": 21, "": 19}
+    assert found.notes[-1] == "no dev of its own: 6 train texts serve as dev"
 
 
 def test_dev_never_takes_the_last_text_of_a_class() -> None:
@@ -176,6 +188,34 @@ def test_one_class_is_none() -> None:
         split(made(classes=1))
 
 
+def test_labels_that_name_their_rows_are_no_classes() -> None:
+    task = made(300)
+    with pytest.raises(InputError, match=r"made:label: 300 classes in 300 rows: these labels name rows"):
+        split(replace(task, y=np.array([f"id {i}" for i in range(300)])))
+    with pytest.raises(InputError, match="151 classes in 300 rows"):
+        split(replace(task, y=np.array([f"id {i % 151}" for i in range(300)])))
+    split(replace(task, y=np.array([f"class {i % 50}" for i in range(300)])))
+
+
+def test_a_text_with_two_labels_is_named() -> None:
+    task = made(300, 2)
+    texts = list(task.texts)
+    texts[7], texts[12], texts[20] = texts[8].upper(), texts[14], texts[22]  # only 7 and 8 differ in label
+    assert "2 rows hold a text that has another label elsewhere (rows 8, 9)" in split(replace(task, texts=texts)).notes
+    assert not any("another label" in note for note in split(task).notes)
+    numbers = Task("made:score", texts, np.linspace(0, 1, 300), "number")
+    assert not any("another label" in note for note in split(numbers).notes)
+
+
+def test_a_class_that_a_side_lacks_is_named() -> None:
+    task = made(100, 2, split=fixed(70, 10, 20))
+    task.y[[0, 1]] = "rare"
+    assert split(task).notes == [
+        "1 of 3 classes have no test text: 'rare'",
+        "1 of 3 classes have no dev text: 'rare'",
+    ]
+
+
 def test_no_texts() -> None:
     with pytest.raises(InputError, match="no texts"):
         split(Task("made:label", [], np.array([], dtype=str)))
@@ -189,9 +229,171 @@ def test_trec(data_folder: Path) -> None:
     start = time.perf_counter()
     found = split(coarse)
     assert time.perf_counter() - start < 1
-    assert found.left_out == {"train copies of a test text": 11}  # 11 rows of 10 texts
-    assert Counter(found.side.tolist()) == {"train": 4896, "dev": 545, "test": 500, "": 11}
+    # 11 rows of 10 texts; and "the 3rd president", where test asks for the 23rd
+    assert found.left_out == {"train copies of a test text": 11, "train near copies of a test text": 1}
+    assert Counter(found.side.tolist()) == {"train": 4895, "dev": 545, "test": 500, "": 12}
+    assert found.notes[:3] == [
+        "83 rows repeat an earlier text (rows 370, 465, 728, 742, 1,076, 1,362, 1,391, 1,536, 1,597, 1,727 "
+        "and 73 more)",
+        "2 rows hold a text that has another label elsewhere (rows 1,194, 5,704)",
+        "17 rows nearly repeat an earlier text (rows 1,652, 3,148, 3,171, 3,577, 3,584, 3,598, 3,860, 4,297, 4,415, "
+        "4,424 and 7 more)",
+    ]
     assert set(fine.y[split(fine).side == "train"]) == set(fine.y)
+
+
+# --------------------------------------------------------------------------------------------------------- near copies
+
+
+def edited(original: str) -> str:
+    """Nearly the same: the last of thirty characters is another, and with it one of 26 grams."""
+    return original[:-1] + ("x" if original[-1] != "x" else "y")
+
+
+def pairs(n: int) -> list[str]:
+    """n texts, then a near copy of each."""
+    return [text(i) for i in range(n)] + [edited(text(i)) for i in range(n)]
+
+
+def test_near_copies_never_straddle_what_is_carved() -> None:
+    task = made(400, 2, texts=pairs(200), y=np.tile(["a", "b"], 200))
+    for seed in range(3):
+        found = split(task, seed=seed)
+        assert (found.side[:200] == found.side[200:]).all()
+        assert set(found.side) == {"train", "dev", "test"}
+    assert found.notes[0].startswith("200 rows nearly repeat an earlier text (rows 201, 202, ")
+    free = split(task, allow_overlap=True)
+    assert (free.side[:200] != free.side[200:]).any()
+    assert free.notes == []
+
+
+def test_near_copies_of_a_test_text_leave_train() -> None:
+    texts = [text(i) for i in range(100)]
+    texts[3], texts[65] = edited(texts[99]), edited(texts[98])
+    texts[7], texts[97] = texts[96], edited(texts[96])  # a copy and a near copy of test
+    found = split(made(100, 2, texts=texts, split=fixed(60, 10, 30)))
+    assert found.left_out == {
+        "dev near copies of a test text": 1,
+        "train copies of a test text": 1,
+        "train near copies of a test text": 1,
+    }
+    assert (found.side[70:] == "test").all()
+    assert split(made(100, 2, texts=texts, split=fixed(60, 10, 30)), allow_overlap=True).left_out == {}
+
+
+def test_a_test_side_of_near_copies_is_refused() -> None:
+    texts = [*(text(i) for i in range(60)), *(edited(text(i)) for i in range(20)), *(text(i) for i in range(60, 80))]
+    task = made(100, 2, texts=texts, split=fixed(60, 0, 40))
+    with pytest.raises(
+        InputError, match=r"share 20 of 40 texts, 20 of them but for small differences\. .*--allow-over"
+    ):
+        split(task)
+    assert Counter(split(task, allow_overlap=True).side.tolist()) == {"train": 54, "dev": 6, "test": 40}
+
+
+def test_a_template_is_no_copy() -> None:
+    """Texts that differ in a number only: no side could hold them all, so they are named and dealt out."""
+    texts = [f"a warm and moving film that, to the joy of all, runs for {i} minutes" for i in range(150)]
+    texts += [text(i) for i in range(150)]
+    task = made(300, 2, texts=texts)
+    found = split(task)
+    assert Counter(found.side.tolist()) == {"train": 210, "dev": 30, "test": 60}
+    assert set(found.side[:150]) == {"train", "dev", "test"}
+    (note,) = found.notes
+    assert note.startswith("150 rows differ so little from so many others that they are no copies (rows 1, 2, 3, ")
+    given = split(replace(task, split=np.tile(["train", "train", "test"], 100)))
+    assert given.left_out == {}
+    assert given.notes[0] == note
+
+
+def test_twins_of_the_source_are_no_news() -> None:
+    """What the source has grouped is kept together and not told again: a corrupted sentence and its original."""
+    task = made(400, 2, texts=pairs(200), y=np.repeat(["as it was", "changed"], 200), groups=np.tile(np.arange(200), 2))
+    found = split(task)
+    assert (found.side[:200] == found.side[200:]).all()
+    assert found.notes == []
+
+
+def test_near_copies_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = made()
+    split(task)
+    monkeypatch.setattr("probes.duplicates.near", lambda texts: pytest.fail("looked again"))
+    split(task, seed=1)
+
+
+def test_copies_make_noise_look_like_knowledge_and_tied_ones_do_not() -> None:
+    """Random labels that near copies share: the nearest neighbour reads them off a naive split, and not off ours."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.neighbors import KNeighborsClassifier
+
+    draw = np.random.default_rng(0)
+    noise = np.tile(draw.choice(["a", "b"], 500), 2)
+    task = Task("made:noise", pairs(500), noise)
+    X = CountVectorizer(analyzer="char", ngram_range=(3, 3)).fit_transform(task.texts)
+
+    def read(side: np.ndarray) -> float:
+        train, test = side == "train", side == "test"
+        return KNeighborsClassifier(1).fit(X[train], noise[train]).score(X[test], noise[test])
+
+    naive = draw.permutation(np.repeat(["train", "dev", "test"], [700, 100, 200]))
+    assert read(naive) > 0.75
+    assert abs(read(split(task).side) - 0.5) < 0.1
+
+
+# ----------------------------------------------------------------------------------------------- the same to an encoder
+
+
+def test_texts_of_the_same_tokens_are_copies() -> None:
+    tokens = [str(i).encode() for i in range(100)]
+    tokens[5] = tokens[99]
+    given = split(made(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
+    assert given.left_out == {"train copies, to the encoder, of a test text": 1}
+    assert given.notes == ["1 row repeats an earlier text as far as the encoder can see (rows 100)"]
+    carved = split(made(200, 2), tokens=np.arange(200) // 4)
+    assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))
+    with pytest.raises(InputError, match="share 40 of 40 texts, 40 of them but for small differences"):
+        split(made(100, 2, split=fixed(60, 0, 40)), tokens=np.arange(100) % 50)
+
+
+# ----------------------------------------------------------------------------------------------------- every row counts
+
+rows_of_a_task = st.lists(
+    st.tuples(
+        st.integers(0, 80), st.sampled_from([str, str.upper, edited]), st.sampled_from("ab"), st.integers(0, 200),
+        st.integers(0, 100), st.sampled_from(["train", "train", "train", "dev", "test"]),
+    ),
+    min_size=40, max_size=100,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_of_a_task, st.booleans(), st.booleans(), st.booleans())
+def test_rows_in_are_rows_used_and_rows_left_out(
+    rows: list[tuple], given_sides: bool, grouped: bool, read: bool
+) -> None:
+    numbers, dresses, labels, groups, tokens, fixed_sides = zip(*rows, strict=True)
+    task = Task(
+        "made:label",
+        [dress(text(number)) for number, dress in zip(numbers, dresses, strict=True)],
+        np.array(labels),
+        split=np.array(fixed_sides) if given_sides else None,
+        groups=np.array(groups) if grouped else None,
+    )
+    try:
+        found = split(task, tokens=tokens if read else None)
+    except InputError:
+        event("refused")
+        return
+    event("split")
+    assert len(found.side) == len(task.texts)
+    assert set(found.side) - {""} == {"train", "dev", "test"}
+    assert sum(found.left_out.values()) == (found.side == "").sum()
+    # Whatever ties two rows, no two sides hold them; what the source put into test is still there.
+    for same in (np.array(numbers), *([np.array(groups)] if grouped else []), *([np.array(tokens)] if read else [])):
+        for value in np.unique(same):
+            assert len(set(found.side[same == value]) - {""}) <= 1
+    if given_sides:
+        assert (found.side[task.split == "test"] == "test").all()
 
 
 # ----------------------------------------------------------------------------------------------------------------- take

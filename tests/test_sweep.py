@@ -31,7 +31,7 @@ def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None)
     """Balanced labels in random order; every text its own."""
     n = sum(counts)
     y = np.random.default_rng([seed, 1]).permutation(np.arange(n) % classes)
-    texts = texts or [f"text {i} of {name}" for i in range(n)]
+    texts = texts or [f"text {i:04d} of {name}" for i in range(n)]  # of one width, so that none is a near copy
     return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
 
 

@@ -1,0 +1,169 @@
+"""`probes.duplicates`: near copies are those of the exact comparison of all pairs, found in a fraction of its time."""
+
+from __future__ import annotations
+
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.sources import SourceOptions, load
+from probes import duplicates
+from probes.duplicates import ALIKE, hashes, jaccard, near, plain, tied
+
+LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
+
+
+def written(draw: np.random.Generator, length: int) -> str:
+    return plain("".join(draw.choice(LETTERS, length)))
+
+
+def parts(group: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(np.flatnonzero(group == value)) for value in np.unique(group)}
+
+
+def by_all_pairs(texts: list[str]) -> set[tuple[int, ...]]:
+    """The groups by comparing everything with everything."""
+    of = list(range(len(texts)))
+    for one, other in combinations(range(len(texts)), 2):
+        if jaccard(plain(texts[one]), plain(texts[other])) >= ALIKE:
+            of = [of[one] if each == of[other] else each for each in of]
+    return parts(np.array(of))
+
+
+# ------------------------------------------------------------------------------------------------------------- the same
+
+
+def test_what_does_not_make_another_text() -> None:
+    assert plain("  Straße\u00a0 eins ") == plain("STRASSE\teins") == "strasse eins"
+    assert plain("ﬁne") == "fine"
+    assert len(set(hashes(["One", "one ", "two"], 0))) == 2
+    assert (hashes(["a", "b"], 0) != hashes(["a", "b"], 1)).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- nearly so
+
+
+def test_jaccard_by_hand() -> None:
+    assert jaccard("abcdefg", "abcdefg") == 1
+    assert jaccard("abcdefgh", "abcdefgx") == 3 / 5  # abcde bcdef cdefg are common, defgh and defgx are not
+    assert jaccard("abc", "abc") == 1
+    assert jaccard("abc", "abd") == jaccard("abcdefg", "tuvwxyz") == 0
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 59), st.sampled_from("xyz")), min_size=2, max_size=25))
+def test_groups_are_those_of_all_pairs(edits: list[tuple[int, int, str]]) -> None:
+    originals = [written(np.random.default_rng(i), 60) for i in range(6)]
+    texts = [originals[i][:at] + letter + originals[i][at + 1 :] for i, at, letter in edits]
+    assert parts(near(texts)) == by_all_pairs(texts)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
+def test_any_text_will_do(texts: list[str]) -> None:
+    assert parts(near(texts)) == by_all_pairs(texts)
+
+
+def test_lone_surrogates_and_nothing_at_all() -> None:
+    assert parts(near(["\ud800 is no character", "\ud800 is no character!", ""])) == {(0, 1), (2,)}
+    assert near([]).tolist() == []
+    assert near(["one"]).tolist() == [0]
+
+
+def planted(n: int) -> tuple[list[str], np.ndarray]:
+    """n pairs of texts, one after the other, whose ends differ more or less; and how alike the pairs are."""
+    draw = np.random.default_rng(1)
+    texts = []
+    for _ in range(n):
+        original = written(draw, 80)
+        cut = draw.integers(1, 30)
+        texts += [original, plain(original[:-cut] + written(draw, cut))]
+    return texts, np.array([jaccard(*texts[i : i + 2]) for i in range(0, 2 * n, 2)])
+
+
+def found(texts: list[str]) -> np.ndarray:
+    group = near(texts)
+    return group[::2] == group[1::2]
+
+
+def test_planted_copies_are_found_and_only_those() -> None:
+    texts, alike = planted(3000)
+    assert 500 < (alike >= ALIKE).sum() < 2500
+    assert ((alike >= ALIKE) == found(texts)).mean() > 0.9995
+    assert not found(texts)[alike < ALIKE].any()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ROWS", 25), ("BANDS", 2)])
+def test_a_signature_that_is_too_strict_would_be_seen(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
+    monkeypatch.setattr(duplicates, name, value)
+    texts, alike = planted(3000)
+    assert ((alike >= ALIKE) == found(texts)).mean() < 0.9995
+
+
+def test_the_order_of_the_texts_does_not_matter() -> None:
+    texts, _ = planted(300)
+    order = np.random.default_rng(2).permutation(len(texts))
+    there = np.argsort(order)
+    assert parts(near([texts[i] for i in order])[there]) == parts(near(texts))
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, _ = planted(300)
+    group = near(texts)
+    monkeypatch.setattr(duplicates, "CHUNK", 500)
+    assert (near(texts) == group).all()
+
+
+def test_twenty_thousand_texts_take_seconds() -> None:
+    draw = np.random.default_rng(3)
+    letters = draw.choice(LETTERS, (20_000, 80))
+    texts = ["".join(row) for row in letters]
+    start = time.process_time()
+    near(texts)
+    assert time.process_time() - start < 5
+    template = [f"the film that we saw on the evening of day {i} was long" for i in range(5_000)]
+    start = time.process_time()
+    assert len(set(near(template))) == 1
+    assert time.process_time() - start < 5
+
+
+def test_trec_as_by_all_pairs(data_folder: Path) -> None:
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    (task,) = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("coarse",))).tasks
+    texts = [plain(text) for text in task.texts]
+    grams = CountVectorizer(analyzer="char", ngram_range=(5, 5), lowercase=False, binary=True).fit_transform(texts)
+    common = (grams @ grams.T).tocoo()
+    sizes = np.asarray(grams.sum(1)).ravel()
+    common.data = common.data / (sizes[common.row] + sizes[common.col] - common.data) >= ALIKE
+    common.eliminate_zeros()
+    group = near(task.texts)
+    assert parts(connected_components(common, directed=False)[1]) == parts(group)
+    assert len(set(texts)) - len(set(group.tolist())) == 17
+
+
+# --------------------------------------------------------------------------------------------------------------- tied
+
+
+def test_ties_of_several_kinds_chain() -> None:
+    assert tied([1, 2, 1, 3]).tolist() == [0, 1, 0, 2]
+    assert parts(tied([1, 2, 1, 3, 4], None, ["a", "b", "c", "b", "d"])) == {(0, 2), (1, 3), (4,)}
+    assert parts(tied([1, 2, 1, 3, 4], ["a", "b", "b", "c", "d"])) == {(0, 1, 2), (3,), (4,)}
+    assert parts(tied(np.array([b"x\0", b"y", b"x"], object), [None, 1, "1"])) == {(0,), (1,), (2,)}
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
+def test_ties_are_the_finest_that_hold(rows: list[tuple[int, int, int]]) -> None:
+    group = tied(*zip(*rows, strict=True))
+    of = list(range(len(rows)))
+    for one, other in combinations(range(len(rows)), 2):
+        if any(a == b for a, b in zip(rows[one], rows[other], strict=True)):
+            of = [of[one] if each == of[other] else each for each in of]
+    assert parts(group) == parts(np.array(of))
