@@ -18,6 +18,7 @@ import importlib.metadata
 import inspect
 import math
 import platform
+import secrets
 import threading
 import time
 import warnings
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
@@ -156,7 +157,7 @@ class Extractor:
     numbers (0 = embedding output), or what `parse_layers` reads. max_tokens_per_batch: padded tokens in a batch,
     default by device. max_length: longest input in tokens, special ones included, at most the model's own limit.
     long_rows: what happens to longer texts: "error", or "truncate" them, keeping the special tokens. cache: a folder
-    (`store.cache_folder`) where the vectors are kept and found again; without one they stay in memory. Where padding
+    (`store.usable_folder`) where the vectors are kept and found again; without one they stay in memory. Where padding
     leaks (`self_check`), texts are batched by equal length. Raises InputError for a layer or readout that the model
     lacks.
     """
@@ -260,7 +261,7 @@ class Extractor:
         ):
             try:
                 while waiting := self._pass(kept, texts, facts, bar):
-                    while not any(kept.has(number) or kept.free(number) for number in waiting):
+                    while not all(kept.has(number) or kept.free(number) for number in waiting):
                         time.sleep(0.2)
                     bar.reset()
             finally:
@@ -527,6 +528,7 @@ class Extractor:
             "texts": {"count": len(texts), "digest": total.hexdigest()},
             "layers": self.layers,
             "readouts": {readout.name: _code(readout) for readout in self.readouts},
+            "code": _own_code(),
             "plan": [self.max_tokens_per_batch, self.leaks, WINDOW, SHARD],
             "versions": source["versions"],
         }
@@ -568,16 +570,34 @@ class _Enough(Exception):
 
 def _out_of_memory(error: BaseException) -> bool:
     told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return told or any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    return told or any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@cache
+def _own_code() -> str:
+    """A digest of what reads hidden states here: another version of it may read them otherwise."""
+    names = ("adapters", "encoder", "extract", "readout")
+    return sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)).hexdigest()
+
+
 def _code(readout: Readout) -> str:
-    """What a readout does: the name says it for ours, the source for those of others."""
-    kinds = [type(part) for part in (readout, getattr(readout, "of", None)) if part is not None]
-    if all(kind.__module__ == "probes.readout" for kind in kinds):
-        return "clsprobe"
-    return sha256("".join(map(inspect.getsource, kinds)).encode()).hexdigest()
+    """What a readout of others does: the files that its classes stand in, and what its constructor left in it.
+
+    Where a class has no file, as one that was typed in, or holds what cannot be told, it is another every time.
+    """
+    import joblib
+
+    total = sha256()
+    for part in (readout, getattr(readout, "of", None)):
+        kinds = [kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "probes.readout")]
+        try:
+            for kind in kinds:
+                total.update(Path(inspect.getfile(kind)).read_bytes())
+            total.update(joblib.hash(vars(part)).encode() if kinds else b"")
+        except Exception:  # whatever pickling says of an object that was not made for it
+            total.update(secrets.token_bytes())
+    return total.hexdigest()

@@ -1,6 +1,6 @@
 """Vectors of texts: where they lie, in memory or on disk, and how they are given out.
 
-    CACHE/KEY/manifest.json              what the key was made of; rows, bytes and SHA-256 of every shard
+    CACHE/KEY/manifest.json              what the key was made of; rows, bytes and SHA-256 of every shard, and its own
     CACHE/KEY/rows.parquet               of every text its shard, its row there, its length in tokens; written last
     CACHE/KEY/shard-00000.safetensors    a tensor (row, dim) for each layer and readout ("layer.07/cls"), and "present"
 
@@ -9,8 +9,9 @@
    nothing. Shards are written in any order, by any number of processes; `Lock`s keep them from doing the same work.
 2. `verify` reads every file against its digest whenever a folder is opened, sets aside what differs, and forgets it: it
    is made again. Nothing is unpickled, and nothing else can have changed unseen.
-3. `Memory` holds shards without a disk.
-4. `States` gives out cells, (text, dim) for a layer and a readout, reading no more of the shards than that.
+3. `usable_folder` is where a cache can be, `listing` what is in one, `purge` the end of a key.
+4. `Memory` holds shards without a disk.
+5. `States` gives out cells, (text, dim) for a layer and a readout, reading no more of the shards than that.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -32,17 +37,30 @@ import numpy as np
 
 from probes.errors import InputError, printable
 from probes.readout import Normed
-from probes.write import Lock, make_folder, replacing, set_aside, touch, write_parquet, write_text
+from probes.write import (
+    Lock,
+    make_folder,
+    replacing,
+    set_aside,
+    tidy,
+    touch,
+    try_folder,
+    write_parquet,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Tensors = Mapping[str, np.ndarray]
+Entries = dict[str, dict[str, Any]]  # the files of a manifest
 
-ROWS = "rows.parquet"
-FORMAT = 1  # of the files; another number is another key
+MANIFEST, ROWS = "manifest.json", "rows.parquet"
+FORMAT = 2  # of the files; another number is another key
 LARGEST_CACHE = 50e9  # bytes: what has not been used for longest leaves before more is added
 IN_USE = 3600.0  # seconds in which a folder that was used is left alone
+KEY = re.compile(r"[0-9a-f]{32}")  # the name of a folder, and what may stand in it: anything else is not ours to remove
+OURS = re.compile(r"(manifest\.json|rows\.parquet|shard-\d+\.safetensors)(\.corrupt)?|.*\.lock|\..*\.tmp", re.DOTALL)
 
 
 def cache_folder(path: Path | str | None = None) -> Path:
@@ -52,6 +70,37 @@ def cache_folder(path: Path | str | None = None) -> Path:
     if home := os.environ.get("CLSPROBE_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clsprobe"
+
+
+def usable_folder(path: Path | str | None = None) -> Path:
+    """`cache_folder`, made and tried; the user's own among the temporary files, with a warning, where that fails.
+
+    Raises InputError where `path` is given and cannot be used, and where there is no folder at all.
+    """
+    folder = cache_folder(path)
+    try:
+        make_folder(folder, private=True)
+        try_folder(folder)
+    except OSError as error:
+        if _is_full(error):  # `Store` says how much it needs
+            return folder
+        if path is not None:
+            raise _unusable(folder, error) from None
+        told = f"{folder} cannot keep vectors ({error.strerror})"
+    else:
+        return folder
+    user = os.getuid() if hasattr(os, "getuid") else 0  # elsewhere temporary files are the user's own already
+    folder = Path(tempfile.gettempdir()) / f"clsprobe-{user}"
+    try:
+        make_folder(folder, private=True)
+        try_folder(folder)
+        status = folder.lstat()
+        if os.name != "nt" and (status.st_uid != user or status.st_mode & 0o77 or folder.is_symlink()):
+            raise OSError(errno.EPERM, "others can reach it")
+    except OSError as error:
+        raise InputError("--cache", f"{told}, nor can {folder} ({error.strerror})", "Name another folder") from None
+    warnings.warn(f"{told}; they are kept in {folder}. Name another folder with --cache", stacklevel=2)
+    return folder
 
 
 def name_of(layer: int, readout: str) -> str:
@@ -109,16 +158,18 @@ class Store:
         key = sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache / key
         self._locks: dict[int, Lock] = {}
-        self.damaged = verify(self.folder)
-        self._manifest = read_manifest(self.folder) or {}
-        self._room(size)
         try:
-            make_folder(cache, private=True)
-            make_folder(self.folder, private=True)
+            self.damaged = verify(self.folder)
+            self._manifest = read_manifest(self.folder) or {}
+            self._room(size)
+            with self._written(size):
+                make_folder(cache, private=True)
+                make_folder(self.folder, private=True)
+                tidy(self.folder)
+                if not self._manifest:
+                    self._enter(dict)
         except OSError as error:
-            raise InputError(f"--cache {cache}", f"{error.strerror}", "Name another folder") from None
-        if not self._manifest:
-            self._enter({})
+            raise _unusable(cache, error) from None
 
     @property
     def rows(self) -> pd.DataFrame | None:
@@ -146,8 +197,9 @@ class Store:
     def begin(self, number: int) -> bool:
         """Whether a shard is ours to make, until `add` or `close`; False while another process is at work on it."""
         lock = self._locks.setdefault(number, Lock(self.folder / f"{_name(number)}.lock"))
-        if lock.take() and not self.has(number):
-            return True
+        with self._written(0):
+            if lock.take() and not self.has(number):
+                return True
         lock.release()
         return False
 
@@ -158,72 +210,99 @@ class Store:
         return mine
 
     def close(self) -> None:
-        """Give up every shard that was begun."""
-        for lock in self._locks.values():
-            lock.release()
+        """Give up every shard that was begun, also when Ctrl-C comes once more."""
+        with ExitStack() as each:
+            for lock in self._locks.values():
+                each.callback(lock.release)
 
     def add(self, number: int, tensors: Tensors, halved: int) -> None:
         """Write a shard, then enter it in the manifest. halved: batches halved for want of memory.
 
-        Raises InputError where the disk is full.
+        One that another process has entered meanwhile stays. Raises InputError where the disk is full.
         """
-        path, total, size = self.folder / _name(number), sha256(), 0
-        try:
-            with replacing(path) as file:
+        name = _name(number)
+
+        def entered(before: Entries) -> Entries:
+            if name in before:
+                return before
+            total, size = sha256(), 0
+            with replacing(self.folder / name) as file:
                 for part in _safetensors(tensors):
                     total.update(part)
                     size += file.write(part)
             entry = {"rows": len(tensors["present"]), "bytes": size, "sha256": total.hexdigest()}
-            self._enter({path.name: entry | ({"halved": halved} if halved else {})})
-            self._locks[number].release()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            raise _full(self.cache, size, f"{len(self._entries())} shards are kept") from None
+            return {**before, name: entry | ({"halved": halved} if halved else {})}
+
+        with self._written(sum(tensor.nbytes for tensor in tensors.values())):
+            self._enter(entered)
+        self._locks[number].release()
 
     def shard(self, number: int) -> Tensors:
         """The tensors of a shard, each read when it is asked for."""
         return _Shard(self.folder / _name(number))
 
     def finish(self, rows: pd.DataFrame, facts: Mapping[str, Any]) -> None:
-        """Write where every text is; the folder is whole from now on."""
-        write_parquet(self.folder / ROWS, rows)
-        size = (self.folder / ROWS).stat().st_size
-        self._enter({ROWS: {"bytes": size, "sha256": _digest(self.folder / ROWS)}}, facts=dict(facts))
+        """Write where every text is; the folder is whole from now on. Raises InputError where the disk is full."""
 
-    def _entries(self) -> dict[str, dict[str, Any]]:
+        def entered(before: Entries) -> Entries:
+            write_parquet(self.folder / ROWS, rows)
+            size = (self.folder / ROWS).stat().st_size
+            return {**before, ROWS: {"bytes": size, "sha256": _digest(self.folder / ROWS)}}
+
+        with self._written(0):
+            self._enter(entered, facts=dict(facts))
+
+    def _entries(self) -> Entries:
         return self._manifest.get("shards", {})
 
-    def _enter(self, new: Mapping[str, Any], **more: Any) -> None:
+    def _enter(self, change: Callable[[Entries], Entries], **more: Any) -> None:
         described = {"name": self.name, "made_of": self.made_of, "facts": {}} | more
-        self._manifest = _describe(self.folder, lambda before: {**before, **new}, **described)
+        self._manifest = _describe(self.folder, change, **described)
 
     def _room(self, size: float) -> None:
-        """Make room in the cache, and see that the disk has it."""
-        size -= sum(entry["bytes"] for entry in self._entries().values())
-        if size <= 0:
+        """Make room in the cache, and see that the disk has it. size: bytes of all shards."""
+        held = sum(entry["bytes"] for entry in self._entries().values())
+        if held >= size:
             if self._manifest:
-                touch(self.folder / "manifest.json")
+                touch(self.folder / MANIFEST)
             return
-        others = sorted((one for one in listing(self.cache) if one.folder != self.folder), key=lambda one: one.used)
+        others = [one for one in listing(self.cache) if one.folder != self.folder]
         total = size + sum(one.bytes for one in others)
-        for one in others:
-            if total <= LARGEST_CACHE:
-                break
-            if time.time() - one.used > IN_USE:
-                purge(one.folder)
+        for one in reversed(others):
+            if total > LARGEST_CACHE and time.time() - one.used > IN_USE and purge(one.folder):
                 total -= one.bytes
-        there = next(folder for folder in (self.cache.absolute(), *self.cache.absolute().parents) if folder.exists())
-        if size > shutil.disk_usage(there).free:
-            raise _full(self.cache, size, "Nothing was begun")
+        if size - held > _free(self.cache):
+            raise _full(self.cache, size - held, "Nothing was begun")
+
+    @contextmanager
+    def _written(self, size: float) -> Iterator[None]:
+        """Within the block, a full disk is an error that the user can mend. size: bytes that are written."""
+        try:
+            yield
+        except OSError as error:
+            if not _is_full(error):
+                raise
+            kept = sum(name != ROWS for name in self._entries())
+            raise _full(self.cache, size, f"{kept} shard{'s are' if kept != 1 else ' is'} kept") from None
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _free(cache: Path) -> int:
+    """Bytes free where the cache is, or will be."""
+    return shutil.disk_usage(next(f for f in (cache.absolute(), *cache.absolute().parents) if f.exists())).free
 
 
 def _full(cache: Path, size: float, kept: str) -> InputError:
-    there = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    what = f"disk full writing the cache (needs {size / 1e9:.2g} GB, {free / 1e9:.2g} GB free). {kept}"
+    needs, free = (f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" for n in (size, _free(cache)))
+    what = f"disk full writing the cache (needs {needs}, {free} free). {kept}"
     return InputError(f"--cache {cache}", what, "Make room (clsprobe cache purge), and run the same command to go on")
+
+
+def _unusable(cache: Path, error: OSError) -> InputError:
+    return InputError(f"--cache {cache}", f"cannot be used ({error.strerror or error})", "Name another folder")
 
 
 def _name(number: int) -> str:
@@ -256,25 +335,38 @@ def _safetensors(tensors: Tensors) -> Iterator[bytes | memoryview]:
 
 
 class _Shard(Mapping[str, np.ndarray]):
-    """A shard file as a mapping. It is opened for every tensor: held open, its pages would count as our memory."""
+    """A shard file as a mapping. It is opened for every tensor: held open, its pages would count as our memory.
+
+    Raises InputError where the file has gone since the folder was opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __getitem__(self, name: str) -> np.ndarray:
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="numpy") as file:
+        with self._opened() as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="numpy") as file:
+        with self._opened() as file:
             return iter(file.keys())
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        with suppress(OSError):  # a folder that is read is in use, however long that takes
+            touch(self.path.parent / MANIFEST)
+        try:
+            file = safe_open(self.path, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            told = f"has been removed or damaged since it was written ({type(error).__name__})"
+            raise InputError(str(self.path), told, "Run the same command again; it is made anew") from None
+        with file:
+            yield file
 
 
 # ------------------------------------------------------------------------------------------------- a cache as a whole
@@ -289,15 +381,23 @@ def _describe(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], 
         before = read_manifest(folder) or {}
         manifest = {**more, **before, **{name: value for name, value in more.items() if value}}
         manifest["shards"] = dict(sorted(change(before.get("shards", {})).items()))
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        write_text(folder / MANIFEST, json.dumps(manifest | {"sha256": _seal(manifest)}, indent=1, ensure_ascii=False))
         return manifest
     finally:
         lock.release()
 
 
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """A digest of what a manifest says: what a flipped bit makes of it is another one."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Listed:
-    """One key of a cache. used: seconds since the epoch. whole: every text is there."""
+    """One key of a cache.
+
+    manifest: empty where it cannot be read. used: seconds since the epoch. whole: every text is there.
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -307,13 +407,13 @@ class Listed:
 
     def told(self) -> str:
         """One line: key, size, age, and what the key was made of, so that two of them can be told apart."""
-        of = self.manifest["made_of"]
+        of = self.manifest.get("made_of", {})
         days = (time.time() - self.used) / 86400
+        parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
+        if not self.manifest:
+            return "  ".join([*parts, "without a manifest that can be read: of no use"])
         weights = of.get("control", "") if of.get("seed") is None else f"untrained, seed {of['seed']}"
-        parts = [
-            self.folder.name,
-            f"{self.bytes / 1e6:,.1f} MB",
-            f"{days:.0f} days" if days >= 1 else "today",
+        parts += [
             "whole" if self.whole else "unfinished",
             self.manifest.get("name", "") + ("" if weights in ("", "none") else f" ({weights})"),
             f"{of.get('texts', {}).get('count', 0):,} texts",
@@ -327,26 +427,47 @@ class Listed:
 def listing(cache: Path) -> list[Listed]:
     """Every key of a cache, the last used first."""
     found = []
-    for path in sorted(cache.glob("*/manifest.json")):
-        if manifest := read_manifest(path.parent):
-            size = sum(entry["bytes"] for entry in manifest["shards"].values())
-            found.append(Listed(path.parent, manifest, size, path.stat().st_mtime, ROWS in manifest["shards"]))
-    return sorted(found, key=lambda one: -one.used)
+    for folder in cache.glob("*"):
+        with suppress(OSError):  # purged at this moment; another user's
+            if not KEY.fullmatch(folder.name) or not folder.is_dir():
+                continue
+            files = {path.name: path.stat() for path in folder.iterdir()}
+            if all(map(OURS.fullmatch, files)):
+                manifest = _readable(folder) or {}
+                used = files.get(MANIFEST, folder.stat()).st_mtime
+                size = sum(status.st_size for status in files.values())
+                found.append(Listed(folder, manifest, size, used, ROWS in manifest.get("shards", ())))
+    return sorted(found, key=lambda one: (-one.used, one.folder))
 
 
 def verify(folder: Path) -> list[str]:
     """Read every file of a key against its digest; set aside those that differ. Returns their names."""
-    manifest = read_manifest(folder) or {"shards": {}}
+    if not (folder / MANIFEST).exists():
+        return []
+    if (manifest := _readable(folder)) is None:
+        _set_aside(folder / MANIFEST)
+        return [MANIFEST]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing runs beside itself
         digests = list(pool.map(lambda name: _digest(folder / name), manifest["shards"]))
     wanted = manifest["shards"].items()
     bad = [name for (name, entry), digest in zip(wanted, digests, strict=True) if digest != entry["sha256"]]
-    for name in bad:
-        if (folder / name).exists():
-            set_aside(folder / name, ".corrupt")
+    gone: list[str] = []
+
+    def sound(before: Entries) -> Entries:
+        """Looked at once more, now that nobody writes: another process may have mended it."""
+        gone[:] = [name for name in bad if name in before and _digest(folder / name) != before[name]["sha256"]]
+        for name in gone:
+            _set_aside(folder / name)
+        return {name: entry for name, entry in before.items() if name not in gone}
+
     if bad:
-        _describe(folder, lambda before: {name: entry for name, entry in before.items() if name not in bad})
-    return bad
+        _describe(folder, sound)
+    return gone
+
+
+def _set_aside(path: Path) -> None:
+    with suppress(FileNotFoundError):  # it may be what is missing
+        set_aside(path, ".corrupt")
 
 
 def purge(folder: Path) -> bool:
@@ -355,19 +476,27 @@ def purge(folder: Path) -> bool:
         if not (lock := Lock(path)).take():
             return False
         lock.release()
-    (folder / "manifest.json").unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a key; None where there is none that can be read."""
+    """The manifest of a key; None where there is none that is sound. Raises OSError where it cannot be read."""
     try:
-        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return content if content.pop("sha256") == _seal(content) else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    known = isinstance(content, dict) and isinstance(content.get("shards"), dict) and "made_of" in content
-    return content if known else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not what we wrote
+        return None
+
+
+def _readable(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_manifest(folder)
+    except OSError:
+        return None
 
 
 # -------------------------------------------------------------------------------------------------------------- States

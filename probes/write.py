@@ -2,22 +2,27 @@
 
 1. `replacing` and what is built on it: every file appears whole or not at all. It is written under a temporary name
    beside its target, flushed to the disk, renamed over the target, and the folder is flushed so that the rename itself
-   survives a power cut.
+   survives a power cut. `tidy` removes the temporary files of writers that were killed.
 2. `Lock`: who is at work on a file, so that two processes share the work instead of doing it twice.
+3. `try_folder`: whether a file system keeps the promises that 1 and 2 rely on; some that reach over a network do not.
 
 Imports no torch.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,13 +30,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BEAT, STALE = 2.0, 30.0  # seconds: between two signs of life, and without one
+LONG = 3600.0  # seconds: what has not been touched for so long is nobody's, whatever the clocks of two machines say
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # where, and by which process
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well and leaves no trace when it does not."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -40,7 +47,8 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what to tell
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -52,18 +60,52 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_parquet(path: Path | str, table: pd.DataFrame) -> None:
     """Replace `path` by `table` as Parquet (zstd), without the index."""
+    content = table.to_parquet(None, index=False, compression="zstd")  # given a file, pandas opens it again by its name
     with replacing(path) as file:
-        table.to_parquet(file, index=False, compression="zstd")
+        file.write(content)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files of a folder whose writers are gone: killed, or cut off with the power."""
+    for path in folder.glob(".*.tmp"):
+        named = TEMPORARY.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # its writer lives, and has just done with it
+            if named and (_gone(named[1], int(named[2])) or time.time() - path.stat().st_mtime > LONG):
+                path.unlink()
 
 
 def make_folder(path: Path | str, *, private: bool = False) -> Path:
-    """Create `path` and its parents, and flush the parent that received it. private: closed to other users."""
+    """Create `path` and its parents, and flush every folder that received one.
+
+    private: closed to other users; a folder that was there with something in it stays as open as it was.
+    """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if private and os.name != "nt":
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    if private and not new and os.name != "nt" and not any(path.iterdir()):
         path.chmod(0o700)
-    _flush_folder(path.parent)
+    for folder in new:
+        _flush_folder(folder.parent)
     return path
+
+
+def try_folder(path: Path) -> None:
+    """Raise OSError where files cannot be written, created by one process only, or replaced in one step."""
+    tried = _temporary(path / "try")
+    try:
+        with replacing(tried) as file:
+            file.write(b"old")
+        with suppress(FileExistsError):
+            tried.open("xb").close()
+            raise OSError(errno.ENOTSUP, "Two processes can create one file there", str(path))
+        with replacing(tried) as file:
+            file.write(b"new")
+        if tried.read_bytes() != b"new":
+            raise OSError(errno.ENOTSUP, "Files cannot be replaced there", str(path))
+        touch(tried)
+    finally:
+        with suppress(OSError):
+            tried.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, suffix: str) -> None:
@@ -92,25 +134,33 @@ class Lock:
 
     def take(self) -> bool:
         """Whether the lock is ours now."""
-        owner = json.dumps({"host": platform.node(), "process": os.getpid()})
+        owner = json.dumps({"host": platform.node(), "here": _here(), "process": os.getpid()})
         for _ in range(2):  # again after a stale one is broken
-            with suppress(FileExistsError):
-                with self.path.open("x", encoding="utf-8") as file:
+            try:
+                file = self.path.open("x", encoding="utf-8")
+            except FileExistsError:
+                if not self._stale():
+                    return False
+                self.path.unlink(missing_ok=True)
+                continue
+            self._stop = threading.Event()
+            try:
+                with file:
                     file.write(owner)
-                self._stop = threading.Event()
                 threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
                 return True
-            if not self._stale():
-                return False
-            self.path.unlink(missing_ok=True)
+            except BaseException:  # a lock that nobody holds would keep others waiting
+                self.release()
+                raise
         return False
 
     def release(self) -> None:
         """Give it up; nothing happens where it is not ours."""
         if self._stop:
             self._stop.set()
+            with suppress(OSError):  # without a beat it ends by itself
+                self.path.unlink(missing_ok=True)
             self._stop = None
-            self.path.unlink(missing_ok=True)
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(BEAT):
@@ -119,33 +169,56 @@ class Lock:
 
     def _stale(self) -> bool:
         try:
-            changed, owner = self.path.stat().st_mtime, json.loads(self.path.read_text(encoding="utf-8"))
+            changed = self.path.stat().st_mtime
         except FileNotFoundError:
             return True
-        except ValueError:  # being written, or torn by a power cut: only time tells
-            owner = {}
-        if os.name != "nt" and owner.get("host") == platform.node() and not _runs(owner.get("process")):
-            return True
+        with suppress(OSError, ValueError, TypeError, KeyError):  # being written, or torn: only time tells
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            if _gone(owner["here"], owner["process"]):
+                return True
         if changed != self._seen[0]:
             self._seen = changed, time.monotonic()
-        return time.monotonic() - self._seen[1] > STALE
+        return time.monotonic() - self._seen[1] > STALE or time.time() - changed > LONG
 
 
-def _runs(process: int) -> bool:
+@cache
+def _here() -> str:
+    """Where a process number means what it means to us: this machine, since it was started, with what it can see."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
+        parts.append(os.readlink("/proc/self/ns/pid"))  # a container has its own numbers
+    return sha256("".join(parts).encode()).hexdigest()[:8]
+
+
+def _gone(here: str, process: int) -> bool:
+    """Whether a process ran here and does no more; False where we cannot know."""
+    if os.name == "nt" or here != _here():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
-    except (PermissionError, TypeError):  # another user's; not a number
         return True
-    return True
+    except (OSError, OverflowError, TypeError):  # another user's; not a number
+        return False
+    return False
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _flush_folder(path: Path) -> None:
     if os.name == "nt":  # Windows cannot open a folder; its renames are journaled
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # open for writing only
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not flush folders
+            raise
     finally:
         os.close(descriptor)

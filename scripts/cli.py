@@ -14,7 +14,9 @@ import inspect
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from analysis.study import Answer, Study
 
 log = logging.getLogger("clsprobe")
+PATIENCE = 1.5  # seconds that a run has to end by itself after Ctrl-C
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -54,8 +57,11 @@ ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the stu
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code."""
+    """Run the command and exit with its code. Without `arguments` it is the process's own, and Ctrl-C ends that."""
     given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    stop = _Stop(f"stopped; the same command goes on: clsprobe {shlex.join(given)}")
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell ignores it
+        signal.signal(signal.SIGINT, stop.press)
     debug, quiet = "--debug" in given, "--quiet" in given
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -72,15 +78,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _complain(_mended(error, given), debug)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except typer.Exit as stop:
-        code = stop.exit_code
+    except typer.Exit as ended:
+        code = ended.exit_code
     except OSError as error:
         if error.errno is None or debug:
             raise
         code = _complain(InputError(str(error.filename or "disk"), str(error.strerror), "Mend it and run again"), debug)
+    except Exception:
+        if not stop.pressed:  # else it is what some library makes of Ctrl-C
+            raise
+    if stop.pressed:
+        stop.end()
     if code == 130:
-        typer.echo(f"stopped; the same command goes on: clsprobe {shlex.join(given)}", err=True)
+        stop.tell()
     sys.exit(code)
+
+
+class _Stop:
+    """Ctrl-C: one line that says how to go on, and the end of the process within two seconds, whatever it is doing.
+
+    Nothing that is written is ever half there (probes.write), so it may end anywhere.
+    """
+
+    def __init__(self, told: str) -> None:
+        self.told, self.pressed, self._once = told, False, threading.Lock()
+
+    def press(self, *_: Any) -> None:
+        """What the signal calls: the run is interrupted, and ended where it does not end by itself."""
+        self.pressed = True
+        sys.unraisablehook = lambda _: None  # where Python cannot be interrupted it would say so
+        timer = threading.Timer(PATIENCE, self.end)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    def tell(self) -> None:
+        """Say it, once."""
+        if self._once.acquire(blocking=False):
+            typer.echo(self.told, err=True)
+
+    def end(self) -> None:
+        """Say it, and end at once: an interpreter that has loaded torch takes a while to leave."""
+        self.tell()
+        os._exit(130)
 
 
 def _dashed(argument: str) -> str:

@@ -224,9 +224,9 @@ class Run(Study):
     def _encode(self, ready: Ready) -> list[States]:
         from probes.encoder import has_bfloat16, load_encoder
         from probes.extract import Extractor
-        from probes.store import cache_folder
+        from probes.store import usable_folder
 
-        texts, dtype = ready.texts, self.dtype
+        texts, dtype, cache = ready.texts, self.dtype, usable_folder(self.cache)
         if self.fast and has_bfloat16(self.device):
             dtype = "bfloat16"
         elif self.fast:
@@ -242,7 +242,7 @@ class Run(Study):
                 layers=ready.layers,
                 max_length=self.max_length,
                 long_rows="error" if self.long_rows == "error" else "truncate",
-                cache=cache_folder(self.cache),
+                cache=cache,
             )
             states.append(extract(texts))
         return states

@@ -1,0 +1,176 @@
+"""A run of the extractor small enough to be broken off everywhere: 48 texts, two windows, six shards.
+
+As a program, ``python runs.py MODEL``: a process with everything loaded that forks one for every run it is asked for,
+so that a hundred runs can be killed in the time that importing torch takes. `Forker` is its other end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import models
+
+LAYERS, READOUTS = [0, 2], ("cls", "mean")
+SIZES = {"WINDOW": 24, "SHARD": 8 * len(LAYERS) * len(READOUTS) * models.DIM * 4}  # for probes.extract: 8 texts a shard
+_WORDS = [word for word in models.WORDS if word.isalpha()]
+TEXTS = [" ".join([_WORDS[(i + j) % len(_WORDS)] for j in range(1 + i % 9)] + ["on"] * (i // 18)) for i in range(48)]
+SHARDS = 6
+
+
+def encode(encoder: Any, cache: Path | None) -> Any:
+    """The States of the run; `SIZES` must be in force."""
+    from probes.extract import Extractor
+
+    return Extractor(encoder, READOUTS, layers=LAYERS, max_tokens_per_batch=200, cache=cache)(TEXTS)
+
+
+def kept(cache: Path) -> dict[str, bytes]:
+    """Every file of a cache but the locks."""
+    files = (path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock")
+    return {path.relative_to(cache).as_posix(): path.read_bytes() for path in files}
+
+
+def folder_of(cache: Path) -> Path:
+    """The folder of the only key."""
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    return folder
+
+
+class Forker:
+    """Runs in processes of their own, which can be killed. Of all that are started, each is to be waited for."""
+
+    def __init__(self, model: Path, *modules: str) -> None:
+        """modules: what is loaded once, beside the extractor."""
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(model), *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},  # its threads would not survive the fork
+        )
+        assert self._ask() == 0
+
+    def encode(self, cache: Path, *, made: Path | None = None, pause: float = 0, careless: bool = False) -> int:
+        """The number of a process that encodes into `cache`.
+
+        made: a file for the numbers of the shards that it made. pause: seconds before each is written. careless: it
+        writes and reads without care.
+        """
+        return self._ask(encode=str(cache), made=made and str(made), pause=pause, careless=careless)
+
+    def command(self, *arguments: object, errors: Path) -> int:
+        """The number of a process that runs the command as a shell would. errors: a file for what it complains of."""
+        return self._ask(command=[*map(str, arguments)], errors=str(errors))
+
+    def wait(self, number: int) -> int:
+        """Its exit code; -9 of one that was killed."""
+        return self._ask(wait=number)
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._process.communicate()
+
+    def _ask(self, **order: Any) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+def _serve(model: str, *modules: str) -> None:
+    for module in ("pandas", "pyarrow.parquet", "safetensors.numpy", "probes.extract", *modules):
+        import_module(module)  # once, before any fork
+    import torch
+
+    from probes.encoder import load_encoder
+
+    torch.set_num_threads(1)
+    encoder = load_encoder(model)
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer = 0
+        if "wait" in order:
+            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        elif order and (answer := os.fork()) == 0:
+            _run(encoder, order)
+        print(answer, flush=True)
+
+
+def _run(encoder: Any, order: dict[str, Any]) -> None:
+    """The forked process, to its end."""
+    code = 1
+    try:
+        for name, size in SIZES.items():
+            setattr(import_module("probes.extract"), name, size)
+        if "command" in order:
+            os.dup2(os.open(order["errors"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+            os.dup2(2, 1)
+            sys.argv = ["clsprobe", *order["command"]]
+            import_module("clsprobe.cli").main()
+        else:
+            _encode(encoder, order)
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _encode(encoder: Any, order: dict[str, Any]) -> None:
+    from probes import store, write
+
+    write.STALE = 0.5  # a lock that was made but not yet written says nothing of who is gone
+    made, add = [], store.Store.add
+
+    def counted(self: store.Store, number: int, *rest: Any) -> None:
+        time.sleep(order["pause"])
+        add(self, number, *rest)
+        made.append(number)
+
+    store.Store.add = counted  # type: ignore[method-assign]
+    if order["careless"]:
+        store.replacing = careless
+        store.verify = lambda folder: []
+        store.Store.has = lambda self, number: (self.folder / store._name(number)).exists()  # type: ignore[method-assign]
+    encode(encoder, Path(order["encode"]))
+    if order["made"]:
+        Path(order["made"]).write_text(json.dumps(made))
+
+
+class _Slowly:
+    """A file that takes its time in the middle of what it is given."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, content: bytes) -> int:
+        half = len(content) // 2
+        self.file.write(content[:half])
+        self.file.flush()
+        time.sleep(0.05)
+        self.file.write(content[half:])
+        return len(content)
+
+
+@contextmanager
+def careless(path: Path) -> Iterator[Any]:
+    """The broken twin of `probes.write.replacing`: it writes under the final name, slowly."""
+    with Path(path).open("wb") as file:
+        yield _Slowly(file)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])
