@@ -120,14 +120,17 @@ def _shown(point: Point) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block no module drops out; afterwards each is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Within the block no module drops out; afterwards each is in the mode it was in.
+
+    A module that has come meanwhile, as BigBird's attention for long texts, is in the mode of what it is part of.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for name, module in model.named_modules():  # parents first
+            module.training = modes.setdefault(name, modes[name.rpartition(".")[0]] if name else False)
 
 
 def plan(lengths: np.ndarray, max_tokens: int, *, equal: bool = False, max_rows: int | None = None) -> list[np.ndarray]:

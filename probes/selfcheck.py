@@ -14,7 +14,7 @@ import torch
 from probes.adapters import SUPPORTED, Adapter
 from probes.encoder import Encoder, Row
 from probes.errors import InputError
-from probes.extract import tap
+from probes.extract import evaluating, tap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +34,14 @@ def self_check(encoder: Encoder) -> dict[str, Any]:
     limit = encoder.description.max_length
     if limit <= len(encoder.tokenize([""])[0].ids):
         return {}
-    rows = [row for text in _CHECKED for row in encoder.tokenize([text], limit)]
+    # the second is shorter whatever the limit, so that it is padded
+    rows = [
+        row for text, most in zip(_CHECKED, (limit, limit - 1), strict=True) for row in encoder.tokenize([text], most)
+    ]
 
     def states(rows: list[Row]) -> list[Tensor]:
         seen: list[Tensor] = []
-        with tap(encoder, lambda layer, hidden: seen.append(hidden.float().clone())):
+        with evaluating(encoder.model), tap(encoder, lambda layer, hidden: seen.append(hidden.float().clone())):
             encoder.forward(encoder.batch(rows))
         if len(seen) != len(encoder.points):
             raise RuntimeError(f"{type(encoder.model).__name__} ran {len(seen)} layers of {len(encoder.points)}")

@@ -90,8 +90,25 @@ def is_trained(probe):
     return isinstance(probe, MLPProbe | AttentionProbe)
 
 
+class TwoTokens(AttentionProbe):
+    """Every text is its vector twice and some padding: the contract's signal has a place, which attention cannot see."""
+
+    def __init__(self, dim=6, C=1.0, random_state=0):
+        super().__init__(dim, C, random_state)
+
+    def fit_cells(self, X, y, *, dev=None, **rest):
+        return super().fit_cells(self.laid(X), y, dev=dev and (self.laid(dev[0]), dev[1]), **rest)
+
+    def log_proba_cells(self, X):
+        return super().log_proba_cells(self.laid(X))
+
+    @staticmethod
+    def laid(X):
+        return np.concatenate([X, np.zeros_like(X), X], 2)
+
+
 def test_attention_over_tokens_keeps_the_contract():
-    check_probe(AttentionProbe(dim=2))
+    check_probe(TwoTokens())
 
 
 @pytest.mark.parametrize("probe", [LogisticProbe(), RidgeProbe(), MLPProbe(16), AttentionProbe()], ids=str)
