@@ -393,10 +393,13 @@ def heatmap(table: pd.DataFrame, *, metric: str, best: Sequence[Any] | None = No
 
 
 @_drawn("layer", "readout", "value", "low", "high")
-def curves(table: pd.DataFrame, *, metric: str, baselines: Mapping[str, float] | None = None) -> Figure:
+def curves(
+    table: pd.DataFrame, *, metric: str, baselines: Mapping[str, float] | None = None, along: str = "layer"
+) -> Figure:
     """A line per readout over the layers with its interval as a band, named at its end.
 
-    table: layer (int), readout (str), value, low, high. baselines: name -> value, dashed lines across.
+    table: layer (int), readout (str), value, low, high. baselines: name -> value, dashed lines across. along: what the
+    numbers in the column `layer` are, where they are no layers.
     """
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
@@ -450,12 +453,12 @@ def curves(table: pd.DataFrame, *, metric: str, baselines: Mapping[str, float] |
             leader.set_dashes(dashes)
         axes.text(edge + 0.4 * per_inch, at, text, va="center_baseline", size=size, color=INK if is_line else SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
-    axes.set_xlabel("layer")
+    axes.set_xlabel(along)
     axes.set_title(shown(metric, 40), loc="left", size=9, color=SOFT, x=-0.45 / wide, pad=6)
     sns.despine(figure, axes, left=True)
     axes.tick_params(axis="y", length=0)
     figure.set_label(
-        f"Line chart of {shown(metric, 40)} over layers {first:.0f} to {last:.0f} for {len(readouts)} readouts"
+        f"Line chart of {shown(metric, 40)} over {along}s {first:.0f} to {last:.0f} for {len(readouts)} readouts"
         + (f", with {len(baselines)} baselines" if baselines else "")
     )
     return figure
