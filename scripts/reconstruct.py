@@ -18,7 +18,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -27,7 +26,7 @@ from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from clsprobe.run import Names, Specs, counted
-from probes.encoder import Description, check_device, describe, parse_layers
+from probes.encoder import Description, check_device, describe, find_causal, parse_layers
 from probes.errors import InputError, named_rows, unknown
 from probes.readout import parse
 
@@ -135,6 +134,8 @@ class Reconstruct(Study):
             raise InputError("--decoder", "names a sequence decoder, and --decoders has none", "Add sequence to it")
         if self.frozen and self.decoder is None:
             raise InputError("--frozen", "our own decoder has learned nothing before", "Name a model with --decoder")
+        if self.decoder is not None:
+            find_causal(self.decoder)
         readouts = [readout.name for readout in parse(self.readouts)]
         if "cls" not in readouts:
             raise InputError("--readouts", "the question is about cls", "Name cls among them")
@@ -172,9 +173,9 @@ class Reconstruct(Study):
         """The table of texts, see `Measured`."""
         return self.measured().texts
 
-    def measured(self, keep: Path | None = None) -> Measured:
-        """Encode, train, write. keep: a folder for what the decoders have learned."""
-        return _measure(self, keep)
+    def measured(self, folder: RunFolder | None = None) -> Measured:
+        """Encode, train, write. folder: where what the decoders have learned is kept, begun once the texts are read."""
+        return _measure(self, folder)
 
     def run(self, folder: RunFolder) -> Finished:
         """Measure and save, or take up what an interrupted start has measured already; then judge."""
@@ -182,9 +183,7 @@ class Reconstruct(Study):
             log.info("going on: the measurement in %s is complete", folder.path)
             measured = Measured(folder.load("reconstructions"), folder.load("slots"), **kept)
         else:
-            self.ready  # noqa: B018 - an error about the input leaves nothing behind
-            folder.begin()
-            measured = self.measured(folder.place("weights/x").parent)
+            measured = self.measured(folder)
             folder.save("reconstructions", measured.texts)
             folder.save("slots", measured.slots)
             folder.remember(measured={"facts": measured.facts, "notes": measured.notes})
@@ -401,7 +400,7 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def _measure(study: Reconstruct, keep: Path | None) -> Measured:
+def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     import numpy as np
 
     from analysis.reconstruction import novelty
@@ -426,6 +425,8 @@ def _measure(study: Reconstruct, keep: Path | None) -> Measured:
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
 
+    if folder is not None:
+        folder.begin()  # only now: an error about the texts leaves nothing behind
     tongue = _tongue(encoder)
     embeddings = encoder.model.get_input_embeddings().weight.detach().float().cpu().numpy()
     writers: dict[str, Writer] = {}
@@ -440,7 +441,7 @@ def _measure(study: Reconstruct, keep: Path | None) -> Measured:
             *cut["train"],
             dev=cut["dev"],
             embeddings=None if foreign else embeddings,
-            keep=keep and keep / f"{name}.safetensors",
+            keep=folder and folder.place(f"weights/{name}.safetensors"),
         )
         writers[name] = Writer(made, spoken, own)
 

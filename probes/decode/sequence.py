@@ -342,12 +342,9 @@ def load_causal(name: str) -> tuple[Any, Any]:
     """A causal model of transformers and its tokenizer, from a folder, the cache or the hub. Raises InputError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from probes.encoder import _find_folder, _quiet_transformers, _refused
+    from probes.encoder import _quiet_transformers, _refused, find_causal
 
-    try:
-        folder = _find_folder(name)
-    except InputError as error:
-        raise InputError("--decoder", f"{error.where}: {error.what}".removeprefix("--model: "), error.mend) from None
+    folder = find_causal(name)
     with _quiet_transformers(), _refused(name, "cannot be loaded as a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
