@@ -120,20 +120,14 @@ def _block(
 
 
 def _written(of: Texts, writer: Writer, cell: int, rows: np.ndarray, beams: int, seed: int) -> dict[str, _Told]:
-    """source -> what is written for the rows, that cell's vectors in the place of all others."""
-    decoder, own = writer.decoder, [writer.ids[i] for i in rows]
-    cells = len(of.cells)
-
-    def alone(vectors: np.ndarray) -> np.ndarray:
-        """As many cells as the decoder was fitted on; only this one is looked at."""
-        return np.broadcast_to(vectors, (cells, *vectors.shape))
-
+    """source -> what is written for the rows."""
+    decoder, own = writer.decoder.cell(cell), [writer.ids[i] for i in rows]
     train, test = of.vectors[cell, of.rows["train"]], of.vectors[cell, rows]
-    candidates = decoder.candidates(test, cell, beams=beams)
+    candidates = decoder.candidates(test[None], beams=beams)[0]
     first = [told[0] for told in candidates]
     others = [[writer.tongue.spell(one) for one in told] for told in candidates]
     blind, average = decoder.blind_text(), train.mean(0, keepdims=True)
-    mean = decoder.candidates(average, cell, beams=1)[0][0]
+    mean = decoder.candidates(average[None], beams=beams)[0][0][0]
     swapped = _derangement(len(rows), seed)
     unit = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-30)
     near = of.rows["train"][(test @ unit.T).argmax(1)]
@@ -142,7 +136,7 @@ def _written(of: Texts, writer: Writer, cell: int, rows: np.ndarray, beams: int,
         return _Told(ids, [writer.tongue.spell(one) for one in ids], bits)
 
     def bits(vectors: np.ndarray) -> np.ndarray:
-        return decoder.bits(alone(vectors), own)[cell]
+        return decoder.bits(vectors[None], own)[0]
 
     return {
         "no input": told([blind] * len(rows), decoder.blind_bits(own)),
@@ -172,9 +166,9 @@ def _searched(
 
     def as_told(found: Found) -> _Told:
         """A candidate keeps its tokens: not every text is read as it was spelled."""
-        ids = of.tongue.read(found.texts) if writer.tongue is of.tongue else [np.zeros(0, np.int64)] * len(rows)
+        ids = writer.tongue.read(found.texts)
         for row, (text, every) in enumerate(zip(found.texts, told["vector"].others, strict=True)):
-            if text in every and writer.tongue is of.tongue:
+            if text in every:
                 ids[row] = told["vector"].beams[row][every.index(text)]
         return _Told(ids, found.texts)
 
@@ -242,8 +236,8 @@ def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told)
     layer, readout = of.cells[cell]
     own = [writer.ids[i] for i in rows]
     counts = Counter(int(one) for i in of.rows["train"] for one in writer.ids[i])
-    every = np.broadcast_to(of.vectors[cell, rows], (len(of.cells), len(rows), of.vectors.shape[2]))
-    bits, blind = writer.decoder.bits_by_slot(every, own)[cell], writer.decoder.blind_bits_by_slot(own)
+    bits = writer.decoder.cell(cell).bits_by_slot(of.vectors[cell, rows][None], own)[0]
+    blind = writer.decoder.blind_bits_by_slot(own)
     ordered = bits.shape[1] > 1
     written = told.ids if writer.tongue is of.tongue else writer.tongue.read(told.texts)
     found = []

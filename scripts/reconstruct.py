@@ -366,14 +366,15 @@ def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence
 def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
     import pandas as pd
 
-    from analysis.reconstruction import binned, mean_of
+    from analysis.reconstruction import binned
+    from analysis.stats import wilson
 
     places = []
     for (readout, slot), one in slots[slots.token != ""].groupby(["readout", "slot"], sort=False):
         if len(one) >= 20:
-            places.append(
-                (int(slot) + 1, readout, *mean_of(one.hit.to_numpy(float)), len(one), (one.blind - one.bits).mean())
-            )
+            share = one.hit.mean()
+            low, high = map(float, wilson(share, len(one)))
+            places.append((int(slot) + 1, readout, share, low, high, len(one), (one.blind - one.bits).mean()))
     columns = ["layer", "readout", "value", "low", "high", "texts", "bits gained"]
     words = []
     for readout, one in slots[slots.token != ""].groupby("readout", sort=False):

@@ -20,6 +20,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,9 +53,9 @@ class Decoder(ABC):
     slots: tokens of the longest text that it can write; None: of the longest in train. random_state: seeds what is
     drawn. device: where it is trained.
 
-    Fitted: tokens_ (token,) the ids of the vocabulary, rising; slots_; half_ whether
-    products are in bfloat16 while it learns, as the hardware can; mean_, scale_ (cell, dim); reads_ (cell,) False
-    where the vectors tell nothing on dev and the blind decoder stands in.
+    Fitted: tokens_ (token,) the ids of the vocabulary, rising; slots_; mean_, scale_ (cell, dim); reads_ (cell,) False
+    where the vectors tell nothing on dev and the blind decoder stands in; numbers_ (cell,) and blind_, which of those
+    trained is whose; half_ whether it learned in bfloat16, as the hardware could.
     """
 
     def __init__(self, *, slots: int | None = None, random_state: int = 0, device: str = "cpu") -> None:
@@ -79,7 +80,7 @@ class Decoder(ABC):
         """
         self.slots_ = self.slots or max([1, *map(len, token_ids)])
         self.half_ = has_bfloat16(torch.device(self.device).type)
-        self.cells_, self.dim_ = vectors.shape[0], vectors.shape[2]
+        self.numbers_, self.blind_, self.dim_ = np.arange(len(vectors)), len(vectors), vectors.shape[-1]
         self._check(vectors, token_ids)
         self._check(*dev)
         self.tokens_ = np.unique(np.concatenate([*token_ids, np.zeros(0, np.int64)])).astype(np.int64)
@@ -87,7 +88,7 @@ class Decoder(ABC):
             found = f"a vocabulary of {len(self.tokens_)} token" + "s" * (len(self.tokens_) != 1)
             raise InputError("texts", found, "A decoder needs two different ones at least")
         self.mean_, self.scale_ = _moments(np.ascontiguousarray(vectors, np.float32))
-        self.reads_ = np.ones(self.cells_, bool)
+        self.reads_ = np.ones(len(vectors), bool)
         if embeddings is not None and len(embeddings) <= self.tokens_[-1]:
             raise InputError(
                 "embeddings", f"{len(embeddings):,} rows, and token ids up to {self.tokens_[-1]:,}", "Use the encoder's"
@@ -98,6 +99,13 @@ class Decoder(ABC):
         error = gained.std(1, ddof=1) / math.sqrt(gained.shape[1]) if gained.shape[1] > 1 else np.inf
         self.reads_ = gained.mean(1) > SURE * error
         return self
+
+    def cell(self, number: int) -> Self:
+        """The decoder of a single cell, which reads vectors (1, text, dim)."""
+        one, here = copy(self), slice(number, number + 1)
+        one.numbers_, one.reads_ = self.numbers_[here], self.reads_[here]
+        one.mean_, one.scale_ = self.mean_[here], self.scale_[here]
+        return one
 
     @abstractmethod
     def _train(
@@ -138,19 +146,17 @@ class Decoder(ABC):
     def blind_bits_by_slot(self, token_ids: TokenIds) -> np.ndarray:
         """(text, slot + 1) bits of every token for the blind decoder."""
         nothing = torch.zeros(1, len(token_ids), self.dim_, device=self.device)
-        return self._bits(nothing, np.array([self.cells_]), self.codes(token_ids))[0]
+        return self._bits(nothing, np.array([self.blind_]), self.codes(token_ids))[0]
 
     def generate(self, vectors: np.ndarray) -> list[list[np.ndarray]]:
         """cell -> text -> token ids: what the decoder takes the text for."""
         return [[self.tokens_[text] for text in cell] for cell in self._generate(*self._read(vectors))]
 
-    def candidates(self, vectors: np.ndarray, cell: int, *, beams: int) -> list[list[np.ndarray]]:
-        """text -> the likeliest texts as token ids, best first, from the vectors (text, dim) of one cell; a single one
-        where the decoder has no beams."""
-        x = (vectors - self.mean_[cell]) / self.scale_[cell] * self.reads_[cell]
-        number = cell if self.reads_[cell] else self.cells_
-        told = self._candidates(torch.from_numpy(x.astype(np.float32)).to(self.device), int(number), beams)
-        return [[self.tokens_[one] for one in every] for every in told]
+    def candidates(self, vectors: np.ndarray, *, beams: int) -> list[list[list[np.ndarray]]]:
+        """cell -> text -> the likeliest texts as token ids, best first; a single one where the decoder has no beams."""
+        pairs = zip(*self._read(vectors), strict=True)
+        told = [self._candidates(x, int(number), beams) for x, number in pairs]
+        return [[[self.tokens_[one] for one in every] for every in cell] for cell in told]
 
     def _candidates(self, x: Tensor, number: int, beams: int) -> list[list[np.ndarray]]:
         """text -> codes of the likeliest texts, for x (text, dim) and the decoder `number`."""
@@ -159,14 +165,14 @@ class Decoder(ABC):
     def blind_text(self) -> np.ndarray:
         """The token ids that the blind decoder writes, whatever the text is."""
         return self.tokens_[
-            self._generate(torch.zeros(1, 1, self.dim_, device=self.device), np.array([self.cells_]))[0][0]
+            self._generate(torch.zeros(1, 1, self.dim_, device=self.device), np.array([self.blind_]))[0][0]
         ]
 
     def _read(self, vectors: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Standardised vectors (cell, text, dim), and the decoder of each: the blind one where they tell nothing."""
         X = self._ready(vectors)[:-1]
         X[torch.from_numpy(~self.reads_)] = 0
-        return X, np.where(self.reads_, np.arange(self.cells_), self.cells_)
+        return X, np.where(self.reads_, self.numbers_, self.blind_)
 
     def _ready(self, vectors: np.ndarray) -> Tensor:
         """(cell + 1, text, dim) standardised, with zeros at the end for the blind decoder."""
@@ -193,8 +199,8 @@ class Decoder(ABC):
             shape = "x".join(map(str, vectors.shape))
             what = f"vectors of shape {shape} for {len(token_ids):,} texts"
             raise InputError("vectors", what, "Give (cell, text, dim), one vector for every text")
-        if (vectors.shape[0], vectors.shape[2]) != (self.cells_, self.dim_):
-            fitted = f"it was fitted on {self.cells_} of {self.dim_}"
+        if (vectors.shape[0], vectors.shape[2]) != (len(self.numbers_), self.dim_):
+            fitted = f"it was fitted on {len(self.numbers_)} of {self.dim_}"
             what = f"{vectors.shape[0]} cells of {vectors.shape[2]} dimensions, and {fitted}"
             raise InputError("vectors", what, "Use vectors of the same encoder")
         if not np.isfinite(vectors).all():

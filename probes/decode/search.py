@@ -85,6 +85,7 @@ def nearest(candidates: Sequence[Sequence[str]], targets: np.ndarray, encode: En
     texts, cosine = [], np.empty(len(candidates))
     for row, told in enumerate(candidates):
         close = vectors[[place[text] for text in told]] @ aims[row]
+        close = np.nan_to_num(close, nan=-2)  # a text too short for the readout has no vector
         best = int(close.argmax())
         texts.append(told[best])
         cosine[row] = close[best]

@@ -69,7 +69,23 @@ class SequenceDecoder(Decoder):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if kind == "cuda" else []):
             torch.manual_seed(self.random_state)
             self.writer_ = self._writer(table, codes).to(X.device)
-            made_of = digest_of("sequence", self.get_params(), X, codes, X_dev, codes_dev, table) if keep else ""
+            made_of = (
+                digest_of(
+                    self.name,
+                    self.frozen,
+                    self.width,
+                    self.depth,
+                    self.pace,
+                    self.random_state,
+                    X,
+                    codes,
+                    X_dev,
+                    codes_dev,
+                    table,
+                )
+                if keep
+                else ""
+            )
             learned = dict(self.writer_.named_parameters())
             learned = {name: value for name, value in learned.items() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learned.items()}
@@ -95,11 +111,6 @@ class SequenceDecoder(Decoder):
             for cell in range(len(X)):
                 what = f"cell {cell + 1} of {len(X) - 1}" if cell < len(X) - 1 else "no input again"
                 self.written_.append(learn(X[cell], X_dev[cell], first, what))
-
-    def get_params(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
-        names = ("name", "frozen", "width", "depth", "pace", "slots", "random_state", "device")
-        return {name: getattr(self, name) for name in names}
 
     def _writer(self, table: np.ndarray | None, codes: Tensor) -> nn.Module:
         counts = torch.bincount(codes[codes >= 0], minlength=len(self.tokens_)).double().cpu()
