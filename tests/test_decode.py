@@ -21,7 +21,7 @@ from probes.errors import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHANNELS, DIM = 10, 24
-QUICK = Pace(rate=4e-3, batch=64, rounds=30)
+QUICK = Pace(rate=4e-3, batch=64, rounds=12)
 
 
 def small(**more) -> SequenceDecoder:
@@ -82,7 +82,7 @@ def test_a_decoder_that_takes_tokens_for_independent_counts_shared_bits_twice():
     assert told(decoder, *planted("slot", 600, 2, repeat=repeat)).mean() == pytest.approx(12, rel=0.05)
 
 
-def outside(make, runs, texts=(400, 150, 300), slots=4):
+def outside(make, runs, texts=(300, 120, 250), slots=3):
     """In how many runs on independent vectors the interval of the gain leaves out 0."""
     import pandas as pd
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probes.decode.base import Decoder, Pace, digest_of, train
 
-PACE = Pace(rate=3e-3, batch=128, rounds=30)
+PACE = Pace(rate=5e-3, batch=128, rounds=30)
 AT_ONCE = 1 << 22  # logits that are held at once where nothing is learned
 CUTOFFS = np.linspace(0.02, 0.7, 35)
 

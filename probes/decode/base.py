@@ -42,7 +42,8 @@ TokenIds = Sequence[np.ndarray]
 PATIENCE = 2  # rounds without a gain
 GAIN = 1e-4  # of the dev nats: the least that counts as one
 SURE = 1.645  # standard errors that the dev gain of a cell that reads its vectors lies above 0: one in 20 by chance
-FEWEST, MOST = 10, 80  # steps in a round
+FEWEST, MOST = 30, 80  # steps in a round
+LARGE = 1 << 18  # tokens x dimensions from which on products in bfloat16 are faster
 OFTEN = 15.0  # seconds between two checkpoints
 END, UNSEEN, BEYOND = -1, -2, -3  # codes that are no tokens: the end of a text, a token train lacks, past the end
 
@@ -55,7 +56,7 @@ class Decoder(ABC):
 
     Fitted: tokens_ (token,) the ids of the vocabulary, rising; slots_; mean_, scale_ (cell, dim); reads_ (cell,) False
     where the vectors tell nothing on dev and the blind decoder stands in; numbers_ (cell,) and blind_, which of those
-    trained is whose; half_ whether it learned in bfloat16, as the hardware could.
+    trained is whose; half_ whether it learned in bfloat16: large ones do, where the hardware can.
     """
 
     def __init__(self, *, slots: int | None = None, random_state: int = 0, device: str = "cpu") -> None:
@@ -79,7 +80,6 @@ class Decoder(ABC):
         Raises InputError where vectors and texts do not fit each other, or nothing can be learned of the texts.
         """
         self.slots_ = self.slots or max([1, *map(len, token_ids)])
-        self.half_ = has_bfloat16(torch.device(self.device).type)
         self.numbers_, self.blind_, self.dim_ = np.arange(len(vectors)), len(vectors), vectors.shape[-1]
         self._check(vectors, token_ids)
         self._check(*dev)
@@ -89,6 +89,7 @@ class Decoder(ABC):
             raise InputError("texts", found, "A decoder needs two different ones at least")
         self.mean_, self.scale_ = _moments(np.ascontiguousarray(vectors, np.float32))
         self.reads_ = np.ones(len(vectors), bool)
+        self.half_ = len(self.tokens_) * self.dim_ >= LARGE and has_bfloat16(torch.device(self.device).type)
         if embeddings is not None and len(embeddings) <= self.tokens_[-1]:
             raise InputError(
                 "embeddings", f"{len(embeddings):,} rows, and token ids up to {self.tokens_[-1]:,}", "Use the encoder's"
