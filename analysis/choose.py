@@ -26,6 +26,7 @@ SHOWN = {  # control -> how a reader calls it
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
     "shuffled": "shuffled labels",
+    "word_type": "control task (word types)",
 }
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import math
 import platform
 import secrets
 import threading
@@ -40,7 +39,7 @@ from tqdm import tqdm
 from probes.adapters import Point
 from probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
 from probes.errors import InputError, named_rows
-from probes.readout import DEFAULT, Normed, Readout, parse
+from probes.readout import DEFAULT, Normed, Readout, parse, within
 from probes.store import Memory, States, Store, name_of
 
 if TYPE_CHECKING:
@@ -198,27 +197,30 @@ class Extractor:
             (layer, readout, number)
             for layer in self.layers
             for number, readout in enumerate(self.readouts)
-            if layer == self.last or not isinstance(readout, Normed)
+            if layer == self.last or not readout.of_last
         ]
-        self._row_bytes = len(self._cells) * encoder.description.dim * 4
+        self._widths = [readout.width(encoder.description.dim) for _, readout, _ in self._cells]
+        self._row_bytes = sum(self._widths) * 4
         self._running = threading.local()  # the batch of a thread: its ids, its vectors, the layers read so far
         self._stopped = threading.Event()
 
     def _check_readouts(self, lacking: set[str]) -> None:
         encoder = self.encoder
-        for name in (readout.name for readout in self.readouts):
-            if (plain := name.removesuffix(Normed.suffix)) in lacking:
+        for readout in self.readouts:
+            if missing := [part.name for part in within(readout) if part.name in lacking]:
                 others = ", ".join(other for other in DEFAULT if other not in lacking)
-                what = f"the tokenizer of {encoder.name} adds no {plain} token"
+                what = f"the tokenizer of {encoder.name} adds no {missing[0]} token"
                 raise InputError("--readouts", what, f"Choose among {others}")
-            if name != plain and encoder.norm is None:
-                raise InputError(
-                    "--readouts", f"'{name}': no norm follows the last layer of {encoder.name}", f"Use {plain}"
-                )
-            if name != plain and self.last not in self.layers:
-                raise InputError(
-                    "--readouts", f"'{name}' is read at layer {self.last} only", f"Add {self.last} to --layers"
-                )
+            if isinstance(readout, Normed) and encoder.norm is None:
+                told = f"'{readout.name}': no norm follows the last layer of {encoder.name}"
+                raise InputError("--readouts", told, f"Use {readout.of.name}")
+        for readout in filter(lambda readout: readout.of_last, self.readouts):
+            needed = range(self.last - readout.depth + 1, self.last + 1)
+            if needed[0] < 0:
+                raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
+            if unread := ", ".join(str(layer) for layer in needed if layer not in self.layers):
+                told = f"'{readout.name}' is read at layer {self.last} only, and needs {unread}"
+                raise InputError("--readouts", told, f"Add {unread} to --layers")
 
     def __call__(self, texts: Sequence[str]) -> States:
         """Encode every text once, or take from the cache what is there.
@@ -403,7 +405,8 @@ class Extractor:
         both = []
         for one in (self, reference):
             with evaluating(one.encoder.model), tap(one.encoder, one._keep, one.layers):
-                both.append(np.concatenate([one._read(rows, batch, 0)[0] for batch in batches], 1).astype(np.float64))
+                read = [one._read(rows, batch, 0)[0] for batch in batches]
+                both.append([np.concatenate(cell).astype(np.float64) for cell in zip(*read, strict=True)])
         found = {}
         for (layer, readout, _), a, b in zip(self._cells, *both, strict=True):
             there = ~np.isnan(b).any(1)
@@ -435,17 +438,24 @@ class Extractor:
     def _shard(self, pool: ThreadPoolExecutor, rows: Rows, batches: list[np.ndarray], start: int) -> Shard:
         """A shard under way. start: the first text of the window."""
         ends = np.cumsum([len(batch) for batch in batches])
-        shape = len(self._cells), int(ends[-1]), self.encoder.description.dim
-        memory = mmap(-1, max(1, 4 * math.prod(shape)))  # goes back to the system when freed; malloc might keep it
-        values = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+        size = int(ends[-1]) * sum(self._widths)
+        memory = mmap(-1, max(1, 4 * size))  # goes back to the system when freed; malloc might keep it
+        values = self._by_cell(np.frombuffer(memory, np.float32, size), int(ends[-1]))
         present = np.empty((ends[-1], len(self.readouts)), np.uint8)
 
         def read(batch: np.ndarray, end: int) -> tuple[int, int]:
             here = slice(end - len(batch), end)
-            values[:, here], present[here], halved = self._read(rows, batch, start)
+            found, present[here], halved = self._read(rows, batch, start)
+            for cell, vectors in zip(values, found, strict=True):
+                cell[here] = vectors
             return len(batch), halved
 
         return Shard(values, present, [pool.submit(read, *each) for each in zip(batches, ends, strict=True)])
+
+    def _by_cell(self, flat: Any, rows: int) -> list[Any]:
+        """(row, width) of every cell, views into one array or tensor."""
+        ends = np.cumsum([rows * width for width in self._widths])
+        return [flat[end - rows * w : end].reshape(rows, w) for end, w in zip(ends, self._widths, strict=True)]
 
     def _finished(self, shard: Shard, bar: tqdm) -> tuple[dict[str, np.ndarray], int]:
         """The tensors of a shard once its batches have run, and how many of these were halved."""
@@ -457,8 +467,9 @@ class Extractor:
         named = {name_of(layer, readout.name): shard.values[i] for i, (layer, readout, _) in enumerate(self._cells)}
         return named | {"present": shard.present}, halved
 
-    def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Vectors (cell, row, dim) and present (row, readout) of a batch; halved where it does not fit in memory."""
+    def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[list[np.ndarray], np.ndarray, int]:
+        """Vectors (row, width) of every cell and present (row, readout) of a batch; halved where it does not fit
+        in memory."""
         try:
             return *self._run(rows, batch, start), 0
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -472,24 +483,25 @@ class Extractor:
         middle = len(batch) // 2
         parts = [self._read(rows, half, start) for half in (batch[:middle], batch[middle:])]
         values, present, halved = zip(*parts, strict=True)
-        return np.concatenate(values, 1), np.concatenate(present), 1 + sum(halved)
+        return [np.concatenate(cell) for cell in zip(*values, strict=True)], np.concatenate(present), 1 + sum(halved)
 
-    def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[list[np.ndarray], np.ndarray]:
         encoder, now = self.encoder, self._running
         now.batch, now.layers = encoder.batch([rows[i] for i in chosen]), []
-        now.vectors = torch.empty(len(self._cells), len(chosen), encoder.description.dim, device=encoder.device)
+        flat = torch.empty(len(chosen) * sum(self._widths), device=encoder.device)
+        now.vectors = self._by_cell(flat, len(chosen))
         present = torch.stack([readout.present(now.batch) for readout in self.readouts], 1).cpu().numpy()
         with suppress(_Enough):
             encoder.forward(now.batch)
         if now.layers != self.layers:
             raise RuntimeError(f"{type(encoder.model).__name__} ran layers {now.layers}, expected {self.layers}")
-        values = now.vectors.cpu().numpy()
-        absent = ~present.T[[number for *_, number in self._cells]]  # (cell, row)
-        values[absent] = np.nan
-        bad = ~np.isfinite(values).all(2) & ~absent
-        if bad.any():
-            i, row = min(np.argwhere(bad), key=lambda at: (self._cells[at[0]][0], chosen[at[1]]))
-            self._refuse_non_finite(self._cells[i][0], start + chosen[row], self._cells[i][1])
+        values = self._by_cell(flat.cpu().numpy(), len(chosen))
+        for (layer, readout, number), cell in zip(self._cells, values, strict=True):  # lower layers first
+            absent = ~present[:, number]
+            cell[absent] = np.nan
+            bad = chosen[~np.isfinite(cell).all(1) & ~absent]
+            if len(bad):
+                self._refuse_non_finite(layer, start + int(bad.min()), readout)
         return values, present
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
@@ -497,9 +509,10 @@ class Extractor:
         encoder, now = self.encoder, self._running
         now.layers.append(layer)
         after = encoder.norm(hidden) if layer == self.last and encoder.norm and self._normed else hidden
-        for i, (at, readout, _) in enumerate(self._cells):
-            if at == layer:
-                now.vectors[i] = readout.read(after if isinstance(readout, Normed) else hidden, now.batch)
+        for (at, readout, _), vectors in zip(self._cells, now.vectors, strict=True):
+            if 0 <= at - layer < readout.depth:
+                part = vectors.unflatten(1, (readout.depth, -1))[:, layer - at - 1]  # the cell's own layer is the last
+                part[:] = readout.read(after if isinstance(readout, Normed) else hidden, now.batch)
         if self._stopped.is_set() or layer == self.layers[-1] != self.last:
             raise _Enough  # nobody asked for the layers above
 
@@ -560,9 +573,9 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Vectors (cell, row, dim) and present (row, readout) of a shard, filled by its batches as they run."""
+    """Vectors (row, width) of every cell and present (row, readout) of a shard, filled by its batches as they run."""
 
-    values: np.ndarray
+    values: list[np.ndarray]
     present: np.ndarray
     futures: list[Future[tuple[int, int]]]
 
@@ -595,7 +608,7 @@ def _code(readout: Readout) -> str:
     import joblib
 
     total = sha256()
-    for part in (readout, getattr(readout, "of", None)):
+    for part in within(readout):
         kinds = [kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "probes.readout")]
         try:
             for kind in kinds:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.errors import InputError, printable
-from probes.readout import Normed
+from probes.readout import of_last
 from probes.write import (
     Lock,
     make_folder,
@@ -532,6 +532,13 @@ class States:
             raise KeyError(f"no cell ({layer}, {readout!r}); layers {self.layers}, readouts {self.readouts}")
         return self._gathered(name_of(layer, readout), rows)
 
+    def width(self, readout: str) -> int:
+        """Numbers in a vector of this readout."""
+        if readout not in self._widths:
+            layer = self.last if of_last(readout) else self.layers[0]
+            self._widths[readout] = self.cell(layer, readout, np.arange(min(1, len(self)))).shape[1]
+        return self._widths[readout]
+
     def _gathered(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
         """A tensor of the shards in the order of the texts."""
         shard, at = (self.where[column].to_numpy()[slice(None) if rows is None else rows] for column in ("shard", "at"))
@@ -562,10 +569,14 @@ class States:
         return {text: row for row, text in enumerate(self.texts)}
 
     @cached_property
+    def _widths(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
     def cells(self) -> list[tuple[int, str]]:
         """Every (layer, readout), layers first."""
         every = ((layer, readout) for layer in self.layers for readout in self.readouts)
-        return [(layer, name) for layer, name in every if layer == self.last or not name.endswith(Normed.suffix)]
+        return [(layer, name) for layer, name in every if layer == self.last or not of_last(name)]
 
     def __len__(self) -> int:
         return len(self.texts)

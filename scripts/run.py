@@ -27,7 +27,7 @@ from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from probes.encoder import Description, check_device, describe, parse_layers
 from probes.errors import InputError
-from probes.readout import DEFAULT, parse
+from probes.readout import DEFAULT, parse, separated
 from probes.registry import check_name, find_probe
 from probes.split import split, take
 from probes.task import Task
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clsprobe")
 
-TABLES = ("results", "predictions", "projection")
+TABLES = ("results", "predictions", "projection", "learning", "information")
 PROJECTED = 1000  # texts of a UMAP
 FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
 
@@ -49,7 +49,7 @@ FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, 
 def _separated(value: Any) -> Any:
     """Lists are comma-separated, or the flag is repeated."""
     parts = [value] if isinstance(value, str) else list(value)
-    return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
+    return tuple(name for part in parts for name in separated(str(part)))
 
 
 def _repeated(value: Any) -> Any:
@@ -84,6 +84,8 @@ class Measured:
     predictions: pd.DataFrame
     results: pd.DataFrame
     projection: pd.DataFrame
+    learning: pd.DataFrame
+    information: pd.DataFrame
     facts: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -219,7 +221,41 @@ class Run(Study):
         unsolved = results[(results.metric == "accuracy") & (results.split == "test") & ~results.converged]
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
-        return Measured(predictions, results, projection, facts, [*layer0_check(results), *notes, *failures], failures)
+        learning, bits, covered = self.inform(asked, trained, predictions)
+        found = [*layer0_check(results), *notes, *told, *failures]
+        return Measured(predictions, results, projection, learning, bits, facts, found, failures)
+
+    def inform(
+        self, asked: list[Asked], states: States, predictions: pd.DataFrame
+    ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+        """Learning curves and bits of the chosen cells of every task (analysis.information), and what to say of it."""
+        import pandas as pd
+
+        from analysis.choose import SHOWN, chosen_cell
+        from analysis.information import BAG, INFORMATION, LEARNING, information
+        from probes.control import coverage, word_type
+
+        probe, notes = find_probe(self.probes[0]), []
+        parts: list[tuple[pd.DataFrame, ...]] = [(pd.DataFrame(columns=LEARNING), pd.DataFrame(columns=INFORMATION))]
+        for one in asked:
+            log.info("measuring the bits of %s", one.task.name)
+            texts = [one.task.texts[i] for i in one.row]
+            share, guess = coverage(word_type(texts, one.y, one.side, self.seed), one.side)
+            notes.append(
+                f"{short(one.task.name)}: the control task has a label for {share:.0%} of the test texts; its "
+                f"commonest one is right on {guess:.3f} of these."
+            )
+            rows = self.judged(predictions[predictions.task == one.task.name])
+            names = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
+            cells = [chosen_cell(rows, name) for name in names] or [self._subject(rows)]
+            if BAG in states.cells:
+                cells.append(replace(chosen_cell(rows, None, "layer0_mean"), told=SHOWN["layer0_mean"]))
+            if hasattr(probe, "predict_proba"):
+                parts.append(information(one, states, cells, probe, seed=self.seed))
+            else:
+                notes.append(f"{self.probes[0]} gives no probabilities: nothing is told in bits.")
+        learning, told = (pd.concat(tables[1:] or tables, ignore_index=True) for tables in zip(*parts, strict=True))
+        return learning, told, list(dict.fromkeys(notes))
 
     def _encode(self, ready: Ready) -> list[States]:
         from probes.encoder import has_bfloat16, load_encoder
@@ -419,6 +455,29 @@ class Run(Study):
                     section=short(task),
                 )
             )
+            curves = measured.learning[measured.learning.task == task].drop(columns="task")
+            if len(curves):
+                exhibits += [
+                    Exhibit(
+                        "What more texts would teach: test accuracy by the number of training texts, with 95 % "
+                        "intervals. The layers are those that dev chooses with all of them.",
+                        curves.rename(columns={"name": "readout", "n": "training texts"}),
+                        "curves",
+                        {"metric": "accuracy", "along": "training texts"},
+                        short(task),
+                    ),
+                    Exhibit(
+                        "In bits. Codelength: what the labels of train take when they are sent block by block, each "
+                        "with a probe trained on those before (Voita & Titov 2020); compression: how many times fewer "
+                        "than without a probe. V-information: the bits that a cell takes off the label of a test text "
+                        "(Xu et al. 2020); what it adds: off what the mean of layer 0, words without their context, "
+                        "leaves (Hewitt et al. 2021). 95 % intervals over the test texts; it may be negative.",
+                        measured.information[measured.information.task == task].drop(
+                            columns=["task", "layer", "readout", "converged"]
+                        ),
+                        section=short(task),
+                    ),
+                ]
             if {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
                 pair = chosen_cell(rows, "cls"), chosen_cell(rows, "mean")
                 exhibits.append(
