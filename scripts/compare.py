@@ -121,6 +121,12 @@ class AgainstCls(Run):
         """No maps: they stay with `clsprobe run`."""
         return ()
 
+    def inform(
+        self, asked: list[Asked], states: States, predictions: pd.DataFrame
+    ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+        """Nothing is told in bits where no summaries are shown."""
+        return super().inform([], states, predictions)
+
     def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
         """Nothing is projected where no maps are shown."""
         return super().project([], states, predictions)

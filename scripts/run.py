@@ -97,6 +97,7 @@ class Run(Study):
     question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
     claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
     margin: ClassVar[float] = 0.0
+    beside_untrained: ClassVar[bool] = True  # whether an untrained encoder is among the baselines
 
     task: Specs = Field(("grammar:demo",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     text_column: str = Field("text", description="file, hf: the column with the texts")
@@ -222,7 +223,7 @@ class Run(Study):
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
         learning, bits, covered = self.inform(asked, trained, predictions)
-        found = [*layer0_check(results), *notes, *told, *failures]
+        found = [*layer0_check(results), *notes, *covered, *failures]
         return Measured(predictions, results, projection, learning, bits, facts, found, failures)
 
     def inform(
@@ -268,7 +269,7 @@ class Run(Study):
         elif self.fast:
             log.info("--fast: no bfloat16 in this hardware; float32 it is")
         states = []
-        for weights in (None, *self._seeds):
+        for weights in (None, *(self._seeds if self.beside_untrained else ())):
             what = "the encoder" if weights is None else f"an untrained one (seed {weights})"
             log.info("encoding %s with %s", counted(len(texts), "text"), what)
             encoder = load_encoder(ready.described, device=self.device, dtype=dtype, untrained=weights)
@@ -555,7 +556,7 @@ class Run(Study):
         ready = self.ready
         texts, cells = ready.texts, len(ready.layers) * len(ready.readouts)
         tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
-        encoders = 1 + self.seeds
+        encoders = 1 + self.seeds * self.beside_untrained
         flops = 24 * ready.described.layers * ready.described.dim**2 * tokens * encoders
         values = sum(len(task.texts) for task in ready.tasks) * ready.described.dim * cells * encoders
         minutes = (flops / FLOPS + values * len(self.probes) / VALUES) / 60
