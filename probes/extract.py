@@ -533,7 +533,11 @@ class Extractor:
             "layers": self.layers,
             "readouts": [[readout.name, _code(readout)] for readout in self.readouts],  # "present" is in their order
             "code": _own_code(),
-            "plan": [self.max_tokens_per_batch, self.leaks, WINDOW, SHARD],
+            "plan": [
+                f"{self.max_tokens_per_batch} tokens" + (" of one length" if self.leaks else ""),
+                f"windows of {WINDOW}",
+                f"shards of {SHARD} bytes",
+            ],
             "versions": source["versions"],
         }
 

@@ -67,12 +67,16 @@ OURS = re.compile(
 
 
 def cache_folder(path: Path | str | None = None) -> Path:
-    """`path`, else $CLSPROBE_HOME, else $XDG_CACHE_HOME/clsprobe, else ~/.cache/clsprobe."""
-    if path is not None:
+    """`path`, else $CLSPROBE_HOME, else $XDG_CACHE_HOME/clsprobe, else ~/.cache/clsprobe.
+
+    Raises InputError where ~ is nowhere.
+    """
+    if path is None:
+        path = os.environ.get("CLSPROBE_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "clsprobe"
+    try:
         return Path(path).expanduser()
-    if home := os.environ.get("CLSPROBE_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clsprobe"
+    except RuntimeError:  # no such user, or one without a home
+        raise InputError(f"--cache {path}", "there is no such home folder", "Name another folder") from None
 
 
 def usable_folder(path: Path | str | None = None) -> Path:
@@ -421,7 +425,7 @@ class Listed:
 
     def told(self) -> str:
         """One line: key, size, age, and everything the key was made of, so that it shows why two of them differ."""
-        nothing = {"texts": {}, "readouts": (), "layers": (), "plan": (0,)}
+        nothing = {"texts": {}, "readouts": (), "layers": (), "plan": ()}
         of: dict[str, Any] = nothing | self.manifest.get("made_of", {})
         days = (time.time() - self.used) / 86400
         parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
@@ -435,9 +439,9 @@ class Listed:
             f"layers {','.join(map(str, of['layers']))}",
             "readouts " + ", ".join(f"{name} {code[:8]}".rstrip() for name, code in dict(of["readouts"]).items()),
             f"{of.get('dtype')} on {of.get('device')}, {of.get('attention')} attention",
-            f"at most {of.get('max_length')} tokens, batches of {of['plan'][0]}",
+            f"at most {of.get('max_length')} tokens, batches of {', '.join(map(str, of['plan']))}",
             " ".join(f"{name} {version}" for name, version in of.get("versions", {}).items()),
-            f"code {of.get('code', '')[:8]}",
+            f"code {of.get('code', '')[:8]}, format {of.get('format')}",
         ]
         return "  ".join(map(printable, parts))
 
@@ -459,7 +463,10 @@ def listing(cache: Path) -> list[Listed]:
                 manifest = _readable(folder) or {}
                 used = files.get(MANIFEST, folder.stat()).st_mtime
                 size = sum(status.st_size for status in files.values())
-                found.append(Listed(folder, manifest, size, used, ROWS in manifest.get("shards", ())))
+                shards = manifest.get("shards", {})
+                rows = sum(entry.get("rows", 0) for entry in shards.values())
+                whole = ROWS in shards and rows == manifest["made_of"]["texts"]["count"]  # one may have been set aside
+                found.append(Listed(folder, manifest, size, used, whole))
     return sorted(found, key=lambda one: (-one.used, one.folder))
 
 

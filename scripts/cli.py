@@ -60,17 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code. Without `arguments` it is the process's own, and Ctrl-C ends that."""
     given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     stop = _Stop(f"stopped; the same command goes on: clsprobe {shlex.join(given)}")
-    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell ignores it
-        signal.signal(signal.SIGINT, stop.press)
     debug, quiet = "--debug" in given, "--quiet" in given
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if quiet:
-        os.environ["TQDM_DISABLE"] = "1"
-    warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
-    register_studies()
     code = 1
     try:
+        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+            signal.signal(signal.SIGINT, stop.press)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        log.setLevel(logging.WARNING if quiet else logging.INFO)
+        if quiet:
+            os.environ["TQDM_DISABLE"] = "1"
+        warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
+        register_studies()
         code = app(args=given, prog_name="clsprobe", standalone_mode=False) or 0  # typer makes 130 of Ctrl-C by itself
     except InputError as error:
         code = _complain(error, debug)
@@ -107,6 +107,7 @@ class _Stop:
         """What the signal calls: the run is interrupted, and ended where it does not end by itself."""
         self.pressed = True
         sys.unraisablehook = lambda _: None  # where Python cannot be interrupted it would say so
+        sys.excepthook = lambda *_: self.end()  # where nobody expects it any more
         timer = threading.Timer(PATIENCE, self.end)
         timer.daemon = True
         timer.start()
