@@ -1059,7 +1059,7 @@ def test_a_page_tells_of_halved_batches(model, tmp_path, capsys, monkeypatch):
     halved = json.loads((tmp_path / "out" / "run.json").read_text())["model"]["batches halved"]
     assert halved == next(one for one in map(store_halved, listing(tmp_path / "cache")) if one)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert re.search(rf"batches halved</\w+>\s*<\w+>(<bdi>)?{halved}<", page)
+    assert f"<dt><bdi>batches halved</bdi></dt><dd><bdi>{halved}</bdi></dd>" in page
 
 
 def store_halved(one: store.Listed) -> int:
@@ -1074,23 +1074,29 @@ def store_halved(one: store.Listed) -> int:
 
 def peaks(model: Path, **cases: tuple[int, str]) -> dict[str, int]:
     """Peak resident bytes of extractions, each in a process of its own (tests/memory.py)."""
-    asked = json.dumps(cases)
-    program = str(Path(__file__).with_name("memory.py"))
+    program = [sys.executable, str(Path(__file__).with_name("memory.py")), str(model), json.dumps(cases)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, program, str(model), asked], capture_output=True, text=True, env=environment)
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @posix
 def test_memory_does_not_grow_with_the_texts(model):
-    """Ten times the texts, and their vectors, 11 MB, are on the disk; the twin keeps its shards, and is seen."""
-    found = peaks(
-        model, few=(600, "small"), many=(6_000, "small"), keeping=(6_000, "small keeping"), short=(20_000, "short")
-    )
-    assert found["many"] - found["few"] < 3e6
-    assert found["keeping"] - found["few"] > 8e6
-    assert found["short"] > 0  # batches that really did not fit were halved
+    """Ten times the texts: their vectors, 11 MB more, are on the disk. The twin keeps its shards, and is seen.
+
+    What is there besides, 7 MB, are shards and windows under way, of which 600 texts have fewer, and tables of rows.
+    """
+    found = peaks(model, few=(600, "small"), many=(6_000, "small"), keeping=(6_000, "small keeping"))
+    assert found["many"] - found["few"] < 12e6
+    assert found["keeping"] - found["few"] > 15e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how much memory there is cannot be limited")
+@pytest.mark.long
+def test_memory_that_is_really_short(model):
+    """What torch itself says when it cannot allocate."""
+    assert peaks(model, short=(20_000, "short"))["short"] > 0
 
 
 @posix
