@@ -390,8 +390,9 @@ class Extractor:
                 stacklevel=3,
             )
         if isinstance(kept, Store) and kept.damaged:
-            told = f"{len(kept.damaged)} damaged files were set aside as *.corrupt and made again"
-            warnings.warn(f"{kept.folder}: {told} ({', '.join(kept.damaged[:3])})", stacklevel=3)
+            told = f"damaged or missing, and made again: {', '.join(kept.damaged[:3])}"
+            more = f" and {len(kept.damaged) - 3} more files" if len(kept.damaged) > 3 else ""
+            warnings.warn(f"{kept.folder}: {told}{more}; what was there is kept as *.corrupt", stacklevel=3)
         return {"unknown tokens": missed, "batches halved": kept.halved, "moved by half precision": moved}
 
     def _deviation(self, texts: list[str]) -> dict[str, float]:
@@ -543,9 +544,13 @@ class Extractor:
         return {name: source[name] for name in same} | {
             "texts": {"count": len(texts), "digest": total.hexdigest()},
             "layers": self.layers,
-            "readouts": {readout.name: _code(readout) for readout in self.readouts},
+            "readouts": [[readout.name, _code(readout)] for readout in self.readouts],  # "present" is in their order
             "code": _own_code(),
-            "plan": [self.max_tokens_per_batch, self.leaks, WINDOW, SHARD],
+            "plan": [
+                f"{self.max_tokens_per_batch} tokens" + (" of one length" if self.leaks else ""),
+                f"windows of {WINDOW}",
+                f"shards of {SHARD} bytes",
+            ],
             "versions": source["versions"],
         }
 
@@ -586,7 +591,8 @@ class _Enough(Exception):
 
 def _out_of_memory(error: BaseException) -> bool:
     told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return told or any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+    words = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
+    return told or any(some in str(error) for some in words)
 
 
 def _plain(dtype: torch.dtype) -> str:
@@ -603,17 +609,19 @@ def _own_code() -> str:
 def _code(readout: Readout) -> str:
     """What a readout of others does: the files that its classes stand in, and what its constructor left in it.
 
-    Where a class has no file, as one that was typed in, or holds what cannot be told, it is another every time.
+    Where a class has no file, as one that was typed in, or holds what cannot be told, it is another every time. Empty
+    for a readout of the house: its code is that of `_own_code`, and its name tells everything else.
     """
     import joblib
 
-    total = sha256()
+    total, own = sha256(), True
     for part in within(readout):
         kinds = [kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "probes.readout")]
+        own = own and not kinds
         try:
             for kind in kinds:
                 total.update(Path(inspect.getfile(kind)).read_bytes())
             total.update(joblib.hash(vars(part)).encode() if kinds else b"")
         except Exception:  # whatever pickling says of an object that was not made for it
             total.update(secrets.token_bytes())
-    return total.hexdigest()
+    return "" if own else total.hexdigest()

@@ -60,17 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code. Without `arguments` it is the process's own, and Ctrl-C ends that."""
     given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     stop = _Stop(f"stopped; the same command goes on: clsprobe {shlex.join(given)}")
-    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell ignores it
-        signal.signal(signal.SIGINT, stop.press)
     debug, quiet = "--debug" in given, "--quiet" in given
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if quiet:
-        os.environ["TQDM_DISABLE"] = "1"
-    warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
-    register_studies()
     code = 1
     try:
+        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+            signal.signal(signal.SIGINT, stop.press)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        log.setLevel(logging.WARNING if quiet else logging.INFO)
+        if quiet:
+            os.environ["TQDM_DISABLE"] = "1"
+        warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
+        register_studies()
         code = app(args=given, prog_name="clsprobe", standalone_mode=False) or 0  # typer makes 130 of Ctrl-C by itself
     except InputError as error:
         code = _complain(error, debug)
@@ -107,6 +107,7 @@ class _Stop:
         """What the signal calls: the run is interrupted, and ended where it does not end by itself."""
         self.pressed = True
         sys.unraisablehook = lambda _: None  # where Python cannot be interrupted it would say so
+        sys.excepthook = lambda *_: self.end()  # where nobody expects it any more
         timer = threading.Timer(PATIENCE, self.end)
         timer.daemon = True
         timer.start()
@@ -378,25 +379,36 @@ def cache(
     if what not in ("ls", "verify", "purge"):
         raise unknown("cache", "action", what, ("ls", "verify", "purge"))
     folder = cache_folder(cache)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--cache {folder}", "is not a folder", "Name the folder of a cache")
+    if cache is not None and not folder.exists():
+        raise InputError(f"--cache {folder}", "does not exist", "Name the folder of a cache")
     there = {one.folder.name: one for one in listing(folder)}
     for key in keys or ():
+        if not there:
+            raise InputError(f"cache {what}", f"unknown key '{key}'", f"There is none in {folder}")
         if key not in there:
             raise unknown(f"cache {what}", "key", key, there)
     chosen = [one for key, one in there.items() if not keys or key in keys]
-    damaged = 0
+    damaged, kept = 0, list[str]()
     for one in chosen:
         told = one.told()
         if what == "verify":
             bad = verify(one.folder)
             damaged += len(bad)
-            told += f"  set aside: {', '.join(bad)}" if bad else "  sound"
+            told += f"  set aside: {', '.join(bad)}" if bad else "  sound" if one.manifest else ""
         elif what == "purge" and not purge(one.folder):
             told += "  in use: kept"
+            kept.append(one.folder.name)
         typer.echo(told)
-    size = sum(one.bytes for one in chosen) / 1e9
-    typer.echo(f"{folder}: {len(chosen)} entries, {size:.2f} GB{' removed' if what == 'purge' else ''}")
+    done = [one for one in chosen if one.folder.name not in kept]
+    told = f"{len(done):,} {'entry' if len(done) == 1 else 'entries'}, {sum(one.bytes for one in done) / 1e9:.2f} GB"
+    typer.echo(f"{folder}: {told}{' removed' if what == 'purge' else ''}")
     if damaged:
-        raise InputError(str(folder), f"{damaged} damaged files were set aside", "Run again what needs them")
+        files = "1 file is" if damaged == 1 else f"{damaged:,} files are"
+        raise InputError(str(folder), f"{files} damaged or missing", "Run again what needs them; they are made anew")
+    if kept:
+        raise InputError(f"cache purge {' '.join(kept)}", "in use", "Wait for the runs that use it to end")
 
 
 @app.command("list")
