@@ -50,7 +50,7 @@ __all__ = ["Extractor", "States", "plan", "tap"]
 
 Read = Callable[[int, "Tensor"], None]
 
-WINDOW = 8_192  # texts that are tokenized and sorted together
+WINDOW = 4_096  # texts that are tokenized and sorted together
 SHARD = 32 << 20  # bytes of vectors in a file
 BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
