@@ -238,8 +238,8 @@ def test_any_flipped_bit_is_found(encoder, whole):
 
 
 @pytest.mark.long
-def test_two_thousand_flipped_bits_are_found(encoder, whole):
-    any_bit(encoder, whole, 2_000, seed=1)
+def test_a_thousand_flipped_bits_are_found(encoder, whole):
+    any_bit(encoder, whole, 1_000, seed=1)
 
 
 def test_several_damaged_files_are_told_of_at_once(encoder, whole):
