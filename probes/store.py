@@ -426,7 +426,7 @@ class Listed:
     def told(self) -> str:
         """One line: key, size, age, and everything the key was made of, so that it shows why two of them differ."""
         nothing: dict[str, Any] = {"texts": {}, "readouts": (), "layers": (), "plan": ()}
-        of: dict[str, Any] = nothing | self.manifest.get("made_of", {})
+        of = nothing | self.manifest.get("made_of", {})
         days = (time.time() - self.used) / 86400
         parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
         if not self.manifest:
