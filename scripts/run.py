@@ -162,6 +162,8 @@ class Run(Study):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
         for task in tasks:
+            if task.kind != "class":
+                raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
             for seed in self._seeds:
                 split(task, seed=seed, allow_overlap=self.allow_overlap)
         return Ready(tasks, rows, notes, described, layers, readouts)
