@@ -156,7 +156,9 @@ def describe(name: str | None = None) -> Description:
     for key in ("block_sizes", "block_repeats"):
         sizes = config.get(key) or [1]
         if not isinstance(sizes, list) or any(type(n) is not int or not 1 <= n <= DEEPEST for n in sizes):
-            raise InputError(f"{shown}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there")
+            raise InputError(
+                f"{shown}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there"
+            )
     return Description(
         shown,
         folder,

@@ -155,8 +155,7 @@ class Store:
 
     def __init__(self, cache: Path, made_of: Mapping[str, Any], *, name: str, size: float) -> None:
         self.cache, self.made_of, self.name = cache, dict(made_of) | {"format": FORMAT}, name
-        key = sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = cache / key
+        self.folder = self.place(cache, made_of)
         self._locks: dict[int, Lock] = {}
         try:
             self.damaged = verify(self.folder)
@@ -170,6 +169,12 @@ class Store:
                     self._enter(dict)
         except OSError as error:
             raise _unusable(cache, error) from None
+
+    @staticmethod
+    def place(cache: Path, made_of: Mapping[str, Any]) -> Path:
+        """Where the folder of a key is, or would be."""
+        key = sha256(json.dumps(dict(made_of) | {"format": FORMAT}, sort_keys=True).encode()).hexdigest()[:32]
+        return cache / key
 
     @property
     def rows(self) -> pd.DataFrame | None:

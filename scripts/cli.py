@@ -140,7 +140,8 @@ def _complain(error: InputError, debug: bool) -> int:
 
 def _mended(error: Exception, given: Sequence[str]) -> InputError:
     """Typer's own complaint in our words; a mistyped command or flag is met with the nearest one."""
-    message = str(getattr(error, "message", error)).rstrip(".")
+    told: Any = error
+    message = str(told.message or told.format_message()).rstrip(".")
     context: Any = getattr(error, "ctx", None)
     known: list[str] = []
     if context is not None:

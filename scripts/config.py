@@ -69,7 +69,9 @@ def _text(path: Path) -> str:
         if not stat.S_ISREG(before.st_mode) and not path.is_dir():  # opening a FIFO would wait for ever
             raise InputError(path.name, "not a regular file", "Save it to a file first")
         if before.st_size > LARGEST:
-            raise InputError(path.name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?")
+            raise InputError(
+                path.name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?"
+            )
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
         reason = getattr(error, "strerror", None) or str(error)

@@ -228,7 +228,7 @@ class Run(Study):
         from probes.extract import Extractor
         from probes.store import usable_folder
 
-        texts, dtype, cache = ready.texts, self.dtype, usable_folder(self.cache)
+        texts, dtype = ready.texts, self.dtype
         if self.fast and has_bfloat16(self.device):
             dtype = "bfloat16"
         elif self.fast:
@@ -244,7 +244,7 @@ class Run(Study):
                 layers=ready.layers,
                 max_length=self.max_length,
                 long_rows="error" if self.long_rows == "error" else "truncate",
-                cache=cache,
+                cache=usable_folder(self.cache),  # not made before a model is known to load
             )
             states.append(extract(texts))
         return states
