@@ -91,7 +91,7 @@ class Exhibit:
             raise ValueError(f"exhibit {self.caption!r} is a table without a plot")
         from analysis import plots
 
-        drawing = getattr(plots, self.plot, None)
+        drawing: Any = getattr(plots, self.plot, None)
         if self.plot.startswith("_") or not hasattr(drawing, "__wrapped__"):  # whatever a saved answer may name
             raise ValueError(f"there is no plot '{self.plot}'")
         return drawing(self.table, **self.arguments)

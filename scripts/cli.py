@@ -141,7 +141,7 @@ def _complain(error: InputError, debug: bool) -> int:
 def _mended(error: Exception, given: Sequence[str]) -> InputError:
     """Typer's own complaint in our words; a mistyped command or flag is met with the nearest one."""
     told: Any = error
-    message = str(told.message or told.format_message()).rstrip(".")
+    message = str(told.message or told.format_message()).partition(" Did you mean")[0].rstrip(".")
     context: Any = getattr(error, "ctx", None)
     known: list[str] = []
     if context is not None:
@@ -149,7 +149,7 @@ def _mended(error: Exception, given: Sequence[str]) -> InputError:
         known += list(getattr(context.command, "commands", {}))
     wrong = next((a.partition("=")[0] for a in given if a.partition("=")[0] in message.replace("'", " ").split()), None)
     guess = did_you_mean(wrong, known) if wrong else None
-    return InputError(wrong or "command", printable(message), f"Did you mean '{guess}'?" if guess else "See --help")
+    return InputError(wrong or "command", message, f"Did you mean '{guess}'?" if guess else "See --help")
 
 
 # ------------------------------------------------------------------------------------------------------ studies

@@ -27,7 +27,7 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
     try:
         depth = 0
         for event in yaml.parse(text, yaml.BaseLoader):
-            where = f"{name}:{event.start_mark.line + 1}"
+            where = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
             if isinstance(event, yaml.AliasEvent):
                 raise InputError(where, "uses a YAML alias", "Write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
