@@ -45,7 +45,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     name, lowered = name.lower(), {k: k.lower() for k in known}
     short = {k: v for k, v in lowered.items() if len(v) == 2}
     begins = {k: v[: len(name)] for k, v in lowered.items() if len(name) >= 4}
-    for near, cutoff in ((lowered, 0.6), (short, 0.5), (begins, 1 - 1 / max(len(name), 4))):
+    for near, cutoff in ((lowered, 0.6), (short, 0.5), (begins, 1 - 1.01 / max(len(name), 4))):
         if best := process.extractOne(name, near, scorer=OSA.normalized_similarity, score_cutoff=cutoff):
             return best[2]
     return None
