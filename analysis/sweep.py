@@ -333,12 +333,16 @@ def layer0_check(results: pd.DataFrame) -> list[str]:
     return told
 
 
-def describe_rows(asked: Asked) -> dict[str, object]:
-    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes."""
+def describe_rows(asked: Asked, cut: int = 0) -> dict[str, object]:
+    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes.
+
+    cut: rows that were left out before, beyond --max-texts.
+    """
     sides = {name: len(asked.rows_of(name)) for name in ("train", *EVALUATED)}
     return {
-        "rows": len(asked.task.texts),
+        "rows": len(asked.task.texts) + cut,
         **sides,
+        **({"left out: beyond --max-texts": cut} if cut else {}),
         **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
         "classes": len(asked.classes),
     }

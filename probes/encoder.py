@@ -54,6 +54,7 @@ _EMBEDDED_FILES = {  # SHA-256 of the published files
 BLOCKS = {kind: adapter.blocks for kind, adapter in ADAPTERS.items()}  # model_type -> where its blocks are
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
 _WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
+LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position, a number of layers: more stands in no real config.json
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
@@ -130,10 +131,12 @@ def describe(name: str | None = None) -> Description:
     config = _read_json(folder / "config.json", shown)
     _refuse_unsupported(shown, folder, config)
 
-    def number(default: int | None, *keys: str) -> int:
-        value = next((config[key] for key in keys if key in config), default)
-        if not isinstance(value, int):
-            raise InputError(f"{shown}/config.json", f"{keys[0]} is {json.dumps(value)}, not a number", "Mend it there")
+    def number(default: int | None, *keys: str, low: int = 1, high: int = LARGEST) -> int:
+        key = next((key for key in keys if key in config), keys[0])
+        value = config.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            what = f"{key} is {json.dumps(value)[:60]}, not a number from {low} to {high:,}"
+            raise InputError(f"{shown}/config.json", what, "Mend it there")
         return value
 
     adapter = adapter_of(config["model_type"])
@@ -143,13 +146,24 @@ def describe(name: str | None = None) -> Description:
     if adapter.reserved is None:  # no table that ends: as long as the tokenizer says, 512 where it says nothing
         positions = 512 if limit > 10**6 else int(limit)
     else:
-        taken = number(1, "pad_token_id") + 1 if adapter.reserved == "pad" else adapter.reserved
+        taken = number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
         positions = number(512, "max_position_embeddings", "n_positions") - taken
+    if min(positions, limit) < 3:
+        what = f"leaves room for {max(0, int(min(positions, limit)))} tokens, special ones included"
+        raise InputError(f"{shown}/config.json", what, "Mend max_position_embeddings there")
+    for key in ("num_hidden_groups", "inner_group_num"):
+        number(1, key, high=DEEPEST)
+    for key in ("block_sizes", "block_repeats"):
+        sizes = config.get(key) or [1]
+        if not isinstance(sizes, list) or any(type(n) is not int or not 1 <= n <= DEEPEST for n in sizes):
+            raise InputError(
+                f"{shown}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there"
+            )
     return Description(
         shown,
         folder,
         config,
-        depth=number(0 if "block_sizes" in config else None, *first, *_DEPTH),
+        depth=number(1 if "block_sizes" in config else None, *first, *_DEPTH, high=DEEPEST),
         dim=number(None, *_WIDTH),
         max_length=int(min(positions, limit)),
         revision=revision,

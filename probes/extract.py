@@ -228,11 +228,16 @@ class Extractor:
         Raises InputError for texts too long, vectors that are not finite, a text too large for the memory, a full disk.
         """
         kept: Store | Memory = Memory()
+        made_of = {} if self.cache is None else self._made_of(texts)
+        new = self.cache is None or not Store.place(self.cache, made_of).exists()
+        if new:
+            self._look_for_long(texts)  # before a folder is made
         if self.cache is not None:
-            size = self._row_bytes * len(texts)
-            kept = Store(self.cache, self._made_of(texts), name=self.encoder.name, size=size)
+            kept = Store(self.cache, made_of, name=self.encoder.name, size=self._row_bytes * len(texts))
         rows = kept.rows
         if rows is None or not all(kept.has(number) for number in np.unique(rows.shard)):
+            if not new:
+                self._look_for_long(texts)
             rows = self._fill(kept, texts)
         if self.long_rows == "error" and (rows.tokens > self.max_length).any():
             self._refuse_long(rows.tokens.to_numpy())
@@ -253,8 +258,6 @@ class Extractor:
 
     def _fill(self, kept: Store | Memory, texts: Sequence[str]) -> pd.DataFrame:
         """Make every shard that is not there, and wait for those that other processes make; where every text is."""
-        if self.long_rows == "error":
-            self._look_for_long(texts)
         facts: dict[str, Any] = {}
         if self.encoder.dtype != torch.float32 and len(texts):
             facts["deviation"] = self._deviation([texts[i] for i in range(min(COMPARED, len(texts)))])
@@ -346,6 +349,8 @@ class Extractor:
 
     def _look_for_long(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long before the first one is run: a text has no more tokens than bytes."""
+        if self.long_rows != "error":
+            return
         maybe = [i for i in range(len(texts)) if len(texts[i].encode("utf-8", "surrogatepass")) > self.max_length - 2]
         lengths = np.zeros(len(texts), np.int64)
         for start in range(0, len(maybe), WINDOW):

@@ -162,7 +162,7 @@ class Store:
 
     def __init__(self, cache: Path, made_of: Mapping[str, Any], *, name: str, size: float) -> None:
         self.cache, self.made_of, self.name = cache, dict(made_of) | {"format": FORMAT}, name
-        self.folder = cache / _key(self.made_of)
+        self.folder = self.place(cache, made_of)
         self._locks: dict[int, Lock] = {}
         try:
             self.damaged = verify(self.folder)
@@ -176,6 +176,11 @@ class Store:
                     self._enter(dict)
         except OSError as error:
             raise _unusable(cache, error) from None
+
+    @staticmethod
+    def place(cache: Path, made_of: Mapping[str, Any]) -> Path:
+        """Where the folder of a key is, or would be."""
+        return cache / _key(dict(made_of) | {"format": FORMAT})
 
     @property
     def rows(self) -> pd.DataFrame | None:

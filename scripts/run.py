@@ -70,6 +70,7 @@ class Ready:
     described: Description
     layers: list[int]
     readouts: list[str]
+    cut: dict[str, int]  # task -> rows beyond --max-texts
 
     @property
     def texts(self) -> list[str]:
@@ -154,20 +155,25 @@ class Run(Study):
         tasks: list[Task] = []
         rows: dict[str, dict[str, Any]] = {}
         notes: list[str] = []
+        cut: dict[str, int] = {}
         for spec in self.task:
             loaded = load(spec, options)
             rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
             notes += loaded.notes
-            tasks += [take(task, self.max_texts, seed=self.seed) if self.max_texts else task for task in loaded.tasks]
+            for task in loaded.tasks:
+                tasks.append(take(task, self.max_texts, seed=self.seed) if self.max_texts else task)
+                cut[task.name] = len(task.texts) - len(tasks[-1].texts)
         if not tasks:
             raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
         names = [task.name for task in tasks]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
         for task in tasks:
+            if task.kind != "class":
+                raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
             for seed in self._seeds:
                 split(task, seed=seed, allow_overlap=self.allow_overlap)
-        return Ready(tasks, rows, notes, described, layers, readouts)
+        return Ready(tasks, rows, notes, described, layers, readouts, cut)
 
     @property
     def _seeds(self) -> range:
@@ -205,7 +211,7 @@ class Run(Study):
         asked = [ask(t, trained, self.seed, drop=drop, allow_overlap=self.allow_overlap) for t in ready.tasks]
         projection = self.project(asked, trained, predictions)
         facts = {
-            "rows": {task.task.name: describe_rows(task) for task in asked},
+            "rows": {task.task.name: describe_rows(task, ready.cut[task.task.name]) for task in asked},
             "read": ready.rows,
             "model": {k: v for k, v in trained.source.items() if k not in ("versions", "control", "seed")}
             | {"truncated texts": 0 if drop is not None else len(trained.truncated)},
@@ -263,7 +269,7 @@ class Run(Study):
         from probes.extract import Extractor
         from probes.store import usable_folder
 
-        texts, dtype, cache = ready.texts, self.dtype, usable_folder(self.cache)
+        texts, dtype = ready.texts, self.dtype
         if self.fast and has_bfloat16(self.device):
             dtype = "bfloat16"
         elif self.fast:
@@ -279,7 +285,7 @@ class Run(Study):
                 layers=ready.layers,
                 max_length=self.max_length,
                 long_rows="error" if self.long_rows == "error" else "truncate",
-                cache=cache,
+                cache=usable_folder(self.cache),  # not made before a model is known to load
             )
             states.append(extract(texts))
         return states

@@ -516,21 +516,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _integral(parquet: Any, column: str) -> bool:
-    """Whether a column of floats holds whole numbers only: classes that became floats because one value was missing."""
-    import numpy as np
-    from pyarrow import types
-
-    if not types.is_floating(parquet.schema_arrow.field(column).type):
-        return False
-    for batch in parquet.iter_batches(65536, columns=[column]):
-        values = batch.column(0).drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
-        values = values[~np.isnan(values)]
-        if not (np.isfinite(values) & (values == np.floor(values))).all():
-            return False
-    return True
-
-
 def _plain_arrow(column: pa.Array, whole: bool, name: str, before: int, findings: Findings) -> list[str | None]:
     """A batch of one column as cells. Arrow does not check that its strings are UTF-8, so it is checked here."""
     import pyarrow as pa
