@@ -30,7 +30,7 @@ from probes.errors import InputError
 from probes.readout import DEFAULT, parse
 from probes.registry import check_name, find_probe
 from probes.split import split, take
-from probes.task import Task
+from probes.task import Task, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ class Run(Study):
     margin: ClassVar[float] = 0.0
 
     task: Specs = Field(("grammar:demo",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
-    text_column: str = Field("text", description="file, hf: the column with the texts")
+    text_column: str = Field("text", description="file, hf: the column with the texts, or two of them for pairs: A,B")
     label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
     split_column: str | None = Field(None, description="file: a column with train, dev, test")
     group_column: str | None = Field(None, description="file, hf: rows with one value stay on one side")
@@ -279,7 +279,7 @@ class Run(Study):
                             "x": flat[:, 0].round(3),
                             "y": flat[:, 1].round(3),
                             "label": one.classes[one.y[test]],
-                            "text": [one.task.texts[i] for i in one.row[test]],
+                            "text": [readable(one.task.texts[i]) for i in one.row[test]],
                             "row": one.row[test],
                         }
                     )

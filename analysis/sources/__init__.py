@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
 
-from probes.errors import unknown
+from probes.errors import InputError, unknown
 from probes.task import Task
 
 SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
@@ -32,6 +32,17 @@ class SourceOptions:
     replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the texts, or the two of pairs. Raises InputError for more, and for one named twice."""
+        names = tuple(name.strip() for name in self.text_column.split(","))
+        if len(names) > 2 or not all(names):
+            what = f"'{self.text_column}' is neither one column nor two"
+            raise InputError("--text-column", what, "Name one, or two for pairs, as in premise,hypothesis")
+        if len(set(names)) < len(names):
+            raise InputError("--text-column", f"'{names[0]}' is named twice", "Name another second column")
+        return names
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from analysis.sources import Loaded, SourceOptions
 from analysis.sources.tables import READERS, Findings, Texts, read, shown
 from probes.errors import InputError, did_you_mean, named_rows
-from probes.task import Task
+from probes.task import PAIRED, Task, pair
 
 SIDES = ("train", "dev", "test")
 ALIASES = {
@@ -52,10 +52,10 @@ def _check_columns(options: SourceOptions) -> None:
     for flag, columns in (
         ("--label-column", options.label_column),
         ("--split-column", (options.split_column,)),
-        ("--group-column", (options.group_column,)),
+        ("--group-column", (options.group_column,) if len(options.text_columns) == 1 else ()),
     ):
-        if options.text_column in columns:
-            raise InputError(flag, f"{shown(options.text_column)} is the text column already", "Name another column")
+        if taken := [name for name in options.text_columns if name in columns]:
+            raise InputError(flag, f"{shown(taken[0])} is the text column already", "Name another column")
     if double := [name for name, times in Counter(options.label_column).items() if times > 1]:
         raise InputError("--label-column", f"{shown(double[0])} is named twice", "Name each column once")
     for flag, column in (("--split-column", options.split_column), ("--group-column", options.group_column)):
@@ -169,17 +169,19 @@ class _Gathered:
 
     def take_in(self, path: Path, side: str | None) -> None:
         """Add the rows of a file; raises what is wrong with it, naming up to ten rows."""
-        options, findings = self.options, Findings(path)
+        options, findings, named = self.options, Findings(path), self.options.text_columns
         split, grouped, columns = options.split_column, options.group_column, options.label_column
         fixed = -1 if side is None else SIDES.index(side)
         drop = {"empty text": options.drop_empty, "missing label": options.drop_missing_labels}
-        wanted = [options.text_column, *columns, *(column for column in (split, grouped) if column)]
+        wanted = [*named, *columns, *(column for column in (split, grouped) if column)]
+        told = named if len(named) > 1 else ("",)
         self.files.append((path.name, len(self.texts)))
         expected = -1
-        for line, (text, *cells) in read(path, wanted, options, findings):
+        for line, cells in read(path, wanted, options, findings):
             self.rows += 1
+            written, cells = cells[: len(named)], cells[len(named) :]
             try:
-                text = self._string(text, "", "empty text", "--drop-empty")
+                texts = [self._text(cell, each) for cell, each in zip(written, told, strict=True)]
                 labels = [self._label(cell, column) for cell, column in zip(cells, columns, strict=False)]
                 code = self._side(cells[len(columns)], split) if split else fixed
                 group = self._string(cells[-1], grouped, "missing group") if grouped else ""
@@ -194,7 +196,7 @@ class _Gathered:
                 self.run_rows.append(len(self.texts))
                 self.run_lines.append(line)
             expected = line + 1
-            self.texts.append(text)
+            self.texts.append(pair(*texts) if len(texts) > 1 else texts[0])
             for store, label in zip(self.labels, labels, strict=True):
                 store.append(label)  # type: ignore[arg-type]
             self.sides.append(code)
@@ -202,6 +204,17 @@ class _Gathered:
                 self.groups.append(group)
         findings.check()
         self.notes += findings.notes
+
+    def _text(self, cell: str | None, column: str) -> str:
+        """A text, or one of a pair: column names which."""
+        text = self._string(cell, column, "empty text", "--drop-empty")
+        if (at := text.find(PAIRED)) < 0:
+            return text
+        if self.options.replace_invalid:
+            self.replaced += 1
+            return text.replace(PAIRED, "\ufffd")
+        what = f"{f'column {shown(column)}' if column else 'text'} has U+FDD0, which is no character, at character"
+        raise _Wrong("no character", f"{what} {at + 1}", "Remove it or pass --replace-invalid")
 
     def _string(self, cell: str | None, column: str | None, kind: str, flag: str = "") -> str:
         """A cell that must hold something that can be written as UTF-8."""
@@ -247,7 +260,7 @@ class _Gathered:
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
         if self.replaced:
-            self.notes.append(f"{self.replaced:,} cells held unpaired surrogates, replaced by U+FFFD")
+            self.notes.append(f"{self.replaced:,} cells held what no text can hold, replaced by U+FFFD")
         split = self._split(path)
         groups = np.frombuffer(self.groups.codes, np.intc) if self.options.group_column else None
         texts, tasks = self.texts.finish(), []

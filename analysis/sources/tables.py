@@ -66,7 +66,7 @@ ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "latin-1", "cp1252", "cp1251", "shi
 def read(path: Path, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
     """Every row of a file: the physical line on which it starts (in Parquet: the row, from 1) and its cells.
 
-    columns: the columns wanted, the one of the texts first. Rows that cannot be read go to `findings`.
+    columns: the columns wanted, those of the texts first. Rows that cannot be read go to `findings`.
     """
     with _steady(path) as (file, head):
         yield from READERS[path.suffix.lower()](Source(file, head, columns, options, findings))
@@ -392,7 +392,7 @@ def _jsonl(source: Source) -> Iterator[Row]:
         parse_constant=lambda name: None if name == "NaN" else _Number(name),
         object_pairs_hook=_object,
     ).decode
-    columns, findings = source.columns, source.findings
+    columns, findings, texts = source.columns, source.findings, source.options.text_columns
     sought, known = set(columns), dict[str, None]()  # columns no row had yet, and the keys that rows had until then
     early: list[Row] = []  # the rows until every column was seen once
     rows = 0
@@ -412,7 +412,7 @@ def _jsonl(source: Source) -> Iterator[Row]:
                 mend = 'Each line is an object such as {"text": "...", "label": "..."}'
                 findings.problem(number, "not a JSON object", mend)
                 continue
-            row = number, [_plain_json(cells.get(c), c, c == columns[0], number, findings) for c in columns]
+            row = number, [_plain_json(cells.get(c), c, c in texts, number, findings) for c in columns]
             if not sought:
                 yield row
                 continue
@@ -469,7 +469,8 @@ def _parquet(source: Source) -> Iterator[Row]:
     try:
         parquet = pq.ParquetFile(source.file)
         _check_columns(parquet.schema_arrow.names, columns, name)
-        whole = {column for n, column in enumerate(columns) if _is_whole(parquet, column, n == 0, source)}
+        texts = source.options.text_columns
+        whole = {column for column in columns if _is_whole(parquet, column, column in texts, source)}
         for batch in parquet.iter_batches(8192, columns=list(dict.fromkeys(columns))):
             cells = [_plain_arrow(batch.column(c), c in whole, c, row, source.findings) for c in columns]
             for values in zip(*cells, strict=True):
