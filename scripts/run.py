@@ -67,6 +67,7 @@ class Ready:
     tasks: list[Task]
     rows: dict[str, dict[str, Any]]  # spec -> rows read and left out
     notes: list[str]
+    contents: dict[str, str]  # what was read where no path tells it -> its digest
     described: Description
     layers: list[int]
     readouts: list[str]
@@ -151,10 +152,12 @@ class Run(Study):
         tasks: list[Task] = []
         rows: dict[str, dict[str, Any]] = {}
         notes: list[str] = []
+        contents: dict[str, str] = {}
         for spec in self.task:
             loaded = load(spec, options)
             rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
             notes += loaded.notes
+            contents |= {spec: loaded.digest} if loaded.digest else {}
             tasks += [take(task, self.max_texts, seed=self.seed) if self.max_texts else task for task in loaded.tasks]
         if not tasks:
             raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
@@ -164,7 +167,12 @@ class Run(Study):
         for task in tasks:
             for seed in self._seeds:
                 split(task, seed=seed, allow_overlap=self.allow_overlap)
-        return Ready(tasks, rows, notes, described, layers, readouts)
+        return Ready(tasks, rows, notes, contents, described, layers, readouts)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, and digests of what they do not tell: what came from standard input."""
+        contents = self.ready.contents if any(spec.startswith("file:-") for spec in self.task) else {}
+        return super().settings() | ({"contents": contents} if contents else {})
 
     @property
     def _seeds(self) -> range:

@@ -128,7 +128,10 @@ def tokenizer(shape: str) -> PreTrainedTokenizerBase:
     elif kind in _NO_CLS:
         named = {"unk_token": unk, "bos_token": cls, "eos_token": sep}
         named |= {"pad_token": pad} if kind in ("t5", "opt") else {}
-    return PreTrainedTokenizerFast(tokenizer_object=fast, **named)
+    typed = ["token_type_ids"] if cls == "[CLS]" and kind not in ("distilbert", "modernbert") else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, **named, model_input_names=["input_ids", *typed, "attention_mask"]
+    )
 
 
 def config(shape: str, layers: int = 3) -> Any:

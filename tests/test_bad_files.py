@@ -291,7 +291,6 @@ def test_missing_files(tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to("gone.csv")
     assert error(tmp_path / "link.csv").endswith("is a link to gone.csv, which does not exist. Mend the link.")
     assert error("").startswith("--task: no path after 'file:'")
-    assert error("-").startswith("--task: standard input cannot be read twice")
     assert "cannot be read" in error("a\0b.csv")
     assert "cannot be read (file name too long)" in error("x" * 5000 + ".csv")
     assert "cannot be read" in error("~nobody-of-this-name/x.csv")

@@ -47,12 +47,16 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason."""
+    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason.
+
+    digest: the SHA-256 of what was read where no path tells it, as of standard input.
+    """
 
     tasks: list[Task]
     rows: int
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    digest: str | None = None
 
     @property
     def classes(self) -> dict[str, dict[str, dict[str, int]]]:

@@ -1,5 +1,7 @@
 """``file:PATH``: tasks out of a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files.
 
+``file:-`` reads CSV from standard input, ``file:-.tsv``, ``file:-.jsonl`` and ``file:-.parquet`` what they say.
+
 1. `_find` says which files, and which side of the split each is.
 2. `_Gathered` takes the rows in, file by file: texts, labels, sides and groups go into packed arrays, never into a
    list of Python strings; rows that are wrong are named, rows that may be left out are counted.
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.sources import Loaded, SourceOptions
-from analysis.sources.tables import READERS, Findings, Texts, read, shown
+from analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
 from probes.errors import InputError, did_you_mean, named_rows
 from probes.task import PAIRED, Task, pair
 
@@ -38,7 +40,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     """The tasks of a file or a folder, one for each label column."""
     _check_columns(options)
     path, files = _find(rest)
-    if path.is_dir() and options.split_column:
+    if isinstance(path, Path) and path.is_dir() and options.split_column:
         raise InputError("--split-column", f"{rest} is a folder, split by its files already", "Leave the flag out")
     gathered = _Gathered(options)
     for side, file in files:
@@ -66,11 +68,13 @@ def _check_columns(options: SourceOptions) -> None:
 # ----------------------------------------------------------------------------------------------------------------- find
 
 
-def _find(rest: str) -> tuple[Path, list[tuple[str | None, Path]]]:
+def _find(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Path | Stdin]]]:
     """The path of a SPEC and its files with their sides (None: the file is not one side of a split)."""
-    if rest in ("", "-"):
-        what = "no path after 'file:'" if not rest else "standard input cannot be read twice"
-        raise InputError("--task", what, "Save the rows to a file and name it, as in file:reviews.csv")
+    if not rest:
+        raise InputError("--task", "no path after 'file:'", "Name a file, as in file:reviews.csv")
+    if rest in ("-", *(f"-{suffix}" for suffix in READERS)):  # a file of that name is ./-.csv
+        stdin = Stdin(rest[1:] or ".csv")
+        return stdin, [(None, stdin)]
     try:
         path = Path(rest).expanduser()
         path.stat()
@@ -167,7 +171,7 @@ class _Gathered:
         self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
         self.files: list[tuple[str, int]] = []  # the name of each file and its first row
 
-    def take_in(self, path: Path, side: str | None) -> None:
+    def take_in(self, path: Path | Stdin, side: str | None) -> None:
         """Add the rows of a file; raises what is wrong with it, naming up to ten rows."""
         options, findings, named = self.options, Findings(path), self.options.text_columns
         split, grouped, columns = options.split_column, options.group_column, options.label_column
@@ -253,9 +257,10 @@ class _Gathered:
 
     # ------------------------------------------------------------------------------------------------ all rows at once
 
-    def loaded(self, path: Path) -> Loaded:
+    def loaded(self, path: Path | Stdin) -> Loaded:
         """The tasks, once all files are in; `path` names them."""
-        stem = Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+        folder = isinstance(path, Path) and path.is_dir()
+        stem = Path(os.path.abspath(path)).name if folder else path.stem  # type: ignore[arg-type]
         if not len(self.texts):
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
@@ -271,9 +276,10 @@ class _Gathered:
                 continue
             self._check_classes(path, column, store, split)
             tasks.append(Task(name, texts, store.array(), "class", split, groups))
-        return Loaded(tasks, self.rows, dict(self.left_out), self.notes)
+        digest = path.digest if isinstance(path, Stdin) else None
+        return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
 
-    def _split(self, path: Path) -> np.ndarray | None:
+    def _split(self, path: Path | Stdin) -> np.ndarray | None:
         codes = np.frombuffer(self.sides, np.int8)
         present = {SIDES[code] for code in set(codes.tolist()) if code >= 0}
         if not present:
@@ -287,7 +293,7 @@ class _Gathered:
             return np.array(["train", "test", "test"])[codes]
         return np.array(SIDES)[codes]
 
-    def _check_classes(self, path: Path, column: str, store: _Codes, split: np.ndarray | None) -> None:
+    def _check_classes(self, path: Path | Stdin, column: str, store: _Codes, split: np.ndarray | None) -> None:
         """What only all labels together can show: one class, classes that are numbers, labels that train never saw."""
         codes, values = np.frombuffer(store.codes, np.intc), store.values()
         many = len(values) > MANY_NUMBERS or 2 * len(values) > len(codes)

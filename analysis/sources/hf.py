@@ -401,7 +401,9 @@ def _joined(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
 
     if len(texts) == 1:
         return texts[0]
-    return pc.binary_join_element_wise(*(column.cast(pa.large_string()) for column in texts), PAIRED)
+    return pc.binary_join_element_wise(
+        *(column.cast(pa.large_string()) for column in texts), pa.scalar(PAIRED, pa.large_string())
+    )
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
