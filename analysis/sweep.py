@@ -58,10 +58,11 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
     """
     if task.kind != "class":
         raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
-    parted = split(task, seed=seed, allow_overlap=allow_overlap)
+    tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
+    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
     used = parted.side != ""
     left_out = dict(parted.left_out)
-    at = states.rows(task.texts)
+    at = states.rows(task.texts) if task.rows is None else task.rows
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[at]
         if short.sum() == used.sum():
@@ -163,7 +164,7 @@ def _blocks(
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
     texts = [asked.task.texts[i] for i in asked.row]
-    for name, baseline in _baselines(trained, asked.at).items():
+    for name, baseline in _baselines(trained, asked).items():
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
         own = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
@@ -172,7 +173,7 @@ def _blocks(
     real = [asked.y, *(CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls)]
     for one in filter(partial(_of_seed, seed=seed), states):
         sets = ["none", *controls] if one.source["control"] == "none" else [one.source["control"]]
-        y, at = np.stack(real[: len(sets)], 1), one.rows(texts)
+        y, at = np.stack(real[: len(sets)], 1), asked.at if one is trained else one.rows(texts)
         size = max(1, CHUNK // max(1, len(train) * one.dim * 4))
         for name, probe in probes.items():
             for start in range(0, len(one.cells), size):
@@ -188,10 +189,10 @@ def _features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) 
     return np.stack([states.cell(*cell)[at] for cell in cells])
 
 
-def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
-    found = dict(BASELINES)
+def _baselines(states: States, asked: Asked) -> dict[str, Baseline]:
+    found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[at]
+        vectors = states.cell(0, "mean")[asked.at]
         found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
     return found
 

@@ -160,7 +160,11 @@ def describe(name: str | None = None) -> Description:
 
 def parse_layers(text: str, description: Description) -> list[int]:
     """``all``, ``0,3,6`` or ``1-12`` as layer numbers in rising order. Raises InputError outside the model's layers."""
-    last = description.layers
+    return layer_numbers(text, description.layers)
+
+
+def layer_numbers(text: str, last: int) -> list[int]:
+    """`parse_layers` for layers 0 to `last`."""
     if text.strip() == "all":
         return list(range(last + 1))
     layers: list[int] = []

@@ -568,4 +568,4 @@ class States:
         return [(layer, name) for layer, name in every if layer == self.last or not name.endswith(Normed.suffix)]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.where)

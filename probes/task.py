@@ -44,6 +44,8 @@ class Task:
     y: (text,) strings for kind "class", float64 for kind "number".
     split: (text,) "train" | "dev" | "test" where the source fixes it, else None.
     groups: (text,) rows that share a value stay on one side of a split, else None.
+    rows: (text,) which row of its source each is, rows that were left out counted too, where vectors belong to rows.
+    textless: there are labels only; what stands for a text is the name of its row ("row 17").
     """
 
     name: str
@@ -52,9 +54,11 @@ class Task:
     kind: Literal["class", "number"] = "class"
     split: np.ndarray | None = None
     groups: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    textless: bool = False
 
     def __post_init__(self) -> None:
-        for field, value in {"y": self.y, "split": self.split, "groups": self.groups}.items():
+        for field, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
             if value is not None and len(value) != len(self.texts):
                 raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")
         if self.split is not None and (strange := set(self.split) - {"train", "dev", "test"}):

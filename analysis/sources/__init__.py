@@ -32,10 +32,16 @@ class SourceOptions:
     replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None
+    vectors: str | None = None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """The column of the texts, or the two of pairs. Raises InputError for more, and for one named twice."""
+        """The column of the texts, or the two of pairs; none where vectors came and no texts.
+
+        Raises InputError for more, and for one named twice.
+        """
+        if self.vectors and not self.text_column:
+            return ()
         names = tuple(name.strip() for name in self.text_column.split(","))
         if len(names) > 2 or not all(names):
             what = f"'{self.text_column}' is neither one column nor two"
@@ -78,4 +84,7 @@ def load(spec: str, options: SourceOptions) -> Loaded:
     source, _, rest = spec.partition(":")
     if source not in SOURCES:
         raise unknown("--task", "source", source, SOURCES)
+    if options.vectors and source != "file":
+        what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
+        raise InputError("--vectors", what, "Give the labels as file:PATH")
     return import_module(f"analysis.sources.{source}").load(rest, options)

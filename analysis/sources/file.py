@@ -6,6 +6,8 @@
 2. `_Gathered` takes the rows in, file by file: texts, labels, sides and groups go into packed arrays, never into a
    list of Python strings; rows that are wrong are named, rows that may be left out are counted.
 3. `_Gathered.loaded` makes one task per label column, after the checks that need all rows.
+
+With --vectors every row keeps its number, over all files, and there may be no texts: a row's name stands for its text.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +164,7 @@ class _Gathered:
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
         self.texts, self.sides, self.groups = Texts(), array("b"), _Codes()
+        self.numbers = array("q")  # with --vectors: which row of all that were read each is, from 0
         self.run_rows, self.run_lines = (
             array("q"),
             array("q"),
@@ -178,7 +182,7 @@ class _Gathered:
         fixed = -1 if side is None else SIDES.index(side)
         drop = {"empty text": options.drop_empty, "missing label": options.drop_missing_labels}
         wanted = [*named, *columns, *(column for column in (split, grouped) if column)]
-        told = named if len(named) > 1 else ("",)
+        told = named if len(named) != 1 else ("",)
         self.files.append((path.name, len(self.texts)))
         expected = -1
         for line, cells in read(path, wanted, options, findings):
@@ -200,7 +204,9 @@ class _Gathered:
                 self.run_rows.append(len(self.texts))
                 self.run_lines.append(line)
             expected = line + 1
-            self.texts.append(pair(*texts) if len(texts) > 1 else texts[0])
+            self.texts.append(pair(*texts) if len(texts) > 1 else texts[0] if texts else f"row {self.rows}")
+            if options.vectors:
+                self.numbers.append(self.rows - 1)
             for store, label in zip(self.labels, labels, strict=True):
                 store.append(label)  # type: ignore[arg-type]
             self.sides.append(code)
@@ -269,13 +275,15 @@ class _Gathered:
         split = self._split(path)
         groups = np.frombuffer(self.groups.codes, np.intc) if self.options.group_column else None
         texts, tasks = self.texts.finish(), []
+        numbers = np.frombuffer(self.numbers, np.int64) if self.options.vectors else None
+        more: Any = {"split": split, "groups": groups, "rows": numbers, "textless": not self.options.text_columns}
         for column, store in zip(self.options.label_column, self.labels, strict=True):
             name = f"file:{stem}:{column}"
             if isinstance(store, array):
-                tasks.append(Task(name, texts, np.frombuffer(store), "number", split, groups))
+                tasks.append(Task(name, texts, np.frombuffer(store), "number", **more))
                 continue
             self._check_classes(path, column, store, split)
-            tasks.append(Task(name, texts, store.array(), "class", split, groups))
+            tasks.append(Task(name, texts, store.array(), "class", **more))
         digest = path.digest if isinstance(path, Stdin) else None
         return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
 

@@ -382,7 +382,8 @@ def _cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: 
         ask = "Rename it to .csv and pass" if separator == "\t" else "Pass"
         raise InputError(name, f"one column {shown(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
     _check_columns(header, columns, name)
-    width, pick, empty = len(header), operator.itemgetter(*map(header.index, columns)), True
+    width, at, empty = len(header), [header.index(column) for column in columns], True
+    pick = operator.itemgetter(*at) if len(at) > 1 else lambda cells: (cells[at[0]],)
     for line, cells in records:
         if len(cells) == width:
             yield line, pick(cells)
