@@ -1,7 +1,7 @@
 """Vectors that somebody has already, as `States`: no encoder is loaded and none is run.
 
     FILE.npy            an array (row, dim), or (row, layer, dim) with layers counted from 0
-    FILE.safetensors    one tensor (row, dim), or several: "layer.07/cls" is layer 7, readout cls, as in a cache of ours;
+    FILE.safetensors    one tensor (row, dim), or several: "layer.07/cls" is layer 7, readout cls, as in our own;
                         any other name is a readout
 
 1. `read_vectors` maps the file. Nothing in it is unpickled, and nothing but its header is read yet. A file that names
