@@ -245,6 +245,10 @@ class Study(BaseModel, ABC):
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """The evidence, the most telling first. Pure."""
 
+    def settings(self) -> dict[str, Any]:
+        """What tells one run of this study from another: plain JSON."""
+        return self.model_dump(mode="json")
+
     def prepare(self) -> list[str]:
         """Check all that can be checked without a heavy library, and say in sentences what a run would take.
 

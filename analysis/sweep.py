@@ -59,10 +59,11 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
     """
     if task.kind != "class":
         raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
-    parted = split(task, seed=seed, allow_overlap=allow_overlap)
+    tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
+    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
     used = parted.side != ""
     left_out = dict(parted.left_out)
-    at = states.rows(task.texts)
+    at = states.rows(task.texts) if task.rows is None else task.rows
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[at]
         if short.sum() == used.sum():
@@ -170,7 +171,7 @@ def _blocks(
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
     texts = [asked.task.texts[i] for i in asked.row]
-    for name, baseline in _baselines(trained, asked.at).items():
+    for name, baseline in _baselines(trained, asked).items():
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
         seen = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
@@ -180,7 +181,7 @@ def _blocks(
     real = {"none": asked.y} | {name: y for name, y in drawn.items() if len(np.unique(y[train][y[train] >= 0])) > 1}
     for one in filter(partial(_of_seed, seed=seed), states):
         labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
-        y, at = np.stack([*labels.values()], 1), one.rows(texts)
+        y, at = np.stack([*labels.values()], 1), asked.at if one is trained else one.rows(texts)
         for cells, name, probe in _batches(one, probes, len(train)):
             X, X_dev, unseen = (features(one, cells, at[rows]) for rows in (train, dev, evaluated))
             told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
@@ -213,10 +214,10 @@ def features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -
     return np.stack([states.cell(*cell, at) for cell in cells])
 
 
-def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
-    found = dict(BASELINES)
+def _baselines(states: States, asked: Asked) -> dict[str, Baseline]:
+    found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[at]
+        vectors = states.cell(0, "mean")[asked.at]
         found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
     return found
 

@@ -2,7 +2,7 @@
 
 1. `tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
 2. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
-   leaks, a batch holds texts of one length only.
+   leaks, a batch holds texts of one length only. Pairs of texts and single ones have batches of their own.
 3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
    make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
    only they are kept, never the activations, and no more than two windows and four shards are in memory.
@@ -299,7 +299,7 @@ class Extractor:
             for start, rows in self._windows(texts):
                 unknown += self._unknown(rows)
                 where = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
-                for batches in self._shards(rows.lengths):
+                for batches in self._shards(rows):
                     chosen = np.concatenate(batches)
                     where["shard"][chosen], where["at"][chosen] = number, np.arange(len(chosen))
                     if kept.has(number):
@@ -335,17 +335,24 @@ class Extractor:
                     coming = pool.submit(tokenize, start + WINDOW)
                 yield start, rows
 
-    def _shards(self, lengths: np.ndarray) -> Iterator[list[np.ndarray]]:
+    def _shards(self, rows: Rows) -> Iterator[list[np.ndarray]]:
         """The batches of every shard of a window."""
         most = max(1, SHARD // self._row_bytes)
         shard: list[np.ndarray] = []
-        for batch in plan(lengths, self.max_tokens_per_batch, equal=self.leaks, max_rows=most):
+        for batch in self._batches(rows, self.max_tokens_per_batch, most):
             if shard and sum(map(len, shard)) + len(batch) > most:
                 yield shard
                 shard = []
             shard.append(batch)
         if shard:
             yield shard
+
+    def _batches(self, rows: Rows, max_tokens: int, max_rows: int | None = None) -> Iterator[np.ndarray]:
+        """The batches of rows, single texts first: some models tell token types of 0 from none."""
+        for kind in (False, True):
+            alike = np.flatnonzero(rows.paired == kind)
+            for batch in plan(rows.lengths[alike], max_tokens, equal=self.leaks, max_rows=max_rows):
+                yield alike[batch]
 
     def _look_for_long(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long before the first one is run: a text has no more tokens than bytes."""
@@ -407,7 +414,7 @@ class Extractor:
             encoder.description, device=encoder.device.type, dtype="float32", untrained=encoder.untrained
         )
         reference = Extractor(exact, self.readouts, layers=self.layers, max_length=self.max_length)
-        batches = plan(rows.lengths, BUDGET["cpu"], equal=self.leaks)
+        batches = list(self._batches(rows, BUDGET["cpu"]))
         both = []
         for one in (self, reference):
             with evaluating(one.encoder.model), tap(one.encoder, one._keep, one.layers):

@@ -56,7 +56,7 @@ def split(
     if not len(task.texts):
         raise InputError(task.name, "no texts")
     _check_classes(task)
-    ties, notes = _ties(task, seed, tokens, near=not allow_overlap)
+    ties, notes = _ties(task, seed, tokens, near=not (allow_overlap or task.textless))
     left_out: dict[str, int] = {}
     if task.split is None:
         side = np.full(len(task.texts), "train", dtype="<U5")
@@ -97,7 +97,9 @@ def take(task: Task, n: int, *, seed: int) -> Task:
         share = min(max(share, 1), n - sum(map(len, kept)), len(rows))
         kept.append(rows[((np.arange(share) + 0.5) * len(rows) / max(share, 1)).astype(int)])
     rows = np.sort(np.concatenate(kept))
-    parts = {name: value[rows] for name in ("y", "split", "groups") if (value := getattr(task, name)) is not None}
+    parts = {
+        name: value[rows] for name in ("y", "split", "groups", "rows") if (value := getattr(task, name)) is not None
+    }
     return replace(task, texts=[task.texts[row] for row in rows.tolist()], **parts)
 
 

@@ -620,4 +620,4 @@ class States:
         return [(layer, name) for layer, name in every if layer == self.last or not of_last(name)]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.where)

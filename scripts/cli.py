@@ -270,7 +270,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     """Run a study into a folder and write its page, or say what that would take."""
     from analysis.folder import RunFolder
 
-    folder = RunFolder(out, name, study.model_dump(mode="json"), overwrite=overwrite)
+    folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for told in study.prepare():
         if dry:
             typer.echo(told)
@@ -483,6 +483,7 @@ def _list_tasks() -> dict[str, str]:
         "grammar:all": "all of them",
         "grammar:NAME:SIZE": f"as many sentences as you say instead of {SIZE:,}",
         "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
+        "file:-": "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say",
         "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
         "senteval:PATH": "a SentEval probing file",
         "hf:ORG/NAME[:CONFIG][@REVISION]": "a Hugging Face dataset; --split takes its slice syntax",
