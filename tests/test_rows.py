@@ -95,7 +95,7 @@ def test_the_real_thing(data_folder: Path) -> None:
         sides.setdefault(side, []).append((row, plain(text)))
     test = {text for _, text in sides["test"]}
     shared = [row for row, text in sides["train"] if text in test]
-    assert len({task.texts[row - 1] for row in shared} & set(task.texts[row - 1] for row, _ in sides["test"])) == 10
+    assert len({task.texts[row - 1] for row in shared} & {task.texts[row - 1] for row, _ in sides["test"]}) == 10
     found = split(task)
     (told,) = (note for note in found.notes if "left out: copies of a test text" in note)
     assert told.startswith("11 rows of train left out")
