@@ -21,10 +21,11 @@ from typing import Any
 
 import models
 import pytest
+import typer
 from inputs import ROWS, lay_out
 
 from analysis.sources import SourceOptions, load, tables
-from clsprobe.cli import main, make_study
+from clsprobe.cli import app, main, make_study, register_studies
 from clsprobe.run import Run
 from probes.errors import InputError
 
@@ -40,13 +41,21 @@ def model(tmp_path_factory) -> Path:
     return models.save("bert", tmp_path_factory.mktemp("bert"))
 
 
+@pytest.fixture(scope="module")
+def parser() -> object:
+    """The command line, which typer would build anew for every row."""
+    register_studies()
+    return typer.main.get_command(app)
+
+
 @pytest.fixture
-def desk(tmp_path, monkeypatch) -> Iterator[Path]:
+def desk(tmp_path, parser, monkeypatch) -> Iterator[Path]:
     """A folder to stand in, a cache and a hub that do not exist yet, and a log that goes to stderr as for a user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(typer.main, "get_command", lambda _: parser)
 
     def too_long(*_: object) -> None:
         raise TimeoutError("the command hangs")
