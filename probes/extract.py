@@ -219,7 +219,8 @@ class Extractor:
             if needed[0] < 0:
                 raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
             if unread := ", ".join(str(layer) for layer in needed if layer not in self.layers):
-                told = f"'{readout.name}' is read at layer {self.last} only, and needs {unread}"
+                told = f"'{readout.name}' is read at layer {self.last} only"
+                told += f", from layers {needed[0]} to {self.last}" if readout.depth > 1 else ""
                 raise InputError("--readouts", told, f"Add {unread} to --layers")
 
     def __call__(self, texts: Sequence[str]) -> States:

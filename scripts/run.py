@@ -168,7 +168,7 @@ class Run(Study):
             described = describe(self.model)
             layers = parse_layers(self.layers, described)
         given = {name: getattr(self, name) for name in SourceOptions.__dataclass_fields__}
-        options = SourceOptions(**given | {"text_column": self.text_column or ("" if vectors else "text")})
+        options = SourceOptions(**given)
         tasks: list[Task] = []
         rows: dict[str, dict[str, Any]] = {}
         notes: list[str] = []

@@ -20,7 +20,7 @@ SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 class SourceOptions:
     """The flags a source may need; each is the command line's flag of the same name."""
 
-    text_column: str = "text"
+    text_column: str | None = None
     label_column: tuple[str, ...] = ("label",)
     split_column: str | None = None
     group_column: str | None = None
@@ -42,7 +42,7 @@ class SourceOptions:
         """
         if self.vectors and not self.text_column:
             return ()
-        names = tuple(name.strip() for name in self.text_column.split(","))
+        names = tuple(name.strip() for name in (self.text_column or "text").split(","))
         if len(names) > 2 or not all(names):
             what = f"'{self.text_column}' is neither one column nor two"
             raise InputError("--text-column", what, "Name one, or two for pairs, as in premise,hypothesis")
