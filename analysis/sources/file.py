@@ -266,7 +266,7 @@ class _Gathered:
     def loaded(self, path: Path | Stdin) -> Loaded:
         """The tasks, once all files are in; `path` names them."""
         folder = isinstance(path, Path) and path.is_dir()
-        stem = Path(os.path.abspath(path)).name if folder else path.stem  # type: ignore[arg-type]
+        stem = os.path.basename(os.path.abspath(str(path))) if folder else path.stem
         if not len(self.texts):
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
