@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
+from probes.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
 SHOWN = {  # control -> how a reader calls it
@@ -26,6 +27,7 @@ SHOWN = {  # control -> how a reader calls it
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
     "shuffled": "shuffled labels",
+    "word_type": "control task (word types)",
 }
 
 
@@ -162,7 +164,7 @@ def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str]
             pd.DataFrame(
                 {
                     "right": cell.told,
-                    "text": [texts[i] for i in only.index],
+                    "text": [readable(texts[i]) for i in only.index],
                     "label": only.label.astype(str).to_numpy(),
                     "the other says": other.predicted.reindex(only.index).astype(str).to_numpy(),
                     "row": only.index.to_numpy(),

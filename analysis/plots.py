@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -146,7 +146,8 @@ def _drawn(*columns: str) -> Callable[[Callable[Concatenate[pd.DataFrame, P], Fi
     ) -> Callable[Concatenate[pd.DataFrame, P], Figure]:
         @wraps(plot)
         def drawing(table: pd.DataFrame, *args: P.args, **kwargs: P.kwargs) -> Figure:
-            if missing := [name for name in columns if name not in table.columns]:
+            wanted = (str(kwargs.get("along", name)) if name == "layer" else name for name in columns)
+            if missing := [name for name in wanted if name not in table.columns]:
                 there = ", ".join(map(str, table.columns))
                 raise ValueError(f"{plot.__name__}: the table lacks {', '.join(missing)}; it has {there}")
             with _house_style():
@@ -394,16 +395,22 @@ def heatmap(table: pd.DataFrame, *, metric: str, best: Sequence[Any] | None = No
 
 @_drawn("layer", "readout", "value", "low", "high")
 def curves(
-    table: pd.DataFrame, *, metric: str, baselines: Mapping[str, float] | None = None, along: str = "layer"
+    table: pd.DataFrame,
+    *,
+    metric: str,
+    baselines: Mapping[str, float] | None = None,
+    along: str = "layer",
+    scale: Literal["linear", "log"] = "linear",
 ) -> Figure:
     """A line per readout over the layers with its interval as a band, named at its end.
 
-    table: layer (int), readout (str), value, low, high. baselines: name -> value, dashed lines across. along: what the
-    numbers in the column `layer` are, where they are no layers.
+    table: layer (int), readout (str), value, low, high. baselines: name -> value, dashed lines across. along: another
+    column of numbers instead of the layers. scale: linear or log, that of these numbers.
     """
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
 
+    table = table.assign(layer=np.log2(table[along]) if scale == "log" else table[along])
     readouts = list(table["readout"].unique())
     baselines = {name: value for name, value in (baselines or {}).items() if np.isfinite(value)}
     lines = {name: table[table["readout"] == name].sort_values("layer") for name in readouts}
@@ -452,13 +459,19 @@ def curves(
         if dashes:
             leader.set_dashes(dashes)
         axes.text(edge + 0.4 * per_inch, at, text, va="center_baseline", size=size, color=INK if is_line else SOFT)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
-    axes.set_xlabel(along)
+    if scale == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
+    else:
+        ticks = np.unique(table[along])[::-1]  # thinned from the end, so that the largest is named
+        spaced = [n for i, n in enumerate(ticks) if i == 0 or ticks[i - 1] * 1.5 > n or ticks[i - 1] > 1.3 * n]
+        axes.set_xticks(np.log2(spaced), [f"{n:,}" for n in spaced])
+    axes.set_xlabel(shown(along, 40))
     axes.set_title(shown(metric, 40), loc="left", size=9, color=SOFT, x=-0.45 / wide, pad=6)
     sns.despine(figure, axes, left=True)
     axes.tick_params(axis="y", length=0)
+    ends_at = f"{table[along].min():.0f} to {table[along].max():.0f}"
     figure.set_label(
-        f"Line chart of {shown(metric, 40)} over {along}s {first:.0f} to {last:.0f} for {len(readouts)} readouts"
+        f"Line chart of {shown(metric, 40)} over {shown(along, 40)} {ends_at} for {len(readouts)} readouts"
         + (f", with {len(baselines)} baselines" if baselines else "")
     )
     return figure

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ def signatures() -> list[str]:
     return [f"BLEU {bleu.get_signature()}", f"chrF {chrf.get_signature()}"]
 
 
-def _scorers() -> tuple[object, object]:
+def _scorers() -> tuple[Any, Any]:
     from sacrebleu.metrics import BLEU, CHRF
 
     return BLEU(effective_order=False), CHRF()
@@ -112,8 +113,8 @@ def recovered(likeness: np.ndarray, blind: np.ndarray) -> tuple[float, float, fl
         return (own - floor) / np.maximum(1 - floor, 1e-9)
 
     value = float(share(np.ones((1, len(likeness))))[0])
-    low, high = stats.percentile(stats.bootstrap(share, len(likeness)))
-    return value, float(min(low, value)), float(max(high, value))
+    low, high = map(float, stats.percentile(stats.bootstrap(share, len(likeness))))
+    return value, min(low, value), max(high, value)
 
 
 def marked(original: str, written: str) -> tuple[str, str]:

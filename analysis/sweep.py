@@ -22,6 +22,7 @@ from probes.baseline import BASELINES, Baseline, on_features
 from probes.control import CONTROLS
 from probes.errors import InputError
 from probes.extract import States
+from probes.pooling import learned
 from probes.split import split
 from probes.task import Task
 
@@ -58,10 +59,11 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
     """
     if task.kind != "class":
         raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
-    parted = split(task, seed=seed, allow_overlap=allow_overlap)
+    tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
+    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
     used = parted.side != ""
     left_out = dict(parted.left_out)
-    at = states.rows(task.texts)
+    at = states.rows(task.texts) if task.rows is None else task.rows
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[at]
         if short.sum() == used.sum():
@@ -94,7 +96,7 @@ def sweep(
     probes: Mapping[str, BaseEstimator],
     *,
     seeds: Sequence[int] = (0,),
-    controls: Sequence[str] = ("shuffled",),
+    controls: Sequence[str] = tuple(CONTROLS),
     drop: np.ndarray | None = None,
     allow_overlap: bool = False,
     keep: Callable[[pd.DataFrame], None] | None = None,
@@ -109,7 +111,7 @@ def sweep(
     """
     every = [states] if isinstance(states, States) else list(states)
     blocks: list[pd.DataFrame] = []
-    total = sum(len(s.cells) for s in every for seed in seeds if _of_seed(s, seed)) * len(tasks) * len(probes)
+    total = len(tasks) * sum(_fits(s, len(probes)) for s in every for seed in seeds if _of_seed(s, seed))
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
         for task in tasks:
             for seed in seeds:
@@ -125,6 +127,10 @@ def sweep(
     return check_results(pd.concat(blocks, ignore_index=True))
 
 
+def _fits(states: States, probes: int) -> int:
+    return sum(1 if learned(readout, states.dim) else probes for _, readout in states.cells)
+
+
 def _of_seed(states: States, seed: int) -> bool:
     """Untrained weights belong to the seed that drew them, trained ones to all."""
     return states.source["control"] == "none" or states.source["seed"] == seed
@@ -134,7 +140,8 @@ def _of_seed(states: States, seed: int) -> bool:
 class _Block:
     """Predictions of some cells.
 
-    codes, own_bits (log2 probability of the own label): (cell, label set, evaluated text).
+    codes, own_bits (log2 probability of the own label; without meaning where y is -1): (cell, label set, evaluated
+    text).
     """
 
     asked: Asked
@@ -143,7 +150,8 @@ class _Block:
     seed: int
     cells: list[tuple[int, str]]
     sets: list[str]  # the value of `control` for every label set
-    y: np.ndarray  # (evaluated text, label set)
+    y: np.ndarray  # (evaluated text, label set), -1 = no label
+    n_train: list[int]  # texts with a label, of every label set
     evaluated: np.ndarray
     codes: np.ndarray
     own_bits: np.ndarray | None
@@ -163,35 +171,53 @@ def _blocks(
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
     texts = [asked.task.texts[i] for i in asked.row]
-    for name, baseline in _baselines(trained, asked.at).items():
+    for name, baseline in _baselines(trained, asked).items():
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
-        own = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
+        seen = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
         probe = "none" if name == "majority" else "logistic"
-        yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, own)
-    real = [asked.y, *(CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls)]
+        yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, seen)
+    drawn = {name: CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls}
+    real = {"none": asked.y} | {name: y for name, y in drawn.items() if len(np.unique(y[train][y[train] >= 0])) > 1}
     for one in filter(partial(_of_seed, seed=seed), states):
-        sets = ["none", *controls] if one.source["control"] == "none" else [one.source["control"]]
-        y, at = np.stack(real[: len(sets)], 1), one.rows(texts)
-        size = max(1, CHUNK // max(1, len(train) * one.dim * 4))
-        for name, probe in probes.items():
-            for start in range(0, len(one.cells), size):
-                cells = one.cells[start : start + size]
-                X, X_dev, unseen = (_features(one, cells, at[rows]) for rows in (train, dev, evaluated))
-                told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
-                yield _block(asked, one, name, seed, cells, sets, y, evaluated, told)
-                done(len(cells))
+        labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
+        y, at = np.stack([*labels.values()], 1), asked.at if one is trained else one.rows(texts)
+        for cells, name, probe in _batches(one, probes, len(train)):
+            X, X_dev, unseen = (features(one, cells, at[rows]) for rows in (train, dev, evaluated))
+            told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
+            yield _block(asked, one, name, seed, cells, [*labels], y, evaluated, told)
+            done(len(cells))
 
 
-def _features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -> np.ndarray:
-    """(cell, text, dim) of some texts, with no more in memory than these."""
-    return np.stack([states.cell(*cell)[at] for cell in cells])
+def _batches(
+    states: States, probes: Mapping[str, BaseEstimator], texts: int
+) -> Iterator[tuple[list[tuple[int, str]], str, BaseEstimator]]:
+    """Cells that are fitted together, with the name of a probe and the probe.
+
+    A readout whose pooling is learned has a probe of its own, which stands under the first one's name.
+    """
+    kinds: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for layer, readout in states.cells:
+        own = readout if learned(readout, states.dim) else ""
+        kinds.setdefault((states.width(readout), own), []).append((layer, readout))
+    for at, (name, probe) in enumerate(probes.items()):
+        for (width, readout), cells in kinds.items():
+            if readout and at:
+                continue
+            size = max(1, CHUNK // max(1, texts * width * 4))
+            for start in range(0, len(cells), size):
+                yield cells[start : start + size], name, (learned(readout, states.dim) if readout else probe)
 
 
-def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
-    found = dict(BASELINES)
+def features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -> np.ndarray:
+    """(cell, text, dim) of some texts, with no more in memory than these. The cells are of one width."""
+    return np.stack([states.cell(*cell, at) for cell in cells])
+
+
+def _baselines(states: States, asked: Asked) -> dict[str, Baseline]:
+    found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[at]
+        vectors = states.cell(0, "mean")[asked.at]
         found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
     return found
 
@@ -213,24 +239,27 @@ def _block(
 ) -> _Block:
     own = None
     if told.log2_proba is not None:
-        own = np.take_along_axis(told.log2_proba, y[evaluated].T[None, ..., None], -1)[..., 0]
+        known = y[evaluated].T.clip(min=0)[None, ..., None]
+        own = np.take_along_axis(told.log2_proba, known, -1)[..., 0]
     failures = [
         f"probe '{probe}' failed on layer {cells[c][0]}, {cells[c][1]} ({asked.task.name}): {why}"
         for c, why in told.failures.items()
     ]
     return _Block(
-        asked, states.source["model"], probe, seed, cells, sets, y[evaluated], evaluated, told.codes, own,
+        asked, states.source["model"], probe, seed, cells, sets, y[evaluated],
+        (y[asked.rows_of("train")] >= 0).sum(0).tolist(), evaluated, told.codes, own,
         told.converged, failures,
     )  # fmt: skip
 
 
 def _score(block: _Block) -> pd.DataFrame:
-    side, n_train = block.asked.side[block.evaluated], len(block.asked.rows_of("train"))
+    side = block.asked.side[block.evaluated]
     rows = []
     for s, control in enumerate(block.sets):
         for name in EVALUATED:
-            here = side == name
-            n = int(here.sum())
+            here = (side == name) & (block.y[:, s] >= 0)
+            if not (n := int(here.sum())):
+                continue  # a control that labels no text here
             own = None if block.own_bits is None else block.own_bits[:, s, here]
             for what, told in stats.intervals(block.codes[:, s, here], block.y[here, s], own).items():
                 for c, (layer, readout) in enumerate(block.cells):
@@ -238,7 +267,7 @@ def _score(block: _Block) -> pd.DataFrame:
                         value, low, high = (part[c] for part in told)
                         rows.append(
                             (block.model, block.asked.task.name, control, layer, readout, block.probe, block.seed, name,
-                             what, value, low, high, n_train, n, bool(block.converged[c, s]))
+                             what, value, low, high, block.n_train[s], n, bool(block.converged[c, s]))
                         )  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -274,7 +303,7 @@ def _predictions(block: _Block) -> pd.DataFrame:
         },
         columns=list(PREDICTIONS),
     )
-    return check_predictions(table[table.predicted.notna()])
+    return check_predictions(table[table.predicted.notna() & table.label.notna()])
 
 
 def layer0_check(results: pd.DataFrame) -> list[str]:
@@ -305,12 +334,16 @@ def layer0_check(results: pd.DataFrame) -> list[str]:
     return told
 
 
-def describe_rows(asked: Asked) -> dict[str, object]:
-    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes."""
+def describe_rows(asked: Asked, cut: int = 0) -> dict[str, object]:
+    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes.
+
+    cut: rows that were left out before, beyond --max-texts.
+    """
     sides = {name: len(asked.rows_of(name)) for name in ("train", *EVALUATED)}
     return {
-        "rows": len(asked.task.texts),
+        "rows": len(asked.task.texts) + cut,
         **sides,
+        **({"left out: beyond --max-texts": cut} if cut else {}),
         **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
         "classes": len(asked.classes),
     }

@@ -24,6 +24,7 @@ _HOME = {
     "SlotDecoder": "decode.slot",
     "SequenceDecoder": "decode.sequence",
     "LogisticProbe": "linear",
+    "RidgeProbe": "linear",
     "MLPProbe": "mlp",
     "AttentionProbe": "pooling",
     "OnlineCode": "codelength",

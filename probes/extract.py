@@ -2,7 +2,7 @@
 
 1. `tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
 2. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
-   leaks, a batch holds texts of one length only.
+   leaks, a batch holds texts of one length only. Pairs of texts and single ones have batches of their own.
 3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
    make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
    only they are kept, never the activations, and no more than two windows and four shards are in memory.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import math
 import platform
 import secrets
 import threading
@@ -40,7 +39,7 @@ from tqdm import tqdm
 from probes.adapters import Point
 from probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
 from probes.errors import InputError, named_rows
-from probes.readout import DEFAULT, Normed, Readout, parse
+from probes.readout import DEFAULT, Normed, Readout, parse, within
 from probes.store import Memory, States, Store, name_of
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ __all__ = ["Extractor", "States", "plan", "tap"]
 
 Read = Callable[[int, "Tensor"], None]
 
-WINDOW = 8_192  # texts that are tokenized and sorted together
+WINDOW = 4_096  # texts that are tokenized and sorted together
 SHARD = 32 << 20  # bytes of vectors in a file
 BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
@@ -198,27 +197,31 @@ class Extractor:
             (layer, readout, number)
             for layer in self.layers
             for number, readout in enumerate(self.readouts)
-            if layer == self.last or not isinstance(readout, Normed)
+            if layer == self.last or not readout.of_last
         ]
-        self._row_bytes = len(self._cells) * encoder.description.dim * 4
+        self._widths = [readout.width(encoder.description.dim) for _, readout, _ in self._cells]
+        self._row_bytes = sum(self._widths) * 4
         self._running = threading.local()  # the batch of a thread: its ids, its vectors, the layers read so far
         self._stopped = threading.Event()
 
     def _check_readouts(self, lacking: set[str]) -> None:
         encoder = self.encoder
-        for name in (readout.name for readout in self.readouts):
-            if (plain := name.removesuffix(Normed.suffix)) in lacking:
+        for readout in self.readouts:
+            if missing := [part.name for part in within(readout) if part.name in lacking]:
                 others = ", ".join(other for other in DEFAULT if other not in lacking)
-                what = f"the tokenizer of {encoder.name} adds no {plain} token"
+                what = f"the tokenizer of {encoder.name} adds no {missing[0]} token"
                 raise InputError("--readouts", what, f"Choose among {others}")
-            if name != plain and encoder.norm is None:
-                raise InputError(
-                    "--readouts", f"'{name}': no norm follows the last layer of {encoder.name}", f"Use {plain}"
-                )
-            if name != plain and self.last not in self.layers:
-                raise InputError(
-                    "--readouts", f"'{name}' is read at layer {self.last} only", f"Add {self.last} to --layers"
-                )
+            if isinstance(readout, Normed) and encoder.norm is None:
+                told = f"'{readout.name}': no norm follows the last layer of {encoder.name}"
+                raise InputError("--readouts", told, f"Use {readout.of.name}")
+        for readout in filter(lambda readout: readout.of_last, self.readouts):
+            needed = range(self.last - readout.depth + 1, self.last + 1)
+            if needed[0] < 0:
+                raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
+            if unread := ", ".join(str(layer) for layer in needed if layer not in self.layers):
+                told = f"'{readout.name}' is read at layer {self.last} only"
+                told += f", from layers {needed[0]} to {self.last}" if readout.depth > 1 else ""
+                raise InputError("--readouts", told, f"Add {unread} to --layers")
 
     def __call__(self, texts: Sequence[str]) -> States:
         """Encode every text once, or take from the cache what is there.
@@ -226,11 +229,16 @@ class Extractor:
         Raises InputError for texts too long, vectors that are not finite, a text too large for the memory, a full disk.
         """
         kept: Store | Memory = Memory()
+        made_of = {} if self.cache is None else self._made_of(texts)
+        new = self.cache is None or not Store.place(self.cache, made_of).exists()
+        if new:
+            self._look_for_long(texts)  # before a folder is made
         if self.cache is not None:
-            size = self._row_bytes * len(texts)
-            kept = Store(self.cache, self._made_of(texts), name=self.encoder.name, size=size)
+            kept = Store(self.cache, made_of, name=self.encoder.name, size=self._row_bytes * len(texts))
         rows = kept.rows
         if rows is None or not all(kept.has(number) for number in np.unique(rows.shard)):
+            if not new:
+                self._look_for_long(texts)
             rows = self._fill(kept, texts)
         if self.long_rows == "error" and (rows.tokens > self.max_length).any():
             self._refuse_long(rows.tokens.to_numpy())
@@ -251,8 +259,6 @@ class Extractor:
 
     def _fill(self, kept: Store | Memory, texts: Sequence[str]) -> pd.DataFrame:
         """Make every shard that is not there, and wait for those that other processes make; where every text is."""
-        if self.long_rows == "error":
-            self._look_for_long(texts)
         facts: dict[str, Any] = {}
         if self.encoder.dtype != torch.float32 and len(texts):
             facts["deviation"] = self._deviation([texts[i] for i in range(min(COMPARED, len(texts)))])
@@ -294,7 +300,7 @@ class Extractor:
             for start, rows in self._windows(texts):
                 unknown += self._unknown(rows)
                 where = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
-                for batches in self._shards(rows.lengths):
+                for batches in self._shards(rows):
                     chosen = np.concatenate(batches)
                     where["shard"][chosen], where["at"][chosen] = number, np.arange(len(chosen))
                     if kept.has(number):
@@ -330,11 +336,11 @@ class Extractor:
                     coming = pool.submit(tokenize, start + WINDOW)
                 yield start, rows
 
-    def _shards(self, lengths: np.ndarray) -> Iterator[list[np.ndarray]]:
+    def _shards(self, rows: Rows) -> Iterator[list[np.ndarray]]:
         """The batches of every shard of a window."""
         most = max(1, SHARD // self._row_bytes)
         shard: list[np.ndarray] = []
-        for batch in plan(lengths, self.max_tokens_per_batch, equal=self.leaks, max_rows=most):
+        for batch in self._batches(rows, self.max_tokens_per_batch, most):
             if shard and sum(map(len, shard)) + len(batch) > most:
                 yield shard
                 shard = []
@@ -342,8 +348,17 @@ class Extractor:
         if shard:
             yield shard
 
+    def _batches(self, rows: Rows, max_tokens: int, max_rows: int | None = None) -> Iterator[np.ndarray]:
+        """The batches of rows, single texts first: some models tell token types of 0 from none."""
+        for kind in (False, True):
+            alike = np.flatnonzero(rows.paired == kind)
+            for batch in plan(rows.lengths[alike], max_tokens, equal=self.leaks, max_rows=max_rows):
+                yield alike[batch]
+
     def _look_for_long(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long before the first one is run: a text has no more tokens than bytes."""
+        if self.long_rows != "error":
+            return
         maybe = [i for i in range(len(texts)) if len(texts[i].encode("utf-8", "surrogatepass")) > self.max_length - 2]
         lengths = np.zeros(len(texts), np.int64)
         for start in range(0, len(maybe), WINDOW):
@@ -388,8 +403,9 @@ class Extractor:
                 stacklevel=3,
             )
         if isinstance(kept, Store) and kept.damaged:
-            told = f"{len(kept.damaged)} damaged files were set aside as *.corrupt and made again"
-            warnings.warn(f"{kept.folder}: {told} ({', '.join(kept.damaged[:3])})", stacklevel=3)
+            told = f"damaged or missing, and made again: {', '.join(kept.damaged[:3])}"
+            more = f" and {len(kept.damaged) - 3} more files" if len(kept.damaged) > 3 else ""
+            warnings.warn(f"{kept.folder}: {told}{more}; what was there is kept as *.corrupt", stacklevel=3)
         return {"unknown tokens": missed, "batches halved": kept.halved, "moved by half precision": moved}
 
     def _deviation(self, texts: list[str]) -> dict[str, float]:
@@ -399,11 +415,12 @@ class Extractor:
             encoder.description, device=encoder.device.type, dtype="float32", untrained=encoder.untrained
         )
         reference = Extractor(exact, self.readouts, layers=self.layers, max_length=self.max_length)
-        batches = plan(rows.lengths, BUDGET["cpu"], equal=self.leaks)
+        batches = list(self._batches(rows, BUDGET["cpu"]))
         both = []
         for one in (self, reference):
             with evaluating(one.encoder.model), tap(one.encoder, one._keep, one.layers):
-                both.append(np.concatenate([one._read(rows, batch, 0)[0] for batch in batches], 1).astype(np.float64))
+                read = [one._read(rows, batch, 0)[0] for batch in batches]
+                both.append([np.concatenate(cell).astype(np.float64) for cell in zip(*read, strict=True)])
         found = {}
         for (layer, readout, _), a, b in zip(self._cells, *both, strict=True):
             there = ~np.isnan(b).any(1)
@@ -435,17 +452,24 @@ class Extractor:
     def _shard(self, pool: ThreadPoolExecutor, rows: Rows, batches: list[np.ndarray], start: int) -> Shard:
         """A shard under way. start: the first text of the window."""
         ends = np.cumsum([len(batch) for batch in batches])
-        shape = len(self._cells), int(ends[-1]), self.encoder.description.dim
-        memory = mmap(-1, max(1, 4 * math.prod(shape)))  # goes back to the system when freed; malloc might keep it
-        values = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+        size = int(ends[-1]) * sum(self._widths)
+        memory = mmap(-1, max(1, 4 * size))  # goes back to the system when freed; malloc might keep it
+        values = self._by_cell(np.frombuffer(memory, np.float32, size), int(ends[-1]))
         present = np.empty((ends[-1], len(self.readouts)), np.uint8)
 
         def read(batch: np.ndarray, end: int) -> tuple[int, int]:
             here = slice(end - len(batch), end)
-            values[:, here], present[here], halved = self._read(rows, batch, start)
+            found, present[here], halved = self._read(rows, batch, start)
+            for cell, vectors in zip(values, found, strict=True):
+                cell[here] = vectors
             return len(batch), halved
 
         return Shard(values, present, [pool.submit(read, *each) for each in zip(batches, ends, strict=True)])
+
+    def _by_cell(self, flat: Any, rows: int) -> list[Any]:
+        """(row, width) of every cell, views into one array or tensor."""
+        ends = np.cumsum([rows * width for width in self._widths])
+        return [flat[end - rows * w : end].reshape(rows, w) for end, w in zip(ends, self._widths, strict=True)]
 
     def _finished(self, shard: Shard, bar: tqdm) -> tuple[dict[str, np.ndarray], int]:
         """The tensors of a shard once its batches have run, and how many of these were halved."""
@@ -457,8 +481,9 @@ class Extractor:
         named = {name_of(layer, readout.name): shard.values[i] for i, (layer, readout, _) in enumerate(self._cells)}
         return named | {"present": shard.present}, halved
 
-    def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Vectors (cell, row, dim) and present (row, readout) of a batch; halved where it does not fit in memory."""
+    def _read(self, rows: Rows, batch: np.ndarray, start: int) -> tuple[list[np.ndarray], np.ndarray, int]:
+        """Vectors (row, width) of every cell and present (row, readout) of a batch; halved where it does not fit
+        in memory."""
         try:
             return *self._run(rows, batch, start), 0
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -472,24 +497,25 @@ class Extractor:
         middle = len(batch) // 2
         parts = [self._read(rows, half, start) for half in (batch[:middle], batch[middle:])]
         values, present, halved = zip(*parts, strict=True)
-        return np.concatenate(values, 1), np.concatenate(present), 1 + sum(halved)
+        return [np.concatenate(cell) for cell in zip(*values, strict=True)], np.concatenate(present), 1 + sum(halved)
 
-    def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, rows: Rows, chosen: np.ndarray, start: int) -> tuple[list[np.ndarray], np.ndarray]:
         encoder, now = self.encoder, self._running
         now.batch, now.layers = encoder.batch([rows[i] for i in chosen]), []
-        now.vectors = torch.empty(len(self._cells), len(chosen), encoder.description.dim, device=encoder.device)
+        flat = torch.empty(len(chosen) * sum(self._widths), device=encoder.device)
+        now.vectors = self._by_cell(flat, len(chosen))
         present = torch.stack([readout.present(now.batch) for readout in self.readouts], 1).cpu().numpy()
         with suppress(_Enough):
             encoder.forward(now.batch)
         if now.layers != self.layers:
             raise RuntimeError(f"{type(encoder.model).__name__} ran layers {now.layers}, expected {self.layers}")
-        values = now.vectors.cpu().numpy()
-        absent = ~present.T[[number for *_, number in self._cells]]  # (cell, row)
-        values[absent] = np.nan
-        bad = ~np.isfinite(values).all(2) & ~absent
-        if bad.any():
-            i, row = min(np.argwhere(bad), key=lambda at: (self._cells[at[0]][0], chosen[at[1]]))
-            self._refuse_non_finite(self._cells[i][0], start + chosen[row], self._cells[i][1])
+        values = self._by_cell(flat.cpu().numpy(), len(chosen))
+        for (layer, readout, number), cell in zip(self._cells, values, strict=True):  # lower layers first
+            absent = ~present[:, number]
+            cell[absent] = np.nan
+            bad = chosen[~np.isfinite(cell).all(1) & ~absent]
+            if len(bad):
+                self._refuse_non_finite(layer, start + int(bad.min()), readout)
         return values, present
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
@@ -497,9 +523,10 @@ class Extractor:
         encoder, now = self.encoder, self._running
         now.layers.append(layer)
         after = encoder.norm(hidden) if layer == self.last and encoder.norm and self._normed else hidden
-        for i, (at, readout, _) in enumerate(self._cells):
-            if at == layer:
-                now.vectors[i] = readout.read(after if isinstance(readout, Normed) else hidden, now.batch)
+        for (at, readout, _), vectors in zip(self._cells, now.vectors, strict=True):
+            if 0 <= at - layer < readout.depth:
+                part = vectors.unflatten(1, (readout.depth, -1))[:, layer - at - 1]  # the cell's own layer is the last
+                part[:] = readout.read(after if isinstance(readout, Normed) else hidden, now.batch)
         if self._stopped.is_set() or layer == self.layers[-1] != self.last:
             raise _Enough  # nobody asked for the layers above
 
@@ -530,9 +557,13 @@ class Extractor:
         return {name: source[name] for name in same} | {
             "texts": {"count": len(texts), "digest": total.hexdigest()},
             "layers": self.layers,
-            "readouts": {readout.name: _code(readout) for readout in self.readouts},
+            "readouts": [[readout.name, _code(readout)] for readout in self.readouts],  # "present" is in their order
             "code": _own_code(),
-            "plan": [self.max_tokens_per_batch, self.leaks, WINDOW, SHARD],
+            "plan": [
+                f"{self.max_tokens_per_batch} tokens" + (" of one length" if self.leaks else ""),
+                f"windows of {WINDOW}",
+                f"shards of {SHARD} bytes",
+            ],
             "versions": source["versions"],
         }
 
@@ -560,9 +591,9 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Vectors (cell, row, dim) and present (row, readout) of a shard, filled by its batches as they run."""
+    """Vectors (row, width) of every cell and present (row, readout) of a shard, filled by its batches as they run."""
 
-    values: np.ndarray
+    values: list[np.ndarray]
     present: np.ndarray
     futures: list[Future[tuple[int, int]]]
 
@@ -573,7 +604,8 @@ class _Enough(Exception):
 
 def _out_of_memory(error: BaseException) -> bool:
     told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return told or any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+    words = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
+    return told or any(some in str(error) for some in words)
 
 
 def _plain(dtype: torch.dtype) -> str:
@@ -590,17 +622,19 @@ def _own_code() -> str:
 def _code(readout: Readout) -> str:
     """What a readout of others does: the files that its classes stand in, and what its constructor left in it.
 
-    Where a class has no file, as one that was typed in, or holds what cannot be told, it is another every time.
+    Where a class has no file, as one that was typed in, or holds what cannot be told, it is another every time. Empty
+    for a readout of the house: its code is that of `_own_code`, and its name tells everything else.
     """
     import joblib
 
-    total = sha256()
-    for part in (readout, getattr(readout, "of", None)):
+    total, own = sha256(), True
+    for part in within(readout):
         kinds = [kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "probes.readout")]
+        own = own and not kinds
         try:
             for kind in kinds:
                 total.update(Path(inspect.getfile(kind)).read_bytes())
             total.update(joblib.hash(vars(part)).encode() if kinds else b"")
         except Exception:  # whatever pickling says of an object that was not made for it
             total.update(secrets.token_bytes())
-    return total.hexdigest()
+    return "" if own else total.hexdigest()

@@ -5,6 +5,7 @@
 2. q starts at 0: the probe starts as mean pooling. Query, temperature and map are trained together over all cells,
    label sets and strengths at once (descent.py).
 3. `attention_cells` gives the weights, to be shown beside what they read.
+4. `learned` says which readouts are for this probe, whatever probe the other readouts are for.
 
 What it gains over a fixed pooling read by the linear probe is what that pooling loses.
 """
@@ -130,3 +131,11 @@ def _attention(parameters: descent.Parameters, x: Tensor) -> Tensor:
 def _network(parameters: descent.Parameters, x: Tensor) -> Tensor:
     gathered = torch.einsum("cpnt,cntd->cpnd", _attention(parameters, x), x[..., :-1])
     return gathered @ parameters["map"]
+
+
+def learned(readout: str, dim: int) -> AttentionProbe | None:
+    """The probe that learns the pooling of a readout; None where the readout is a vector of its own.
+
+    dim: the size of one token's vector.
+    """
+    return AttentionProbe(dim) if readout.startswith("attention") else None

@@ -7,8 +7,10 @@ is a distribution with all its weight on one token); `Max` is the one readout he
    from these masks, never from a fixed index.
 2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text that lacks the position gives NaN, and
    `Readout.present(batch)` says so beforehand.
-3. `Normed` is another readout after the norm that follows the last layer.
-4. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
+3. `Flatten` keeps the tokens apart, one after another; `Projected` the same in as many numbers as one token has.
+4. `Cat` and `Last` put readouts beside each other, of one layer and of several; `Normed` is another readout after the
+   norm that follows the last layer.
+5. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
 
 Torch is imported by the methods, not by the module, so that names are checked without it.
 """
@@ -17,9 +19,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from probes.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
+FLATTENED = 32  # tokens
 DEFAULT = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
 
 
@@ -37,7 +40,8 @@ class Batch:
 
     ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
     special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
-    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none.
+    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none. types: (batch, token) which text of a
+    pair a token belongs to, None where no row is a pair or the model is not told.
     """
 
     ids: Tensor
@@ -46,6 +50,7 @@ class Batch:
     seeds: Tensor
     cls_id: int | None
     sep_id: int | None
+    types: Tensor | None = None
 
     @cached_property
     def content(self) -> Tensor:
@@ -82,10 +87,16 @@ class Readout(ABC):
     """One vector per text out of the hidden states of one layer. Equal names are equal readouts."""
 
     name: str
+    depth = 1  # layers that are read, up to the cell's own; one after another they make the vector
+    of_last = False  # only the last layer has it
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(batch, token, dim) -> (batch, dim)."""
+        """(batch, token, dim) -> (batch, width)."""
+
+    def width(self, dim: int) -> int:
+        """Numbers in the vector, where a token has `dim`."""
+        return dim
 
     def present(self, batch: Batch) -> Tensor:
         """(batch,) whether each text has what this readout reads."""
@@ -146,7 +157,7 @@ class Cls(Position):
 
 
 class Sep(Position):
-    """The last separator of the text: [SEP] of BERT, </s> of RoBERTa."""
+    """The last separator of the text, of a pair the one after both: [SEP] of BERT, </s> of RoBERTa."""
 
     name = "sep"
 
@@ -156,7 +167,10 @@ class Sep(Position):
 
 
 class Token(Position):
-    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last)."""
+    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last).
+
+    Of a pair the first is the first of its first text, the last the last of its second.
+    """
 
     def __init__(self, k: int) -> None:
         self.k, self.name = k, f"token[{k}]"
@@ -201,6 +215,96 @@ class Max(Readout):
         return (hidden.where(batch.real[..., None], -torch.inf) if batch.padded else hidden).amax(1)
 
 
+class Flatten(Readout):
+    """The tokens one after another, special ones included, filled up with zeros: order is kept, at `tokens` x dim
+    numbers. Of a longer text the first `tokens` are read."""
+
+    name = "flatten"
+
+    def __init__(self, tokens: int = FLATTENED) -> None:
+        self.tokens = tokens
+        self.name = type(self).name + ("" if tokens == FLATTENED else f"[{tokens}]")
+
+    def width(self, dim: int) -> int:
+        return self.tokens * dim
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        import torch
+
+        size = min(self.tokens, hidden.shape[1])
+        at = (~batch.real).long().sort(dim=1, stable=True).indices[:, :size, None]  # real tokens first, in their order
+        found = hidden.new_zeros(len(hidden), self.tokens, hidden.shape[2], dtype=torch.float32)
+        real = batch.real.gather(1, at[..., 0])[..., None]
+        found[:, :size] = hidden.gather(1, at.expand(-1, -1, hidden.shape[2])).float().where(real, 0)
+        return found.flatten(1)
+
+
+class Attention(Flatten):
+    """The same numbers, for a probe that learns where to look (probes.pooling)."""
+
+    name = "attention"
+
+
+class Projected(Flatten):
+    """`Flatten` through one fixed random projection to `dim` numbers: what order is worth at equal capacity."""
+
+    name = "flatten_projected"
+
+    def width(self, dim: int) -> int:
+        return dim
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return super().read(hidden, batch) @ _projection(self.tokens, hidden.shape[2]).to(hidden.device)
+
+
+@cache
+def _projection(tokens: int, dim: int) -> Tensor:
+    """(tokens * dim, dim) Gaussian numbers that keep lengths on average (Johnson & Lindenstrauss 1984)."""
+    import torch
+
+    drawn = torch.randn(tokens * dim, dim, generator=torch.Generator().manual_seed(0))
+    return drawn / dim**0.5
+
+
+class Cat(Readout):
+    """Several readouts of one layer beside each other: ``cat(cls,mean)``."""
+
+    def __init__(self, of: Sequence[Readout]) -> None:
+        self.of, self.name = tuple(of), f"cat({','.join(one.name for one in of)})"
+
+    def width(self, dim: int) -> int:
+        return sum(one.width(dim) for one in self.of)
+
+    def present(self, batch: Batch) -> Tensor:
+        import torch
+
+        return torch.stack([one.present(batch) for one in self.of]).all(0)
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        import torch
+
+        return torch.cat([one.read(hidden, batch).float() for one in self.of], 1)
+
+
+class Last(Readout):
+    """Another readout of the last layers, one after another: ``last4(cls)`` (Devlin et al. 2019)."""
+
+    of_last = True
+
+    def __init__(self, depth: int, of: Readout) -> None:
+        self.depth, self.of, self.name = depth, of, f"last{depth}({of.name})"
+
+    def width(self, dim: int) -> int:
+        return self.depth * self.of.width(dim)
+
+    def present(self, batch: Batch) -> Tensor:
+        return self.of.present(batch)
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(batch, width of what it is `of`), of one layer."""
+        return self.of.read(hidden, batch)
+
+
 class Normed(Readout):
     """Another readout, after the model's final norm: ``cls+norm``. Only the last layer has it.
 
@@ -208,9 +312,13 @@ class Normed(Readout):
     """
 
     suffix = "+norm"
+    of_last = True
 
     def __init__(self, of: Readout) -> None:
         self.of, self.name = of, f"{of.name}{self.suffix}"
+
+    def width(self, dim: int) -> int:
+        return self.of.width(dim)
 
     def present(self, batch: Batch) -> Tensor:
         return self.of.present(batch)
@@ -220,6 +328,7 @@ class Normed(Readout):
 
 
 NAMED: dict[str, type[Readout]] = {kind.name: kind for kind in (Cls, Sep, RandomToken, Mean, Max)}
+OF_TOKENS: dict[str, type[Flatten]] = {kind.name: kind for kind in (Flatten, Projected, Attention)}
 
 
 def parse(names: Iterable[str | Readout]) -> list[Readout]:
@@ -240,17 +349,46 @@ def parse(names: Iterable[str | Readout]) -> list[Readout]:
 
 
 def _named(name: str) -> Readout:
+    if made := re.fullmatch(r"(cat|last([1-9][0-9]?))\((.*)\)", name):
+        parts = parse(separated(made[3]))
+        if any(part.of_last for part in parts):
+            raise InputError("--readouts", f"'{name}': what only the last layer has cannot stand inside", "Take it out")
+        if made[1] == "cat":
+            return Cat(parts)
+        if len(parts) == 1:
+            return Last(int(made[2]), parts[0])
     plain = name.removesuffix(Normed.suffix)
-    if plain != name and not plain.endswith(Normed.suffix):
+    if plain != name and not of_last(plain):
         return Normed(_named(plain))
     token = re.fullmatch(r"token(\[)?(-?[0-9]{1,6})(?(1)\])", name)
     if token and (k := int(token[2])):
         return Token(k)
+    kept = re.fullmatch(r"([a-z_]+)(?:\[([1-9][0-9]{0,3})\])?", name)
+    if kept and kept[1] in OF_TOKENS:
+        return OF_TOKENS[kept[1]](int(kept[2] or FLATTENED))
     if token:
         raise InputError("--readouts", f"'{name}': content tokens are counted from 1", "Use token[1], or cls")
     if name not in NAMED:
-        raise unknown("--readouts", "readout", name, DEFAULT)
+        raise unknown("--readouts", "readout", name, (*DEFAULT, *OF_TOKENS, "cat(cls,mean)", "last4(cls)"))
     return NAMED[name]()
+
+
+def within(readout: Readout) -> Iterator[Readout]:
+    """The readout, and those that it is made of."""
+    yield readout
+    of = getattr(readout, "of", ())
+    for part in of if isinstance(of, tuple) else (of,):
+        yield from within(part)
+
+
+def of_last(name: str) -> bool:
+    """Whether only the last layer has the readout of this name."""
+    return name.endswith(Normed.suffix) or re.match(r"last[0-9]+\(", name) is not None
+
+
+def separated(names: str) -> list[str]:
+    """The names of a list with commas, those within brackets left alone: ``cls,cat(cls,mean)`` are two."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", names) if name.strip()]
 
 
 def text_seed(text: str) -> int:

@@ -115,6 +115,13 @@ def _one_cell(
 
     X: (text, dim). labels, weights: (label set, text). path: (strength,) ascending.
     """
+    if X.shape[1] > len(X):  # the optimum lies in the span of the texts (Kimeldorf & Wahba 1971): solve it there
+        square, U = _eigh((X @ X.mT).to(_wide(X)))
+        kept = square > 1e-12 * square[-1].clamp(min=1e-30)
+        length, U = square[kept].sqrt(), U[:, kept]
+        inside = (U * length).to(X.dtype)
+        W, loss, converged = _one_cell(inside, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter)
+        return torch.cat([W[..., :1], W[..., 1:] @ ((U / length).to(X.dtype).mT @ X)], -1), loss, converged
     share = weights.mean(0)
     share = share * (len(X) / share.sum().clamp(min=1e-30))
     eigenvalues, basis = _eigh(X.mT @ X if (share == 1).all() else X.mT @ (share[:, None] * X))

@@ -31,12 +31,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probes.errors import InputError, printable
-from probes.readout import Normed
+from probes.readout import of_last
 from probes.write import (
     Lock,
     make_folder,
@@ -60,16 +61,22 @@ FORMAT = 2  # of the files; another number is another key
 LARGEST_CACHE = 50e9  # bytes: what has not been used for longest leaves before more is added
 IN_USE = 3600.0  # seconds in which a folder that was used is left alone
 KEY = re.compile(r"[0-9a-f]{32}")  # the name of a folder, and what may stand in it: anything else is not ours to remove
-OURS = re.compile(r"(manifest\.json|rows\.parquet|shard-\d+\.safetensors)(\.corrupt)?|.*\.lock|\..*\.tmp", re.DOTALL)
+OURS = re.compile(
+    r"((manifest\.json|rows\.parquet|shard-\d+\.safetensors)(\.corrupt|\.lock)?|manifest\.lock|\..*\.tmp)", re.DOTALL
+)
 
 
 def cache_folder(path: Path | str | None = None) -> Path:
-    """`path`, else $CLSPROBE_HOME, else $XDG_CACHE_HOME/clsprobe, else ~/.cache/clsprobe."""
-    if path is not None:
+    """`path`, else $CLSPROBE_HOME, else $XDG_CACHE_HOME/clsprobe, else ~/.cache/clsprobe.
+
+    Raises InputError where ~ is nowhere.
+    """
+    if path is None:
+        path = os.environ.get("CLSPROBE_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "clsprobe"
+    try:
         return Path(path).expanduser()
-    if home := os.environ.get("CLSPROBE_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clsprobe"
+    except RuntimeError:  # no such user, or one without a home
+        raise InputError(f"--cache {path}", "there is no such home folder", "Name another folder") from None
 
 
 def usable_folder(path: Path | str | None = None) -> Path:
@@ -93,10 +100,10 @@ def usable_folder(path: Path | str | None = None) -> Path:
     folder = Path(tempfile.gettempdir()) / f"clsprobe-{user}"
     try:
         make_folder(folder, private=True)
-        try_folder(folder)
         status = folder.lstat()
         if os.name != "nt" and (status.st_uid != user or status.st_mode & 0o77 or folder.is_symlink()):
             raise OSError(errno.EPERM, "others can reach it")
+        try_folder(folder)
     except OSError as error:
         raise InputError("--cache", f"{told}, nor can {folder} ({error.strerror})", "Name another folder") from None
     warnings.warn(f"{told}; they are kept in {folder}. Name another folder with --cache", stacklevel=2)
@@ -155,8 +162,7 @@ class Store:
 
     def __init__(self, cache: Path, made_of: Mapping[str, Any], *, name: str, size: float) -> None:
         self.cache, self.made_of, self.name = cache, dict(made_of) | {"format": FORMAT}, name
-        key = sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = cache / key
+        self.folder = self.place(cache, made_of)
         self._locks: dict[int, Lock] = {}
         try:
             self.damaged = verify(self.folder)
@@ -170,6 +176,11 @@ class Store:
                     self._enter(dict)
         except OSError as error:
             raise _unusable(cache, error) from None
+
+    @staticmethod
+    def place(cache: Path, made_of: Mapping[str, Any]) -> Path:
+        """Where the folder of a key is, or would be."""
+        return cache / _key(dict(made_of) | {"format": FORMAT})
 
     @property
     def rows(self) -> pd.DataFrame | None:
@@ -261,10 +272,10 @@ class Store:
 
     def _room(self, size: float) -> None:
         """Make room in the cache, and see that the disk has it. size: bytes of all shards."""
+        if self._manifest:
+            touch(self.folder / MANIFEST)
         held = sum(entry["bytes"] for entry in self._entries().values())
         if held >= size:
-            if self._manifest:
-                touch(self.folder / MANIFEST)
             return
         others = [one for one in listing(self.cache) if one.folder != self.folder]
         total = size + sum(one.bytes for one in others)
@@ -374,17 +385,29 @@ class _Shard(Mapping[str, np.ndarray]):
 
 def _describe(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **more: Any) -> dict[str, Any]:
     """Write the manifest anew: its entries changed, with what other processes have entered meanwhile."""
+    with _alone(folder):
+        before = read_manifest(folder) or {}
+        manifest = {**more, **before, **{name: value for name, value in more.items() if value}}
+        manifest["shards"] = dict(sorted(change(before.get("shards", {})).items()))
+        write_text(folder / MANIFEST, json.dumps(manifest | {"sha256": _seal(manifest)}, indent=1))
+        return manifest
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block, nobody else changes the manifest."""
     lock = Lock(folder / "manifest.lock")
     while not lock.take():
         time.sleep(0.01)
     try:
-        before = read_manifest(folder) or {}
-        manifest = {**more, **before, **{name: value for name, value in more.items() if value}}
-        manifest["shards"] = dict(sorted(change(before.get("shards", {})).items()))
-        write_text(folder / MANIFEST, json.dumps(manifest | {"sha256": _seal(manifest)}, indent=1, ensure_ascii=False))
-        return manifest
+        yield
     finally:
         lock.release()
+
+
+def _key(made_of: Mapping[str, Any]) -> str:
+    """The name of the folder for what is made of this."""
+    return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -406,8 +429,9 @@ class Listed:
     whole: bool
 
     def told(self) -> str:
-        """One line: key, size, age, and what the key was made of, so that two of them can be told apart."""
-        of = self.manifest.get("made_of", {})
+        """One line: key, size, age, and everything the key was made of, so that it shows why two of them differ."""
+        nothing: dict[str, Any] = {"texts": {}, "readouts": (), "layers": (), "plan": ()}
+        of = nothing | self.manifest.get("made_of", {})
         days = (time.time() - self.used) / 86400
         parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
         if not self.manifest:
@@ -415,13 +439,21 @@ class Listed:
         weights = of.get("control", "") if of.get("seed") is None else f"untrained, seed {of['seed']}"
         parts += [
             "whole" if self.whole else "unfinished",
-            self.manifest.get("name", "") + ("" if weights in ("", "none") else f" ({weights})"),
-            f"{of.get('texts', {}).get('count', 0):,} texts",
-            f"{len(of.get('layers', ()))} layers x {len(of.get('readouts', ()))} readouts",
-            f"{of.get('dtype')} on {of.get('device')}",
+            f"{self.manifest.get('name')} {_digits(of)}" + ("" if weights in ("", "none") else f" ({weights})"),
+            f"{of['texts'].get('count', 0):,} texts {_digits(of['texts'])}",
+            f"layers {','.join(map(str, of['layers']))}",
+            "readouts " + ", ".join(f"{name} {code[:8]}".rstrip() for name, code in dict(of["readouts"]).items()),
+            f"{of.get('dtype')} on {of.get('device')}, {of.get('attention')} attention",
+            f"at most {of.get('max_length')} tokens, batches of {', '.join(map(str, of['plan']))}",
             " ".join(f"{name} {version}" for name, version in of.get("versions", {}).items()),
+            f"code {of.get('code', '')[:8]}, format {of.get('format')}",
         ]
         return "  ".join(map(printable, parts))
+
+
+def _digits(of: Mapping[str, Any]) -> str:
+    """The first digits of a digest, which are enough to tell two apart."""
+    return str(of.get("digest", ""))[:8]
 
 
 def listing(cache: Path) -> list[Listed]:
@@ -429,14 +461,17 @@ def listing(cache: Path) -> list[Listed]:
     found = []
     for folder in cache.glob("*"):
         with suppress(OSError):  # purged at this moment; another user's
-            if not KEY.fullmatch(folder.name) or not folder.is_dir():
+            if not KEY.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
                 continue
-            files = {path.name: path.stat() for path in folder.iterdir()}
-            if all(map(OURS.fullmatch, files)):
+            files = {path.name: path.lstat() for path in folder.iterdir()}
+            if all(OURS.fullmatch(name) and S_ISREG(status.st_mode) for name, status in files.items()):
                 manifest = _readable(folder) or {}
                 used = files.get(MANIFEST, folder.stat()).st_mtime
                 size = sum(status.st_size for status in files.values())
-                found.append(Listed(folder, manifest, size, used, ROWS in manifest.get("shards", ())))
+                shards = manifest.get("shards", {})
+                rows = sum(entry.get("rows", 0) for entry in shards.values())
+                whole = ROWS in shards and rows == manifest["made_of"]["texts"]["count"]  # one may have been set aside
+                found.append(Listed(folder, manifest, size, used, whole))
     return sorted(found, key=lambda one: (-one.used, one.folder))
 
 
@@ -445,8 +480,10 @@ def verify(folder: Path) -> list[str]:
     if not (folder / MANIFEST).exists():
         return []
     if (manifest := _readable(folder)) is None:
-        _set_aside(folder / MANIFEST)
-        return [MANIFEST]
+        with _alone(folder):
+            if torn := _readable(folder) is None:  # and another process has not mended it meanwhile
+                _set_aside(folder / MANIFEST)
+        return [MANIFEST] if torn else verify(folder)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing runs beside itself
         digests = list(pool.map(lambda name: _digest(folder / name), manifest["shards"]))
     wanted = manifest["shards"].items()
@@ -471,21 +508,25 @@ def _set_aside(path: Path) -> None:
 
 
 def purge(folder: Path) -> bool:
-    """Remove a key, unless a process is at work on it; the manifest first, so that what a crash leaves is nothing."""
+    """Remove a key, unless a process is at work on it; the manifest first, so that what a crash leaves is nothing.
+
+    Returns whether it is gone. Raises OSError where it is not ours to remove.
+    """
     for path in folder.glob("*.lock"):
         if not (lock := Lock(path)).take():
             return False
         lock.release()
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it as well
+    return not folder.exists()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a key; None where there is none that is sound. Raises OSError where it cannot be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return content if content.pop("sha256") == _seal(content) else None
+        sound = content.pop("sha256") == _seal(content) and _key(content["made_of"]) == folder.name
+        return content if sound else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not what we wrote
@@ -532,6 +573,13 @@ class States:
             raise KeyError(f"no cell ({layer}, {readout!r}); layers {self.layers}, readouts {self.readouts}")
         return self._gathered(name_of(layer, readout), rows)
 
+    def width(self, readout: str) -> int:
+        """Numbers in a vector of this readout."""
+        if readout not in self._widths:
+            layer = self.last if of_last(readout) else self.layers[0]
+            self._widths[readout] = self.cell(layer, readout, np.arange(min(1, len(self)))).shape[1]
+        return self._widths[readout]
+
     def _gathered(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
         """A tensor of the shards in the order of the texts."""
         shard, at = (self.where[column].to_numpy()[slice(None) if rows is None else rows] for column in ("shard", "at"))
@@ -562,10 +610,14 @@ class States:
         return {text: row for row, text in enumerate(self.texts)}
 
     @cached_property
+    def _widths(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
     def cells(self) -> list[tuple[int, str]]:
         """Every (layer, readout), layers first."""
         every = ((layer, readout) for layer in self.layers for readout in self.readouts)
-        return [(layer, name) for layer, name in every if layer == self.last or not name.endswith(Normed.suffix)]
+        return [(layer, name) for layer, name in every if layer == self.last or not of_last(name)]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.where)

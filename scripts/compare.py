@@ -40,7 +40,7 @@ class AgainstCls(Run):
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare."""
-        if not self.can_judge([readout.name for readout in parse(self.readouts)]):
+        if not self.vectors and not self.can_judge([readout.name for readout in parse(self.readouts)]):
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
 
     def judge(self, table: pd.DataFrame) -> Verdict:
@@ -120,6 +120,12 @@ class AgainstCls(Run):
     def maps(self, projection: pd.DataFrame) -> tuple[Exhibit, ...]:
         """No maps: they stay with `clsprobe run`."""
         return ()
+
+    def inform(
+        self, asked: list[Asked], states: States, predictions: pd.DataFrame
+    ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+        """Nothing is told in bits where no summaries are shown."""
+        return super().inform([], states, predictions)
 
     def project(self, asked: list[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
         """Nothing is projected where no maps are shown."""

@@ -375,7 +375,7 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
             share = one.hit.mean()
             low, high = map(float, wilson(share, len(one)))
             places.append((int(slot) + 1, readout, share, low, high, len(one), (one.blind - one.bits).mean()))
-    columns = ["layer", "readout", "value", "low", "high", "texts", "bits gained"]
+    columns = ["position", "readout", "value", "low", "high", "texts", "bits gained"]
     words = []
     for readout, one in slots[slots.token != ""].groupby("readout", sort=False):
         bins = binned(one["count"].to_numpy(), *COUNTS)
@@ -386,9 +386,9 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
     return (
         Exhibit(
             "By position in the text: how often the token written there is the original's, with 95 % bands.",
-            pd.DataFrame(places, columns=columns).sort_values(["readout", "layer"], kind="stable"),
+            pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
             "curves",
-            {"metric": "share of right tokens", "along": "position in the text"},
+            {"metric": "share of right tokens", "along": "position"},
         ),
         Exhibit(
             "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
@@ -417,11 +417,11 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     texts, ids, left_out = _tokens(study, encoder, ready.texts)
     log.info("encoding %s", counted(len(texts), "text"))
     states = Extractor(encoder, ready.readouts, layers=ready.layers, cache=usable_folder(study.cache))(texts)
-    lacking = ~states.present.all(0)
-    if lacking.any():
-        left_out["too short for a readout"] = int(lacking.sum())
-        texts, ids = ([x for x, no in zip(xs, lacking, strict=True) if not no] for xs in (texts, ids))
-    vectors = np.stack([states.cell(*cell, np.flatnonzero(~lacking)) for cell in states.cells])
+    there = np.flatnonzero(states.present.all(0))
+    if len(there) < len(texts):
+        left_out["too short for a readout"] = len(texts) - len(there)
+        texts, ids = [texts[i] for i in there], [ids[i] for i in there]
+    vectors = np.stack([states.cell(*cell, there) for cell in states.cells])
     task = Task("texts:all:none", texts, np.zeros(len(texts)), kind="number")
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
@@ -429,7 +429,8 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     if folder is not None:
         folder.begin()  # only now: an error about the texts leaves nothing behind
     tongue = _tongue(encoder)
-    embeddings = encoder.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    model: Any = encoder.model
+    embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in study.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
@@ -442,7 +443,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
             *cut["train"],
             dev=cut["dev"],
             embeddings=None if foreign else embeddings,
-            keep=folder and folder.place(f"weights/{name}.safetensors"),
+            keep=folder.place(f"weights/{name}.safetensors") if folder else None,
         )
         writers[name] = Writer(made, spoken, own)
 
@@ -455,9 +456,9 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     table, slots = tables(
         of, writers, written=study.written, beams=study.beams, corrections=study.corrections, seed=study.seed
     )
-    there = np.unique(table.row[table.text.notna()])
-    new = novelty([texts[i] for i in there], [texts[i] for i in rows["train"]])
-    table["novelty"] = table.row.map(dict(zip(there.tolist(), new, strict=True)))
+    wrote = np.unique(table.row[table.text.notna()])
+    new = novelty([texts[i] for i in wrote], [texts[i] for i in rows["train"]])
+    table["novelty"] = table.row.map(dict(zip(wrote.tolist(), new, strict=True)))
     unseen = _unseen(ids, rows)
     facts: dict[str, dict[str, Any]] = {
         "Texts": {side: len(at) for side, at in rows.items()}

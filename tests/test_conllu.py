@@ -771,8 +771,9 @@ def test_what_a_real_treebank_gives(english: tuple[Loaded, float]) -> None:
     loaded, _ = english
     for task in loaded.tasks:
         sides = split(task)
-        assert sides.left_out == {}
-        assert sides.notes == []  # nothing repeated
+        assert all("near copies" in reason for reason in sides.left_out)  # nothing else repeated
+        assert all("nearly repeat" in note or "near copies" in note for note in sides.notes)
+        assert sum(sides.left_out.values()) < 10
         assert min((sides.side == one).sum() for one in ("dev", "test")) >= 100
         if task.groups is not None:
             for group in np.unique(task.groups[sides.side == "test"]):

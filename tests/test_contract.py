@@ -91,7 +91,7 @@ def is_trained(probe):
 
 
 class TwoTokens(AttentionProbe):
-    """Every text is its vector twice and some padding: the contract's signal has a place, which attention cannot see."""
+    """Every text is its vector twice and some padding: the contract plants at a place, which attention cannot see."""
 
     def __init__(self, dim=6, C=1.0, random_state=0):
         super().__init__(dim, C, random_state)

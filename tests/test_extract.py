@@ -500,3 +500,40 @@ def test_source_says_where_states_come_from(bert, folders):
     assert {"torch", "transformers", "tokenizers", "numpy", "python"} == source["versions"].keys()
     untrained = Extractor(load_encoder(str(folders("bert")), untrained=3))(TEXTS).source
     assert (untrained["control"], untrained["seed"]) == ("untrained", 3)
+
+
+def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
+    """On disk and in memory: each cell equals what its parts are made of."""
+    encoder = load_encoder()
+    texts = [
+        "The cat sees the dog that sleeps in the red house.",
+        "Birds sing.",
+        "It rains and rains on the long road.",
+    ]
+    names = ["cls", "mean", "flatten[6]", "flatten_projected[6]", "cat(cls,mean)", "last3(cls)"]
+    for cache in (None, tmp_path):
+        states = Extractor(encoder, names, layers=[0, 3, 4, 5, 6], max_tokens_per_batch=20, cache=cache)(texts)
+        assert [states.width(name) for name in names] == [384, 384, 6 * 384, 384, 768, 3 * 384]
+        assert [layer for layer, name in states.cells if name == "last3(cls)"] == [6]
+        wanted = np.hstack([states.cell(layer, "cls") for layer in (4, 5, 6)])
+        assert np.array_equal(states.cell(6, "last3(cls)"), wanted)
+        for layer in states.layers:
+            both = np.hstack([states.cell(layer, "cls"), states.cell(layer, "mean")])
+            assert np.array_equal(states.cell(layer, "cat(cls,mean)"), both)
+            flat = states.cell(layer, "flatten[6]").reshape(3, 6, 384)
+            assert np.array_equal(flat[:, 0], states.cell(layer, "cls"))
+            assert (flat[1] != 0).any(1).sum() == 5  # [CLS] birds sing . [SEP]
+            assert np.allclose(flat[1, :5].mean(0), states.cell(layer, "mean")[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("readouts", "layers", "told"),
+    [
+        (["last4(cls)"], [3, 5, 6], "is read at layer 6 only, from layers 3 to 6. Add 4 to --layers"),
+        (["last9(cls)"], "all", "reads more layers than there are"),
+        (["cat(cls,mean)+norm"], "all", "no norm follows the last layer"),
+    ],
+)
+def test_what_a_readout_of_several_layers_needs_is_said(readouts, layers, told):
+    with pytest.raises(InputError, match=told):
+        Extractor(load_encoder(), readouts, layers=layers)

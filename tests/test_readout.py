@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from probes.errors import InputError
-from probes.readout import DEFAULT, Batch, Max, Mean, Position, Token, Weighted, parse, text_seed
+from probes.readout import DEFAULT, Batch, Max, Mean, Position, Token, Weighted, parse, separated, text_seed
 
 CLS, SEP, PAD = 101, 102, 0
 NAMES = (*DEFAULT, "token[3]", "token[-2]", "token[9]")
@@ -223,3 +224,83 @@ def test_wrong_names(names, words):
 def test_names_are_read_without_torch():
     code = "import sys; from probes.readout import parse, DEFAULT; parse(DEFAULT); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+# -------------------------------------------------------------------------------------------- several tokens, or layers
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("tokens", [4, 14, 32])
+def test_flatten_is_the_real_tokens_in_their_order_then_zeros(padding, tokens):
+    batch = batch_of(padding, 3)
+    hidden = torch.randn(*batch.ids.shape, 5)
+    hidden[~batch.real] = torch.nan  # a pad may hold anything
+    (readout,) = parse([f"flatten[{tokens}]"])
+    wanted = np.zeros((len(hidden), tokens, 5), np.float32)
+    for text in range(len(hidden)):
+        own = hidden[text, batch.real[text]].numpy()[:tokens]
+        wanted[text, : len(own)] = own
+    found = readout.read(hidden, batch)
+    assert readout.width(5) == tokens * 5
+    assert np.array_equal(found.numpy(), wanted.reshape(len(hidden), -1))
+    (attention,) = parse([f"attention[{tokens}]"])
+    assert torch.equal(attention.read(hidden, batch), found)
+
+
+def test_a_projection_is_linear_keeps_lengths_and_is_the_same_every_time():
+    batch = batch_of("right", 1)
+    hidden = torch.randn(*batch.ids.shape, 64, generator=torch.Generator().manual_seed(0))
+    flat, projected = parse(["flatten", "flatten_projected"])
+    assert projected.width(64) == 64
+    wanted, found = flat.read(hidden, batch), projected.read(hidden, batch)
+    assert torch.allclose(projected.read(2 * hidden, batch), 2 * found, rtol=1e-5, atol=1e-5)
+    ratio = found.norm(dim=1) / wanted.norm(dim=1)
+    assert abs(float(ratio.mean()) - 1) < 0.1
+    swapped = hidden.clone()
+    swapped[:, [1, 2]] = hidden[:, [2, 1]]
+    long = batch.lengths > 4
+    assert not torch.allclose(projected.read(swapped, batch)[long], found[long], atol=0.1)  # it sees order
+    mean = Mean()
+    assert torch.allclose(
+        mean.read(swapped, batch)[long], mean.read(hidden, batch)[long], atol=1e-5
+    )  # which this does not
+
+
+def test_cat_puts_readouts_beside_each_other():
+    batch, names = batch_of("left", 2), ["cls", "token[3]", "mean"]
+    hidden = torch.randn(*batch.ids.shape, 5)
+    (cat,) = parse([f"cat({','.join(names)})"])
+    parts = parse(names)
+    assert cat.width(5) == 15
+    assert torch.equal(cat.present(batch), parts[1].present(batch))  # only where all are there
+    wanted = torch.cat([part.read(hidden, batch).float() for part in parts], 1)
+    assert torch.equal(cat.read(hidden, batch).nan_to_num(7), wanted.nan_to_num(7))
+
+
+def test_names_with_brackets_are_not_torn_apart():
+    assert separated("cls, cat(cls,mean),last4(cls),,flatten[8]") == [
+        "cls",
+        "cat(cls,mean)",
+        "last4(cls)",
+        "flatten[8]",
+    ]
+    assert [readout.name for readout in parse(separated("cat(token1,max)+norm"))] == ["cat(token[1],max)+norm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cat(cls,men)", "Did you mean 'mean'"),
+        ("cat(cls,cls)", "given twice"),
+        ("cat()", "no readout is named"),
+        ("cat(cls+norm,mean)", "cannot stand inside"),
+        ("last2(last2(cls))", "cannot stand inside"),
+        ("last4(cls,mean)", "unknown readout"),
+        ("last4(cls)+norm", "unknown readout"),
+        ("flatten[0]", "unknown readout"),
+        ("flaten", "Did you mean 'flatten'"),
+    ],
+)
+def test_wrong_compositions_are_refused(name, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        parse([name])

@@ -153,3 +153,17 @@ def test_what_did_not_converge_is_flagged():
     found = solved(X, y, max_iter=1)
     assert not found.converged.any()
     assert torch.isfinite(found.loss).all()
+
+
+def test_more_features_than_texts_have_scikit_learns_optimum():
+    """Solved within the span of the texts: flattened tokens are wider than there are texts."""
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(60, 400)), rng.integers(0, 3, 60)
+    X -= X.mean(0)
+    strengths = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
+    found = solve(torch.as_tensor(X)[None], torch.as_tensor(y)[:, None], strengths, tol=1e-12)
+    assert found.converged.all()
+    for s, C in enumerate(strengths.tolist()):
+        wanted = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(X, y)
+        coef = wanted.coef_ - wanted.coef_.mean(0)
+        assert np.allclose(found.coef[0, 0, s], coef, atol=1e-6)

@@ -157,11 +157,11 @@ def test_test_that_stands_in_train_is_refused_unless_wanted() -> None:
     assert sides(task, allow_overlap=True) == {"train": 45, "dev": 5, "test": 50}
 
 
-def test_dev_that_is_test_is_refused_and_one_inside_test_is_carved_anew() -> None:
+def test_dev_that_is_test_or_stands_in_it_is_carved_anew() -> None:
     texts = [text(i) for i in range(80)] + [text(i).upper() for i in range(60, 80)]
     task = made(100, 2, texts=texts, split=fixed(60, 20, 20))
-    with pytest.raises(InputError, match=r"made:label: dev and test are the same 20 texts\. .*--allow-overlap"):
-        split(task)
+    assert split(task).left_out == {"dev copies of a test text": 20}
+    assert sides(task) == {"train": 54, "dev": 6, "test": 20, "": 20}
     assert sides(task, allow_overlap=True) == {"train": 60, "dev": 20, "test": 20}
     found = split(replace(task, split=fixed(60, 19, 21)))
     assert found.left_out == {"dev copies of a test text": 19}
@@ -348,7 +348,10 @@ def test_texts_of_the_same_tokens_are_copies() -> None:
     tokens[5] = tokens[99]
     given = split(made(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
     assert given.left_out == {"train copies, to the encoder, of a test text": 1}
-    assert given.notes == ["1 row repeats an earlier text as far as the encoder can see (rows 100)"]
+    assert given.notes == [
+        "1 row repeats an earlier text as far as the encoder can see (rows 100)",
+        "1 row of train left out: copies, to the encoder, of a test text (rows 6)",
+    ]
     carved = split(made(200, 2), tokens=np.arange(200) // 4)
     assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))
     with pytest.raises(InputError, match="share 40 of 40 texts, 40 of them but for small differences"):

@@ -12,6 +12,7 @@ from tables import first, predictions
 
 from analysis.study import Answer, Exhibit, Verdict
 from clsprobe.aggregate import Aggregate
+from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
 from clsprobe.run import Run
@@ -126,6 +127,21 @@ def test_several_tasks_are_judged_apart():
 )
 def test_an_aggregate_beats_the_baselines_and_keeps_up_with_the_mean(cls, mean, bag, outcome):
     assert Aggregate().judge(made(cls, mean, bag=bag)).outcome == outcome
+
+
+@pytest.mark.parametrize(("flat", "outcome"), [(0.8, "yes"), (0.5, "undecided"), (0.3, "no")])
+def test_flattening_keeps_order_where_it_tells_more_than_who_sees_none(flat, outcome):
+    rows = predictions(
+        {
+            ("none", 2, "cls"): (first(0.9), first(0.9)),
+            ("none", 2, "flatten_projected"): (first(flat), first(flat)),
+            ("none", 2, "flatten"): (first(0.95), first(0.95)),  # more capacity: not what is judged
+            ("bag_of_words", -1, "none"): (first(0.5), first(0.5)),
+            ("untrained", 2, "cls"): (first(0.99), first(0.99)),  # it sees order: no baseline here
+        }
+    )
+    assert Order().judge(rows).outcome == outcome
+    Order().show(rows)
 
 
 @pytest.mark.parametrize("study", [Run, Positions, Poolings, Aggregate])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -379,3 +381,39 @@ def test_untrained_states_may_hold_the_texts_in_another_order():
     trained = states([one])
     same = [sweep([one], [trained, other], PROBES) for other in (made, turned)]
     pd.testing.assert_frame_equal(*same, check_exact=False)
+
+
+def test_a_control_without_a_label_for_every_text_is_scored_on_those_that_have_one(monkeypatch):
+    made = task()
+    drawn = np.random.default_rng(3).integers(-1, 2, 150)
+    monkeypatch.setitem(module.CONTROLS, "odd", lambda texts, y, side, seed: drawn)
+    monkeypatch.setitem(module.CONTROLS, "none_at_all", lambda texts, y, side, seed: np.full(len(y), -1))
+    blocks = []
+    results = sweep([made], states([made]), PROBES, controls=("odd", "none_at_all"), keep=blocks.append)
+    test = results[(results.split == "test") & (results.control == "odd")]
+    assert set(results.control) & {"odd", "none_at_all"} == {"odd"}
+    assert set(test.n_test) == {int((drawn[90:] >= 0).sum())}
+    assert set(test.n_train) == {int((drawn[:60] >= 0).sum())}
+    told = pd.concat(blocks)
+    rows = told[(told.control == "odd") & (told.split == "test") & (told.layer == 1) & (told.readout == "mean")]
+    assert sorted(rows.row) == (90 + np.flatnonzero(drawn[90:] >= 0)).tolist()
+    share = (rows.label.astype(str) == rows.predicted.astype(str)).mean()
+    assert value(results, control="odd", layer=1, readout="mean") == pytest.approx(share)
+
+
+def test_a_readout_whose_pooling_is_learned_has_its_own_probe():
+    """A token at any place decides: nothing that reads the flattened tokens linearly finds it so well."""
+    rng = np.random.default_rng(0)
+    made = task((200, 60, 100))
+    tokens = rng.normal(size=(360, 6, 4)).astype(np.float32)
+    at = rng.integers(0, 6, 360)
+    tokens[np.arange(360), at, 0] = 6  # where to look
+    tokens[np.arange(360), at, 1] = np.where(made.y == "b", 1.5, -1.5)  # what stands there
+    flat = tokens.reshape(1, 1, 360, 24)
+    both = states_of(made.texts, ("attention[6]",), flat, {"model": "m", "control": "none", "seed": None})
+    both = dataclasses.replace(both, dim=4)
+    results = sweep([made], both, {"logistic": LogisticProbe(), "other": LogisticProbe()})
+    assert value(results, control="none", layer=0, readout="attention[6]") > 0.87
+    assert set(results[results.control == "none"].probe) == {"logistic"}  # once, whatever the other probes are
+    plain = states_of(made.texts, ("flatten[6]",), flat, {"model": "m", "control": "none", "seed": None})
+    assert value(sweep([made], plain, PROBES), control="none", layer=0, readout="flatten[6]") < 0.82

@@ -69,23 +69,8 @@ class SequenceDecoder(Decoder):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if kind == "cuda" else []):
             torch.manual_seed(self.random_state)
             self.writer_ = self._writer(table, codes).to(X.device)
-            made_of = (
-                digest_of(
-                    self.name,
-                    self.frozen,
-                    self.width,
-                    self.depth,
-                    self.pace,
-                    self.random_state,
-                    X,
-                    codes,
-                    X_dev,
-                    codes_dev,
-                    table,
-                )
-                if keep
-                else ""
-            )
+            settings = self.name, self.frozen, self.width, self.depth, self.pace, self.random_state
+            made_of = digest_of(settings, X, codes, X_dev, codes_dev, table) if keep else ""
             learned = dict(self.writer_.named_parameters())
             learned = {name: value for name, value in learned.items() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learned.items()}
@@ -112,7 +97,7 @@ class SequenceDecoder(Decoder):
                 what = f"cell {cell + 1} of {len(X) - 1}" if cell < len(X) - 1 else "no input again"
                 self.written_.append(learn(X[cell], X_dev[cell], first, what))
 
-    def _writer(self, table: np.ndarray | None, codes: Tensor) -> nn.Module:
+    def _writer(self, table: np.ndarray | None, codes: Tensor) -> _Own | _Named:
         counts = torch.bincount(codes[codes >= 0], minlength=len(self.tokens_)).double().cpu()
         odds = torch.cat([counts, torch.tensor([float(len(codes))])]).add(0.5).log().float()
         if self.name is not None:
@@ -209,7 +194,7 @@ class _Nats(torch.autograd.Function):
     by chunk, so that no more than CHUNK logits are ever held."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, texts: int, kind: torch.dtype
     ) -> Tensor:
         half, wide = x.detach().to(kind), table.detach().to(kind)
@@ -231,22 +216,17 @@ class _Nats(torch.autograd.Function):
             if learned:
                 g_table += P.T @ half[here]
         ctx.save_for_backward(g_x, g_table, g_bias)
-        ctx.kinds = x.dtype, table.dtype
+        ctx.kinds = x.dtype, table.dtype, bias.dtype
         return total / texts
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        g_x, g_table, g_bias = ctx.saved_tensors
-        kind_x, kind_table = ctx.kinds
         needed = ctx.needs_input_grad
-        return (
-            g_x.to(kind_x) if needed[0] else None,
-            g_table.to(kind_table) if needed[1] else None,
-            g_bias if needed[2] else None,
-            None,
-            None,
-            None,
-        )
+        found = [
+            (grad * slopes[0]).to(kind) if need else None
+            for grad, kind, need in zip(ctx.saved_tensors, ctx.kinds, needed[:3], strict=True)
+        ]
+        return *found, None, None, None
 
 
 class _Own(nn.Module):

@@ -45,7 +45,7 @@ class SlotDecoder(Decoder):
         logs = ((counts + SMOOTH * every) / (counts.sum(1, keepdim=True) + SMOOTH)).log()
         self.parameters_ = {"map": X.new_zeros(len(X), slots, self.dim_, width), "bias": logs.repeat(len(X), 1, 1)}
         weight, bias = self.parameters_.values()
-        weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+        weight.grad, bias.grad = slope_of_weight, slope_of_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         together = max(1, LOGITS // (PACE.batch * size))  # cells
         parts = [slice(at, at + together) for at in range(0, len(X), together)]
 
@@ -65,8 +65,8 @@ class SlotDecoder(Decoder):
                     G[:, at, some[rows, slot]] -= 1
                     G /= len(batch)
                     with half():
-                        weight.grad[cells, slot] = (x.mT @ (G @ self.table_)).float()
-                    bias.grad[cells, slot] = G.sum(1)
+                        slope_of_weight[cells, slot] = (x.mT @ (G @ self.table_)).float()
+                    slope_of_bias[cells, slot] = G.sum(1)
 
         def judge() -> Tensor:
             return torch.from_numpy(self._bits(X_dev, np.arange(len(X)), codes_dev).sum((1, 2)))
