@@ -130,6 +130,19 @@ def marked(original: str, written: str) -> tuple[str, str]:
     return " ".join(sides[0]), " ".join(sides[1])
 
 
+def by_character(text: str, words: Sequence[tuple[str, str]]) -> list[str]:
+    """The part of speech that every character of a text belongs to; "" between words.
+
+    words: (word, part of speech) in the order of the text, spelled as there.
+    """
+    found, at = [""] * len(text), 0
+    for word, tag in words:
+        if (start := text.find(word, at)) >= 0:
+            at = start + len(word)
+            found[start:at] = [tag] * len(word)
+    return found
+
+
 def binned(values: np.ndarray, edges: Sequence[float], names: Sequence[str]) -> pd.Categorical:
     """The name of the bin of every value; bin i is edges[i] <= value < edges[i + 1]."""
     return pd.Categorical.from_codes(np.digitize(values, edges[1:-1]), categories=list(names), ordered=True)

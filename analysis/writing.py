@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.reconstruction import compared
+from analysis.reconstruction import by_character, compared
 from probes.decode.base import Decoder
 from probes.decode.search import Found, corrected, nearest
 
@@ -26,11 +26,13 @@ VARIANTS = 16  # of a text in a round of correction
 
 @dataclass(frozen=True, eq=False)
 class Tongue:
-    """A tokenizer: token ids of texts, and back. names: the tokens one by one."""
+    """A tokenizer: token ids of texts, and back. ends: the place in the text of every token's last character,
+    where the tokenizer knows it."""
 
     read: Callable[[Sequence[str]], list[np.ndarray]]
     spell: Callable[[np.ndarray], str]
     names: Callable[[np.ndarray], list[str]]
+    ends: Callable[[str], list[int]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class Writer:
 @dataclass(frozen=True, eq=False)
 class Texts:
     """What is decoded. ids: (text,) their tokens, as the encoder reads them. vectors: (cell, text, dim). cells: (layer,
-    readout) of each. rows: side -> (row,) its texts. encode: texts -> (text, dim) at a cell."""
+    readout) of each. rows: side -> (row,) its texts. words: text -> its words and their parts of speech, where known.
+    encode: texts -> (text, dim) at a cell."""
 
     texts: Sequence[str]
     ids: TokenIds
@@ -53,6 +56,7 @@ class Texts:
     vectors: np.ndarray
     cells: Sequence[tuple[int, str]]
     rows: Mapping[str, np.ndarray]
+    words: Mapping[str, Sequence[tuple[str, str]]]
     encode: Callable[[Sequence[str], tuple[int, str]], np.ndarray]
 
 
@@ -242,12 +246,18 @@ def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told)
     written = told.ids if writer.tongue is of.tongue else writer.tongue.read(told.texts)
     found = []
     for i, (row, original, text) in enumerate(zip(rows.tolist(), own, written, strict=True)):
-        left = Counter(text.tolist())
-        for slot, (token, name) in enumerate(zip(original.tolist(), writer.tongue.names(original), strict=True)):
+        left, whole = Counter(text.tolist()), of.texts[row]
+        tags = [""] * len(original)
+        if whole in of.words and writer.tongue.ends:
+            each, ends = by_character(whole, of.words[whole]), writer.tongue.ends(whole)
+            tags = [each[end] for end in ends] if len(ends) == len(tags) else tags
+        for slot, (token, name, tag) in enumerate(
+            zip(original.tolist(), writer.tongue.names(original), tags, strict=True)
+        ):
             hit = slot < len(text) and int(text[slot]) == token
             there = left[token] > 0
             left[token] -= there
             costs = (blind[i, slot], bits[i, slot]) if ordered else (np.nan, np.nan)
-            found.append((layer, readout, row, slot, name, counts[token], *costs, hit, there))
-    columns = ["layer", "readout", "row", "slot", "token", "count", "blind", "bits", "hit", "found"]
+            found.append((layer, readout, row, slot, name, tag, counts[token], *costs, hit, there))
+    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits", "hit", "found"]
     return pd.DataFrame(found, columns=columns)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,6 +29,7 @@ from clsprobe.run import Names, Specs, counted
 from probes.encoder import Description, check_device, describe, find_causal, parse_layers
 from probes.errors import InputError, named_rows, unknown
 from probes.readout import parse
+from probes.task import PAIRED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,7 @@ PRIVACY = (
 )
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
+FEWEST_TOKENS = 20  # that a share is told of
 DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
 
 
@@ -56,10 +58,11 @@ class Ready:
 
     texts: list[str]
     rows: dict[str, dict[str, Any]]
-    notes: list[str]
     described: Description
     layers: list[int]
     readouts: list[str]
+    words: Mapping[str, Sequence[tuple[str, str]]]  # text -> words and parts of speech, where a source knows them
+    contents: dict[str, str]  # what was read where the settings do not tell it -> its digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class Reconstruct(Study):
     margin: ClassVar[float] = 0.5
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
-    text_column: str = Field("text", description="file, hf: the column with the texts")
+    text_column: str | None = Field(None, description="file, hf: the column with the texts [default: text]")
     label_column: Names = Field(("label",), description="file, hf: any column of labels; they are not asked for")
     encoding: str = Field("utf-8", description="file: the encoding of the text")
     sep: str | None = Field(None, description="file: what separates the fields of a .csv")
@@ -144,13 +147,18 @@ class Reconstruct(Study):
         layers = parse_layers(self.layers or some, described)
         options = SourceOptions(**{n: getattr(self, n) for n in SourceOptions.__dataclass_fields__ if hasattr(self, n)})
         texts: dict[str, None] = {}
-        rows, notes = {}, []
+        rows, contents = dict[str, dict[str, Any]](), dict[str, str]()
+        words: dict[str, Sequence[tuple[str, str]]] = {}
         for spec in self.task:
             loaded = load(spec, options)
-            rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
-            notes += loaded.notes
-            for task in loaded.tasks:
-                texts |= dict.fromkeys(text for text in task.texts if text.strip())
+            # Of a treebank every sentence, whatever the property: its tasks leave out some, and hold corrupted ones.
+            found = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
+            rows[spec] = {"different texts": len(set(found))}
+            contents |= {spec: loaded.digest} if loaded.digest else {}
+            words |= loaded.words
+            texts |= dict.fromkeys(text for text in found if text.strip())
+        if any(PAIRED in text for text in texts):
+            raise InputError("--text-column", "names pairs, and one text is written at a time", "Name one column")
         chosen = list(texts)
         if self.max_texts is not None and len(chosen) > self.max_texts:
             from random import Random
@@ -158,7 +166,12 @@ class Reconstruct(Study):
             chosen = Random(self.seed).sample(chosen, self.max_texts)
         if len(chosen) < 50:
             raise InputError("--task", f"{counted(len(chosen), 'different text')}", "A decoder needs 50 at least")
-        return Ready(chosen, rows, notes, described, layers, readouts)
+        return Ready(chosen, rows, described, layers, readouts, words, contents)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, and the digest of standard input, which they do not tell."""
+        contents = self.ready.contents
+        return super().settings() | ({"contents": contents} if contents else {})
 
     def prepare(self) -> list[str]:
         """Read and check; what a run would take."""
@@ -370,20 +383,14 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
     from analysis.stats import wilson
 
     places = []
-    for (readout, slot), one in slots[slots.token != ""].groupby(["readout", "slot"], sort=False):
-        if len(one) >= 20:
+    for (readout, slot), one in slots.groupby(["readout", "slot"], sort=False):
+        if len(one) >= FEWEST_TOKENS:
             share = one.hit.mean()
             low, high = map(float, wilson(share, len(one)))
             places.append((int(slot) + 1, readout, share, low, high, len(one), (one.blind - one.bits).mean()))
     columns = ["position", "readout", "value", "low", "high", "texts", "bits gained"]
-    words = []
-    for readout, one in slots[slots.token != ""].groupby("readout", sort=False):
-        bins = binned(one["count"].to_numpy(), *COUNTS)
-        for name in COUNTS[1]:
-            some = one[bins == name]
-            if len(some):
-                words.append((name, readout, len(some), (some.blind - some.bits).mean(), some.found.mean()))
-    return (
+    slots = slots.assign(times=binned(slots["count"].to_numpy(), *COUNTS))
+    exhibits = [
         Exhibit(
             "By position in the text: how often the token written there is the original's, with 95 % bands.",
             pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
@@ -393,9 +400,27 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
         Exhibit(
             "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
             "often it stands anywhere in what was written.",
-            pd.DataFrame(words, columns=["times in train", "readout", "tokens", "bits gained", "written"]),
+            _tokens_by(slots, "times", "times in train"),
         ),
-    )
+    ]
+    tagged = slots[slots.tag != ""]
+    if len(tagged):
+        exhibits.append(
+            Exhibit(
+                "By part of speech, of the texts whose source knows it: bits gained, and how often a token stands "
+                "anywhere in what was written.",
+                _tokens_by(tagged, "tag", "part of speech"),
+            )
+        )
+    return tuple(exhibits)
+
+
+def _tokens_by(slots: pd.DataFrame, column: str, told: str) -> pd.DataFrame:
+    """Bits gained and the share that was written, of the tokens of every readout and value of a column."""
+    groups = slots.assign(gained=slots.blind - slots.bits).groupby([column, "readout"], observed=True)
+    table = groups.agg(tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean")).reset_index()
+    table = table[table.tokens >= FEWEST_TOKENS]
+    return table.rename(columns={column: told, "gained": "bits gained"}).astype({told: str})
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
@@ -428,14 +453,14 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
 
     if folder is not None:
         folder.begin()  # only now: an error about the texts leaves nothing behind
-    tongue = _tongue(encoder)
+    tongue = _own(encoder)
     model: Any = encoder.model
     embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in study.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
-        foreign = study.decoder is not None and name == "sequence"
-        spoken = _foreign(study.decoder) if foreign else tongue
+        foreign = study.decoder if name == "sequence" else None
+        spoken = _foreign(foreign) if foreign else tongue
         own = spoken.read(texts) if foreign else ids
         cut = {side: (vectors[:, at], [own[i] for i in at]) for side, at in rows.items()}
         made = _decoder(name, study, encoder.device.type, max(map(len, own)))
@@ -452,7 +477,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
         return Extractor(encoder, [readout], layers=[layer], long_rows="truncate")(some).cell(layer, readout)
 
     log.info("writing texts")
-    of = Texts(texts, ids, tongue, vectors, states.cells, rows, encode)
+    of = Texts(texts, ids, tongue, vectors, states.cells, rows, ready.words, encode)
     table, slots = tables(
         of, writers, written=study.written, beams=study.beams, corrections=study.corrections, seed=study.seed
     )
@@ -472,7 +497,6 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     notes = [
         f"{unseen:.1%} of the test tokens stand nowhere in train: no decoder can write them, and they have no bits.",
         *_told_of(table),
-        *ready.notes,
         *(f"{note}." for note in sides.notes),
     ]
     if encoder.tokenizer.decode(encoder.tokenize(["A"])[0].ids[1:-1]) == "a":
@@ -497,32 +521,42 @@ def _tokens(
     return [texts[i] for i in keep], [ids[i] for i in keep], left_out
 
 
-def _tongue(encoder: Encoder) -> Tongue:
-    """The encoder's tokenizer, special tokens left out."""
+def _tongue(tokenizer: Any, read: Callable[[Sequence[str]], list[np.ndarray]]) -> Tongue:
+    """A tokenizer of transformers; read: texts -> token ids, special ones left out."""
     from analysis.writing import Tongue
 
-    tokenizer = encoder.tokenizer
+    def ends(text: str) -> list[int]:
+        coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return [max(end - 1, 0) for _, end in coded["offset_mapping"]]
+
     return Tongue(
-        lambda texts: [row.ids[~row.special].astype("int64") for row in encoder.tokenize(texts)],
+        read,
         lambda ids: str(tokenizer.decode(ids.tolist())),
         lambda ids: list(tokenizer.convert_ids_to_tokens(ids.tolist())),
+        ends if tokenizer.is_fast else None,
     )
 
 
-def _foreign(name: str | None) -> Tongue:
+def _own(encoder: Encoder) -> Tongue:
+    """The encoder's tokenizer."""
+    return _tongue(
+        encoder.tokenizer, lambda texts: [row.ids[~row.special].astype("int64") for row in encoder.tokenize(texts)]
+    )
+
+
+def _foreign(name: str) -> Tongue:
     """Another model's tokenizer."""
     import numpy as np
 
-    from analysis.writing import Tongue
     from probes.decode.sequence import load_causal
 
-    assert name is not None
     _, tokenizer = load_causal(name)
-    return Tongue(
-        lambda texts: [np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int64) for text in texts],
-        lambda ids: str(tokenizer.decode(ids.tolist())),
-        lambda ids: list(tokenizer.convert_ids_to_tokens(ids.tolist())),
-    )
+
+    def read(texts: Sequence[str]) -> list[np.ndarray]:
+        coded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [np.array(ids, np.int64) for ids in coded["input_ids"]]
+
+    return _tongue(tokenizer, read)
 
 
 def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis import reconstruction
+from analysis.sources import SourceOptions, load
+from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.reconstruct import Reconstruct, judged
@@ -73,6 +75,29 @@ def test_differences_are_in_brackets():
         "the cat sleeps [well]",
     )
     assert reconstruction.marked("a b", "") == ("[a b]", "")
+
+
+def test_every_character_has_the_part_of_speech_of_its_word():
+    words = [("Do", "AUX"), ("n't", "PART"), ("go", "VERB"), ("!", "PUNCT")]
+    assert reconstruction.by_character("Don't go!", words) == ["AUX"] * 2 + ["PART"] * 3 + [""] + ["VERB"] * 2 + [
+        "PUNCT"
+    ]
+
+
+def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
+    lines = ["1-2\tzum", "1\tzu\tzu\tADP", "2\tdem\tder\tDET", "3\tHaus\tHaus\tNOUN"]
+    heads = ["_\t_\t_\t_\t_\t_\t_\t_", *(f"_\t_\t{head}\t_\t_\t_" for head in ("3\tcase", "3\tdet", "0\troot"))]
+    rows = [f"{line}\t{rest}" for line, rest in zip(lines, heads, strict=True)]
+    path = tmp_path / "one.conllu"
+    path.write_text("\n".join(["# text = zum Haus", *rows]) + "\n\n")
+    (found,) = read_treebank(path)[0].words.items()
+    assert found == ("zum Haus", [("zum", "ADP+DET"), ("Haus", "NOUN")])
+    loaded = load("grammar:tense:60", SourceOptions())
+    assert set(loaded.words) == set(loaded.tasks[0].texts)
+    for text, words in loaded.words.items():
+        tags = reconstruction.by_character(text, words)
+        assert all(tag or character == " " for tag, character in zip(tags, text, strict=True))
+        assert words[-1] == (".", "PUNCT")
 
 
 def test_values_fall_into_bins_whose_lower_edge_is_theirs():
@@ -144,13 +169,16 @@ def test_every_exhibit_draws(tmp_path):
     slots = pd.DataFrame(
         {
             "layer": 3, "readout": "cls", "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
-            "count": np.arange(100), "blind": 5.0, "bits": 3.0, "hit": np.arange(100) % 2 == 0, "found": True,
+            "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
+            "hit": np.arange(100) % 2 == 0, "found": True,
         }
     )  # fmt: skip
-    position, words = Reconstruct().details(slots)
+    position, words, tags = Reconstruct().details(slots)
     assert position.table.value.between(0, 1).all()
     position.draw()
     assert words.table["bits gained"].eq(2).all()
+    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0]]
+    assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
 
 
 # -------------------------------------------------------------------------------------------------------- the command
