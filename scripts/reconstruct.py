@@ -25,10 +25,10 @@ from pydantic import Field
 from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
-from clsprobe.run import Names, Specs, counted
-from probes.encoder import Description, check_device, describe, find_causal, parse_layers
+from clsprobe.run import Names, Specs, check_count, counted
+from probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
 from probes.errors import InputError, named_rows, unknown
-from probes.readout import parse
+from probes.readout import OF_TOKENS, parse
 from probes.task import PAIRED
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from analysis.writing import Tongue
     from probes.decode.base import Decoder
     from probes.encoder import Encoder
+    from probes.store import States
+    from probes.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -49,6 +51,7 @@ PRIVACY = (
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
 FEWEST_TOKENS = 20  # that a share is told of
+CHECKED, ALIKE = 16, 0.98  # texts and the least cosine of vectors that were given with those of the encoder
 DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
 
 
@@ -63,6 +66,7 @@ class Ready:
     readouts: list[str]
     words: Mapping[str, Sequence[tuple[str, str]]]  # text -> words and parts of speech, where a source knows them
     contents: dict[str, str]  # what was read where the settings do not tell it -> its digest
+    stored: tuple[States, np.ndarray] | None  # the vectors that were given, and the row of every text
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +95,15 @@ class Reconstruct(Study):
     margin: ClassVar[float] = 0.5
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
+    vectors: str | None = Field(
+        None, description="a .npy or .safetensors file with a vector for every row of file:PATH, made by --model"
+    )
     text_column: str | None = Field(None, description="file, hf: the column with the texts [default: text]")
-    label_column: Names = Field(("label",), description="file, hf: any column of labels; they are not asked for")
     encoding: str = Field("utf-8", description="file: the encoding of the text")
     sep: str | None = Field(None, description="file: what separates the fields of a .csv")
     drop_empty: bool = Field(False, description="file, hf, senteval: leave rows without a text out")
-    drop_missing_labels: bool = Field(False, description="file, hf: leave rows without a label out")
+    replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
+    detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
     split: str | None = Field(None, description="hf: what to read, train[:1000] or train[:1000],test")
     max_texts: int | None = Field(None, ge=50, le=10**7, description="at most so many texts, seeded")
     model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
@@ -127,6 +134,8 @@ class Reconstruct(Study):
     @cached_property
     def ready(self) -> Ready:
         """Texts read and names checked. Raises InputError; imports no torch."""
+        import numpy as np
+
         check_device(self.device)
         for name in self.decoders:
             if name not in DECODERS:
@@ -140,12 +149,22 @@ class Reconstruct(Study):
         if self.decoder is not None:
             find_causal(self.decoder)
         readouts = [readout.name for readout in parse(self.readouts)]
-        if "cls" not in readouts:
-            raise InputError("--readouts", "the question is about cls", "Name cls among them")
+        if several := [name for name in readouts if name.partition("[")[0] in OF_TOKENS]:
+            raise InputError(
+                "--readouts", f"'{several[0]}' is no single vector of a text", "Choose among cls, mean ..."
+            )
         described = describe(self.model)
         some = ",".join(str(round(i * described.layers / 3)) for i in range(4)) if described.layers > 3 else "all"
         layers = parse_layers(self.layers or some, described)
-        options = SourceOptions(**{n: getattr(self, n) for n in SourceOptions.__dataclass_fields__ if hasattr(self, n)})
+        vectors = None
+        if self.vectors:
+            vectors, layers, readouts = self._given(described)
+        if "cls" not in readouts:
+            where = vectors.name if vectors else "--readouts"
+            raise InputError(where, "the question is about cls", "Name cls among the readouts, as in layer.06/cls")
+        given = {n: getattr(self, n) for n in SourceOptions.__dataclass_fields__ if hasattr(self, n)}
+        options = SourceOptions(**given | {"text_column": self.text_column or "text"}, label_column=())
+        number: dict[str, int] = {}  # text -> its row in the file of vectors
         texts: dict[str, None] = {}
         rows, contents = dict[str, dict[str, Any]](), dict[str, str]()
         words: dict[str, Sequence[tuple[str, str]]] = {}
@@ -155,6 +174,10 @@ class Reconstruct(Study):
             found = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
             rows[spec] = {"different texts": len(set(found))}
             contents |= {spec: loaded.digest} if loaded.digest else {}
+            if vectors:
+                check_count(vectors, spec, loaded.rows)
+                (task,) = loaded.tasks
+                number = dict(zip(task.texts, [] if task.rows is None else task.rows.tolist(), strict=True))
             words |= loaded.words
             texts |= dict.fromkeys(text for text in found if text.strip())
         if any(PAIRED in text for text in texts):
@@ -166,7 +189,35 @@ class Reconstruct(Study):
             chosen = Random(self.seed).sample(chosen, self.max_texts)
         if len(chosen) < 50:
             raise InputError("--task", f"{counted(len(chosen), 'different text')}", "A decoder needs 50 at least")
-        return Ready(chosen, rows, described, layers, readouts, words, contents)
+        stored = None
+        if vectors:
+            at = np.array([number[text] for text in chosen])
+            stored = vectors.states(layers, readouts, vectors.check(at, layers, readouts)), at
+            contents |= {str(self.vectors): vectors.digest}
+        return Ready(chosen, rows, described, layers, readouts, words, contents, stored)
+
+    def _given(self, described: Description) -> tuple[Vectors, list[int], list[str]]:
+        """The file of vectors, and those of its layers and readouts that are asked for."""
+        from probes.vectors import read_vectors
+
+        if len(self.task) > 1:
+            raise InputError("--vectors", "belong to the rows of one file", "Give one --task")
+        vectors = read_vectors(str(self.vectors))
+        whole = self.readouts == type(self).model_fields["readouts"].default
+        names = vectors.readouts if whole else vectors.chosen_readouts(self.readouts)
+        mend = "Name the encoder that made them with --model, and tensors as in layer.06/cls"
+        if vectors.shape[1] != described.dim:
+            told = f"its vectors have {vectors.shape[1]:,} dimensions, those of {described.name} {described.dim:,}"
+            raise InputError(vectors.name, told, mend)
+        try:
+            parse(names)
+        except InputError as error:
+            raise InputError(vectors.name, error.what, mend) from None
+        if vectors.layers[-1] > described.layers:
+            told = f"it has a layer {vectors.layers[-1]}, and {described.name} no more than {described.layers}"
+            raise InputError(vectors.name, told, mend)
+        numbers = layer_numbers(self.layers, vectors.layers[-1]) if self.layers else vectors.layers
+        return vectors, vectors.chosen_layers(numbers), names
 
     def settings(self) -> dict[str, Any]:
         """The fields, and the digest of standard input, which they do not tell."""
@@ -440,13 +491,23 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     ready = study.ready
     encoder = load_encoder(ready.described, device=study.device)
     texts, ids, left_out = _tokens(study, encoder, ready.texts)
-    log.info("encoding %s", counted(len(texts), "text"))
-    states = Extractor(encoder, ready.readouts, layers=ready.layers, cache=usable_folder(study.cache))(texts)
-    there = np.flatnonzero(states.present.all(0))
+    if ready.stored:
+        states, row_of = ready.stored[0], dict(zip(ready.texts, ready.stored[1].tolist(), strict=True))
+        at = np.array([row_of[text] for text in texts])
+        _check_given(states, at, texts, encoder)
+    else:
+        log.info("encoding %s", counted(len(texts), "text"))
+        states = Extractor(encoder, ready.readouts, layers=ready.layers, cache=usable_folder(study.cache))(texts)
+        at = np.arange(len(texts))
+    there = np.flatnonzero(states.present[:, at].all(0))
     if len(there) < len(texts):
         left_out["too short for a readout"] = len(texts) - len(there)
         texts, ids = [texts[i] for i in there], [ids[i] for i in there]
-    vectors = np.stack([states.cell(*cell, there) for cell in states.cells])
+    sizes = {name: states.width(name) for name in states.readouts}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
+        raise InputError("--readouts", told, "Name readouts of one size")
+    vectors = np.stack([states.cell(*cell, at[there]) for cell in states.cells])
     task = Task("texts:all:none", texts, np.zeros(len(texts)), kind="number")
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
@@ -502,6 +563,23 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     if encoder.tokenizer.decode(encoder.tokenize(["A"])[0].ids[1:-1]) == "a":
         notes.insert(1, "The encoder's tokenizer drops case; the originals are shown as it spells them.")
     return Measured(table, slots, facts, notes)
+
+
+def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: Encoder) -> None:
+    """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes."""
+    import numpy as np
+
+    from probes.extract import Extractor
+
+    own = Extractor(encoder, states.readouts, layers=states.layers)(texts[:CHECKED])
+    for layer, readout in states.cells:
+        there = own.present[states.readouts.index(readout)]
+        a, b = states.cell(layer, readout, at[:CHECKED])[there], own.cell(layer, readout)[there]
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        close = float(np.median((a * b).sum(1) / np.maximum(norms, 1e-30))) if len(a) else 1.0
+        if close < ALIKE:
+            what = f"its {readout} of layer {layer} is not that of {encoder.name} (cosine {close:.2f})"
+            raise InputError(states.source["model"], what, "Name the encoder that made them with --model")
 
 
 def _tokens(

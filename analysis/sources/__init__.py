@@ -19,7 +19,10 @@ SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The flags a source may need; each is the command line's flag of the same name."""
+    """The flags a source may need; each is the command line's flag of the same name.
+
+    label_column: none where texts alone are asked for; the one task of file: and hf: then has numbers that say nothing.
+    """
 
     text_column: str | None = None
     label_column: tuple[str, ...] = ("label",)

@@ -221,8 +221,8 @@ class Decoder(ABC):
 
 @dataclass(frozen=True)
 class Pace:
-    """How a decoder is trained. rate: the length of the first steps. batch: texts a step. rounds: at most; one is a
-    pass over the texts, of `FEWEST` to `MOST` steps."""
+    """How a decoder is trained. rate: the length of the first steps. batch: texts a step, at most; rounds: at most. A
+    round is a pass over the texts of `FEWEST` steps or more, or `MOST` steps of a longer one."""
 
     rate: float
     batch: int
@@ -249,7 +249,8 @@ def train(
     """
     best = judge().double()
     cells, least = len(best), GAIN * best.abs()
-    steps = min(max(texts // pace.batch, FEWEST), MOST)
+    size = max(1, min(pace.batch, texts // FEWEST))
+    steps = min(texts // size, MOST)
     device = best.device
     leaves = list(parameters.values())
     optimiser = torch.optim.AdamW(leaves, pace.rate, weight_decay=0.0, fused=True)
@@ -267,7 +268,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             for step in range(number * steps, (number + 1) * steps):
-                slope(_batch(texts, step, pace.batch, seed).to(device), step)
+                slope(_batch(texts, step, size, seed).to(device), step)
                 optimiser.step()
             nats = judge().double()
             gained = nats < best - least
@@ -290,7 +291,6 @@ def train(
 
 def _batch(texts: int, step: int, size: int, seed: int) -> Tensor:
     """Rows of one step: the texts in one random order after another, the same whenever it is asked for."""
-    size = min(size, texts)
     a_pass = texts // size
     order = torch.randperm(texts, generator=torch.Generator().manual_seed(seed * 100_003 + step // a_pass))
     at = step % a_pass * size
