@@ -656,7 +656,7 @@ def _unseen(ids: Sequence[np.ndarray], rows: Mapping[str, np.ndarray]) -> float:
 
 
 def _told_of(table: pd.DataFrame) -> list[str]:
-    """Layer-0 [CLS], the free negative control, and the gain of encoding again."""
+    """Layer-0 [CLS], the free negative control; the other readouts beside [CLS]; the gain of encoding again."""
     from analysis.reconstruction import gained
 
     notes = []
@@ -666,6 +666,17 @@ def _told_of(table: pd.DataFrame) -> list[str]:
         verdict = "nothing, as it must be" if low <= 0 <= high else "it should tell nothing"
         notes.append(f"[CLS] of layer 0 tells the {decoder} decoder {value:.3f} bits a token: {verdict}.")
     rows = table[(table.decoder == table.decoder.iloc[-1]) & table.text.notna()]
+    bits = table[(table.decoder == table.decoder.iloc[-1]) & (table.split == "test") & (table.source == "vector")]
+    chosen = rows.groupby("readout", sort=False).layer.first()
+    at = {readout: bits[(bits.readout == readout) & (bits.layer == layer)] for readout, layer in chosen.items()}
+    for readout, one in at.items():
+        if readout != "cls":
+            beside = at["cls"].set_index("row").bits.loc[one.row].to_numpy()
+            value, low, high = gained(one.assign(blind=beside))
+            notes.append(
+                f"{readout} of layer {chosen[readout]} tells {value:.2f} bits a token more than cls of layer "
+                f"{chosen['cls']} ({low:.2f} to {high:.2f}, over the same texts)."
+            )
     for readout, one in rows.groupby("readout", sort=False):
         stages = [(s, one[one.source == s]) for s in ("vector", "re-ranked", "corrected") if (one.source == s).any()]
         if len(stages) > 1:

@@ -24,6 +24,7 @@ from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -240,20 +241,25 @@ def train(
     told: str,
     keep: Path | None = None,
     made_of: str = "",
+    slower: Mapping[str, float] = MappingProxyType({}),
 ) -> Tensor:
     """Train the parameters in place and leave them where the dev nats were fewest; these, (cell,).
 
     parameters: (cell, ...) each, or of a single decoder. slope: leaves the gradient of a batch, rows (text,) and
     the number of the step, in `.grad`. judge: (cell,) dev nats. told: what the progress bar says. keep, made_of: a file
-    to go on from, and what it must have been made of.
+    to go on from, and what it must have been made of. slower: parameter -> the share of a step that it takes.
     """
     best = judge().double()
     cells, least = len(best), GAIN * best.abs()
     size = max(1, min(pace.batch, texts // FEWEST))
     steps = min(texts // size, MOST)
     device = best.device
-    leaves = list(parameters.values())
-    optimiser = torch.optim.AdamW(leaves, pace.rate, weight_decay=0.0, fused=True)
+    shares = {name: slower.get(name, 1.0) for name in parameters}
+    groups = [
+        {"params": [parameters[name] for name in parameters if shares[name] == share], "share": share}
+        for share in sorted(set(shares.values()))
+    ]
+    optimiser = torch.optim.AdamW(groups, pace.rate, weight_decay=0.0, fused=True)
     kept = {name: value.detach().clone() for name, value in parameters.items()}
     start, waited, rate = 0, 0, pace.rate
     if keep is not None and (state := _load(keep, made_of)) is not None:
@@ -266,7 +272,7 @@ def train(
             if waited >= PATIENCE:
                 break
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             for step in range(number * steps, (number + 1) * steps):
                 slope(_batch(texts, step, size, seed).to(device), step)
                 optimiser.step()

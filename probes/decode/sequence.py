@@ -29,6 +29,7 @@ from probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=40)
 TUNED = 5e-5  # the length of the first steps of a model that was trained before
+ADDED = ("prefix", "map", "bias")  # what such a model gets from us
 DROPOUT = 0.1
 CHUNK = 1 << 20  # logits that are held at once
 AT_ONCE = 512  # texts, where nothing is learned
@@ -74,6 +75,7 @@ class SequenceDecoder(Decoder):
             learned = dict(self.writer_.named_parameters())
             learned = {name: value for name, value in learned.items() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learned.items()}
+            before = {name: TUNED / self.pace.rate for name in learned if self.name and name not in ADDED}
             self.written_: list[dict[str, Tensor]] = []
 
             def learn(x: Tensor, x_dev: Tensor, begin: dict[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -89,6 +91,7 @@ class SequenceDecoder(Decoder):
                     told=f"sequence decoder, {what}",
                     keep=path,
                     made_of=made_of,
+                    slower=before,
                 )
                 return {name: value.detach().clone() for name, value in learned.items()}
 
@@ -198,7 +201,6 @@ class _Nats(torch.autograd.Function):
         ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, texts: int, kind: torch.dtype
     ) -> Tensor:
         half, wide = x.detach().to(kind), table.detach().to(kind)
-        learned = table.requires_grad
         g_x, g_table = torch.empty_like(half), torch.zeros_like(table, dtype=torch.float32)
         g_bias, total = torch.zeros_like(bias), x.new_zeros((), dtype=torch.float64)
         for part in torch.arange(len(x), device=x.device).split(max(64, CHUNK // len(table))):
@@ -213,7 +215,7 @@ class _Nats(torch.autograd.Function):
             g_bias += P.sum(0)
             P = P.to(kind)
             g_x[here] = P @ wide
-            if learned:
+            if ctx.needs_input_grad[1]:
                 g_table += P.T @ half[here]
         ctx.save_for_backward(g_x, g_table, g_bias)
         ctx.kinds = x.dtype, table.dtype, bias.dtype
