@@ -229,7 +229,7 @@ def _scored(
             pd.concat([block, compared(originals, ids)], axis=1).assign(
                 original=[of.tongue.spell(one) for one in originals],
                 text=one.texts,
-                cosine=(vectors * target).sum(1) / np.maximum(norms, 1e-300),
+                cosine=np.nan_to_num((vectors * target).sum(1) / np.maximum(norms, 1e-300)),  # NaN: no vector
             )
         )
     return pd.concat(blocks, ignore_index=True)

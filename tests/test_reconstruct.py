@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from analysis import reconstruction
 from analysis.sources import SourceOptions, load
@@ -16,6 +17,7 @@ from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.reconstruct import Reconstruct, judged
+from probes import Extractor, load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,6 +249,8 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         (["--decoders", "bag", "--decoder", "gpt2"], "error: --decoder: names a sequence decoder"),
         (["--frozen"], "error: --frozen: our own decoder has learned nothing before."),
         (["--readouts", "mean"], "error: --readouts: the question is about cls."),
+        (["--readouts", "cls,flatten"], "error: --readouts: 'flatten' is no single vector of a text."),
+        (["--readouts", "cls,cat(cls,mean)"], "error: --readouts: cls has 32 numbers, cat(cls,mean) has 64 numbers."),
         (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens"),
     ],
 )
@@ -257,6 +261,58 @@ def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, 
     assert len(error) == 1
     assert told in error[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def stored(toy):
+    """The vectors of all texts, as another program would keep them."""
+    texts = pd.read_csv(toy[1]).text.tolist()
+    states = Extractor(load_encoder(str(toy[0])), ["cls", "mean"], layers=[0, 3])(texts)
+    return {f"layer.{layer:02d}/{name}": states.cell(layer, name) for layer, name in states.cells}
+
+
+def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
+    save_file(stored, tmp_path / "v.safetensors")
+    bits = []
+    for more in ([], ["--vectors", str(tmp_path / "v.safetensors")]):
+        out = tmp_path / f"run{len(more)}"
+        assert ended(asked(toy, out, "--decoders", "bag", *more)) == 0
+        bits.append(pd.read_parquet(out / "tables" / "reconstructions.parquet"))
+    pd.testing.assert_frame_equal(*bits)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v[:-1], "v.safetensors: holds 239 vectors, file:"),
+        (lambda v: v[:, :8].copy(), "v.safetensors: its vectors have 8 dimensions, those of "),
+        (
+            lambda v: np.random.default_rng(0).normal(size=v.shape).astype("f4"),
+            "v.safetensors: its cls of layer 0 is not",
+        ),
+        (lambda v: np.where(np.arange(len(v))[:, None] == 7, np.nan, v), "v.safetensors: 1 row holds NaN"),
+    ],
+    ids=["too few", "another size", "another encoder", "not a number"],
+)
+def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_path, capsys, change, told):
+    save_file({name: change(vectors) for name, vectors in stored.items()}, tmp_path / "v.safetensors")
+    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert told in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", stored["layer.03/mean"])
+    assert ended([*asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy")), "--layers", "1"]) == 2
+    assert "error: v.npy: unknown readout 'vector'" in capsys.readouterr().err
+
+
+def test_texts_need_no_labels(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("text\n" + "".join(f"number {i} and {i * i}\n" for i in range(60)))
+    assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
 
 
 def test_too_few_texts_are_refused(toy, tmp_path, capsys):

@@ -45,7 +45,7 @@ GAIN = 1e-4  # of the dev nats: the least that counts as one
 SURE = 1.645  # standard errors that the dev gain of a cell that reads its vectors lies above 0: one in 20 by chance
 FEWEST, MOST = 30, 80  # steps in a round
 LARGE = 1 << 18  # tokens x dimensions from which on products in bfloat16 are faster
-OFTEN = 15.0  # seconds between two checkpoints
+OFTEN = 30.0  # seconds between two checkpoints
 END, UNSEEN, BEYOND = -1, -2, -3  # codes that are no tokens: the end of a text, a token train lacks, past the end
 
 
@@ -291,7 +291,7 @@ def train(
         for name, value in parameters.items():
             value.copy_(kept[name])
     if keep is not None:
-        _save(keep, made_of, (pace.rounds, waited, rate), parameters, kept, optimiser, best)
+        _save(keep, made_of, (pace.rounds, waited, rate), {}, kept, None, best)
     return best
 
 
@@ -320,14 +320,15 @@ def _save(
     reached: tuple[int, int, float],
     parameters: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     best: Tensor,
 ) -> None:
+    """Write what has been reached; of a finished training no more than what is kept of it."""
     from safetensors.torch import save
 
     tensors = {f"here/{name}": value.detach() for name, value in parameters.items()}
     tensors |= {f"kept/{name}": value for name, value in kept.items()}
-    for i, state in optimiser.state_dict()["state"].items():
+    for i, state in (optimiser.state_dict()["state"] if optimiser else {}).items():
         tensors |= {f"adam/{i}/{name}": value for name, value in state.items()}
     tensors["best"] = best
     facts = {"made_of": made_of, "reached": " ".join(map(repr, reached))}
@@ -359,8 +360,8 @@ def _restore(
 ) -> None:
     with torch.no_grad():
         for name, value in parameters.items():
-            value.copy_(tensors[f"here/{name}"])
             kept[name].copy_(tensors[f"kept/{name}"])
+            value.copy_(tensors.get(f"here/{name}", kept[name]))
     content = optimiser.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

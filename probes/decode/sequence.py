@@ -96,9 +96,12 @@ class SequenceDecoder(Decoder):
                 return {name: value.detach().clone() for name, value in learned.items()}
 
             first = learn(X[-1], X_dev[-1], start, "no input")
-            for cell in range(len(X)):
-                what = f"cell {cell + 1} of {len(X) - 1}" if cell < len(X) - 1 else "no input again"
-                self.written_.append(learn(X[cell], X_dev[cell], first, what))
+            again = learn(X[-1], X_dev[-1], first, "no input again")
+            for cell in range(len(X) - 1):
+                told = bool(X[cell].any())  # vectors that are all the same would be learned from as no input is
+                what = f"cell {cell + 1} of {len(X) - 1}"
+                self.written_.append(learn(X[cell], X_dev[cell], first, what) if told else again)
+            self.written_.append(again)
 
     def _writer(self, table: np.ndarray | None, codes: Tensor) -> _Own | _Named:
         counts = torch.bincount(codes[codes >= 0], minlength=len(self.tokens_)).double().cpu()
