@@ -482,6 +482,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
 
     from analysis.reconstruction import novelty
     from analysis.writing import Texts, Writer, tables
+    from probes.decode.base import vocabulary
     from probes.encoder import load_encoder
     from probes.extract import Extractor
     from probes.split import split
@@ -512,6 +513,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
 
+    tokens = vocabulary([ids[i] for i in rows["train"]])
     if folder is not None:
         folder.begin()  # only now: an error about the texts leaves nothing behind
     tongue = _own(encoder)
@@ -545,12 +547,12 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     wrote = np.unique(table.row[table.text.notna()])
     new = novelty([texts[i] for i in wrote], [texts[i] for i in rows["train"]])
     table["novelty"] = table.row.map(dict(zip(wrote.tolist(), new, strict=True)))
-    unseen = _unseen(ids, rows)
+    unseen = 1 - np.isin(np.concatenate([ids[i] for i in rows["test"]]), tokens).mean()
     facts: dict[str, dict[str, Any]] = {
         "Texts": {side: len(at) for side, at in rows.items()}
         | {f"left out: {why}": n for why, n in {**left_out, **sides.left_out}.items() if n}
         | {f"{spec}: {name}": n for spec, told in ready.rows.items() for name, n in told.items()}
-        | {"different tokens in train": len(np.unique(np.concatenate([ids[i] for i in rows["train"]])))},
+        | {"different tokens in train": len(tokens)},
         "Model": {k: v for k, v in states.source.items() if isinstance(v, str | int)},
         "Versions": states.source["versions"]
         | {p: importlib.metadata.version(p) for p in ("clsprobe", "sacrebleu", "rapidfuzz")},
@@ -646,13 +648,6 @@ def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
     if name == "sequence":
         return SequenceDecoder(study.decoder, frozen=study.frozen, **settings)
     return (BagDecoder if name == "bag" else SlotDecoder)(**settings)
-
-
-def _unseen(ids: Sequence[np.ndarray], rows: Mapping[str, np.ndarray]) -> float:
-    import numpy as np
-
-    train, test = (np.concatenate([ids[i] for i in rows[side]]) for side in ("train", "test"))
-    return float(1 - np.isin(test, train).mean())
 
 
 def _told_of(table: pd.DataFrame) -> list[str]:

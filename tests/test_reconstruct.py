@@ -315,6 +315,14 @@ def test_texts_need_no_labels(tmp_path):
     assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
 
 
+def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
+    path = tmp_path / "the.csv"
+    path.write_text("text\n" + "".join(f"{'the ' * i}\n" for i in range(1, 61)))
+    assert ended(asked((toy[0], path), tmp_path / "run")) == 2
+    assert "error: texts: a vocabulary of 1 token." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_too_few_texts_are_refused(toy, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("text,label\n" + "".join(f"cat {'very ' * i}big,{i % 2}\n" for i in range(20)))

@@ -84,10 +84,7 @@ class Decoder(ABC):
         self.numbers_, self.blind_, self.dim_ = np.arange(len(vectors)), len(vectors), vectors.shape[-1]
         self._check(vectors, token_ids)
         self._check(*dev)
-        self.tokens_ = np.unique(np.concatenate([*token_ids, np.zeros(0, np.int64)])).astype(np.int64)
-        if len(self.tokens_) < 2:
-            found = f"a vocabulary of {len(self.tokens_)} token" + "s" * (len(self.tokens_) != 1)
-            raise InputError("texts", found, "A decoder needs two different ones at least")
+        self.tokens_ = vocabulary(token_ids)
         self.mean_, self.scale_ = _moments(np.ascontiguousarray(vectors, np.float32))
         self.reads_ = np.ones(len(vectors), bool)
         self.half_ = len(self.tokens_) * self.dim_ >= LARGE and has_bfloat16(torch.device(self.device).type)
@@ -215,6 +212,15 @@ class Decoder(ABC):
                 f"{len(long):,} texts are longer than {self.slots_} tokens (longest {most}; rows {named_rows(long, 5)})"
             )
             raise InputError("--slots", what, "Give more slots, or leave these texts out")
+
+
+def vocabulary(token_ids: TokenIds) -> np.ndarray:
+    """The different tokens of some texts, rising. Raises InputError where there are fewer than two."""
+    tokens = np.unique(np.concatenate([*token_ids, np.zeros(0, np.int64)])).astype(np.int64)
+    if len(tokens) < 2:
+        found = f"a vocabulary of {len(tokens)} token" + "s" * (len(tokens) != 1)
+        raise InputError("texts", found, "A decoder needs two different ones at least")
+    return tokens
 
 
 # ------------------------------------------------------------------------------------------------------------- training

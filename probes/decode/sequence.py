@@ -32,6 +32,7 @@ TUNED = 5e-5  # the length of the first steps of a model that was trained before
 ADDED = ("prefix", "map", "bias")  # what such a model gets from us
 DROPOUT = 0.1
 CHUNK = 1 << 20  # logits that are held at once
+SAME = 1e-3  # standard deviations
 AT_ONCE = 512  # texts, where nothing is learned
 
 
@@ -98,7 +99,7 @@ class SequenceDecoder(Decoder):
             first = learn(X[-1], X_dev[-1], start, "no input")
             again = learn(X[-1], X_dev[-1], first, "no input again")
             for cell in range(len(X) - 1):
-                told = bool(X[cell].any())  # vectors that are all the same would be learned from as no input is
+                told = float(X[cell].abs().max()) > SAME  # vectors that are all the same are no input
                 what = f"cell {cell + 1} of {len(X) - 1}"
                 self.written_.append(learn(X[cell], X_dev[cell], first, what) if told else again)
             self.written_.append(again)
