@@ -5,6 +5,8 @@ length           logistic regression on the numbers of characters and words, and
 bag_of_words     TF-IDF of single words and logistic regression, the strength chosen on dev
 layer0_mean      the mean of the embeddings that enter the first block: words without context
 
+Where the labels are numbers, `majority` is the mean of train, and the others are ridge regressions on the same.
+
 The untrained encoder, the fifth of them, is another `States` and needs nothing here.
 """
 
@@ -16,15 +18,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from probes.base import STRENGTHS, Predictions, predict_each
-from probes.linear import LogisticProbe
+from probes.linear import LogisticProbe, RidgeProbe
 
 WEAK_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # TF-IDF rows have length 1: they want weaker penalties than STRENGTHS
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # 1 / alpha of scikit-learn's Ridge on the same rows
 
 Baseline = Callable[[Sequence[str], np.ndarray, np.ndarray, np.ndarray], Predictions]
 
 
 def majority(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
-    """The class frequencies of train: an intercept without a feature. Axes as `bag_of_words`."""
+    """The class frequencies of train, or its mean: an intercept without a feature. Axes as `bag_of_words`."""
+    if y.dtype.kind == "f":
+        return Predictions(np.full((1, 1, len(texts)), y[train].mean()), None, np.ones((1, 1), bool), {})
     frequency = np.bincount(y[train], minlength=y.max() + 1) / len(train)
     with np.errstate(divide="ignore"):
         bits = np.tile(np.log2(frequency), (1, 1, len(texts), 1))
@@ -40,15 +45,19 @@ def length(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarr
 def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
     """Which words the text holds, in no order.
 
-    texts: (text,). y: (text,) codes. train, dev: rows. Predicts every text: codes (1, 1, text).
+    texts: (text,). y: (text,) codes or numbers. train, dev: rows. Predicts every text: codes (1, 1, text).
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
 
     words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b|[^\w\s]", sublinear_tf=True)
     seen = words.fit_transform([texts[i] for i in train])
     everything = words.transform(list(texts))
+    if y.dtype.kind == "f":
+        told = [Ridge(1 / C).fit(seen, y[train]).predict(everything) for C in RIDGE_STRENGTHS]
+        kept = min(told, key=lambda numbers: ((numbers - y)[dev] ** 2).sum())
+        return Predictions(kept[None, None], None, np.ones((1, 1), bool), {})
     best, fewest = None, np.inf
     for strength in WEAK_STRENGTHS:
         with warnings.catch_warnings():
@@ -64,9 +73,10 @@ def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np
 
 
 def on_features(X: np.ndarray, y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
-    """The logistic probe on ready features X (text, dim), as on a cell. Predicts every text: codes (1, 1, text)."""
+    """The logistic probe or ridge on ready features X (text, dim), as on a cell. Predicts every text: (1, 1, text)."""
+    probe = RidgeProbe() if y.dtype.kind == "f" else LogisticProbe()
     return predict_each(
-        LogisticProbe(), X[None, train], y[train, None], X[None], dev=(X[None, dev], y[dev, None]), strengths=STRENGTHS
+        probe, X[None, train], y[train, None], X[None], dev=(X[None, dev], y[dev, None]), strengths=STRENGTHS
     )
 
 
