@@ -18,7 +18,6 @@ from test_cli import call
 from vectors import states_of
 
 from analysis import choose, stats
-from analysis import sweep as module
 from analysis.sweep import ask, describe_rows, layer0_check, sweep
 from analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.aggregate import Aggregate
@@ -30,6 +29,7 @@ from probes.control import coverage, labelled, word_type
 from probes.errors import InputError
 from probes.linear import LogisticProbe, RidgeProbe
 from probes.split import split
+from probes.store import name_of
 from probes.task import Task
 
 BOTH = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
@@ -109,15 +109,9 @@ def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
     assert value(results, "spearman", control="majority") == 0
     (told,) = layer0_check(results)
     assert "equals that of the mean of train" in told
-    states.shards[0][module_name(0, "cls")][:] = states.cell(1, "mean")
+    states.shards[0][name_of(0, "cls")][:] = states.cell(1, "mean")
     (told,) = layer0_check(sweep([task], states, RIDGE))
     assert "DIFFERS FROM that of the mean of train" in told
-
-
-def module_name(layer, readout):
-    from probes.store import name_of
-
-    return name_of(layer, readout)
 
 
 def test_length_and_words_are_read_where_they_decide():
@@ -232,7 +226,7 @@ def test_a_regressor_that_raises_in_a_cell_spoils_it_alone():
 
     task, states = made()
     sound = sweep([task], states, {"ridge": Fails()})
-    states.shards[0][module_name(1, "mean")][:] += 100
+    states.shards[0][name_of(1, "mean")][:] += 100
     told = []
     results = sweep([task], states, {"ridge": Fails()}, failed=told.append)
     assert told == ["probe 'ridge' failed on layer 1, mean (hand:made:number): ValueError: too large for me"]
@@ -437,11 +431,11 @@ def test_a_task_that_no_probe_reads_is_refused():
     task, states = made()
     classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "a", "b"), "class", task.split)
     with pytest.raises(
-        InputError, match="has numbers, which logistic cannot read. Add a probe that does, such as ridge"
+        InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does, such as ridge"
     ):
         sweep([task], states, {"logistic": LogisticProbe()})
     with pytest.raises(
-        InputError, match="has classes, which ridge cannot read. Add a probe that does, such as logistic"
+        InputError, match=r"has classes, which ridge cannot read\. Add a probe that does, such as logistic"
     ):
         sweep([task, classes], states, RIDGE)
 
@@ -494,7 +488,7 @@ def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
         "spearman",
     ):
         assert said in page
-    assert "accuracy" not in page.replace("test accuracy", "", 0) or "Test accuracy" not in page
+    assert "Test accuracy" not in page
     capsys.readouterr()
     assert call("report", out, "--out", tmp_path / "again.html") == 0
     assert "Test R2" in (tmp_path / "again.html").read_text()
@@ -509,7 +503,7 @@ def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
     [
         (["--probes", "logistic"], "has numbers, which logistic cannot read. Add a probe that does, such as ridge."),
         (["--target", "class", "--label-column", "dog", "--probes", "ridge"], "has classes, which ridge cannot read."),
-        (["--readouts", "cls,attention"], "learns its pooling from classes, and file:d:half has numbers."),
+        (["--readouts", "attention"], "learns its pooling from classes, and file:d:half has numbers."),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, told, tmp_path, capsys):
