@@ -26,8 +26,9 @@ demo: install
 	$(BIN)/clsprobe demo --out $(DEMO) --overwrite
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
+# As many processes as there are cores; the tests of one file stay together.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long

@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.table import NUMBERS
+from probes.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
 SHOWN = {  # control -> how a reader calls it
@@ -141,9 +142,8 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
     rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
     (held-out, a text), gain over the best baseline with its interval and name, selectivity over the control task with
-    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds; the intervals
-    of gain and selectivity are those of the first seed. Of numbers: r2 in the place of accuracy, spearman with its
-    interval in that of bits, and no p.
+    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds, of the ends of
+    intervals too. Of numbers: r2 in the place of accuracy, spearman with its interval in that of bits, and no p.
     """
     numbers = stats.of_numbers(rows)
     metric = "r2" if numbers else "accuracy"
@@ -171,11 +171,10 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
             row["bits"] = here(test, "bits").value.mean()
         for name, table in against.items():
             one = here(table, metric)
-            first = one.iloc[0] if len(one) else None
             row |= {name: one.value.mean()}
-            row |= {f"{name} {end}": np.nan if first is None else first[end] for end in ("low", "high")}
+            row |= {f"{name} {end}": one[end].mean() for end in ("low", "high")}
             if name == "gain":
-                row["over"] = "" if first is None else first.against
+                row["over"] = one.against.iloc[0] if len(one) else ""
         found.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
     return pd.DataFrame(found)
 
@@ -221,7 +220,7 @@ def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str]
             pd.DataFrame(
                 {
                     "right": cell.told,
-                    "text": [texts[i] for i in only.index],
+                    "text": [readable(texts[i]) for i in only.index],
                     "label": only.label.astype(str).to_numpy(),
                     "the other says": other.predicted.reindex(only.index).astype(str).to_numpy(),
                     "row": only.index.to_numpy(),
@@ -297,6 +296,8 @@ def _add_intervals(pairs: pd.DataFrame, test: pd.DataFrame) -> None:
                 texts.reindex(pd.MultiIndex.from_frame(some[names])).to_numpy() for names in (CELL, [*OTHER.values()])
             )
             known = ~(np.isnan(own).all(1) | np.isnan(other).all(1))
+            if not known.any():
+                continue
             low, high = stats.difference_intervals(own[known], other[known], shares=what == "accuracy")
             rows = some.index[known]
             value = pairs.value[rows].to_numpy(float)

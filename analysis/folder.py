@@ -12,11 +12,13 @@ same settings is gone on with. Imports no torch, and pandas only to read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.study import read_json
 from probes.errors import InputError
 from probes.write import make_folder, write_parquet, write_text
 
@@ -40,6 +42,8 @@ class RunFolder:
         self._written: set[Path] = set()
         self._facts: dict[str, Any] = {}
         shown = str(path)
+        if "\0" in shown:
+            raise InputError(f"--out {shown}", "holds a character that no name can", "Name another folder")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {shown}", "is a file", "Name a folder")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
@@ -78,10 +82,10 @@ class RunFolder:
 
     def load(self, name: str) -> pd.DataFrame:
         """A table saved before."""
-        import pandas as pd
+        from analysis.table import read_table
 
         self._written.add(self._table(name))
-        return pd.read_parquet(self._table(name))
+        return read_table(self._table(name))
 
     def save(self, name: str, table: pd.DataFrame) -> None:
         """Write a table: results and predictions at the top, others under tables/."""
@@ -112,15 +116,15 @@ class RunFolder:
 
 
 def read_run(path: Path | str) -> dict[str, Any] | None:
-    """The run.json of a folder, None where there is none that can be read."""
-    try:
-        content = json.loads((Path(path) / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The run.json of a folder, None where there is none. Raises InputError for one that no command wrote."""
+    path = Path(path) / "run.json"
+    if not os.path.lexists(path):
         return None
-    return content if isinstance(content, dict) and "digest" in content else None
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
+        raise InputError(str(path), "is not what a clsprobe command writes", "Name another folder, or run again")
+    return content
 
 
 def _writable(folder: Path) -> bool:
-    import os
-
     return os.access(folder, os.W_OK | os.X_OK)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from probes.errors import InputError
 from probes.write import write_parquet, write_text
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ class Exhibit:
             raise ValueError(f"exhibit {self.caption!r} is a table without a plot")
         from analysis import plots
 
-        return getattr(plots, self.plot)(self.table, **self.arguments)
+        drawing: Any = getattr(plots, self.plot, None)
+        if self.plot.startswith("_") or not hasattr(drawing, "__wrapped__"):  # whatever a saved answer may name
+            raise ValueError(f"there is no plot '{self.plot}'")
+        return drawing(self.table, **self.arguments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,23 +140,21 @@ class Answer:
 
     @classmethod
     def load(cls, path: Path | str) -> Answer:
-        """Read an answer that `save` wrote; draws again without a model."""
-        import pandas as pd
+        """Read an answer that `save` wrote; draws again without a model. Raises InputError for anything else."""
+        from analysis.table import read_table
 
         path = Path(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            saved = _Saved.model_validate(read_json(path))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
+            raise InputError(str(path), what, AGAIN) from None
         exhibits = tuple(
-            Exhibit(**e | {"table": pd.read_parquet(path.with_name(Path(e["table"]).name))})
-            for e in content["exhibits"]
+            Exhibit(**{**dict(one), "table": read_table(path.with_name(Path(one.table).name or "table"))})
+            for one in saved.exhibits
         )
-        return cls(
-            content["question"],
-            content["claim"],
-            _verdict_from_json(content["verdict"]),
-            exhibits,
-            tuple(content["notes"]),
-            content["settings"],
-        )
+        return cls(saved.question, saved.claim, saved.verdict, exhibits, saved.notes, saved.settings)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -178,8 +180,37 @@ def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
     return content | {"parts": {task: _verdict_to_json(part) for task, part in verdict.parts.items()}}
 
 
-def _verdict_from_json(content: dict[str, Any]) -> Verdict:
-    return Verdict(**content | {"parts": {task: _verdict_from_json(part) for task, part in content["parts"].items()}})
+class _SavedExhibit(BaseModel):
+    caption: str
+    table: str
+    plot: str | None
+    arguments: dict[str, Any]
+    section: str
+
+
+class _Saved(BaseModel):
+    """What `Answer.save` writes."""
+
+    question: str
+    claim: str
+    verdict: Verdict
+    notes: tuple[str, ...]
+    settings: dict[str, dict[str, Any]]
+    exhibits: list[_SavedExhibit]
+
+
+AGAIN = "Run its command again with --overwrite"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds. Raises InputError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        reason = "nested too deep"
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+    raise InputError(str(path), f"cannot be read ({reason})", AGAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +244,10 @@ class Study(BaseModel, ABC):
     @abstractmethod
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """The evidence, the most telling first. Pure."""
+
+    def settings(self) -> dict[str, Any]:
+        """What tells one run of this study from another: plain JSON."""
+        return self.model_dump(mode="json")
 
     def prepare(self) -> list[str]:
         """Check all that can be checked without a heavy library, and say in sentences what a run would take.

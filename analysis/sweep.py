@@ -58,10 +58,11 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
 
     drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
     """
-    parted = split(task, seed=seed, allow_overlap=allow_overlap)
+    tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
+    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
     used = parted.side != ""
     left_out = dict(parted.left_out)
-    at = states.rows(task.texts)
+    at = states.rows(task.texts) if task.rows is None else task.rows
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[at]
         if short.sum() == used.sum():
@@ -178,7 +179,7 @@ def _blocks(
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
     texts = [asked.task.texts[i] for i in asked.row]
-    for name, baseline in _baselines(trained, asked.at).items():
+    for name, baseline in _baselines(trained, asked).items():
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
         seen = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
@@ -190,7 +191,7 @@ def _blocks(
     }
     for one in filter(partial(_of_seed, seed=seed), states):
         labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
-        y, at = np.stack([*labels.values()], 1), one.rows(texts)
+        y, at = np.stack([*labels.values()], 1), asked.at if one is trained else one.rows(texts)
         for cells, name, probe in _batches(one, probes, len(train)):
             X, X_dev, unseen = (features(one, cells, at[rows]) for rows in (train, dev, evaluated))
             told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
@@ -223,10 +224,10 @@ def features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -
     return np.stack([states.cell(*cell, at) for cell in cells])
 
 
-def _baselines(states: States, at: np.ndarray) -> dict[str, Baseline]:
-    found = dict(BASELINES)
+def _baselines(states: States, asked: Asked) -> dict[str, Baseline]:
+    found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[at]
+        vectors = states.cell(0, "mean")[asked.at]
         found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
     return found
 
@@ -296,12 +297,13 @@ def _predictions(block: _Block) -> pd.DataFrame:
         return np.broadcast_to(np.asarray(values).reshape(shape), block.codes.shape).ravel()
 
     def category(values: np.ndarray, axis: int) -> pd.Categorical:
-        names, codes = np.unique(values, return_inverse=True)
-        return pd.Categorical.from_codes(spread(codes, axis), names)
+        found, codes = np.unique(values, return_inverse=True)
+        return pd.Categorical.from_codes(spread(codes, axis), found)
 
     one = np.zeros(block.codes.size, np.int8)
     labels, told = np.broadcast_to(block.y.T, block.codes.shape).ravel(), block.codes.ravel()
     numbers = {} if len(classes) else dict(zip(NUMBERS, (labels, told), strict=True))
+    names = pd.Index(classes, dtype="str")  # of numbers none, but of the same type, so that tables unite
     if numbers:
         labels = told = np.full(told.shape, -1)  # no class
     table = pd.DataFrame(
@@ -315,8 +317,8 @@ def _predictions(block: _Block) -> pd.DataFrame:
             "seed": np.full(block.codes.size, block.seed),
             "split": category(block.asked.side[block.evaluated], 2),
             "row": spread(block.asked.row[block.evaluated], 2),
-            "label": pd.Categorical.from_codes(labels, classes),
-            "predicted": pd.Categorical.from_codes(told, classes),
+            "label": pd.Categorical.from_codes(labels, names),
+            "predicted": pd.Categorical.from_codes(told, names),
             "log2_probability": np.full(block.codes.size, np.nan) if block.own_bits is None else block.own_bits.ravel(),
             **numbers,
         },
@@ -354,12 +356,16 @@ def layer0_check(results: pd.DataFrame) -> list[str]:
     return told
 
 
-def describe_rows(asked: Asked) -> dict[str, object]:
-    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes."""
+def describe_rows(asked: Asked, cut: int = 0) -> dict[str, object]:
+    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes.
+
+    cut: rows that were left out before, beyond --max-texts.
+    """
     sides = {name: len(asked.rows_of(name)) for name in ("train", *EVALUATED)}
     return {
-        "rows": len(asked.task.texts),
+        "rows": len(asked.task.texts) + cut,
         **sides,
+        **({"left out: beyond --max-texts": cut} if cut else {}),
         **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
         "classes" if len(asked.classes) else "different numbers": len(np.unique(asked.y)),
     }

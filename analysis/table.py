@@ -3,8 +3,12 @@ programs."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 from pandas.api.types import union_categoricals
+
+from probes.errors import InputError
 
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
@@ -32,6 +36,24 @@ def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
     if tuple(table.columns) not in (PREDICTIONS, (*PREDICTIONS, *NUMBERS)):
         raise ValueError(f"a table of predictions has the columns {PREDICTIONS}, not {tuple(table.columns)}")
     return table
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run. Raises InputError for a file that is damaged or none."""
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # a damaged file may raise anything from the depths of Arrow
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InputError(str(path), f"cannot be read ({reason})", "Run its command again with --overwrite") from None
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The results table of a run. Raises InputError for any other."""
+    table = read_table(path)
+    try:
+        return check_results(table)
+    except (ValueError, TypeError) as error:  # TypeError: columns that hold no numbers
+        raise InputError(str(path), str(error), "Run its command again with --overwrite") from None
 
 
 def joined(blocks: list[pd.DataFrame]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ _HOME = {
     "check_evaluation": "contract",
     "check_probe": "contract",
     "LogisticProbe": "linear",
+    "RidgeProbe": "linear",
     "MLPProbe": "mlp",
     "AttentionProbe": "pooling",
     "OnlineCode": "codelength",

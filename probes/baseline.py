@@ -3,6 +3,8 @@
 majority         the class frequencies of train, nothing else
 length           logistic regression on the numbers of characters and words, and their logarithms
 bag_of_words     TF-IDF of single words and logistic regression, the strength chosen on dev
+                 of a pair both texts are counted, each by itself: labels often show in the second one alone
+                 (Gururangan et al. 2018, https://aclanthology.org/N18-2017)
 layer0_mean      the mean of the embeddings that enter the first block: words without context
 
 Where the labels are numbers, `majority` is the mean of train, and the others are ridge regressions on the same.
@@ -19,6 +21,7 @@ import numpy as np
 
 from probes.base import STRENGTHS, Predictions, predict_each
 from probes.linear import LogisticProbe, RidgeProbe
+from probes.task import parts
 
 WEAK_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # TF-IDF rows have length 1: they want weaker penalties than STRENGTHS
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # 1 / alpha of scikit-learn's Ridge on the same rows
@@ -38,7 +41,7 @@ def majority(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.nda
 
 def length(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
     """How long the text is, in characters and words. Axes as `bag_of_words`."""
-    counts = np.array([(len(text), len(text.split())) for text in texts], np.float64)
+    counts = np.array([[n for part in parts(text) for n in (len(part), len(part.split()))] for text in texts], float)
     return on_features(np.hstack([counts, np.log1p(counts)]), y, train, dev)
 
 
@@ -47,13 +50,18 @@ def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np
 
     texts: (text,). y: (text,) codes or numbers. train, dev: rows. Predicts every text: codes (1, 1, text).
     """
+    from scipy.sparse import hstack
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b|[^\w\s]", sublinear_tf=True)
-    seen = words.fit_transform([texts[i] for i in train])
-    everything = words.transform(list(texts))
+    bags = []
+    for each in zip(*map(parts, texts), strict=True):
+        words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b|[^\w\s]", sublinear_tf=True)
+        words.fit([each[i] for i in train])
+        bags.append(words.transform(each))
+    everything = hstack(bags, format="csr")
+    seen = everything[train]
     if y.dtype.kind == "f":
         told = [Ridge(1 / C).fit(seen, y[train]).predict(everything) for C in RIDGE_STRENGTHS]
         kept = min(told, key=lambda numbers: ((numbers - y)[dev] ** 2).sum())

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b, sha256
 from importlib.util import find_spec
-from itertools import chain
+from inspect import signature
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 from threading import Lock
@@ -35,6 +36,7 @@ import numpy as np
 from probes.adapters import ADAPTERS, SUPPORTED, Adapter, Point, adapter_of
 from probes.errors import InputError, did_you_mean, unknown
 from probes.readout import Batch, text_seed
+from probes.task import PAIRED, parts
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,7 @@ _EMBEDDED_FILES = {  # SHA-256 of the published files
 BLOCKS = {kind: adapter.blocks for kind, adapter in ADAPTERS.items()}  # model_type -> where its blocks are
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
 _WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
+LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position, a number of layers: more stands in no real config.json
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
@@ -130,10 +133,12 @@ def describe(name: str | None = None) -> Description:
     config = _read_json(folder / "config.json", shown)
     _refuse_unsupported(shown, folder, config)
 
-    def number(default: int | None, *keys: str) -> int:
-        value = next((config[key] for key in keys if key in config), default)
-        if not isinstance(value, int):
-            raise InputError(f"{shown}/config.json", f"{keys[0]} is {json.dumps(value)}, not a number", "Mend it there")
+    def number(default: int | None, *keys: str, low: int = 1, high: int = LARGEST) -> int:
+        key = next((key for key in keys if key in config), keys[0])
+        value = config.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            what = f"{key} is {json.dumps(value)[:60]}, not a number from {low} to {high:,}"
+            raise InputError(f"{shown}/config.json", what, "Mend it there")
         return value
 
     adapter = adapter_of(config["model_type"])
@@ -143,13 +148,24 @@ def describe(name: str | None = None) -> Description:
     if adapter.reserved is None:  # no table that ends: as long as the tokenizer says, 512 where it says nothing
         positions = 512 if limit > 10**6 else int(limit)
     else:
-        taken = number(1, "pad_token_id") + 1 if adapter.reserved == "pad" else adapter.reserved
+        taken = number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
         positions = number(512, "max_position_embeddings", "n_positions") - taken
+    if min(positions, limit) < 3:
+        what = f"leaves room for {max(0, int(min(positions, limit)))} tokens, special ones included"
+        raise InputError(f"{shown}/config.json", what, "Mend max_position_embeddings there")
+    for key in ("num_hidden_groups", "inner_group_num"):
+        number(1, key, high=DEEPEST)
+    for key in ("block_sizes", "block_repeats"):
+        sizes = config.get(key) or [1]
+        if not isinstance(sizes, list) or any(type(n) is not int or not 1 <= n <= DEEPEST for n in sizes):
+            raise InputError(
+                f"{shown}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there"
+            )
     return Description(
         shown,
         folder,
         config,
-        depth=number(0 if "block_sizes" in config else None, *first, *_DEPTH),
+        depth=number(1 if "block_sizes" in config else None, *first, *_DEPTH, high=DEEPEST),
         dim=number(None, *_WIDTH),
         max_length=int(min(positions, limit)),
         revision=revision,
@@ -158,7 +174,11 @@ def describe(name: str | None = None) -> Description:
 
 def parse_layers(text: str, description: Description) -> list[int]:
     """``all``, ``0,3,6`` or ``1-12`` as layer numbers in rising order. Raises InputError outside the model's layers."""
-    last = description.layers
+    return layer_numbers(text, description.layers)
+
+
+def layer_numbers(text: str, last: int) -> list[int]:
+    """`parse_layers` for layers 0 to `last`."""
     if text.strip() == "all":
         return list(range(last + 1))
     layers: list[int] = []
@@ -244,7 +264,9 @@ class Encoder:
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
         """Ids of every text, special tokens added; literal special tokens in a text stay text.
 
-        max_length: cut longer texts to so many tokens, keeping the special ones; None keeps their full length.
+        A pair (`probes.task.pair`) is put together by the tokenizer's own template, [CLS] a [SEP] b [SEP]. max_length:
+        cut longer texts to so many tokens, keeping the special ones, and of a pair the longer text first; None keeps
+        their full length. Raises InputError for a pair where the tokenizer has no such template.
         """
         parts = [
             self._coded([texts[i] for i in range(at, min(at + 1000, len(texts)))]) for at in range(0, len(texts), 1000)
@@ -255,8 +277,15 @@ class Encoder:
         return rows
 
     def _coded(self, texts: list[str], max_length: int | None = None) -> Rows:
+        """Texts and pairs of texts as they come."""
+        runs = [list(run) for _, run in groupby(texts, key=lambda text: PAIRED in text)]
+        return Rows.joined([*(self._coded_alike(run, max_length) for run in runs), Rows.empty()])
+
+    def _coded_alike(self, texts: list[str], max_length: int | None) -> Rows:
+        """Either texts or pairs."""
+        paired = PAIRED in texts[0]
         coded = self.tokenizer(
-            texts,
+            *(self._pairs(texts, max_length) if paired else [texts]),
             split_special_tokens=True,
             return_special_tokens_mask=True,
             padding=False,
@@ -265,13 +294,48 @@ class Encoder:
             verbose=False,
         )
         lengths = np.fromiter(map(len, coded["input_ids"]), np.int32, len(texts))
+
+        def packed(name: str, kind: type) -> np.ndarray:
+            return np.fromiter(chain.from_iterable(coded[name]), kind, lengths.sum())
+
         return Rows(
-            np.fromiter(chain.from_iterable(coded["input_ids"]), np.int32, lengths.sum()),
-            np.fromiter(chain.from_iterable(coded["special_tokens_mask"]), bool, lengths.sum()),
+            packed("input_ids", np.int32),
+            packed("special_tokens_mask", bool),
+            packed("token_type_ids", np.int8) if paired and self._typed else np.zeros(lengths.sum(), np.int8),
+            np.full(len(texts), paired),
             np.fromiter(map(text_seed, texts), np.int64, len(texts)),
             lengths,
             lengths,
         )
+
+    def _pairs(self, texts: list[str], max_length: int | None) -> list[list[str]]:
+        """The first and the second texts of pairs, where the tokenizer can put them together."""
+        split = [parts(text) for text in texts]
+        if any(len(each) != 2 for each in split):
+            raise InputError("a pair", "holds more than two texts (U+FDD0 stands between them)", "Give two")
+        added = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if added <= self.tokenizer.num_special_tokens_to_add(pair=False):
+            what = "its tokenizer puts nothing between the two texts of a pair"
+            raise InputError(self.name, what, "Name one column with --text-column, or another model")
+        if max_length is not None and max_length < added + 2:
+            what = f"{added} special tokens leave no room for the two texts of a pair"
+            raise InputError(f"--max-length {max_length}", what, f"Pass {added + 2} or more")
+        return [list(each) for each in zip(*split, strict=True)]
+
+    @cached_property
+    def _typed(self) -> bool:
+        """Whether the model is told which text of a pair a token belongs to."""
+        if (
+            "token_type_ids" not in self.tokenizer.model_input_names
+            or "token_type_ids" not in signature(self.model.forward).parameters
+        ):
+            return False
+        known = getattr(self.model.config, "type_vocab_size", 0)
+        given = max(self.tokenizer("a", "b")["token_type_ids"]) + 1
+        if known and given > known:
+            what = f"its tokenizer tells {given} token types apart, its embedding table {known}"
+            raise InputError(self.name, what, "Use its own tokenizer")
+        return True
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded on the right to the longest of them, on the encoder's device."""
@@ -280,9 +344,12 @@ class Encoder:
         shape = len(rows), max([self.adapter.shortest, *(len(row.ids) for row in rows)])
         ids = np.full(shape, self.tokenizer.pad_token_id or 0, np.int64)
         real, special = np.zeros(shape, bool), np.zeros(shape, bool)
+        types = np.zeros(shape, np.int64) if any(row.types is not None for row in rows) and self._typed else None
         for i, row in enumerate(rows):
             n = len(row.ids)
             ids[i, :n], real[i, :n], special[i, :n] = row.ids, True, row.special
+            if types is not None and row.types is not None:
+                types[i, :n] = row.types
         seeds = np.array([row.seed for row in rows], np.int64)
 
         def moved(array: np.ndarray) -> torch.Tensor:
@@ -295,6 +362,7 @@ class Encoder:
             moved(seeds),
             self.cls_id,
             self.sep_id,
+            None if types is None else moved(types),
         )
 
     def forward(self, batch: Batch) -> Any:
@@ -302,7 +370,9 @@ class Encoder:
         import torch
 
         segments = {}
-        if self.adapter.cls_segment:
+        if batch.types is not None:
+            segments["token_type_ids"] = batch.types
+        elif self.adapter.cls_segment:
             segments["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
         with torch.no_grad(), _quiet_transformers():
             if self.adapter.before:
@@ -318,22 +388,30 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One tokenized text. ids: (token,). special: (token,) True on added tokens. seed: `text_seed` of the text."""
+    """One tokenized text.
+
+    ids: (token,). special: (token,) True on added tokens. seed: `text_seed` of the text. types: (token,) of a pair,
+    which text each belongs to.
+    """
 
     ids: np.ndarray
     special: np.ndarray
     seed: int
+    types: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
     """Tokenized texts, packed end to end: a few bytes a token, where lists of small arrays take hundreds a text.
 
-    ids, special: (token,) of all texts. seeds, lengths: (text,). full: (text,) lengths before any cut.
+    ids, special, types: (token,) of all texts. paired: (text,) whether it is a pair. seeds, lengths: (text,).
+    full: (text,) lengths before any cut.
     """
 
     ids: np.ndarray
     special: np.ndarray
+    types: np.ndarray
+    paired: np.ndarray
     seeds: np.ndarray
     lengths: np.ndarray
     full: np.ndarray
@@ -342,7 +420,8 @@ class Rows(Sequence[Row]):
     def empty(cls) -> Rows:
         """No text."""
         none = np.zeros(0, np.int32)
-        return cls(none, none.astype(bool), none.astype(np.int64), none, none)
+        truth = none.astype(bool)
+        return cls(none, truth, none.astype(np.int8), truth, none.astype(np.int64), none, none)
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -357,11 +436,12 @@ class Rows(Sequence[Row]):
         keep = np.ones(len(self.ids), bool)
         for i in which:
             keep[ends[i] - self.lengths[i] + lengths[i] : ends[i]] = False
-        ids, special = self.ids[keep], self.special[keep]
-        ends = np.cumsum(lengths)
-        for i, row in zip(which, cut, strict=True):
-            ids[ends[i] - lengths[i] : ends[i]], special[ends[i] - lengths[i] : ends[i]] = row.ids, row.special
-        return Rows(ids, special, self.seeds, lengths, self.full)
+        packed = {name: getattr(self, name)[keep] for name in ("ids", "special", "types")}
+        starts, cut_ends = np.cumsum(lengths) - lengths, cut._ends
+        for start, end, n in zip(starts[which], cut_ends, cut.lengths, strict=True):
+            for name, values in packed.items():
+                values[start : start + n] = getattr(cut, name)[end - n : end]
+        return replace(self, **packed, lengths=lengths)
 
     def digests(self) -> np.ndarray:
         """(text,) a 64-bit digest of the ids of each: equal for texts that the encoder cannot tell apart."""
@@ -378,7 +458,8 @@ class Rows(Sequence[Row]):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         part = slice(self._ends[i] - self.lengths[i], self._ends[i])
-        return Row(self.ids[part], self.special[part], int(self.seeds[i]))
+        types = self.types[part] if self.paired[i] else None
+        return Row(self.ids[part], self.special[part], int(self.seeds[i]), types)
 
     def __len__(self) -> int:
         return len(self.lengths)

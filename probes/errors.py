@@ -34,14 +34,21 @@ def printable(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to a mistyped one (Damerau-Levenshtein similarity of at least 0.6), or None."""
+    """The known name nearest to a mistyped one, or None.
+
+    Nearest by Damerau-Levenshtein similarity (optimal string alignment) from 0.6 on; else a name of two letters
+    that is one edit away; else a longer one that begins like it but for one edit (`lable`: label_column).
+    """
     from rapidfuzz import process
     from rapidfuzz.distance import OSA
 
-    best = process.extractOne(
-        name.lower(), {k: k.lower() for k in known}, scorer=OSA.normalized_similarity, score_cutoff=0.6
-    )
-    return best[2] if best else None
+    name, lowered = name.lower(), {k: k.lower() for k in known}
+    short = {k: v for k, v in lowered.items() if len(v) == 2}
+    begins = {k: v[: len(name)] for k, v in lowered.items() if len(name) >= 4}
+    for near, cutoff in ((lowered, 0.6), (short, 0.5), (begins, 1 - 1.01 / max(len(name), 4))):
+        if best := process.extractOne(name, near, scorer=OSA.normalized_similarity, score_cutoff=cutoff):
+            return best[2]
+    return None
 
 
 def unknown(where: str, kind: str, name: str, known: Iterable[str]) -> InputError:

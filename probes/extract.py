@@ -2,7 +2,7 @@
 
 1. `tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
 2. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
-   leaks, a batch holds texts of one length only.
+   leaks, a batch holds texts of one length only. Pairs of texts and single ones have batches of their own.
 3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
    make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
    only they are kept, never the activations, and no more than two windows and four shards are in memory.
@@ -50,7 +50,7 @@ __all__ = ["Extractor", "States", "plan", "tap"]
 
 Read = Callable[[int, "Tensor"], None]
 
-WINDOW = 8_192  # texts that are tokenized and sorted together
+WINDOW = 4_096  # texts that are tokenized and sorted together
 SHARD = 32 << 20  # bytes of vectors in a file
 BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
@@ -219,7 +219,8 @@ class Extractor:
             if needed[0] < 0:
                 raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
             if unread := ", ".join(str(layer) for layer in needed if layer not in self.layers):
-                told = f"'{readout.name}' is read at layer {self.last} only, and needs {unread}"
+                told = f"'{readout.name}' is read at layer {self.last} only"
+                told += f", from layers {needed[0]} to {self.last}" if readout.depth > 1 else ""
                 raise InputError("--readouts", told, f"Add {unread} to --layers")
 
     def __call__(self, texts: Sequence[str]) -> States:
@@ -228,11 +229,16 @@ class Extractor:
         Raises InputError for texts too long, vectors that are not finite, a text too large for the memory, a full disk.
         """
         kept: Store | Memory = Memory()
+        made_of = {} if self.cache is None else self._made_of(texts)
+        new = self.cache is None or not Store.place(self.cache, made_of).exists()
+        if new:
+            self._look_for_long(texts)  # before a folder is made
         if self.cache is not None:
-            size = self._row_bytes * len(texts)
-            kept = Store(self.cache, self._made_of(texts), name=self.encoder.name, size=size)
+            kept = Store(self.cache, made_of, name=self.encoder.name, size=self._row_bytes * len(texts))
         rows = kept.rows
         if rows is None or not all(kept.has(number) for number in np.unique(rows.shard)):
+            if not new:
+                self._look_for_long(texts)
             rows = self._fill(kept, texts)
         if self.long_rows == "error" and (rows.tokens > self.max_length).any():
             self._refuse_long(rows.tokens.to_numpy())
@@ -253,8 +259,6 @@ class Extractor:
 
     def _fill(self, kept: Store | Memory, texts: Sequence[str]) -> pd.DataFrame:
         """Make every shard that is not there, and wait for those that other processes make; where every text is."""
-        if self.long_rows == "error":
-            self._look_for_long(texts)
         facts: dict[str, Any] = {}
         if self.encoder.dtype != torch.float32 and len(texts):
             facts["deviation"] = self._deviation([texts[i] for i in range(min(COMPARED, len(texts)))])
@@ -296,7 +300,7 @@ class Extractor:
             for start, rows in self._windows(texts):
                 unknown += self._unknown(rows)
                 where = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
-                for batches in self._shards(rows.lengths):
+                for batches in self._shards(rows):
                     chosen = np.concatenate(batches)
                     where["shard"][chosen], where["at"][chosen] = number, np.arange(len(chosen))
                     if kept.has(number):
@@ -332,11 +336,11 @@ class Extractor:
                     coming = pool.submit(tokenize, start + WINDOW)
                 yield start, rows
 
-    def _shards(self, lengths: np.ndarray) -> Iterator[list[np.ndarray]]:
+    def _shards(self, rows: Rows) -> Iterator[list[np.ndarray]]:
         """The batches of every shard of a window."""
         most = max(1, SHARD // self._row_bytes)
         shard: list[np.ndarray] = []
-        for batch in plan(lengths, self.max_tokens_per_batch, equal=self.leaks, max_rows=most):
+        for batch in self._batches(rows, self.max_tokens_per_batch, most):
             if shard and sum(map(len, shard)) + len(batch) > most:
                 yield shard
                 shard = []
@@ -344,8 +348,17 @@ class Extractor:
         if shard:
             yield shard
 
+    def _batches(self, rows: Rows, max_tokens: int, max_rows: int | None = None) -> Iterator[np.ndarray]:
+        """The batches of rows, single texts first: some models tell token types of 0 from none."""
+        for kind in (False, True):
+            alike = np.flatnonzero(rows.paired == kind)
+            for batch in plan(rows.lengths[alike], max_tokens, equal=self.leaks, max_rows=max_rows):
+                yield alike[batch]
+
     def _look_for_long(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long before the first one is run: a text has no more tokens than bytes."""
+        if self.long_rows != "error":
+            return
         maybe = [i for i in range(len(texts)) if len(texts[i].encode("utf-8", "surrogatepass")) > self.max_length - 2]
         lengths = np.zeros(len(texts), np.int64)
         for start in range(0, len(maybe), WINDOW):
@@ -402,7 +415,7 @@ class Extractor:
             encoder.description, device=encoder.device.type, dtype="float32", untrained=encoder.untrained
         )
         reference = Extractor(exact, self.readouts, layers=self.layers, max_length=self.max_length)
-        batches = plan(rows.lengths, BUDGET["cpu"], equal=self.leaks)
+        batches = list(self._batches(rows, BUDGET["cpu"]))
         both = []
         for one in (self, reference):
             with evaluating(one.encoder.model), tap(one.encoder, one._keep, one.layers):

@@ -40,7 +40,8 @@ class Batch:
 
     ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
     special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
-    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none.
+    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none. types: (batch, token) which text of a
+    pair a token belongs to, None where no row is a pair or the model is not told.
     """
 
     ids: Tensor
@@ -49,6 +50,7 @@ class Batch:
     seeds: Tensor
     cls_id: int | None
     sep_id: int | None
+    types: Tensor | None = None
 
     @cached_property
     def content(self) -> Tensor:
@@ -155,7 +157,7 @@ class Cls(Position):
 
 
 class Sep(Position):
-    """The last separator of the text: [SEP] of BERT, </s> of RoBERTa."""
+    """The last separator of the text, of a pair the one after both: [SEP] of BERT, </s> of RoBERTa."""
 
     name = "sep"
 
@@ -165,7 +167,10 @@ class Sep(Position):
 
 
 class Token(Position):
-    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last)."""
+    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last).
+
+    Of a pair the first is the first of its first text, the last the last of its second.
+    """
 
     def __init__(self, k: int) -> None:
         self.k, self.name = k, f"token[{k}]"

@@ -56,7 +56,7 @@ def split(
     if not len(task.texts):
         raise InputError(task.name, "no texts")
     _check_classes(task)
-    ties, notes = _ties(task, seed, tokens, near=not allow_overlap)
+    ties, notes = _ties(task, seed, tokens, near=not (allow_overlap or task.textless))
     left_out: dict[str, int] = {}
     if task.split is None:
         side = np.full(len(task.texts), "train", dtype="<U5")
@@ -67,7 +67,8 @@ def split(
             if not (side == one).any():
                 raise InputError(task.name, f"no {one} texts", "A split has at least train and test")
         if not allow_overlap:
-            left_out = _part(task, side, ties)
+            left_out, left = _part(task, side, ties)
+            notes += left
         if not (side == "dev").any():
             _carve(task, side, ties, {"dev": 0.1}, ("train",))
             if not (dev := int((side == "dev").sum())):
@@ -96,7 +97,9 @@ def take(task: Task, n: int, *, seed: int) -> Task:
         share = min(max(share, 1), n - sum(map(len, kept)), len(rows))
         kept.append(rows[((np.arange(share) + 0.5) * len(rows) / max(share, 1)).astype(int)])
     rows = np.sort(np.concatenate(kept))
-    parts = {name: value[rows] for name in ("y", "split", "groups") if (value := getattr(task, name)) is not None}
+    parts = {
+        name: value[rows] for name in ("y", "split", "groups", "rows") if (value := getattr(task, name)) is not None
+    }
     return replace(task, texts=[task.texts[row] for row in rows.tolist()], **parts)
 
 
@@ -174,10 +177,11 @@ def _told(rows: np.ndarray, what: str) -> list[str]:
 # --------------------------------------------------------------------------------------------- the source's own sides
 
 
-def _part(task: Task, side: np.ndarray, ties: _Ties) -> dict[str, int]:
-    """Take out of `side` what is tied to a side that comes before it: test, then dev, then train."""
+def _part(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, int], list[str]]:
+    """Take out of `side` what is tied to a side that comes before it: test, then dev, then train. Counts, sentences."""
     _check_overlap(task, side, ties)
     left_out: dict[str, int] = {}
+    notes: list[str] = []
     for stays, leaves in (("test", "dev"), ("test", "train"), ("dev", "train")):
         here = side == stays
         gone = (side == leaves) & np.isin(ties.group, ties.group[here])
@@ -186,10 +190,11 @@ def _part(task: Task, side: np.ndarray, ties: _Ties) -> dict[str, int]:
             rows = gone & np.isin(values, values[here])
             if rows.any():
                 left_out[f"{leaves} {reason.format(stays)}"] = int(rows.sum())
+                notes += _told(np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
             gone &= ~rows
     if not (side == "train").any():
         raise InputError(task.name, "every train text is tied to a dev or test text", "Give other train texts")
-    return left_out
+    return left_out, notes
 
 
 def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
@@ -239,7 +244,11 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         )
     if lacking:
         names = np.unique(task.y)
-        each = [f"'{names[c]}' ({', '.join(f'{one} {counts[one][c]}' for one in needed)})" for c in lacking[:10]]
+        each = [
+            f"'{names[c]}' ({', '.join(f'{one} {counts[one][c]}' for one in needed)}; "
+            f"rows {named_rows(rows[label == c] + 1, 5)})"
+            for c in lacking[:10]
+        ]
         more = f" and {len(lacking) - 10:,} more" if len(lacking) > 10 else ""
         what = f"{'classes' if len(lacking) > 1 else 'a class'} too small for every side: {', '.join(each)}{more}"
         mend = "Leave the class out, or give at least three texts of it that are no copies of each other"

@@ -162,7 +162,7 @@ class Store:
 
     def __init__(self, cache: Path, made_of: Mapping[str, Any], *, name: str, size: float) -> None:
         self.cache, self.made_of, self.name = cache, dict(made_of) | {"format": FORMAT}, name
-        self.folder = cache / _key(self.made_of)
+        self.folder = self.place(cache, made_of)
         self._locks: dict[int, Lock] = {}
         try:
             self.damaged = verify(self.folder)
@@ -176,6 +176,11 @@ class Store:
                     self._enter(dict)
         except OSError as error:
             raise _unusable(cache, error) from None
+
+    @staticmethod
+    def place(cache: Path, made_of: Mapping[str, Any]) -> Path:
+        """Where the folder of a key is, or would be."""
+        return cache / _key(dict(made_of) | {"format": FORMAT})
 
     @property
     def rows(self) -> pd.DataFrame | None:
@@ -426,7 +431,7 @@ class Listed:
     def told(self) -> str:
         """One line: key, size, age, and everything the key was made of, so that it shows why two of them differ."""
         nothing: dict[str, Any] = {"texts": {}, "readouts": (), "layers": (), "plan": ()}
-        of: dict[str, Any] = nothing | self.manifest.get("made_of", {})
+        of = nothing | self.manifest.get("made_of", {})
         days = (time.time() - self.used) / 86400
         parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
         if not self.manifest:
@@ -615,4 +620,4 @@ class States:
         return [(layer, name) for layer, name in every if layer == self.last or not of_last(name)]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.where)

@@ -3,8 +3,9 @@
 1. `replacing` and what is built on it: every file appears whole or not at all. It is written under a temporary name
    beside its target, flushed to the disk, renamed over the target, and the folder is flushed so that the rename itself
    survives a power cut. `tidy` removes the temporary files of writers that were killed.
-2. `Lock`: who is at work on a file, so that two processes share the work instead of doing it twice.
-3. `try_folder`: whether a file system keeps the promises that 1 and 2 rely on; some that reach over a network do not.
+2. `spooled`: a stream that can be read once as a file that can be read again and is gone when it is closed.
+3. `Lock`: who is at work on a file, so that two processes share the work instead of doing it twice.
+4. `try_folder`: whether a file system keeps the promises that 1 and 3 rely on; some that reach over a network do not.
 
 Imports no torch.
 """
@@ -17,6 +18,7 @@ import os
 import platform
 import re
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +52,20 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
         with suppress(OSError):  # what went wrong first is what to tell
             temporary.unlink(missing_ok=True)
         raise
+
+
+def spooled(stream: BinaryIO) -> tuple[BinaryIO, str]:
+    """All that a stream gives, as a file without a name, at its start, and the SHA-256 of it."""
+    file, total = tempfile.TemporaryFile(), sha256()  # noqa: SIM115 - whoever reads it closes it
+    try:
+        while part := stream.read(1 << 20):
+            total.update(part)
+            file.write(part)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file, total.hexdigest()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -141,7 +141,8 @@ def _complain(error: InputError, debug: bool) -> int:
 
 def _mended(error: Exception, given: Sequence[str]) -> InputError:
     """Typer's own complaint in our words; a mistyped command or flag is met with the nearest one."""
-    message = str(getattr(error, "message", error)).rstrip(".")
+    told: Any = error
+    message = str(told.message or told.format_message()).partition(" Did you mean")[0].rstrip(".")
     context: Any = getattr(error, "ctx", None)
     known: list[str] = []
     if context is not None:
@@ -149,7 +150,7 @@ def _mended(error: Exception, given: Sequence[str]) -> InputError:
         known += list(getattr(context.command, "commands", {}))
     wrong = next((a.partition("=")[0] for a in given if a.partition("=")[0] in message.replace("'", " ").split()), None)
     guess = did_you_mean(wrong, known) if wrong else None
-    return InputError(wrong or "command", printable(message), f"Did you mean '{guess}'?" if guess else "See --help")
+    return InputError(wrong or "command", message, f"Did you mean '{guess}'?" if guess else "See --help")
 
 
 # ------------------------------------------------------------------------------------------------------ studies
@@ -172,8 +173,11 @@ def studies() -> dict[str, type[Study]]:
 
 
 def register_studies() -> None:
-    """Give every study its sub-command."""
+    """Give every study its sub-command, once."""
+    there = {command.name for command in app.registered_commands}
     for name, kind in studies().items():
+        if name in there:
+            continue
         app.command(name, help=f"{kind.question}\n\nThe claim it judges: {kind.claim}.")(_command(name, kind))
 
 
@@ -184,8 +188,14 @@ def _command(name: str, kind: type[Study]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         given = {field: value for field, value in values.items() if value not in (None, [], False)}
         common = {field: given.pop(field, None) for field in ON_EVERY_RUN}
+        if empty := [field for field in ("out", "config") if common[field] == ""]:
+            raise InputError(_flag(empty[0]), "is empty", "Name one, or leave the flag out")
         study = make_study(kind, given, common["config"])
-        execute(name, study, common["out"] or f"out/{name}", overwrite=bool(common["overwrite"]), dry=common["dry_run"])
+        out = common["out"] or f"out/{name}"
+        try:
+            execute(name, study, out, overwrite=bool(common["overwrite"]), dry=common["dry_run"])
+        except InputError as error:
+            raise _placed(error, kind, given, common["config"]) from error.__cause__
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -232,11 +242,23 @@ def make_study(kind: type[Study], given: Mapping[str, Any], config: str | None =
         raise _invalid(places.get(field, _flag(field)), kind.model_fields[field], problem) from None
 
 
+def _placed(error: InputError, kind: type[Study], given: Mapping[str, Any], config: str | None) -> InputError:
+    """The error, its flag replaced by the line of the configuration file where that is where the value stands."""
+    flag, space, value = error.where.partition(" ")
+    field = flag.removeprefix("--").replace("-", "_")
+    if config is None or not flag.startswith("--") or field in given:
+        return error
+    _, places = read_config(Path(config), list(kind.model_fields))
+    return InputError(f"{places.get(field, flag)}{space}{value}", error.what, error.mend)
+
+
 def _invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
     given = str(problem["input"])
     if problem["type"] == "literal_error":
         allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
         return unknown(where, "value", given, [name.strip("'") for name in allowed])
+    if info.annotation is bool:
+        return InputError(where, f"'{given}' does not fit", "Say true or false")
     low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
     high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
     if low is not None:
@@ -248,7 +270,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     """Run a study into a folder and write its page, or say what that would take."""
     from analysis.folder import RunFolder
 
-    folder = RunFolder(out, name, study.model_dump(mode="json"), overwrite=overwrite)
+    folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for told in study.prepare():
         if dry:
             typer.echo(told)
@@ -322,11 +344,19 @@ def report(
     answers = {}
     for run in runs:
         _finished(run)
-        for path in sorted((run / "answers").glob("*.json")):
+        if not (paths := sorted((run / "answers").glob("*.json"))):
+            raise InputError(str(run), "holds no answers", "Run its command again with --overwrite")
+        for path in paths:
             answers[path.stem if len(runs) == 1 else f"{run.name}: {path.stem}"] = Answer.load(path)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}", "its folder does not exist", "Name another file")
-    write_page(out, answers)
+    try:
+        write_page(out, answers)
+    except OSError:
+        raise
+    except Exception as error:  # of a table that is not what its plot was made for
+        where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
+        raise InputError(where, what, "Run its command again with --overwrite") from error
     typer.echo(out)
 
 
@@ -338,16 +368,14 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
-    from analysis.table import to_csv, to_latex
+    from analysis.table import read_results, to_csv, to_latex
     from probes.write import write_text
 
     makers = {"csv": to_csv, "latex": to_latex}
     if format not in makers:
         raise unknown("--format", "format", format, makers)
     _finished(run)
-    import pandas as pd
-
-    text = makers[format](pd.read_parquet(run / "results.parquet"))
+    text = makers[format](read_results(run / "results.parquet"))
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -455,6 +483,7 @@ def _list_tasks() -> dict[str, str]:
         "grammar:all": "all of them",
         "grammar:NAME:SIZE": f"as many sentences as you say instead of {SIZE:,}",
         "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
+        "file:-": "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say",
         "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
         "senteval:PATH": "a SentEval probing file",
         "hf:ORG/NAME[:CONFIG][@REVISION]": "a Hugging Face dataset; --split takes its slice syntax",

@@ -40,7 +40,7 @@ class AgainstCls(Run):
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare."""
-        if not self.can_judge([readout.name for readout in parse(self.readouts)]):
+        if not self.vectors and not self.can_judge([readout.name for readout in parse(self.readouts)]):
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
 
     def judge(self, table: pd.DataFrame) -> Verdict:

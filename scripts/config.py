@@ -7,6 +7,7 @@ are refused with their line.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,26 @@ import yaml
 from probes.errors import InputError, did_you_mean
 
 LARGEST = 1 << 20  # bytes
+DEEPEST = 10  # collections within each other; two are of use
 
 
 def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values by name, and ``FILE:LINE key`` by name. `-` and `_` both work in keys. Raises InputError."""
     name = path.name
+    text = _text(path)
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?")
-        text = path.read_text(encoding="utf-8-sig")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
-            raise InputError(name, "uses a YAML alias", "Write the value out")
+        depth = 0
+        for event in yaml.parse(text, yaml.BaseLoader):
+            where = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError(where, "uses a YAML alias", "Write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # which takes a time that grows with the square of the depth
+                raise InputError(where, "is nested too deep", "Write lines such as 'layers: 0,3,6'")
         root = yaml.compose(text, yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--config {path}", f"cannot be read ({getattr(error, 'strerror', error)})", "Check it"
-        ) from None
+    except yaml.reader.ReaderError as error:
+        where = f"{name}:{text.count(chr(10), 0, error.position) + 1}"
+        raise InputError(where, f"not valid YAML (a control character, U+{error.character:04X})", "Remove it") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -44,6 +49,8 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
     places: dict[str, str] = {}
     for key, value in root.value:
         line = f"{name}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(line, "a key is no plain name", "Write lines such as 'layers: 0,3,6'")
         field = str(key.value).replace("-", "_")
         if field not in known:
             guess = did_you_mean(field, known)
@@ -55,8 +62,32 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
     return values, places
 
 
+def _text(path: Path) -> str:
+    """The file, which is a small one of UTF-8."""
+    try:
+        before = path.stat()
+        if not stat.S_ISREG(before.st_mode) and not path.is_dir():  # opening a FIFO would wait for ever
+            raise InputError(path.name, "not a regular file", "Save it to a file first")
+        if before.st_size > LARGEST:
+            raise InputError(
+                path.name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?"
+            )
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--config {path}", f"cannot be read ({reason.lower()})", "Check it") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise InputError(f"{path.name}:{line}", f"not UTF-8 (byte 0x{byte:02X})", "Convert the file to UTF-8") from None
+
+
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}  # what BaseLoader makes of everything
+
+
 def _plain(node: yaml.Node, where: str) -> str | list[str]:
-    if node.tag.startswith("!") or "python" in node.tag:
+    if node.tag not in _PLAIN:
         raise InputError(where, f"has the tag {node.tag}", "Write plain text")
     if isinstance(node, yaml.ScalarNode):
         return str(node.value)

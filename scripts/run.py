@@ -25,19 +25,21 @@ from pydantic import BeforeValidator, Field
 from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
-from probes.encoder import Description, check_device, describe, parse_layers
+from probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
 from probes.errors import InputError
 from probes.readout import DEFAULT, parse, separated
 from probes.registry import check_name, find_probe, fitting
 from probes.split import split, take
-from probes.task import Task
+from probes.task import Task, readable
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from analysis.choose import Chosen
     from analysis.sweep import Asked
     from probes.extract import States
+    from probes.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -68,9 +70,13 @@ class Ready:
     tasks: list[Task]
     rows: dict[str, dict[str, Any]]  # spec -> rows read and left out
     notes: list[str]
-    described: Description
+    contents: dict[str, str]  # what was read where the settings do not tell it -> its digest
+    described: Description | None  # None where vectors were given
     layers: list[int]
     readouts: list[str]
+    cut: dict[str, int]  # task -> rows beyond --max-texts
+    vectors: Vectors | None = None
+    ids: np.ndarray | None = None  # (row of the vectors,) equal for equal ones
 
     @property
     def texts(self) -> list[str]:
@@ -101,7 +107,14 @@ class Run(Study):
     beside_untrained: ClassVar[bool] = True  # whether an untrained encoder is among the baselines
 
     task: Specs = Field(("grammar:demo",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
-    text_column: str = Field("text", description="file, hf: the column with the texts")
+    vectors: str | None = Field(
+        None, description="no encoder: a .npy or .safetensors file with a vector for every row of file:PATH"
+    )
+    text_column: str | None = Field(
+        None,
+        description="file, hf: the column with the texts, or two of them for pairs: A,B [default: text; with --vectors "
+        "none]",
+    )
     label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
     split_column: str | None = Field(None, description="file: a column with train, dev, test")
     group_column: str | None = Field(None, description="file, hf: rows with one value stay on one side")
@@ -145,35 +158,88 @@ class Run(Study):
         check_device(self.device)
         if self.fast and self.dtype != "float32":
             raise InputError("--fast", f"is bfloat16, and --dtype says {self.dtype}", "Give one of them")
-        readouts = [readout.name for readout in parse(self.readouts)]
+        vectors = self._vectors() if self.vectors else None
         if not self.probes:
             raise InputError("--probes", "no probe is named", "Name one, such as logistic")
         for name in self.probes:
             check_name(name)
-        described = describe(self.model)
-        layers = parse_layers(self.layers, described)
-        options = SourceOptions(**{name: getattr(self, name) for name in SourceOptions.__dataclass_fields__})
+        if vectors:
+            described, layers, readouts = None, *self._chosen(vectors)
+        else:
+            readouts = [readout.name for readout in parse(self.readouts)]
+            described = describe(self.model)
+            layers = parse_layers(self.layers, described)
+        given = {name: getattr(self, name) for name in SourceOptions.__dataclass_fields__}
+        options = SourceOptions(**given)
         tasks: list[Task] = []
         rows: dict[str, dict[str, Any]] = {}
         notes: list[str] = []
+        cut: dict[str, int] = {}
+        contents: dict[str, str] = {}
         for spec in self.task:
             loaded = load(spec, options)
+            if vectors:
+                _check_count(vectors, spec, loaded.rows)
             rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
             notes += loaded.notes
-            tasks += [take(task, self.max_texts, seed=self.seed) if self.max_texts else task for task in loaded.tasks]
+            contents |= {spec: loaded.digest} if loaded.digest else {}
+            for task in loaded.tasks:
+                tasks.append(take(task, self.max_texts, seed=self.seed) if self.max_texts else task)
+                cut[task.name] = len(task.texts) - len(tasks[-1].texts)
         if not tasks:
             raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
         names = [task.name for task in tasks]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
+        ids = None if vectors is None else vectors.check(_rows(tasks), layers, readouts)
         for task in tasks:
             for seed in self._seeds:
-                split(task, seed=seed, allow_overlap=self.allow_overlap)
+                tokens = None if ids is None else ids[task.rows]
+                split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
             self._named(task)
             if task.kind == "number" and (pooled := [name for name in readouts if name.startswith("attention")]):
                 what = f"learns its pooling from classes, and {task.name} has numbers"
                 raise InputError(pooled[0], what, "Leave this readout out, or the task")
-        return Ready(tasks, rows, notes, described, layers, readouts)
+        if vectors:
+            contents |= {str(self.vectors): vectors.digest}
+            lacking = ["untrained encoder", *(["length", "bag of words"] if tasks[0].textless else [])]
+            notes.append(
+                f"No encoder was run: the vectors are those of {vectors.name}. Baselines that are left out for want of "
+                f"an encoder{' and of texts (--text-column)' if tasks[0].textless else ''}: {', '.join(lacking)}."
+            )
+        return Ready(tasks, rows, notes, contents, described, layers, readouts, cut, vectors, ids)
+
+    def _vectors(self) -> Vectors:
+        """The file of vectors. Raises InputError where a flag of the encoder is given too."""
+        from probes.vectors import read_vectors
+
+        for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(flag, "is for an encoder, and --vectors needs none", "Leave one of them out")
+        return read_vectors(str(self.vectors))
+
+    def _chosen(self, vectors: Vectors) -> tuple[list[int], list[str]]:
+        """Layers and readouts among those of a file; where none are named, all."""
+        own = type(self).model_fields["readouts"].default
+        readouts = vectors.readouts if self.readouts == own else vectors.chosen_readouts(self.readouts)
+        if not self.can_judge(readouts):
+            what = f"holds {', '.join(readouts)}; this study compares other readouts with cls"
+            raise InputError(vectors.name, what, "Name tensors as in layer.07/cls and layer.07/mean")
+        if self.layers.strip() == "all":
+            return vectors.layers, readouts
+        return vectors.chosen_layers(layer_numbers(self.layers, vectors.layers[-1])), readouts
+
+    @classmethod
+    def can_judge(cls, readouts: list[str]) -> bool:
+        """Whether there is what the study is about among the readouts."""
+        return len(readouts) > 0
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, and digests of what they do not tell: standard input, a file of vectors."""
+        told = self.vectors or any(spec.startswith("file:-") for spec in self.task)
+        contents = self.ready.contents if told else {}
+        return super().settings() | ({"contents": contents} if contents else {})
 
     def _named(self, task: Task) -> list[str]:
         """The named probes that read a task; InputError where none does. The default ones need not be made to know."""
@@ -197,7 +263,7 @@ class Run(Study):
         from analysis.sweep import ask, describe_rows, layer0_check, sweep
         from analysis.table import joined
 
-        trained, *untrained = self._encode(ready)
+        trained, *untrained = self._states(ready)
         drop = trained.truncated if self.long_rows == "drop" else None
         blocks: list[pd.DataFrame] = []
         failures: list[str] = []
@@ -214,10 +280,12 @@ class Run(Study):
             failed=failures.append,
         )
         predictions = joined(blocks)
+        if ready.vectors:
+            ready.vectors.check_same()
         asked = [ask(t, trained, self.seed, drop=drop, allow_overlap=self.allow_overlap) for t in ready.tasks]
         projection = self.project(asked, trained, predictions)
         facts = {
-            "rows": {task.task.name: describe_rows(task) for task in asked},
+            "rows": {task.task.name: describe_rows(task, ready.cut[task.task.name]) for task in asked},
             "read": ready.rows,
             "model": {k: v for k, v in trained.source.items() if k not in ("versions", "control", "seed")}
             | {"truncated texts": 0 if drop is not None else len(trained.truncated)},
@@ -253,17 +321,17 @@ class Run(Study):
         for one in asked:
             log.info("measuring the bits of %s", one.task.name)
             texts = [one.task.texts[i] for i in one.row]
-            share, guess = coverage(word_type(texts, one.y, one.side, self.seed), one.side)
-            if one.task.kind == "number":
+            if not one.task.textless:
+                share, guess = coverage(word_type(texts, one.y, one.side, self.seed), one.side)
+                number = one.task.kind == "number"
+                given = "a number" if number else "a label"
+                right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
                 notes.append(
-                    f"{short(one.task.name)}: the control task has a number for {share:.0%} of the test texts. Numbers "
-                    f"have no bits and no learning curve here."
+                    f"{short(one.task.name)}: the control task has {given} for {share:.0%} of the test texts{right}."
                 )
+            if one.task.kind == "number":
+                notes.append(f"{short(one.task.name)}: numbers have no bits and no learning curve here.")
                 continue
-            notes.append(
-                f"{short(one.task.name)}: the control task has a label for {share:.0%} of the test texts; its "
-                f"commonest one is right on {guess:.3f} of these."
-            )
             rows = self.judged(predictions[predictions.task == one.task.name])
             names = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
             cells = [chosen_cell(rows, name) for name in names] or [self._subject(rows)]
@@ -277,12 +345,19 @@ class Run(Study):
         learning, told = (pd.concat(tables[1:] or tables, ignore_index=True) for tables in zip(*parts, strict=True))
         return learning, told, list(dict.fromkeys(notes))
 
+    def _states(self, ready: Ready) -> list[States]:
+        """The vectors of the trained encoder, or those that were given, then those of untrained ones."""
+        if ready.vectors is None:
+            return self._encode(ready)
+        assert ready.ids is not None
+        return [ready.vectors.states(ready.layers, ready.readouts, ready.ids)]
+
     def _encode(self, ready: Ready) -> list[States]:
         from probes.encoder import has_bfloat16, load_encoder
         from probes.extract import Extractor
         from probes.store import usable_folder
 
-        texts, dtype, cache = ready.texts, self.dtype, usable_folder(self.cache)
+        texts, dtype = ready.texts, self.dtype
         if self.fast and has_bfloat16(self.device):
             dtype = "bfloat16"
         elif self.fast:
@@ -298,7 +373,7 @@ class Run(Study):
                 layers=ready.layers,
                 max_length=self.max_length,
                 long_rows="error" if self.long_rows == "error" else "truncate",
-                cache=cache,
+                cache=usable_folder(self.cache),  # not made before a model is known to load
             )
             states.append(extract(texts))
         return states
@@ -337,7 +412,7 @@ class Run(Study):
                             "x": flat[:, 0].round(3),
                             "y": flat[:, 1].round(3),
                             "label": labels,
-                            "text": [one.task.texts[i] for i in one.row[test]],
+                            "text": [readable(one.task.texts[i]) for i in one.row[test]],
                             "row": one.row[test],
                         }
                     )
@@ -602,17 +677,41 @@ class Run(Study):
     def prepare(self) -> list[str]:
         """Read and check; what a run would take: rows, and rough figures for time (two cores) and memory."""
         ready = self.ready
+        told = [f"{task.name}: {len(task.texts):,} texts, {_labels(task)}" for task in ready.tasks]
+        size = f"{counted(len(ready.layers), 'layer')} x {counted(len(ready.readouts), 'readout')}"
         texts, cells = ready.texts, len(ready.layers) * len(ready.readouts)
+        if ready.described is None:
+            assert ready.vectors is not None
+            rows, dim = ready.vectors.shape
+            values = sum(len(task.texts) * len(self._named(task)) for task in ready.tasks) * dim * cells
+            told.append(f"{counted(rows, 'vector')} of {dim:,} dimensions from {ready.vectors.name}, {size}")
+            return [*told, f"about {max(values / VALUES / 60, 0.5):.1f} minutes on two cores"]
         tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
         encoders = 1 + self.seeds * self.beside_untrained
         flops = 24 * ready.described.layers * ready.described.dim**2 * tokens * encoders
         rows = sum(len(task.texts) * len(self._named(task)) for task in ready.tasks)
         minutes = (flops / FLOPS + rows * ready.described.dim * cells * encoders / VALUES) / 60
         disk = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
-        told = [f"{task.name}: {len(task.texts):,} texts, {_labels(task)}" for task in ready.tasks]
-        size = f"{counted(len(ready.layers), 'layer')} x {counted(len(ready.readouts), 'readout')}"
         told.append(f"{counted(len(texts), 'distinct text')}, {ready.described.name}, {size}")
         return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {disk:.2f} GB of vectors on disk"]
+
+
+def _rows(tasks: list[Task]) -> np.ndarray:
+    """The rows of all tasks whose rows have vectors."""
+    import numpy as np
+
+    return np.concatenate([task.rows for task in tasks if task.rows is not None])
+
+
+def _check_count(vectors: Vectors, spec: str, rows: int) -> None:
+    """Raise InputError unless there is one vector a row."""
+    count = vectors.shape[0]
+    if count == rows:
+        return
+    mend = "Give one vector for every row, in their order, also for rows that are left out"
+    if rows == len(vectors.layers) > 1:
+        mend = "Are its axes (layer, row, dim)? Save it as (row, layer, dim)"
+    raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", mend)
 
 
 def counted(n: int, what: str) -> str:

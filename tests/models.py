@@ -87,6 +87,7 @@ SHAPES = (
 )  # fmt: skip
 # What the tokenizers of these put around a text; the others have [CLS] $A [SEP] or <s> $A </s>.
 _AROUND = {"gpt2": "$A", "llama": "<s> $A", "opt": "</s> $A", "t5": "$A </s>", "xlnet": "$A </s> <s>"}
+PAIR = "[CLS] $A [SEP] $B:1 [SEP]:1"  # </s> </s> between two texts of the RoBERTa family, and one type of tokens
 _NO_CLS = ("gpt2", "llama", "opt", "t5")
 _ROBERTAS = (
     "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "longformer", "bart", "xlm", "flaubert", *_AROUND
@@ -117,7 +118,9 @@ def tokenizer(shape: str) -> PreTrainedTokenizerBase:
     fast.normalizer = normalizers.Lowercase()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.post_processor = processors.TemplateProcessing(
-        single=_AROUND.get(kind, f"{cls} $A {sep}"), special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])]
+        single=_AROUND.get(kind, f"{cls} $A {sep}"),
+        pair=None if kind in _AROUND else f"{cls} $A {sep} {sep} $B {sep}" if cls == "<s>" else PAIR,
+        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
     named = {"pad_token": pad, "unk_token": unk, "mask_token": mask, "cls_token": cls, "sep_token": sep}
     if kind in ("xlm", "flaubert"):  # </s> is what they call both, but a text begins with <s>
@@ -125,7 +128,10 @@ def tokenizer(shape: str) -> PreTrainedTokenizerBase:
     elif kind in _NO_CLS:
         named = {"unk_token": unk, "bos_token": cls, "eos_token": sep}
         named |= {"pad_token": pad} if kind in ("t5", "opt") else {}
-    return PreTrainedTokenizerFast(tokenizer_object=fast, **named)
+    typed = ["token_type_ids"] if cls == "[CLS]" and kind not in ("distilbert", "modernbert") else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, **named, model_input_names=["input_ids", *typed, "attention_mask"]
+    )
 
 
 def config(shape: str, layers: int = 3) -> Any:

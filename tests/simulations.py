@@ -159,10 +159,10 @@ NUMBERS = ("Gaussian", "lengths", "depths", "log-normal")
 
 @cache
 def _truth(kind, R2):
-    """R2 and Spearman's correlation of a million texts."""
+    """R2, Spearman's correlation and the standard deviation of the numbers of a million texts."""
     true, told = _numbers(kind, np.random.default_rng(1), (1, 1_000_000), R2)
     ranks = [rankdata(numbers[0]) for numbers in (true, told)]
-    return stats.skill(told, true).mean(), np.corrcoef(*ranks)[0, 1]
+    return stats.skill(told, true).mean(), np.corrcoef(*ranks)[0, 1], true.std()
 
 
 def r2(kind, n, R2, *, simulations=SIMULATIONS):
@@ -185,13 +185,13 @@ def spearman(kind, n, R2, *, simulations=SIMULATIONS):
     return covered(np.array(found)[:, 1:, 0].T, _truth(kind, R2)[1])
 
 
-def r2_difference(kind, n, R2, other, *, simulations=500):
+def r2_difference(kind, n, R2, other, *, simulations=SIMULATIONS):
     """Paired: two probes that err apart, over the same texts."""
-    random = np.random.default_rng([n, 3])
+    random, spread = np.random.default_rng([n, 3]), _truth(kind, R2)[2]  # not the sample's own: it is what varies
     held = []
     for _ in range(simulations):
         true, told = _numbers(kind, random, (1, n), R2)
-        worse = told + np.sqrt(R2 - other) * true.std() * random.normal(size=(1, n))
+        worse = told + np.sqrt(R2 - other) * spread * random.normal(size=(1, n))
         a, b = (pd.DataFrame(stats.skill(part, true)) for part in (told, worse))
         _, low, high = stats.paired_difference(a, b, shares=False)
         held.append(low <= R2 - other <= high)

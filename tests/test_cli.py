@@ -34,43 +34,6 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["rum"], r"rum: No such command 'rum'.*Did you mean 'run'"),
-        (["run", "--layer", "3"], r"--layer: No such option: --layer\. Did you mean '--layers'\?"),
-        (["run", "--layers", "13"], r"--layers 13: this model has layers 0\.\.6 \(0 = embeddings\)"),
-        (["run", "--layers", "-1"], "--layers"),
-        (["run", "--layers", "1.5"], "--layers: '1.5' is no layer or range"),
-        (["run", "--layers", "2,2"], "--layers: layer 2 is given twice"),
-        (["run", "--readouts", "maen"], r"unknown readout 'maen'\. Did you mean 'mean'\?"),
-        (["run", "--readouts", "token0"], r"--readouts: 'token0': content tokens are counted from 1"),
-        (["run", "--readouts", "cls,cls"], "'cls' is given twice"),
-        (["run", "--readouts", ""], "no readout is named"),
-        (["run", "--probes", "logstic"], r"unknown probe 'logstic'\. Did you mean 'logistic'\?"),
-        (["run", "--task", "grammer:tense"], r"unknown source 'grammer'\. Did you mean 'grammar'\?"),
-        (["run", "--task", "grammar:tens"], r"unknown property 'tens'\. Did you mean 'tense'\?"),
-        (["run", "--device", "tpu"], "--device: unknown value 'tpu'"),
-        (["run", "--seeds", "-1"], "--seeds: '-1' does not fit"),
-        (["run", "--seed", str(2**40)], "from 0 to 4294967295"),
-        (["run", "--long-rows", "trunc"], r"unknown value 'trunc'\. Did you mean 'truncate'\?"),
-        (["run", "--model", "./no/such/dir"], "no such directory ./no/such/dir"),
-        (["run", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
-        (["poolings", "--readouts", "cls"], "this study compares other readouts with cls"),
-        (["export", "nowhere"], "nowhere: is not a folder of a run"),
-        (["report", "nowhere"], "nowhere: is not a folder of a run"),
-        (["list", "modles"], r"unknown kind 'modles'\. Did you mean 'models'\?"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert call(*arguments) == 2
-    captured = capsys.readouterr()
-    assert re.fullmatch(rf"error: .*{message}.*\n", captured.err)
-    assert captured.out == ""
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a CUDA device is here")
 def test_a_device_that_is_absent_is_refused(capsys):
     assert call("run", "--device", "cuda") == 2

@@ -337,19 +337,6 @@ def test_a_tokenizer_with_code_of_its_own_runs_none(folder, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.gguf", "tf_model.h5", "notes.md"])
-def test_no_weights_at_all(folder, name):
-    (folder / "model.safetensors").rename(folder / name)
-    message = refusal(str(folder))
-    assert "has no model.safetensors" in message
-    assert (f"only {name.rpartition('.')[2].upper()}" in message) == (name != "notes.md")
-
-
-def test_no_tokenizer(folder):
-    (folder / "tokenizer.json").unlink()
-    assert refusal(str(folder)).startswith(f"{folder}: no tokenizer files. Put the model's tokenizer.json")
-
-
 def test_the_tokenizer_of_a_larger_model(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {f"new{i}": 1000 + i for i in range(3)}
@@ -411,79 +398,6 @@ def test_weights_that_were_cut_off(folder, size):
     message = refusal(str(folder), load_encoder)
     assert message.startswith(f"{folder}: cannot be loaded (")
     assert message.endswith("Is it whole? Download or save it again.")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", "config.json: cannot be read"),
-        ("{", "config.json: cannot be read"),
-        ("[" * 100_000, "config.json: cannot be read"),
-        ("[]", "config.json: holds no JSON object"),
-        ("{}", "config.json: has no model_type"),
-        ('{"model_type": null}', "config.json: has no model_type"),
-        ('{"model_type": "vit"}', "model_type 'vit' is not supported. clsprobe list models names"),
-        ('{"model_type": "brand_new"}', "model_type 'brand_new' is not supported"),
-        ('{"model_type": ["bert"]}', "is not supported"),
-        ('{"model_type": "bert"}', "config.json: num_hidden_layers is null, not a number"),
-        ('{"model_type": "bert", "num_hidden_layers": "6"}', 'num_hidden_layers is "6", not a number'),
-        ('{"model_type": "bert", "num_hidden_layers": 6}', "hidden_size is null, not a number"),
-        ('{"model_type": "roberta", "pad_token_id": null}', "pad_token_id is null, not a number"),
-    ],
-)
-def test_broken_configurations(folder, content, words):
-    (folder / "config.json").write_text(content)
-    assert words in refusal(str(folder))
-
-
-@pytest.mark.parametrize("value", [b"\xff\xfe{", "directory", None])
-def test_configurations_that_cannot_be_read(folder, value):
-    (folder / "config.json").unlink()
-    if value == "directory":
-        (folder / "config.json").mkdir()
-    elif value:
-        (folder / "config.json").write_bytes(value)
-    assert ("has no config.json" if value is None else "config.json: cannot be read") in refusal(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"auto_map": {"AutoModel": "modeling_x.MyModel"}}, "needs its own code (modeling_x.MyModel); not run"),
-        ({"auto_map": "modeling_x.MyModel"}, "needs its own code (modeling_x.MyModel); not run"),
-        ({"auto_map": {"AutoModel": "modeling_x.M"}, "model_type": "own"}, "needs its own code (modeling_x.M)"),
-        ({"position_embedding_type": "relative_key"}, "has relative_key positions"),
-        ({"quantization_config": {"bits": 4}}, "has quantised weights"),
-    ],
-)
-def test_models_that_would_not_be_themselves(folder, config, words):
-    set_config(folder, **config)
-    (folder / "modeling_x.py").write_text("raise SystemExit('it ran')")
-    assert words in refusal(str(folder))
-
-
-def test_an_adapter(folder, tmp_path):
-    (folder / "adapter_config.json").write_text("{}")
-    assert "is a PEFT adapter, not an encoder. Merge it" in refusal(str(folder))
-    (folder / "config.json").unlink()
-    assert "is a PEFT adapter" in refusal(str(folder))
-
-
-@pytest.mark.parametrize("name", ["./no/such", "../no/such", "/no/such", "~/no/such", "~nobody/x"])
-def test_paths_that_are_not_there(name):
-    assert refusal(name) == f"--model: no such directory {name}. Check the path."
-
-
-@pytest.mark.parametrize("modules", ["[]", "[1]", '[{"path": "nowhere"}]', '[{"path": 3}]', "{}", "x"])
-def test_broken_folders_of_sentence_transformers(tmp_path, modules):
-    (tmp_path / "modules.json").write_text(modules)
-    assert "json" in refusal(str(tmp_path))
-
-
-def test_an_empty_folder_and_a_file(tmp_path):
-    assert refusal(str(tmp_path)) == f"{tmp_path}: has no config.json. Pass the folder of a transformers encoder."
-    (tmp_path / "x.txt").touch()
-    assert "is a file, not a model's folder" in refusal(str(tmp_path / "x.txt"))
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub

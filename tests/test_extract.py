@@ -529,7 +529,7 @@ def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("readouts", "layers", "told"),
     [
-        (["last4(cls)"], [3, 5, 6], "is read at layer 6 only, and needs 4. Add 4 to --layers"),
+        (["last4(cls)"], [3, 5, 6], "is read at layer 6 only, from layers 3 to 6. Add 4 to --layers"),
         (["last9(cls)"], "all", "reads more layers than there are"),
         (["cat(cls,mean)+norm"], "all", "no norm follows the last layer"),
     ],

@@ -433,9 +433,12 @@ def test_ctrl_c_at_any_moment(model, tmp_path):
     table.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(runs.TEXTS)))
     forker = Forker(model, "clsprobe.cli", "analysis.sweep")
     flags = ["run", "--task", f"file:{table}", "--model", model, "--cache", tmp_path / "cache"]
-    begun = time.monotonic()
-    assert forker.wait(forker.command(*flags, "--out", tmp_path / "out", errors=tmp_path / "errors")) == 0
-    takes = time.monotonic() - begun
+    takes = np.inf
+    for number in range(2):  # the first one compiles, or the machine is busy
+        begun = time.monotonic()
+        whole = [*flags[:-1], tmp_path / f"whole{number}", "--out", tmp_path / f"first{number}"]
+        assert forker.wait(forker.command(*whole, errors=tmp_path / "errors")) == 0
+        takes = min(takes, time.monotonic() - begun)
     rng = np.random.default_rng(0)
     codes: Counter[int] = Counter()
     slowest = 0.0

@@ -148,7 +148,7 @@ def test_surrogates_are_replaced_when_asked(tmp_path: Path) -> None:
     path.write_text('{"text": "a\\ud800b", "label": "x"}\n{"text": "pair \\ud83d\\ude00", "label": "y\\udfff"}\n')
     loaded = read(path, replace_invalid=True)
     assert rows_of(loaded.tasks[0]) == [("a\ufffdb", "x"), ("pair 😀", "y\ufffd")]
-    assert loaded.notes == ["2 cells held unpaired surrogates, replaced by U+FFFD"]
+    assert loaded.notes == ["2 cells held what no text can hold, replaced by U+FFFD"]
 
 
 @pytest.mark.parametrize(

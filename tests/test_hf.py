@@ -16,7 +16,7 @@ import pytest
 
 from analysis.sources import Loaded, SourceOptions, hf, load
 from probes.errors import InputError
-from probes.task import Task
+from probes.task import Task, parts
 
 OLD, NEW = "a" * 40, "b" * 40
 LABELLED = {"text": ["one", "two", "three", "four"], "label": [0, 1, 1, 0]}
@@ -126,6 +126,19 @@ def test_slices(cache: Path, asked: str, texts: list[str], sides: list[str] | No
     if "validation" in asked:
         sides = ["train"] * 4 + ["dev"] + ["test"] * 2
     assert (task.split.tolist() if task.split is not None else None) == sides
+
+
+def test_pairs_of_columns(cache: Path) -> None:
+    more = {"other": ["a", "b", "", "d"], "text": ["one", "two", "three", "fo\ufdd0ur"]}
+    prepare(cache, "org/pairs", {"train": LABELLED | more})
+    asked = {"text_column": "text,other"}
+    assert error("org/pairs", **asked).startswith("hf:org/pairs/train:4: column 'text' holds U+FDD0")
+    told = error("org/pairs", **asked, split="train[:3]")
+    assert told.startswith("hf:org/pairs/train[:3]:3: column 'other' is empty. Mend the data, or pass --drop-empty")
+    loaded = read("org/pairs", **asked, split="train[:3]", drop_empty=True)
+    assert [parts(text) for text in loaded.tasks[0].texts] == [["one", "a"], ["two", "b"]]
+    assert loaded.left_out == {"empty text": 1}
+    assert "Did you mean 'other'?" in error("org/pairs", text_column="text,othr")
 
 
 def test_columns_of_every_type(cache: Path) -> None:

@@ -116,9 +116,10 @@ def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
 
 def test_length_and_words_are_read_where_they_decide():
     random, n = np.random.default_rng(0), sum(SMALL)
-    weight = {"red": 1.0, "blue": 2.0, "green": 3.0, "grey": 4.0, "black": 5.0}
+    weight = {"pink": 1.0, "blue": 2.0, "teal": 3.0, "grey": 4.0, "gold": 5.0}  # all as long
     words = random.choice([*weight], size=(n, 2))
-    texts = [f"w{i:03d} {a} {b} {'x ' * random.integers(0, 60)}".strip() for i, (a, b) in enumerate(words)]
+    filler = [" ".join(random.choice([*"abcdefghijk"], size=random.integers(0, 60))) for _ in range(n)]
+    texts = [f"w{i:03d} {a} {b} {rest}".strip() for i, ((a, b), rest) in enumerate(zip(words, filler, strict=True))]
     sides = np.repeat(["train", "dev", "test"], SMALL)
     long = Task("hand:made:length", texts, np.array([len(t.split()) for t in texts], float), "number", sides)
     hue = Task("hand:made:hue", texts, np.array([weight[a] + weight[b] for a, b in words]), "number", sides)
@@ -300,7 +301,7 @@ def test_an_interval_that_forgot_the_variance_of_the_sample_would_not_cover():
 
 
 def test_paired_differences_of_r2_cover_as_they_promise():
-    assert 0.92 <= simulations.r2_difference("Gaussian", 200, 0.9, 0.6) <= 0.98
+    assert 0.935 <= simulations.r2_difference("Gaussian", 200, 0.9, 0.6) <= 0.965
 
 
 @pytest.mark.long
@@ -337,6 +338,7 @@ def table(cls=0.8, mean=0.8, bag=0.5):
         {
             ("none", 2, "cls"): (cls - 0.1, 0.99),
             ("none", 3, "cls"): (cls, cls),
+            ("none", 2, "mean"): (mean - 0.1, 0.9),
             ("none", 3, "mean"): (mean, mean),
             ("majority", -1, "none"): (0.0, 0.0),
             ("bag_of_words", -1, "none"): (bag, bag),
@@ -369,7 +371,7 @@ def test_readouts_are_compared_on_numbers_too(mean, outcome):
     differences, curves = Poolings().show(rows)
     assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
     assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
-    assert Aggregate().judge(rows).outcome == outcome
+    assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks it the other way round
     assert {exhibit.arguments["metric"] for exhibit in Aggregate().show(rows)} == {"R2"}
     assert choose.confirm(rows, readout="cls").p < 1e-6
 

@@ -11,7 +11,6 @@ import pytest
 
 from analysis.sources import Loaded, SourceOptions, load
 from analysis.sources.senteval import detokenised
-from probes.errors import InputError
 from probes.split import split
 
 ROWS = [
@@ -28,13 +27,6 @@ def write(path: Path, rows: list[tuple[str, ...]], end: str = "\n") -> Path:
 
 def read(path: Path | str, **options: Any) -> Loaded:
     return load(f"senteval:{path}", SourceOptions(**options))
-
-
-def error(path: Path | str, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        read(path, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
@@ -71,38 +63,6 @@ def test_test_identical_to_validation_is_noted(tmp_path: Path) -> None:
     assert sides.left_out == {"dev copies of a test text": 8}
     rows[-1] = ("va", "PAST", "another one")
     assert read(write(tmp_path / "d.txt", rows)).notes == []
-
-
-BROKEN = {
-    "header": ("part\tlabel\ttext\n", "d.txt:1: starts with 'part', not with tr, va or te and a tab. A SentEval file"),
-    "spaces": ("tr PAST He ran .\n", "d.txt:1: starts with 'tr PAST He ran .', not with tr"),
-    "two fields": ("tr\tHe ran .\nte\tHe runs .\n", "d.txt:1: 2 fields, at least 3 are needed (likewise line 2)"),
-    "a tab": ("tr\ta\tx\nte\tb\ty\tz\ntr\ta\t\tx\n", "d.txt:2: 4 fields, the first row has 3 (likewise line 3). A"),
-    "no label": ("tr\ta\tx\nte\t\ty\n", "d.txt:2: the label is empty. Fill it in."),
-    "no sentence": ("tr\ta\tx\n\nte\tb\t \n", "d.txt:3: the sentence is empty. Fill it in, or pass --drop-empty."),
-    "no test": ("tr\ta\tx\nva\tb\ty\n", "d.txt: no te rows. A SentEval file has tr, va and te rows."),
-    "no train": ("te\ta\tx\nva\tb\ty\n", "d.txt: no tr rows"),
-    "nothing": ("", "d.txt: file is empty"),
-    "blank": ("\n\n", "d.txt: no tr rows"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_files(tmp_path: Path, name: str) -> None:
-    content, message = BROKEN[name]
-    (tmp_path / "d.txt").write_text(content)
-    assert error(tmp_path / "d.txt").startswith(message)
-
-
-def test_bytes_and_paths(tmp_path: Path) -> None:
-    write(tmp_path / "tense.txt", ROWS)
-    (tmp_path / "d.txt").write_bytes(b"tr\ta\tx\nte\tb\tcaf\xe9\n")
-    assert error(tmp_path / "d.txt") == "d.txt:2: not UTF-8 (byte 0xE9). Convert the file to UTF-8."
-    (tmp_path / "d.txt").write_bytes(b"PK\x03\x04")
-    assert error(tmp_path / "d.txt").startswith("d.txt: is a zip archive")
-    assert error(tmp_path / "tens.txt").endswith("no such file or folder. Did you mean tense.txt?")
-    assert error(tmp_path) == f"{tmp_path}: is a folder. Name one of its files: d.txt, tense.txt."
-    assert error("") == "--task: no path is named. Name one, as in senteval:past_present.txt."
 
 
 def test_empty_sentences_can_be_left_out(tmp_path: Path) -> None:

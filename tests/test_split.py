@@ -348,7 +348,10 @@ def test_texts_of_the_same_tokens_are_copies() -> None:
     tokens[5] = tokens[99]
     given = split(made(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
     assert given.left_out == {"train copies, to the encoder, of a test text": 1}
-    assert given.notes == ["1 row repeats an earlier text as far as the encoder can see (rows 100)"]
+    assert given.notes == [
+        "1 row repeats an earlier text as far as the encoder can see (rows 100)",
+        "1 row of train left out: copies, to the encoder, of a test text (rows 6)",
+    ]
     carved = split(made(200, 2), tokens=np.arange(200) // 4)
     assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))
     with pytest.raises(InputError, match="share 40 of 40 texts, 40 of them but for small differences"):

@@ -234,12 +234,12 @@ def any_bit(encoder: Encoder, cache: Path, count: int, seed: int) -> None:
 
 
 def test_any_flipped_bit_is_found(encoder, whole):
-    any_bit(encoder, whole, 15, seed=0)
+    any_bit(encoder, whole, 8, seed=0)
 
 
 @pytest.mark.long
-def test_two_thousand_flipped_bits_are_found(encoder, whole):
-    any_bit(encoder, whole, 2_000, seed=1)
+def test_a_thousand_flipped_bits_are_found(encoder, whole):
+    any_bit(encoder, whole, 1_000, seed=1)
 
 
 def test_several_damaged_files_are_told_of_at_once(encoder, whole):
@@ -1006,7 +1006,7 @@ def test_a_batch_that_does_not_fit_is_halved(encoder, tmp_path, error):
     wanted, sizes = encode(encoder, None), sizes_of(encoder)
     assert wanted.source["batches halved"] == 0
     assert max(sizes) > 4
-    for rows in (5, 1):
+    for rows in (5, 1) if error is FULL[0] else (5,):
         with memory_for(encoder, rows=rows, error=error):
             states = encode(encoder, tmp_path / str(rows))
         assert states.source["batches halved"] == sum(halvings(size, rows) for size in sizes) > 0
@@ -1083,13 +1083,13 @@ def peaks(model: Path, **cases: tuple[int, str]) -> dict[str, int]:
 
 @posix
 def test_memory_does_not_grow_with_the_texts(model):
-    """Ten times the texts: their vectors, 11 MB more, are on the disk. The twin keeps its shards, and is seen.
+    """Many more texts: their vectors, 7 MB more, are on the disk. The twin keeps its shards, and is seen.
 
-    What is there besides, 7 MB, are shards and windows under way, of which 600 texts have fewer, and tables of rows.
+    What is there besides, 6 MB, are shards and windows under way, of which 600 texts have fewer, and tables of rows.
     """
-    found = peaks(model, few=(600, "small"), many=(6_000, "small"), keeping=(6_000, "small keeping"))
-    assert found["many"] - found["few"] < 12e6
-    assert found["keeping"] - found["few"] > 15e6
+    found = peaks(model, few=(600, "small"), many=(4_000, "small"), keeping=(4_000, "small keeping"))
+    assert found["many"] - found["few"] < 9e6
+    assert found["keeping"] - found["few"] > 10e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory there is cannot be limited")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
 
-from probes.errors import unknown
+from probes.errors import InputError, unknown
 from probes.task import Task
 
 SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
@@ -20,7 +20,7 @@ SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 class SourceOptions:
     """The flags a source may need; each is the command line's flag of the same name."""
 
-    text_column: str = "text"
+    text_column: str | None = None
     label_column: tuple[str, ...] = ("label",)
     split_column: str | None = None
     group_column: str | None = None
@@ -32,16 +32,37 @@ class SourceOptions:
     replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None
+    vectors: str | None = None
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the texts, or the two of pairs; none where vectors came and no texts.
+
+        Raises InputError for more, and for one named twice.
+        """
+        if self.vectors and not self.text_column:
+            return ()
+        names = tuple(name.strip() for name in (self.text_column or "text").split(","))
+        if len(names) > 2 or not all(names):
+            what = f"'{self.text_column}' is neither one column nor two"
+            raise InputError("--text-column", what, "Name one, or two for pairs, as in premise,hypothesis")
+        if len(set(names)) < len(names):
+            raise InputError("--text-column", f"'{names[0]}' is named twice", "Name another second column")
+        return names
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason."""
+    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason.
+
+    digest: the SHA-256 of what was read where no path tells it, as of standard input.
+    """
 
     tasks: list[Task]
     rows: int
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    digest: str | None = None
 
     @property
     def classes(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -63,4 +84,7 @@ def load(spec: str, options: SourceOptions) -> Loaded:
     source, _, rest = spec.partition(":")
     if source not in SOURCES:
         raise unknown("--task", "source", source, SOURCES)
+    if options.vectors and source != "file":
+        what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
+        raise InputError("--vectors", what, "Give the labels as file:PATH")
     return import_module(f"analysis.sources.{source}").load(rest, options)

@@ -1,9 +1,13 @@
 """``file:PATH``: tasks out of a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files.
 
+``file:-`` reads CSV from standard input, ``file:-.tsv``, ``file:-.jsonl`` and ``file:-.parquet`` what they say.
+
 1. `_find` says which files, and which side of the split each is.
 2. `_Gathered` takes the rows in, file by file: texts, labels, sides and groups go into packed arrays, never into a
    list of Python strings; rows that are wrong are named, rows that may be left out are counted.
 3. `_Gathered.loaded` makes one task per label column, after the checks that need all rows.
+
+With --vectors every row keeps its number, over all files, and there may be no texts: a row's name stands for its text.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from analysis.sources import Loaded, SourceOptions
-from analysis.sources.tables import READERS, Findings, Texts, read, shown
+from analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
 from probes.errors import InputError, did_you_mean, named_rows
-from probes.task import Task
+from probes.task import PAIRED, Task, pair
 
 SIDES = ("train", "dev", "test")
 ALIASES = {
@@ -38,7 +43,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     """The tasks of a file or a folder, one for each label column."""
     _check_columns(options)
     path, files = _find(rest)
-    if path.is_dir() and options.split_column:
+    if isinstance(path, Path) and path.is_dir() and options.split_column:
         raise InputError("--split-column", f"{rest} is a folder, split by its files already", "Leave the flag out")
     gathered = _Gathered(options)
     for side, file in files:
@@ -52,10 +57,10 @@ def _check_columns(options: SourceOptions) -> None:
     for flag, columns in (
         ("--label-column", options.label_column),
         ("--split-column", (options.split_column,)),
-        ("--group-column", (options.group_column,)),
+        ("--group-column", (options.group_column,) if len(options.text_columns) == 1 else ()),
     ):
-        if options.text_column in columns:
-            raise InputError(flag, f"{shown(options.text_column)} is the text column already", "Name another column")
+        if taken := [name for name in options.text_columns if name in columns]:
+            raise InputError(flag, f"{shown(taken[0])} is the text column already", "Name another column")
     if double := [name for name, times in Counter(options.label_column).items() if times > 1]:
         raise InputError("--label-column", f"{shown(double[0])} is named twice", "Name each column once")
     for flag, column in (("--split-column", options.split_column), ("--group-column", options.group_column)):
@@ -66,11 +71,13 @@ def _check_columns(options: SourceOptions) -> None:
 # ----------------------------------------------------------------------------------------------------------------- find
 
 
-def _find(rest: str) -> tuple[Path, list[tuple[str | None, Path]]]:
+def _find(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Path | Stdin]]]:
     """The path of a SPEC and its files with their sides (None: the file is not one side of a split)."""
-    if rest in ("", "-"):
-        what = "no path after 'file:'" if not rest else "standard input cannot be read twice"
-        raise InputError("--task", what, "Save the rows to a file and name it, as in file:reviews.csv")
+    if not rest:
+        raise InputError("--task", "no path after 'file:'", "Name a file, as in file:reviews.csv")
+    if rest in ("-", *(f"-{suffix}" for suffix in READERS)):  # a file of that name is ./-.csv
+        stdin = Stdin(rest[1:] or ".csv")
+        return stdin, [(None, stdin)]
     try:
         path = Path(rest).expanduser()
         path.stat()
@@ -157,6 +164,7 @@ class _Gathered:
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
         self.texts, self.sides, self.groups = Texts(), array("b"), _Codes()
+        self.numbers = array("q")  # with --vectors: which row of all that were read each is, from 0
         self.run_rows, self.run_lines = (
             array("q"),
             array("q"),
@@ -167,19 +175,21 @@ class _Gathered:
         self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
         self.files: list[tuple[str, int]] = []  # the name of each file and its first row
 
-    def take_in(self, path: Path, side: str | None) -> None:
+    def take_in(self, path: Path | Stdin, side: str | None) -> None:
         """Add the rows of a file; raises what is wrong with it, naming up to ten rows."""
-        options, findings = self.options, Findings(path)
+        options, findings, named = self.options, Findings(path), self.options.text_columns
         split, grouped, columns = options.split_column, options.group_column, options.label_column
         fixed = -1 if side is None else SIDES.index(side)
         drop = {"empty text": options.drop_empty, "missing label": options.drop_missing_labels}
-        wanted = [options.text_column, *columns, *(column for column in (split, grouped) if column)]
+        wanted = [*named, *columns, *(column for column in (split, grouped) if column)]
+        told = named if len(named) != 1 else ("",)
         self.files.append((path.name, len(self.texts)))
         expected = -1
-        for line, (text, *cells) in read(path, wanted, options, findings):
+        for line, cells in read(path, wanted, options, findings):
             self.rows += 1
+            written, cells = cells[: len(named)], cells[len(named) :]
             try:
-                text = self._string(text, "", "empty text", "--drop-empty")
+                texts = [self._text(cell, each) for cell, each in zip(written, told, strict=True)]
                 labels = [self._label(cell, column) for cell, column in zip(cells, columns, strict=False)]
                 code = self._side(cells[len(columns)], split) if split else fixed
                 group = self._string(cells[-1], grouped, "missing group") if grouped else ""
@@ -194,7 +204,9 @@ class _Gathered:
                 self.run_rows.append(len(self.texts))
                 self.run_lines.append(line)
             expected = line + 1
-            self.texts.append(text)
+            self.texts.append(pair(*texts) if len(texts) > 1 else texts[0] if texts else f"row {self.rows}")
+            if options.vectors:
+                self.numbers.append(self.rows - 1)
             for store, label in zip(self.labels, labels, strict=True):
                 store.append(label)  # type: ignore[arg-type]
             self.sides.append(code)
@@ -202,6 +214,17 @@ class _Gathered:
                 self.groups.append(group)
         findings.check()
         self.notes += findings.notes
+
+    def _text(self, cell: str | None, column: str) -> str:
+        """A text, or one of a pair: column names which."""
+        text = self._string(cell, column, "empty text", "--drop-empty")
+        if (at := text.find(PAIRED)) < 0:
+            return text
+        if self.options.replace_invalid:
+            self.replaced += 1
+            return text.replace(PAIRED, "\ufffd")
+        what = f"{f'column {shown(column)}' if column else 'text'} has U+FDD0, which is no character, at character"
+        raise _Wrong("no character", f"{what} {at + 1}", "Remove it or pass --replace-invalid")
 
     def _string(self, cell: str | None, column: str | None, kind: str, flag: str = "") -> str:
         """A cell that must hold something that can be written as UTF-8."""
@@ -240,27 +263,31 @@ class _Gathered:
 
     # ------------------------------------------------------------------------------------------------ all rows at once
 
-    def loaded(self, path: Path) -> Loaded:
+    def loaded(self, path: Path | Stdin) -> Loaded:
         """The tasks, once all files are in; `path` names them."""
-        stem = Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+        folder = isinstance(path, Path) and path.is_dir()
+        stem = os.path.basename(os.path.abspath(str(path))) if folder else path.stem
         if not len(self.texts):
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
         if self.replaced:
-            self.notes.append(f"{self.replaced:,} cells held unpaired surrogates, replaced by U+FFFD")
+            self.notes.append(f"{self.replaced:,} cells held what no text can hold, replaced by U+FFFD")
         split = self._split(path)
         groups = np.frombuffer(self.groups.codes, np.intc) if self.options.group_column else None
         texts, tasks = self.texts.finish(), []
+        numbers = np.frombuffer(self.numbers, np.int64) if self.options.vectors else None
+        more: Any = {"split": split, "groups": groups, "rows": numbers, "textless": not self.options.text_columns}
         for column, store in zip(self.options.label_column, self.labels, strict=True):
             name = f"file:{stem}:{column}"
             if isinstance(store, array):
-                tasks.append(Task(name, texts, np.frombuffer(store), "number", split, groups))
+                tasks.append(Task(name, texts, np.frombuffer(store), "number", **more))
                 continue
             self._check_classes(path, column, store, split)
-            tasks.append(Task(name, texts, store.array(), "class", split, groups))
-        return Loaded(tasks, self.rows, dict(self.left_out), self.notes)
+            tasks.append(Task(name, texts, store.array(), "class", **more))
+        digest = path.digest if isinstance(path, Stdin) else None
+        return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
 
-    def _split(self, path: Path) -> np.ndarray | None:
+    def _split(self, path: Path | Stdin) -> np.ndarray | None:
         codes = np.frombuffer(self.sides, np.int8)
         present = {SIDES[code] for code in set(codes.tolist()) if code >= 0}
         if not present:
@@ -274,7 +301,7 @@ class _Gathered:
             return np.array(["train", "test", "test"])[codes]
         return np.array(SIDES)[codes]
 
-    def _check_classes(self, path: Path, column: str, store: _Codes, split: np.ndarray | None) -> None:
+    def _check_classes(self, path: Path | Stdin, column: str, store: _Codes, split: np.ndarray | None) -> None:
         """What only all labels together can show: one class, classes that are numbers, labels that train never saw."""
         codes, values = np.frombuffer(store.codes, np.intc), store.values()
         many = len(values) > MANY_NUMBERS or 2 * len(values) > len(codes)

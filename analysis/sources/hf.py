@@ -25,7 +25,7 @@ import numpy as np
 from analysis.sources import Loaded, SourceOptions
 from analysis.sources.tables import ArrowTexts, shown
 from probes.errors import InputError, did_you_mean, named_rows, unknown
-from probes.task import Task
+from probes.task import PAIRED, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,12 +47,12 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     parts, notes = _sides(options.split, list(builder.info.splits or ()))
     notes.append(f"{wanted.title} is revision {builder.hash}, config {builder.config.name}")
     grouped = [options.group_column] if options.group_column else []
-    rows = _Rows.read(wanted, builder, parts, [options.text_column, *options.label_column, *grouped])
+    rows = _Rows.read(wanted, builder, parts, options.text_columns, [*options.label_column, *grouped])
     return _loaded(wanted, rows, options, notes)
 
 
 def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[str]) -> Loaded:
-    texts = rows.column(options.text_column, "text", *_TEXT)
+    texts = {name: rows.texts(name) for name in options.text_columns}
     columns = {name: rows.labels(name, notes, options.target) for name in options.label_column}
     part = np.repeat(np.arange(len(rows.parts)), [n for *_, n in rows.parts])
     side = np.array([one or "" for _, one, _ in rows.parts])[part]
@@ -62,7 +62,16 @@ def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[st
             keep &= part != number  # of a benchmark that keeps its answers to itself
             left_out[f"{name} has no labels"] = n
             notes.append(f"{name} is published without labels and left out")
-    checks = [(texts, "text", "empty text", "--drop-empty", options.drop_empty)]
+    checks = [
+        (
+            column,
+            f"column {shown(name)}" if len(texts) > 1 else "text",
+            "empty text",
+            "--drop-empty",
+            options.drop_empty,
+        )
+        for name, column in texts.items()
+    ]
     checks += [
         (column, f"column {shown(name)}", "missing label", "--drop-missing-labels", options.drop_missing_labels)
         for name, column in columns.items()
@@ -80,7 +89,8 @@ def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[st
         column = rows.labels(options.group_column, notes)
         rows.check(_missing(column) & keep, f"column {shown(options.group_column)} is empty", "Mend the data")
         groups = _codes(column.filter(keep))[0]
-    kept = ArrowTexts(texts if keep.all() else texts.filter(keep))
+    every = _joined(list(texts.values()))
+    kept = ArrowTexts(every if keep.all() else every.filter(keep))
     stem = ":".join(filter(None, (wanted.name.rpartition("/")[2], wanted.config)))
     tasks = []
     for name, column in columns.items():
@@ -286,11 +296,18 @@ class _Rows:
     features: Any
 
     @classmethod
-    def read(cls, wanted: _Wanted, builder: Any, parts: Iterable[tuple[str, str | None]], columns: list[str]) -> _Rows:
-        """The columns out of the cache's files, which are mapped and not copied. columns: that of the texts first."""
+    def read(
+        cls,
+        wanted: _Wanted,
+        builder: Any,
+        parts: Iterable[tuple[str, str | None]],
+        texts: Sequence[str],
+        others: Sequence[str],
+    ) -> _Rows:
+        """The columns out of the cache's files, which are mapped and not copied. texts: those with the texts."""
         import pyarrow as pa
 
-        title = f"hf:{wanted.title}"
+        title, columns = f"hf:{wanted.title}", [*texts, *others]
         tables, found, features = [], [], {}
         for name, side in parts:
             try:
@@ -302,7 +319,7 @@ class _Rows:
             features = data.features
             if missing := [column for column in columns if column not in features]:
                 guess = did_you_mean(missing[0], features)
-                flag = "--text-column" if missing[0] == columns[0] else "--label-column"
+                flag = "--text-column" if missing[0] in texts else "--label-column"
                 mend = f"Did you mean '{guess}'?" if guess else f"Name it with {flag}"
                 raise InputError(title, f"no column {shown(missing[0])}", f"Columns: {', '.join(features)}. {mend}")
             tables.append(data.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:])
@@ -332,6 +349,15 @@ class _Rows:
             column.validate(full=True)
         except Exception:  # Arrow's own, which names no row
             raise InputError(self.title, f"column {shown(name)} is not UTF-8", "Load it anew") from None
+        return column
+
+    def texts(self, name: str) -> pa.ChunkedArray:
+        """A column of texts."""
+        import pyarrow.compute as pc
+
+        column = self.column(name, "text", *_TEXT)
+        invalid = pc.fill_null(pc.match_substring(column, PAIRED), False).to_numpy()
+        self.check(invalid, f"column {shown(name)} holds U+FDD0, which is no character", "Mend the data")
         return column
 
     def labels(self, name: str, notes: list[str], target: str | None = None) -> pa.ChunkedArray:
@@ -366,6 +392,18 @@ def _missing(column: pa.ChunkedArray) -> np.ndarray:
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True).to_numpy()
+
+
+def _joined(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """(row,) the texts, or pairs of them; null where one is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if len(texts) == 1:
+        return texts[0]
+    return pc.binary_join_element_wise(
+        *(column.cast(pa.large_string()) for column in texts), pa.scalar(PAIRED, pa.large_string())
+    )
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
 from probes.errors import InputError, did_you_mean
+from probes.task import PAIRED
 
 GZIP = b"\x1f\x8b"
 
@@ -92,6 +93,8 @@ def _check_text(where: str, line: str) -> None:
     except UnicodeEncodeError as error:
         byte = ord(line[error.start]) - 0xDC00
         raise InputError(where, f"not UTF-8 (byte 0x{byte:02X})", "Convert the file to UTF-8") from None
+    if PAIRED in line:
+        raise InputError(where, "holds U+FDD0, which is no character", "Remove it")
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Rows out of CSV, TSV, JSONL and Parquet files, whatever bytes they hold: every row, or one InputError.
 
-1. `read` opens a regular file, names what it really is when its suffix lies (gzip, xlsx, UTF-16 ...), streams
-   ``(line, cells)`` of the columns asked for, and checks at the end that nobody wrote to the file meanwhile.
+1. `read` opens a regular file or takes what standard input gave (`Stdin`), names what it really is when its suffix lies
+   (gzip, xlsx, UTF-16 ...), streams ``(line, cells)`` of the columns asked for, and checks at the end that nobody wrote
+   to the file meanwhile.
 2. `Findings` gathers what is wrong with single rows, so that one error names up to ten rows of one kind.
 3. `Texts` packs strings into one buffer as they come; `ArrowTexts` is the read-only sequence made of it.
 
@@ -18,6 +19,7 @@ import json
 import operator
 import os
 import stat
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
 
 from analysis.sources import SourceOptions
 from probes.errors import InputError, did_you_mean, named_rows
+from probes.write import spooled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,10 +66,31 @@ NOT_FILES = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_esc
 ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "euc-kr")
 
 
-def read(path: Path, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
+class Stdin:
+    """Standard input in the place of a path: taken in to its end when it is made, and read once.
+
+    suffix: of a file with such content. digest: SHA-256 of the content. Raises InputError where nothing comes.
+    """
+
+    name, stem = "<stdin>", "stdin"
+
+    def __init__(self, suffix: str) -> None:
+        mend = "Pipe rows into the command, as in cat reviews.csv | clsprobe run --task file:-"
+        if sys.stdin is None or sys.stdin.closed:
+            raise InputError(self.name, "is closed", mend)
+        if sys.stdin.isatty():
+            raise InputError(self.name, "is a terminal, and no rows come from it", mend)
+        self.suffix = suffix
+        self.file, self.digest = spooled(sys.stdin.buffer)
+        if not self.file.read(1):
+            self.file.close()
+            raise InputError(self.name, "is empty, or was read by a task before this one", mend)
+
+
+def read(path: Path | Stdin, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
     """Every row of a file: the physical line on which it starts (in Parquet: the row, from 1) and its cells.
 
-    columns: the columns wanted, the one of the texts first. Rows that cannot be read go to `findings`.
+    columns: the columns wanted, those of the texts first. Rows that cannot be read go to `findings`.
     """
     with _steady(path) as (file, head):
         yield from READERS[path.suffix.lower()](Source(file, head, columns, options, findings))
@@ -99,7 +123,7 @@ class Findings:
     name: the file as errors call it. unit: what its numbers count ("line"; "row" in Parquet).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Stdin) -> None:
         self.name = path.name
         self.unit = "row" if path.suffix.lower() == ".parquet" else "line"
         self.notes: list[str] = []
@@ -170,9 +194,13 @@ class ArrowTexts(Sequence[str]):
 
 
 @contextmanager
-def _steady(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
+def _steady(path: Path | Stdin) -> Iterator[tuple[BinaryIO, bytes]]:
     """The open file and its first bytes; an InputError where it is no such file or somebody writes to it meanwhile."""
     name = path.name
+    if isinstance(path, Stdin):
+        with path.file as file:
+            yield file, _begun(path, file)
+        return
     try:
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):  # opening a FIFO would wait for ever
@@ -180,10 +208,7 @@ def _steady(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             try:
-                head = file.read(4096)
-                file.seek(0)
-                _check_type(path, head)
-                yield file, head
+                yield file, _begun(path, file)
             except InputError:
                 _check_same(path, before)  # a half-written file is the better explanation of what looks wrong in it
                 raise
@@ -192,13 +217,27 @@ def _steady(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
         raise InputError(name, f"cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
+def _begun(path: Path | Stdin, file: BinaryIO) -> bytes:
+    """The first bytes of a file, which are those of such a file."""
+    file.seek(0)
+    head = file.read(4096)
+    file.seek(0)
+    if isinstance(path, Stdin):
+        for suffix, begin in ((".parquet", b"PAR1"), (".jsonl", b'{"')):
+            if path.suffix != suffix and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(begin):
+                what = f"looks like {suffix}, and is read as {path.suffix}"
+                raise InputError(path.name, what, f"Say so: --task file:-{suffix}")
+    _check_type(path, head)
+    return head
+
+
 def _check_same(path: Path, before: os.stat_result) -> None:
     after = os.stat(path)
     if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
         raise InputError(path.name, "changed while being read", "Run again when nothing writes to it")
 
 
-def _check_type(path: Path, head: bytes) -> None:
+def _check_type(path: Path | Stdin, head: bytes) -> None:
     """Refuse a file whose first bytes say that it is not what its suffix says."""
     if not head:
         raise InputError(path.name, "file is empty")
@@ -343,7 +382,8 @@ def _cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: 
         ask = "Rename it to .csv and pass" if separator == "\t" else "Pass"
         raise InputError(name, f"one column {shown(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
     _check_columns(header, columns, name)
-    width, pick, empty = len(header), operator.itemgetter(*map(header.index, columns)), True
+    width, at, empty = len(header), [header.index(column) for column in columns], True
+    pick = operator.itemgetter(*at) if len(at) > 1 else lambda cells: (cells[at[0]],)
     for line, cells in records:
         if len(cells) == width:
             yield line, pick(cells)
@@ -392,7 +432,7 @@ def _jsonl(source: Source) -> Iterator[Row]:
         parse_constant=lambda name: None if name == "NaN" else _Number(name),
         object_pairs_hook=_object,
     ).decode
-    columns, findings = source.columns, source.findings
+    columns, findings, texts = source.columns, source.findings, source.options.text_columns
     sought, known = set(columns), dict[str, None]()  # columns no row had yet, and the keys that rows had until then
     early: list[Row] = []  # the rows until every column was seen once
     rows = 0
@@ -412,7 +452,7 @@ def _jsonl(source: Source) -> Iterator[Row]:
                 mend = 'Each line is an object such as {"text": "...", "label": "..."}'
                 findings.problem(number, "not a JSON object", mend)
                 continue
-            row = number, [_plain_json(cells.get(c), c, c == columns[0], number, findings) for c in columns]
+            row = number, [_plain_json(cells.get(c), c, c in texts, number, findings) for c in columns]
             if not sought:
                 yield row
                 continue
@@ -469,7 +509,8 @@ def _parquet(source: Source) -> Iterator[Row]:
     try:
         parquet = pq.ParquetFile(source.file)
         _check_columns(parquet.schema_arrow.names, columns, name)
-        whole = {column for n, column in enumerate(columns) if _is_whole(parquet, column, n == 0, source)}
+        texts = source.options.text_columns
+        whole = {column for column in columns if _is_whole(parquet, column, column in texts, source)}
         for batch in parquet.iter_batches(8192, columns=list(dict.fromkeys(columns))):
             cells = [_plain_arrow(batch.column(c), c in whole, c, row, source.findings) for c in columns]
             for values in zip(*cells, strict=True):
@@ -514,21 +555,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     return any(test(kind) for test in tests)
-
-
-def _integral(parquet: Any, column: str) -> bool:
-    """Whether a column of floats holds whole numbers only: classes that became floats because one value was missing."""
-    import numpy as np
-    from pyarrow import types
-
-    if not types.is_floating(parquet.schema_arrow.field(column).type):
-        return False
-    for batch in parquet.iter_batches(65536, columns=[column]):
-        values = batch.column(0).drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
-        values = values[~np.isnan(values)]
-        if not (np.isfinite(values) & (values == np.floor(values))).all():
-            return False
-    return True
 
 
 def _plain_arrow(column: pa.Array, whole: bool, name: str, before: int, findings: Findings) -> list[str | None]:

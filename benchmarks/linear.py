@@ -1,6 +1,6 @@
 """The linear probe against a loop of scikit-learn's LogisticRegression: how much faster, and is it the same optimum?
 
-    python benchmarks/probes.py        (or: make bench)
+    python benchmarks/linear.py        (or: make bench)
 
 1. Speed, as a ratio with both sides in this run: all cells of the embedded model (7 layers x 8 readouts), five
    strengths, on TREC and SST-2 (labels and one shuffled control) and on four label sets of a treebank (Universal
@@ -9,6 +9,8 @@
 2. The value of the objective at our optimum beside scikit-learn's at tol=1e-10, on `COMPARED` problems of these grids.
 3. Test accuracy beside scikit-learn's in every cell of TREC.
 4. Where there is a CUDA device: how much faster the grid of TREC is there.
+5. Peak resident memory of a sweep over 50,000 texts of 768 numbers, 8 readouts, the vectors on disk: as many layers as
+   `LAYERS`, since cells are taken one after another and their number does not matter.
 
 Texts are looked for in $CLSPROBE_DATA, default ../shared/data; what is not there is left out.
 """
@@ -17,6 +19,10 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +41,7 @@ from probes.solver import Solution, solve
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TIMED, COMPARED = 40, 50
+TEXTS, LAYERS, READOUTS, DIM = 50_000, 2, 8, 768
 SENTENCES = 5000  # of the treebank
 
 
@@ -74,7 +81,7 @@ def read_table(name: str, label: str) -> Grid:
         sides.append((list(columns["text"]), columns[label]))
     (train, labels), (test, test_labels) = sides
     classes, y = np.unique(labels, return_inverse=True)
-    control = shuffled(y, np.full(len(y), "train"), 0)
+    control = shuffled(train, y, np.full(len(y), "train"), 0)
     X, X_test = read_vectors(train, test)
     return Grid(name.upper(), X, np.stack([y, control], 1), X_test, np.searchsorted(classes, test_labels)[:, None])
 
@@ -187,7 +194,59 @@ def same_accuracy(grid: Grid, strength: int = 2) -> np.ndarray:
     return np.array(points)
 
 
-if __name__ == "__main__":
+def swept(cache: Path) -> None:
+    """Write vectors to `cache`, sweep over them, and print this process's peak resident bytes."""
+    import pandas as pd
+
+    from analysis.sweep import sweep
+    from probes import LogisticProbe, States, Task
+    from probes.store import Store, name_of
+
+    random, names = np.random.default_rng(0), tuple(f"readout {i}" for i in range(READOUTS))
+    y, rows = random.integers(0, 2, TEXTS), 500  # a shard
+    store = Store(cache, {"made": "for the benchmark"}, name="random", size=TEXTS * LAYERS * READOUTS * DIM * 4)
+    shards = range(TEXTS // rows)
+    for shard in shards:
+        tensors = {}
+        for layer in range(LAYERS):
+            for name in names:
+                vectors = random.standard_normal((rows, DIM), np.float32)
+                vectors[:, 0] += y[shard * rows : (shard + 1) * rows]
+                tensors[name_of(layer, name)] = vectors
+        assert store.begin(shard)
+        store.add(shard, tensors | {"present": np.ones((rows, READOUTS), np.uint8)}, 0)
+    at = np.arange(TEXTS)
+    where = pd.DataFrame({"shard": at // rows, "at": at % rows, "tokens": 8, "ids": at})
+    texts = [f"{i:05d}" for i in at]
+    states = States(
+        texts, tuple(range(LAYERS)), names, DIM, [store.shard(n) for n in shards], where, 512,
+        {"model": "random", "control": "none", "seed": None},
+    )  # fmt: skip
+    split = np.array(["train", "train", "train", "dev", "test"])[at % 5]
+    task = Task("hand:made:label", texts, np.array(["a", "b"])[y], "class", split)
+    start = time.perf_counter()
+    table = sweep([task], states, {"logistic": LogisticProbe()}, controls=("shuffled",), allow_overlap=True)
+    assert (table[(table.control == "none") & (table.metric == "accuracy")].value > 0.6).all()
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())  # getrusage's is the parent's too
+    assert peak
+    print(int(peak[1]) * 1024, time.perf_counter() - start)
+
+
+def memory() -> None:
+    """Print part 5, on Linux."""
+    if sys.platform != "linux":
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run([sys.executable, __file__, cache], capture_output=True, text=True, check=True)
+    peak, seconds = map(float, done.stdout.split())
+    told = f"{TEXTS:,} texts x {LAYERS} x {READOUTS} cells of {DIM}, {seconds:.0f} s"
+    print(f"memory             {peak / 1e9:.2f} GB at its peak (at most 2; {told})")
+
+
+if __name__ == "__main__" and sys.argv[1:]:
+    swept(Path(sys.argv[1]))
+elif __name__ == "__main__":
+    memory()
     print(f"{torch.get_num_threads()} cores")
     worse: list[float] = []
     for name, label, goal in (("trec", "coarse", 30), ("sst2", "label", 15)):

@@ -1,0 +1,97 @@
+"""What users give, made from tests/bad_inputs.yaml: bytes out of a few words, folders of files, models with faults.
+
+1. `content` turns what a row says of a file into bytes.
+2. `lay_out` writes the files of a row into a folder, over a copy of a whole model where it asks for one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROWS: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("bad_inputs.yaml").read_text("utf-8"))
+ROWS.pop("shared")  # the anchors
+
+
+def content(said: Any) -> bytes:
+    """A string is its UTF-8; a list, its parts one after the other; a mapping, one of
+
+    bytes: a string of which every character is one byte
+    parquet: column -> values, or {raw: ...} for the bytes of one string; types: column -> Arrow type
+    zip: names of files in an archive
+    of: any of these, with times (repeated), encoding, gzip, cut (so many bytes off its end), put (byte -> what it is)
+    """
+    if isinstance(said, str):
+        return said.encode()
+    if isinstance(said, list):
+        return b"".join(map(content, said))
+    if "bytes" in said:
+        return said["bytes"].encode("latin-1")
+    if "parquet" in said:
+        return _parquet(said["parquet"], said.get("types", {}))
+    if "zip" in said:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in said["zip"]:
+                archive.writestr(name, "x")
+        return file.getvalue()
+    made = content(said["of"]) * said.get("times", 1)
+    if "encoding" in said:
+        made = made.decode().encode(said["encoding"])
+    if said.get("gzip"):
+        made = gzip.compress(made, mtime=0)
+    for place, byte in said.get("put", {}).items():
+        made = made[:place] + bytes([byte]) + made[place + 1 :]
+    return made[: len(made) - said.get("cut", 0)]
+
+
+def _parquet(columns: dict[str, Any], types: dict[str, str]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(name: str, values: Any) -> pa.Array:
+        if isinstance(values, dict):
+            raw = values["raw"].encode("latin-1")
+            ends = pa.py_buffer(b"\0\0\0\0" + len(raw).to_bytes(4, "little"))
+            return pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(raw)])
+        return pa.array(values, types.get(name))
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({name: column(name, values) for name, values in columns.items()}), file)
+    return file.getvalue()
+
+
+def lay_out(row: dict[str, Any], folder: Path, model: Path) -> None:
+    """Write the files of a row. model: a whole one, copied to `m` where the row says so.
+
+    files: name -> content, or one of {folder: true}, {pipe: true}, {link: target}, {json: values to set; null unsets}.
+    without: names of files that are removed again.
+    """
+    if row.get("model"):
+        shutil.copytree(model, folder / "m")
+    for name, said in row.get("files", {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(said, dict) and "folder" in said:
+            path.unlink(missing_ok=True)
+            path.mkdir()
+        elif isinstance(said, dict) and "pipe" in said:
+            os.mkfifo(path)
+        elif isinstance(said, dict) and "link" in said:
+            path.symlink_to(said["link"])
+        elif isinstance(said, dict) and "json" in said:
+            import json
+
+            values = json.loads(path.read_text("utf-8")) | said["json"]
+            path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}), "utf-8")
+        else:
+            path.write_bytes(content(said))
+    for name in row.get("without", ()):
+        (folder / name).unlink()

@@ -1,0 +1,383 @@
+"""Whatever bytes a file holds, a reader gives what it reads or an InputError that says where; nothing else leaves it.
+
+1. `readers` are those of everything that a user gives, each with a corpus of valid files.
+2. `mutants` breaks a file of the corpus as files are broken: words exchanged, doubled, lost, replaced by values that
+   hurt; bytes flipped, put in, cut off. Hypothesis draws, so that a find is small and comes again.
+3. Every reader is tried for 5 seconds, and for a minute in the long run; there, atheris looks for new branches too
+   (``pip install clsprobe[fuzz]``). A find becomes a row of bad_inputs.yaml.
+
+As a program, ``python test_fuzz.py READER SECONDS``: atheris on one reader.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import models
+import pytest
+from answers import answer
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from inputs import content
+
+from analysis.folder import read_run
+from analysis.sources import SourceOptions, load
+from analysis.sources.conllu import PROPERTIES
+from analysis.sources.treebank import read_treebank
+from analysis.study import Answer
+from analysis.table import read_results
+from clsprobe.cli import make_study
+from clsprobe.run import Run
+from probes.encoder import describe, load_encoder, parse_layers
+from probes.errors import InputError
+
+QUICK, LONG = 5.0, 60.0  # seconds of every reader
+PATIENCE = 20  # seconds after which a file that is not read yet never will be
+
+TABLE = SourceOptions()
+LENIENT = SourceOptions(drop_empty=True, drop_missing_labels=True, replace_invalid=True, detokenise=True)
+NUMBERS = SourceOptions(target="number", drop_empty=True, label_column=("label", "score"))
+SIDED = SourceOptions(split_column="side", group_column="group")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """name: of the file. corpus: valid files. read: what is tried. pieces: values that hurt there."""
+
+    name: str
+    corpus: tuple[bytes, ...]
+    read: Callable[[Path], object]
+    pieces: tuple[bytes, ...] = ()
+
+
+def _load(*options: SourceOptions, source: str = "file") -> Callable[[Path], object]:
+    def read(path: Path) -> None:
+        wrong = None
+        for each in options:
+            try:
+                loaded = load(f"{source}:{path}", each)
+            except InputError as error:
+                wrong = error
+                continue
+            for task in loaded.tasks:
+                assert len(list(task.texts)) == len(task.y)
+                assert all(text.strip() for text in task.texts)
+            assert loaded.rows == len(loaded.tasks[0].texts) + sum(loaded.left_out.values())
+        if wrong:
+            raise wrong
+
+    return read
+
+
+def _read_treebank(path: Path) -> None:
+    bank, _ = read_treebank(path)
+    for asked in PROPERTIES.values():
+        assert len(asked.rows(bank)) == len(bank.sentences)
+
+
+def _read_model(path: Path) -> None:
+    described = describe(str(path.parent))
+    assert parse_layers("all", described) == list(range(described.layers + 1))
+    assert described.max_length >= 3
+
+
+def _read_tokenizer(path: Path) -> None:
+    encoder = load_encoder(str(path.parent))
+    assert len(encoder.tokenize(["the cat sees a dog", "x"])) == 2
+
+
+def _read_answer(path: Path) -> None:
+    Answer.load(path)
+
+
+CSV = (
+    b'text,label,score,side,group\nthe first text,neg,1.5,train,a\n"second, quoted",pos,-2,train,b\n'
+    b'"two\nlines",neg,3e2,dev,c\n"a ""word""",pos,0,test,d\nfive of these,neg,7,test,e\n'
+)
+TSV = CSV.replace(b",", b"\t").replace(b'"two\nlines"', b'"open')
+JSONL = b"".join(
+    json.dumps({"text": f"text {i} \u00e9", "label": label, "score": i / 2, "side": side, "group": i}).encode() + b"\n"
+    for i, (label, side) in enumerate([("a", "train"), (1, "train"), (True, "dev"), (None, "test"), ("a", "test")])
+)
+_TYPES: dict[str, Any] = {
+    "label": ["x", "y"] * 4, "numbers": [1.0, None, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "flags": [True, False] * 4,
+    "bytes": [b"a", b"\xff"] * 4, "lists": [[1], []] * 4, "maps": [{"a": 1}, {"a": 2}] * 4, "nothing": [None] * 8,
+}  # fmt: skip
+
+
+def _parquets() -> Iterator[bytes]:
+    words = ["red", "green", "blue", "grey", "black", "white", "brown", "pink"]
+    for values in _TYPES.values():
+        yield content({"parquet": {"text": words, "label": values}})
+    for kind in ("large_string", "binary"):
+        yield content({"parquet": {"text": words, "label": words[::-1]}, "types": {"text": kind}})
+    sides = ["train", "train", "dev", "dev", "test", "test", "train", "test"]
+    yield content(
+        {"parquet": {"text": words, "label": words, "score": [*range(8)], "side": sides, "group": [*range(8)]}}
+    )
+
+
+TREE = (
+    "# text = Es regnet nicht, aber die alte Stadt schl\u00e4ft.\n"
+    "1\tEs\tes\tPRON\t_\tNumber=Sing\t2\tnsubj\t_\t_\n2\tregnet\tregnen\tVERB\t_\tMood=Ind|Tense=Pres\t0\troot\t_\t_\n"
+    "3\tnicht\tnicht\tPART\t_\t_\t2\tadvmod\t_\tSpaceAfter=No\n4\t,\t,\tPUNCT\t_\t_\t9\tpunct\t_\t_\n"
+    "5\taber\taber\tCCONJ\t_\t_\t9\tcc\t_\t_\n6-7\tzur\t_\t_\t_\t_\t_\t_\t_\t_\n6\tzu\tzu\tADP\t_\t_\t8\tcase\t_\t_\n"
+    "7\tder\tder\tDET\t_\t_\t8\tdet\t_\t_\n7.1\tleer\t_\t_\t_\t_\t_\t_\t_\t_\n8\tStadt\tStadt\tNOUN\t_\tNumber=Sing\t9\tobj\t_\t_\n"
+    "9\tschl\u00e4ft\tschlafen\tVERB\t_\tMood=Ind|Tense=Pres\t2\tconj\t_\tSpaceAfter=No\n10\t.\t.\tPUNCT\t_\t_\t2\tpunct\t_\t_\n\n"
+).encode()
+SENTEVAL = b"".join(
+    b"%s\t%s\t%s %d ca n't `` run '' -LRB- ( a ) -RRB- .\n" % (part, label, label, n)
+    for n, part in enumerate((b"tr", b"tr", b"va", b"te"))
+    for label in (b"PAST", b"PRES")
+)
+YAML = (
+    b"# mine\ntask: [grammar:tense, 'file:a.csv']\nlayers: 0,3\nlabel-column:\n  - a\n  - b\nseed: 7\n"
+    b'fast: true\nmodel: "x"\n'
+)
+
+
+def _here(*names: str) -> Callable[[Path], tuple[bytes, ...]]:
+    return lambda folder: tuple((folder / name).read_bytes() for name in names)
+
+
+HURTS = (
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\n", b"\n\n", b'"', b"'", b"\\", b"-1", b"0", b"1e999", b"9" * 30, b"0.5",
+    b"NaN", b"null", b"true", b"[]", b"{}", b"[[", b"{{", b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xa8", b" ", b"",
+    b"../../x", b"a" * 2000, b"\x1b[31m", b"\x85",
+)  # fmt: skip
+IN_YAML = (
+    b"&a ",
+    b"*a",
+    b"!!python/x ",
+    b"!!int ",
+    b"? ",
+    b"- ",
+    b"--- ",
+    b"%YAML 9.9\n",
+    b"<<: ",
+    b"|\n",
+    b">",
+    b"@",
+    b"`",
+)
+IN_TREES = (b"1-2", b"1.1", b"11", b"-", b"|", b"=", b"# text = x\n", b"SpaceAfter=No", b"conj", b"root", b"cc", b"_")
+IN_TABLES = (b",", b"\t", b";", b"text", b"label", b"train", b"tset", b"1_0", b"inf")
+IN_MODELS = (
+    b'"roberta"', b'"t5"', b'"funnel"', b'"albert"', b'"deberta-v2"', b'"xlnet"', b'"own"', b'"block_sizes": [2, "x"],',
+    b'"inner_group_num": 1000000000,', b'"num_hidden_layers": 1000000000,', b'"auto_map": 3,', b'"pad_token_id": -5,',
+    b'"vocab_size": [],', b'"transformers_weights": 3,',
+)  # fmt: skip
+
+
+def readers(folder: Path) -> dict[str, Reader]:
+    """All of them. folder: for a model and for a run, which those need whose files lie beside others."""
+    model, run = folder / "model", folder / "run" / "answers"
+    if not model.exists():
+        models.save("bert", model)
+        saved = answer()
+        run.mkdir(parents=True)
+        saved.save(run / "a.json")
+    config, tokenizer = _here("config.json")(model), _here("tokenizer.json")(model)
+    done = json.dumps({"command": "run", "digest": "x", "settings": {"a": 1}, "finished": True}).encode()
+    text = (TABLE, LENIENT, NUMBERS, SIDED)
+    return {
+        "csv": Reader("d.csv", (CSV,), _load(*text), IN_TABLES),
+        "tsv": Reader("d.tsv", (TSV,), _load(*text), IN_TABLES),
+        "jsonl": Reader("d.jsonl", (JSONL,), _load(*text), IN_TABLES),
+        "parquet": Reader("d.parquet", tuple(_parquets()), _load(TABLE, LENIENT, NUMBERS, SIDED)),
+        "conllu": Reader("d.conllu", (TREE, TREE * 2), _read_treebank, IN_TREES),
+        "senteval": Reader("d.txt", (SENTEVAL,), _load(TABLE, LENIENT, source="senteval"), (b"tr", b"te", b"\t")),
+        "yaml": Reader("run.yaml", (YAML,), lambda path: make_study(Run, {}, str(path)), IN_YAML),
+        "config.json": Reader("model/config.json", config, _read_model, IN_MODELS),
+        "tokenizer.json": Reader("model/tokenizer.json", tokenizer, _read_tokenizer),
+        "run.json": Reader("run/run.json", (done,), lambda path: read_run(path.parent)),
+        "answers": Reader("run/answers/a.json", _here("a.json")(run), _read_answer),
+        "results": Reader("run/results.parquet", tuple(_parquets())[:3], lambda path: read_results(path)),
+    }  # fmt: skip
+
+
+WORDS = re.compile(rb"(\s|[,:;\"\[\]{}|=])")
+
+
+@st.composite
+def mutants(draw: Any, corpus: tuple[bytes, ...], pieces: tuple[bytes, ...]) -> bytes:
+    """A file of the corpus after one to five accidents."""
+    made = draw(st.sampled_from(corpus))
+    for _ in range(draw(st.integers(1, 5))):
+        accident = draw(st.sampled_from(["word", "double", "lose", "swap", "flip", "put", "cut", "piece", "piece"]))
+        if accident in ("word", "double", "lose", "swap", "piece"):
+            words = WORDS.split(made)
+            at, other = (draw(st.integers(0, len(words) - 1)) for _ in range(2))
+            if accident == "word":
+                words[at] = words[other]
+            elif accident == "double":
+                words[at:at] = words[min(at, other) : max(at, other)][:200]
+            elif accident == "lose":
+                del words[min(at, other) : max(at, other)]
+            elif accident == "swap":
+                words[at], words[other] = words[other], words[at]
+            else:
+                words[at] = draw(st.sampled_from(pieces))
+            made = b"".join(words)
+            continue
+        at = draw(st.integers(0, max(0, len(made) - 1)))
+        at = max(0, len(made) - 1 - at) if draw(st.booleans()) else at  # ends are as telling as beginnings
+        if accident == "flip" and made:
+            made = made[:at] + bytes([draw(st.integers(0, 255))]) + made[at + 1 :]
+        elif accident == "put":
+            made = made[:at] + draw(st.binary(min_size=1, max_size=4)) + made[at:]
+        elif accident == "cut":
+            made = made[:at]
+    return made
+
+
+class Hangs(BaseException):
+    """No reader catches it."""
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """`Hangs` where what is inside takes too long."""
+
+    def ring(*_: object) -> None:
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def tried(reader: Reader, folder: Path, made: bytes) -> None:
+    """Read it; AssertionError where anything but a well-made InputError comes out."""
+    path = folder / reader.name
+    path.write_bytes(made)
+    error = None
+    with watched():
+        try:
+            reader.read(path)
+        except InputError as refused:
+            error = refused
+    if error is not None:
+        assert error.what
+        assert re.search(r"\.\w|--\w|/|d\b", error.where), error.where
+        assert str(error).isprintable()
+        assert len(str(error)) < 3000
+
+
+def fuzz(reader: Reader, folder: Path, seconds: float) -> int:
+    """How many files were tried in so many seconds of computing; raises what none of them may raise."""
+    examples, start = 0, time.process_time()
+    for made in reader.corpus:
+        tried(reader, folder, made)
+    for number in count():
+
+        @seed(number)
+        @settings(
+            max_examples=50,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(mutants(reader.corpus, (*HURTS, *reader.pieces)))
+        def attempt(made: bytes) -> None:
+            nonlocal examples
+            examples += 1
+            tried(reader, folder, made)
+
+        attempt()
+        if time.process_time() - start > seconds:
+            return examples
+    raise AssertionError
+
+
+@pytest.fixture
+def bench(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+NAMES = ("csv", "tsv", "jsonl", "parquet", "conllu", "senteval", "yaml", "config.json", "tokenizer.json", "run.json",
+         "answers", "results")  # fmt: skip
+SHARES = {"config.json": 0.5, "tokenizer.json": 0.5, "run.json": 0.2, "answers": 0.5, "results": 0.3}  # of one reader
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_is_read_or_refused(name, bench) -> None:
+    examples = fuzz(readers(bench)[name], bench, QUICK * SHARES.get(name, 1))
+    print(f"{name}: {examples} files")
+    assert examples >= 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_is_read_or_refused_for_a_minute(name, bench) -> None:
+    print(f"{name}: {fuzz(readers(bench)[name], bench, LONG)} files")
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "yaml"])
+def test_a_reader_that_stumbles_over_one_byte_would_be_found(name, bench) -> None:
+    """The broken twin: where byte 0x9D stands, it raises what is no InputError."""
+    sound = readers(bench)[name]
+
+    def stumbling(path: Path) -> None:
+        if b"\x9d" in path.read_bytes():
+            raise ValueError("that byte")
+        sound.read(path)
+
+    with pytest.raises(ValueError, match="that byte"):
+        fuzz(Reader(sound.name, sound.corpus, stumbling, sound.pieces), bench, 6 * QUICK)  # it ends where it is found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_atheris_finds_nothing_either(name) -> None:
+    pytest.importorskip("atheris", reason="pip install clsprobe[fuzz]", exc_type=ImportError)
+    done = subprocess.run([sys.executable, __file__, name, str(int(LONG))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stderr.strip().splitlines()[-1])
+
+
+def _with_atheris(name: str, seconds: str) -> None:
+    import atheris
+
+    for module in ("analysis.sources", "clsprobe.config", "probes.encoder", "analysis.study", "analysis.folder"):
+        for there in [m for m in sys.modules if m.startswith(module)]:
+            for value in vars(sys.modules[there]).values():
+                if getattr(value, "__module__", None) == there and callable(value) and hasattr(value, "__code__"):
+                    with suppress(Exception):
+                        atheris.instrument_func(value)
+    folder = Path(mkdtemp())
+    reader = readers(folder)[name]
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for n, made in enumerate(reader.corpus):
+        (corpus / str(n)).write_bytes(made)
+    atheris.Setup(
+        [sys.argv[0], str(corpus), f"-max_total_time={seconds}", "-max_len=20000", f"-timeout={PATIENCE}"],
+        lambda made: tried(reader, folder, made),
+    )
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _with_atheris(*sys.argv[1:])

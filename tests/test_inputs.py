@@ -1,0 +1,204 @@
+"""What a user may give, row by row of bad_inputs.yaml, and the one line that answers it.
+
+A row says which files there are, which command is given, and the line on stderr: whole, or a regular expression where
+it starts with ^. Every row is a command run in this process with torch, transformers, scikit-learn and umap out of
+reach: it leaves with exit code 2, one line on stderr, nothing on stdout, within a second, and not one file changed. A
+row with `gives` is accepted, and says what must come out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import typer
+from inputs import ROWS, lay_out
+
+from analysis.sources import SourceOptions, load, tables
+from clsprobe.cli import app, main, make_study, register_studies
+from clsprobe.run import Run
+from probes.errors import InputError
+
+HEAVY = ("torch", "transformers", "sklearn", "umap", "captum", "seaborn")
+PARTS = [(f"{section} {n}", row) for section, rows in ROWS.items() for n, row in enumerate(rows, 1)]
+REFUSED = [pytest.param(row, id=name) for name, row in PARTS if "says" in row]
+ACCEPTED = [pytest.param(row, id=name) for name, row in PARTS if "gives" in row]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A whole BERT; look, but do not touch."""
+    return models.save("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def parser() -> object:
+    """The command line, which typer would build anew for every row."""
+    register_studies()
+    return typer.main.get_command(app)
+
+
+@pytest.fixture
+def desk(tmp_path, parser, monkeypatch) -> Iterator[Path]:
+    """A folder to stand in, a cache and a hub that do not exist yet, and a log that goes to stderr as for a user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(typer.main, "get_command", lambda _: parser)
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("the command hangs")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    yield tmp_path
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def command(row: dict[str, Any]) -> list[str]:
+    """The words of the row's command: `args`; or a run on `task`, by default the first of its files, and `flags`."""
+    if "args" in row:
+        return list(row["args"])
+    task = row.get("task", "grammar:tense" if row.get("model") else f"file:{next(iter(row.get('files', 'x')))}")
+    return ["run", "--task", task, *(["--model", "./m"] if row.get("model") else []), *row.get("flags", ())]
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What lies in a folder: name -> content and time of every file."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for name, path in found.items()
+    }
+
+
+@pytest.mark.parametrize("section", ["files", "encodings", "columns", "rows", "labels", "flags", "configuration"])
+def test_as_a_process_of_its_own_it_is_as_quick_and_light(section, desk, model) -> None:
+    """What a shell sees of the first row of a section: less than a second from nothing to the line, no heavy module."""
+    row = ROWS[section][0]
+    lay_out(row, desk, model)
+    code = (
+        "import sys\nfrom clsprobe.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"finally: print({{*{HEAVY!r}, 'pandas', 'pyarrow'}} & set(sys.modules))\n"
+    )
+    seconds = []
+    while not seconds or (seconds[-1] >= 1 and len(seconds) < 3):  # the machine may be busy with something else
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code, *command(row)], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
+    assert re.fullmatch(r"error: .+\n", done.stderr)
+    assert min(seconds) < 1
+
+
+def call(*arguments: str) -> int:
+    """The exit code of the command, run in this process; an error after half a minute."""
+    signal.alarm(30)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    signal.alarm(0)
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch, capfd) -> None:
+    lay_out(row, desk, model)
+    before = everything(desk)
+    if not row.get("heavy"):
+        for name in HEAVY:
+            monkeypatch.setitem(sys.modules, name, None)  # importing it raises
+    start = time.thread_time()
+    code = call(*command(row))
+    seconds = time.thread_time() - start
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: "), said.err
+    assert said.err.count("\n") == 1
+    line = said.err.removeprefix("error: ").removesuffix("\n")
+    assert line.isprintable()
+    assert "Traceback" not in line
+    if row["says"].startswith("^"):
+        assert re.search(row["says"], line), line
+    else:
+        assert line == row["says"]
+    assert code == row.get("exit", 2)
+    after = everything(desk)
+    if row.get("heavy"):
+        after.pop("cache", None)  # the folder itself, but nothing in it
+    assert after == before
+    assert row.get("heavy") or seconds < 1
+
+
+@pytest.mark.parametrize("row", ACCEPTED)
+def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypatch, capfd) -> None:
+    lay_out(row, desk, model)
+    before = everything(desk)
+    for name in HEAVY:
+        monkeypatch.setitem(sys.modules, name, None)
+    words = command(row)
+    assert call(*words, "--dry-run") == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    given, expected = row.get("options", {}), row["gives"]
+    study = make_study(Run, {"task": words[2], **given})
+    options = SourceOptions(**{name: getattr(study, name) for name in SourceOptions.__dataclass_fields__})
+    loaded = load(words[2], options)
+    (task,) = loaded.tasks
+    for text, label in expected.get("rows", ()):
+        assert [y for t, y in zip(task.texts, task.y.tolist(), strict=True) if t == text] == [label]
+    assert len(task.texts) == expected["texts"]
+    assert loaded.rows == expected["texts"] + sum(loaded.left_out.values())
+    assert loaded.left_out == expected.get("left out", {})
+    assert len(loaded.notes) == len(expected.get("notes", ()))
+    for note, wanted in zip(loaded.notes, expected.get("notes", ()), strict=True):
+        assert re.search(wanted, note)
+    assert everything(desk) == before
+
+
+# --------------------------------------------------------------------------------------------- what no row can set up
+
+
+def refusal(spec: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(spec, SourceOptions())
+    return str(caught.value)
+
+
+def test_no_permission(desk, monkeypatch) -> None:
+    def refuse(*args: object) -> None:  # root may read everything
+        raise PermissionError(13, "Permission denied")
+
+    (desk / "d.csv").write_bytes(b"text,label\n")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refusal("file:d.csv") == "d.csv: cannot be read (permission denied)"
+
+
+def test_a_name_too_long(desk) -> None:
+    for spec in ("file:" + "x" * 5000 + ".csv", "conllu:" + "x" * 5000 + ":all"):
+        assert "cannot be read (file name too long)" in refusal(spec)
+
+
+@pytest.mark.parametrize("content", [b"text,label\nfine,pos\n", b"text,label\nbroken\n"], ids=["good", "half-written"])
+def test_file_changes_while_being_read(desk, content: bytes, monkeypatch) -> None:
+    def slow(source: tables.Source) -> Any:
+        yield from csv(source)
+        with path.open("ab") as file:
+            file.write(b"one more,pos\n")
+
+    path = desk / "d.csv"
+    path.write_bytes(content)
+    csv = tables.READERS[".csv"]
+    monkeypatch.setitem(tables.READERS, ".csv", slow)
+    assert refusal("file:d.csv").startswith("d.csv: changed while being read")

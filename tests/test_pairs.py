@@ -1,0 +1,346 @@
+"""Pairs of texts: the encoder reads what its tokenizer and its model make of two texts, and a pair is one text to all
+others.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_cli import call
+from tokenizers import Tokenizer, processors
+from transformers import AutoModel, AutoTokenizer
+
+from analysis.sources import Loaded, SourceOptions, load
+from probes import duplicates
+from probes.baseline import bag_of_words, length
+from probes.encoder import Encoder, load_encoder
+from probes.errors import InputError
+from probes.extract import Extractor, States
+from probes.task import PAIRED, pair, parts, readable
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAIRS = [  # the longest first, as `plan` orders them
+    ("a very very big red dog sleeps in the blue house", "the dog sleeps"),
+    ("the cat sees the dog", "a big bird runs in the house"),
+    ("the bird runs", "the bird sees the tree"),
+    ("dogs", "cat"),
+]
+FIRSTS, SECONDS = (list(each) for each in zip(*PAIRS, strict=True))
+TYPED = ("bert", "electra", "albert", "deberta-v2", "squeezebert")  # that are told which text a token belongs to
+TEXTS = [pair(*each) for each in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(shape: str) -> Path:
+        if shape not in made:
+            made[shape] = models.save(shape, tmp_path_factory.mktemp(shape))
+        return made[shape]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(folders) -> Encoder:
+    return load_encoder(str(folders("bert")))
+
+
+def reference(folder: Path, *texts: list[str]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """What transformers makes of texts or pairs: the batch, and all hidden states."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    coded = tokenizer(*texts, padding=True, return_tensors="pt")
+    known = {name: value for name, value in coded.items() if name in signature(model.forward).parameters}
+    with torch.no_grad():
+        return known, list(model(**known, output_hidden_states=True).hidden_states)
+
+
+# --------------------------------------------------------------------------------------------------------- the encoder
+
+
+@pytest.mark.parametrize("shape", [*models.KINDS, "albert", "deberta-v2", "modernbert", "squeezebert"])
+def test_ids_types_and_vectors_are_those_of_transformers(folders, shape):
+    encoder = load_encoder(str(folders(shape)))
+    assert ("token_type_ids" in encoder.tokenizer.model_input_names) == (shape in TYPED)
+    known, hidden = reference(folders(shape), FIRSTS, SECONDS)
+    batch = encoder.batch(encoder.tokenize(TEXTS))
+    assert torch.equal(batch.ids, known["input_ids"])
+    assert torch.equal(batch.real, known["attention_mask"].bool())
+    assert ("token_type_ids" in known) == (batch.types is not None)
+    if batch.types is not None:
+        assert torch.equal(batch.types, known["token_type_ids"])
+    states = Extractor(encoder, ["cls"])(TEXTS)  # one batch
+    for layer, vectors in enumerate(hidden[:-1]):
+        assert np.array_equal(states.cell(layer, "cls"), vectors[:, 0].numpy())
+    last = states.cell(states.last, "cls") if not encoder.norm else None
+    assert last is None or np.array_equal(last, hidden[-1][:, 0].numpy())
+
+
+def test_types_make_a_difference(bert):
+    """A twin that does not tell the model of types would be seen."""
+    batch = bert.batch(bert.tokenize(TEXTS))
+    told = bert.forward(batch)[0]
+    untold = bert.forward(bert.batch([type(row)(row.ids, row.special, row.seed) for row in bert.tokenize(TEXTS)]))[0]
+    assert batch.types is not None
+    assert not torch.equal(told, untold)
+
+
+def test_a_pair_is_neither_its_words_in_one_text_nor_the_other_way_round(bert):
+    a, b = PAIRS[1]
+    read = Extractor(bert, ["cls"], layers=[3])
+    vectors = read([pair(a, b), pair(b, a), f"{a} {b}", f"{a} [SEP] {b}", f"{a} {b} "]).cell(3, "cls")
+    assert len(np.unique(vectors[:4], axis=0)) == 4
+    keys = {read._made_of([text])["texts"]["digest"] for text in (pair(a, b), pair(b, a), f"{a} {b}", a + b)}
+    assert len(keys) == 4
+
+
+def test_literal_special_tokens_stay_text(bert):
+    (row,) = bert.tokenize([pair("the [SEP] cat", "[CLS] dog [SEP]")])
+    (plain,) = bert.tokenize([pair("the cat", "dog")])
+    assert row.special.sum() == plain.special.sum() == 3
+    assert (row.ids[row.special] == plain.ids[plain.special]).all()
+    assert not set(row.ids[~row.special].tolist()) & {bert.cls_id, bert.sep_id}
+    assert row.types.tolist() == sorted(row.types.tolist())
+
+
+@pytest.mark.parametrize("most", [7, 9, 12])
+def test_the_longer_text_is_cut_first(bert, most):
+    own = bert.tokenizer(FIRSTS, SECONDS, truncation="longest_first", max_length=most)
+    rows = bert.tokenize(TEXTS, most)
+    assert [row.ids.tolist() for row in rows] == own["input_ids"]
+    assert [row.types.tolist() for row in rows] == own["token_type_ids"]
+    whole = [len(ids) for ids in bert.tokenizer(FIRSTS, SECONDS)["input_ids"]]
+    assert rows.full.tolist() == whole
+    long = [i for i, n in enumerate(whole) if n > most]
+    assert long
+    states = Extractor(bert, ["cls"], layers=[3], max_length=most, long_rows="truncate")(TEXTS)
+    assert states.truncated.tolist() == long
+    with pytest.raises(InputError, match=rf"^--long-rows error: {len(long)} texts exceed {most} tokens"):
+        Extractor(bert, ["cls"], layers=[3], max_length=most)(TEXTS)
+
+
+def test_positions(bert):
+    names = ("cls", "sep", "token[1]", "token[-1]")
+    states = Extractor(bert, names)(TEXTS)
+    _, hidden = reference(bert.description.folder, FIRSTS, SECONDS)
+    for i, each in enumerate(bert.tokenizer(FIRSTS, SECONDS)["input_ids"]):
+        for name, place in zip(names, (0, len(each) - 1, 1, len(each) - 2), strict=True):
+            assert np.array_equal(states.cell(3, name)[i], hidden[3][i, place].numpy()), name
+    assert bert.tokenizer("dogs", "cat")["input_ids"][-2:] == [bert.tokenizer.vocab["cat"], bert.sep_id]
+
+
+def by_row(states: States) -> np.ndarray:
+    return np.stack([states.cell(layer, name) for layer, name in states.cells])
+
+
+@pytest.mark.parametrize("shape", ["bert", "roberta"])
+def test_pairs_and_single_texts_do_not_touch_each_other(folders, shape):
+    encoder = load_encoder(str(folders(shape)))
+    read = Extractor(encoder, ["cls", "mean"])
+    mixed = by_row(read([text for each in zip(TEXTS, FIRSTS, strict=True) for text in each]))
+    assert np.array_equal(mixed[:, ::2], by_row(read(TEXTS)))
+    assert np.array_equal(mixed[:, 1::2], by_row(read(FIRSTS)))
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "t5"])
+def test_a_tokenizer_without_a_template_is_refused(folders, shape):
+    encoder = load_encoder(str(folders(shape)))
+    with pytest.raises(InputError, match=r"puts nothing between the two texts of a pair\. Name one column with --text"):
+        Extractor(encoder, ["mean"])(TEXTS)
+
+
+def test_more_token_types_than_the_table_has_are_refused(folders, tmp_path):
+    folder = models.save("roberta", tmp_path / "r")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["type_vocab_size"] == 2
+    spoken = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [(name, spoken.token_to_id(name)) for name in ("<s>", "</s>")]
+    template = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B:2 </s>:2", special_tokens=ids)
+    spoken.post_processor = template
+    spoken.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = load_encoder(str(folder))
+    with pytest.raises(InputError, match="its tokenizer tells 3 token types apart, its embedding table 2"):
+        encoder.tokenize(TEXTS)
+    assert len(encoder.tokenize(FIRSTS)) == 4  # which need none
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "words"),
+    [
+        (TEXTS[0], 4, "--max-length 4: 3 special tokens leave no room for the two texts of a pair. Pass 5 or more."),
+        (pair(TEXTS[0], "cat"), None, "a pair: holds more than two texts"),
+    ],
+)
+def test_pairs_that_cannot_be(bert, text, most, words):
+    with pytest.raises(InputError) as caught:
+        bert.tokenize([text], most)
+    assert str(caught.value).startswith(words)
+
+
+# ------------------------------------------------------------------------------------------------- one text to the rest
+
+
+def test_a_pair_is_one_text_and_two():
+    text = pair("a <b>", "c ‖ d")
+    assert parts(text) == ["a <b>", "c ‖ d"]
+    assert parts("a b") == ["a b"]
+    assert readable(text) == "a <b> ‖ c ‖ d"
+    assert readable("a b") == "a b"
+    text.encode("utf-8")
+
+
+def test_copies_of_pairs():
+    same = [pair("The  cat", "a dog "), pair("the cat ", "A dog")]
+    others = [pair("the", "cat a dog"), pair("a dog", "the cat"), "the cat a dog", pair("the cat a", "dog")]
+    found = duplicates.hashes(same + others, 0)
+    assert found[0] == found[1]
+    assert len(np.unique(found)) == 5
+    long = "the small brown bird sat in the tall old tree all day"
+    groups = duplicates.near([pair(long, "it sat"), pair(f"{long}.", "it sat"), pair("it sat", long[10:]), long[:20]])
+    assert groups[0] == groups[1]
+    assert len(np.unique(groups)) == 3
+
+
+def test_the_length_of_each_text_counts():
+    """The lengths of the two texts add up to the same in every pair: only apart do they tell."""
+    draw = np.random.default_rng(0)
+    y = np.arange(240) % 2
+    first = np.where(y, 3, 6) + draw.integers(0, 2, 240)
+    texts = [pair(" ".join(["ab"] * n), " ".join(["cd"] * (12 - n))) for n in first]
+    rows = np.arange(240)
+    told = length(texts, y, rows[:120], rows[120:180])
+    assert (told.codes[0, 0, 180:] == y[180:]).mean() == 1
+    joined = length([text.replace(PAIRED, " ") for text in texts], y, rows[:120], rows[120:180])
+    assert (joined.codes[0, 0, 180:] == y[180:]).mean() < 0.7
+
+
+def test_words_of_each_text_count():
+    """Both words stand in every pair; the label is which of them stands in the second text."""
+    y = np.arange(240) % 2
+    texts = [pair(f"x{i} {'no' if k else 'yes'}", f"{'yes' if k else 'no'} z{i}") for i, k in enumerate(y)]
+    rows = np.arange(240)
+    for told, share in ((texts, 1.0), ([text.replace(PAIRED, " ") for text in texts], 0.5)):
+        found = bag_of_words(told, y, rows[:120], rows[120:180]).codes[0, 0, 180:]
+        assert abs((found == y[180:]).mean() - share) < 0.15
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+HEADER = ("premise", "hypothesis", "label")
+ROWS = [(f"the cat {i}", f"no dog {i % 7}", "abc"[i % 3]) for i in range(12)]
+
+
+def written(path: Path, rows: list[tuple[str, ...]] = ROWS) -> Path:
+    match path.suffix:
+        case ".csv":
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([HEADER, *rows])
+        case ".tsv":
+            path.write_text("\n".join("\t".join(row) for row in [HEADER, *rows]), encoding="utf-8")
+        case ".jsonl":
+            path.write_text("\n".join(json.dumps(dict(zip(HEADER, row, strict=True))) for row in rows))
+        case ".parquet":
+            pq.write_table(pa.table(dict(zip(HEADER, map(list, zip(*rows, strict=True)), strict=True))), path)
+    return path
+
+
+def read(path: Path, columns: str = "premise,hypothesis", **options: Any) -> Loaded:
+    return load(f"file:{path}", SourceOptions(text_column=columns, **options))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_files_of_pairs(tmp_path, suffix):
+    (task,) = read(written(tmp_path / f"d{suffix}")).tasks
+    assert [tuple(parts(text)) for text in task.texts] == [row[:2] for row in ROWS]
+    assert task.y.tolist() == [row[2] for row in ROWS]
+    (turned,) = read(tmp_path / f"d{suffix}", " hypothesis , premise").tasks
+    assert [parts(text)[::-1] for text in turned.texts] == [parts(text) for text in task.texts]
+
+
+def test_pairs_of_one_premise_may_be_a_group(tmp_path):
+    (task,) = read(written(tmp_path / "d.csv"), "premise,hypothesis", group_column="hypothesis").tasks
+    assert len(set(task.groups.tolist())) == 7
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "rows", "words"),
+    [
+        ("premise,hypotesis", {}, ROWS, "d.csv: no column 'hypotesis'. Columns: premise, hypothesis, label. Did you m"),
+        ("premise,premise", {}, ROWS, "--text-column: 'premise' is named twice."),
+        ("premise,hypothesis,label", {}, ROWS, "--text-column: 'premise,hypothesis,label' is neither one column nor"),
+        ("premise,", {}, ROWS, "--text-column: 'premise,' is neither one column nor two."),
+        ("premise,label", {}, ROWS, "--label-column: 'label' is the text column already."),
+        (
+            "premise,hypothesis",
+            {},
+            [*ROWS, ("a", " ", "a")],
+            "d.csv:14: column 'hypothesis' is empty. Fill it in, or p",
+        ),
+        ("premise", {}, [*ROWS, (f"a{PAIRED}", "b", "a")], "d.csv:14: text has U+FDD0, which is no character, at char"),
+        (
+            "premise,hypothesis",
+            {},
+            [*ROWS, ("a", f"{PAIRED}b", "a")],
+            "d.csv:14: column 'hypothesis' has U+FDD0, which is no character, at character 1. Remove it or pass --repl",
+        ),
+    ],
+)
+def test_broken_pairs(tmp_path, columns, options, rows, words):
+    with pytest.raises(InputError) as caught:
+        read(written(tmp_path / "d.csv", rows), columns, **options)
+    assert str(caught.value).startswith(words)
+
+
+def test_what_may_be_left_out_or_replaced(tmp_path):
+    rows = [*ROWS, ("", "b", "a"), ("a", "", "b"), (f"a{PAIRED}", "b", "a")]
+    loaded = read(written(tmp_path / "d.csv", rows), drop_empty=True, replace_invalid=True)
+    assert loaded.left_out == {"empty text": 2}
+    assert parts(loaded.tasks[0].texts[-1]) == ["a\ufffd", "b"]
+
+
+def test_no_other_source_lets_the_mark_in(tmp_path):
+    (tmp_path / "s.txt").write_text(f"tr\ta\tthe cat\nte\tb\tthe{PAIRED} dog\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^s\.txt:2: holds U\+FDD0, which is no character\. Remove it\."):
+        load(f"senteval:{tmp_path / 's.txt'}", SourceOptions())
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_run_over_pairs_shows_both_texts(folders, tmp_path):
+    """The label is whether a word of the first text stands in the second: neither text tells it alone."""
+    draw, things = np.random.default_rng(0), np.array(["cat", "dog", "bird", "tree", "house"])
+    rows = []
+    for i in range(100):
+        one, other = draw.permutation(things)[:2]
+        mark = " ".join(draw.choice(["very", "big", "red", "blue"], 3))
+        rows.append((f"<a> the {mark} {one}", f"a {one if i % 2 else other} </a> runs", "same" if i % 2 else "other"))
+    command = ("--text-column", "premise,hypothesis", "--layers", "0,3", "--readouts", "cls,mean", "--allow-overlap")
+    data, out = written(tmp_path / "d.csv", rows), tmp_path / "out"
+    given = ("--task", f"file:{data}", "--model", folders("bert"), "--out", out, "--quiet")
+    assert call("run", *given, *command) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "&lt;/a&gt; runs" in page
+    assert " ‖ a " in page
+    assert "<a> the" not in page
+    assert PAIRED not in page
+    assert "fdd0" not in page.lower()
+    results = pd.read_parquet(out / "results.parquet")
+    assert {"length", "bag_of_words", "layer0_mean", "untrained"} <= set(results.control)

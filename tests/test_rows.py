@@ -1,0 +1,103 @@
+"""Every row of a file is used, or left out for a reason that is counted: in run.json and on the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+
+from analysis.sources import SourceOptions, load
+from clsprobe.cli import main
+from probes.duplicates import plain
+from probes.split import split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+THINGS = ["the cat", "a dog", "the bird", "a big tree", "the red house", "dogs"]
+DEEDS = ["sees the dog", "runs", "sleeps on the tree", "sleeps in the house", "sees a bird", "runs on the house"]
+
+
+def sentences() -> list[tuple[str, str]]:
+    """Thirty-six texts that a small model knows every word of, and their labels."""
+    return [(f"{thing} {deed}", "runs" if "run" in deed else "rests") for thing in THINGS for deed in DEEDS]
+
+
+def dirty(folder: Path, name: str) -> tuple[str, list[str], int]:
+    """A SPEC with faults of its own, the flags that it needs, and how many rows it has."""
+    good = [f"{text},{label}" for text, label in sentences()]
+    twice = [good[0], f"{sentences()[0][0].upper()},{sentences()[0][1]}"]
+    bad, last = [" ,runs", "lost,", *twice, ",rests"], good[-2:]
+    new = ["dogs sees the tree,rests", "a cat runs in,runs", "a bird sleeps in the big house,rests"]
+    parts = {"train": [*good, *bad, *last], "test": [*last, *new]} if name == "folder" else {"d": [*good, *bad]}
+    for part, rows in parts.items():
+        (folder / f"{part}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    flags = ["--drop-empty", "--drop-missing-labels", *(["--max-texts", "30"] if name == "sampled" else [])]
+    spec = f"file:{folder}" if name == "folder" else f"file:{folder}/d.csv"
+    return spec, flags, sum(map(len, parts.values()))
+
+
+def left_out(counts: dict[str, Any]) -> int:
+    return sum(n for name, n in counts.items() if name.startswith("left out: "))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return models.save("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.mark.parametrize("name", ["file", "sampled", "folder"])
+def test_rows_in_are_rows_used_and_rows_left_out(name, model, tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    spec, flags, rows = dirty(tmp_path / "data", name)
+    command = ["run", "--task", spec, *flags, "--model", str(model), "--layers", "0,3", "--readouts", "cls,token2"]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", str(tmp_path / "out"), "--quiet"])
+    assert stop.value.code == 0
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    (read,), ((task, counts),) = run["read"].values(), run["rows"].items()
+    assert read["rows"] == rows
+    assert read["rows"] - left_out(read) == counts["rows"]
+    assert counts["rows"] - left_out(counts) == sum(counts[side] for side in ("train", "dev", "test"))
+    assert left_out(read) == 3
+    expected = {
+        "file": "",
+        "sampled": "left out: beyond --max-texts",
+        "folder": "left out: train copies of a test text",
+    }
+    assert expected[name] in {"", *counts}
+
+    page = html.unescape(re.sub(r"<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text()))
+    for spec_or_task, told in ((spec, read), (task, counts)):
+        for reason, n in told.items():
+            assert re.search(rf"{re.escape(f'{spec_or_task}: {reason}')}\s+{n}\b", page), reason
+
+
+def test_what_is_wrong_with_rows_is_counted_and_named(tmp_path) -> None:
+    spec, _, _ = dirty(tmp_path, "folder")
+    loaded = load(spec, SourceOptions(drop_empty=True, drop_missing_labels=True))
+    assert loaded.left_out == {"empty text": 2, "missing label": 1}
+    found = split(loaded.tasks[0])
+    assert found.left_out["train copies of a test text"] == 4
+    assert "4 rows of train left out: copies of a test text (rows 35, 36, 39, 40)" in found.notes
+    assert sum(found.left_out.values()) == (found.side == "").sum()
+
+
+def test_the_real_thing(data_folder: Path) -> None:
+    """TREC: ten texts of test stand in train as well, in eleven rows, and each of these is named."""
+    task = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("coarse",))).tasks[0]
+    sides = dict[str, list[tuple[int, str]]]()
+    for row, (text, side) in enumerate(zip(task.texts, task.split, strict=True), 1):  # type: ignore[arg-type]
+        sides.setdefault(side, []).append((row, plain(text)))
+    test = {text for _, text in sides["test"]}
+    shared = [row for row, text in sides["train"] if text in test]
+    assert len({task.texts[row - 1] for row in shared} & {task.texts[row - 1] for row, _ in sides["test"]}) == 10
+    found = split(task)
+    (told,) = (note for note in found.notes if "left out: copies of a test text" in note)
+    assert told.startswith("11 rows of train left out")
+    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", told.partition("(")[2])][:10] == shared[:10]
+    assert found.notes[0].startswith("83 rows repeat an earlier text (rows 370, 465")

@@ -1,0 +1,144 @@
+"""One slip of the finger, and the name that was meant stands first in what is suggested.
+
+Two hundred names of every kind that a user types, each with a seeded edit: a letter inserted, deleted, replaced, or two
+neighbours swapped. Asked is the whole command's line, not the function behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from analysis.sources import SOURCES, SourceOptions, load
+from analysis.sources.conllu import PROPERTIES
+from analysis.sources.grammar import PROPERTIES as BUILT_IN
+from clsprobe import cli
+from clsprobe.cli import make_study, studies
+from clsprobe.run import Run
+from probes.errors import InputError, did_you_mean
+from probes.readout import NAMED, parse
+from probes.registry import check_name, registered
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+COLUMNS = ["text", "label", "sentence", "stars", "category", "split", "group", "review_id", "Author", "question type"]
+SHARE = 0.95  # of the typos of all kinds together
+TYPOS = 200
+
+
+def slipped(name: str, dice: Random) -> str:
+    """The name after one edit; never the name itself."""
+    while True:
+        at, letter = dice.randrange(len(name)), dice.choice(LETTERS)
+        edit = dice.choice(["insert", "delete", "substitute", "transpose"])
+        typo = {
+            "insert": name[:at] + letter + name[at:],
+            "delete": name[:at] + name[at + 1 :],
+            "substitute": name[:at] + letter + name[at + 1 :],
+            "transpose": name[:at] + name[at + 1 : at + 2] + name[at] + name[at + 2 :],
+        }[edit]
+        if typo and typo != name:
+            return typo
+
+
+def said(ask: Callable[[], object]) -> str:
+    """The line that answers; nothing where a typo happens to be a name that there is."""
+    try:
+        ask()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def of_command(*words: str) -> Callable[[], object]:
+    def ask() -> None:
+        try:
+            cli.app(args=list(words), prog_name="clsprobe", standalone_mode=False)
+        except cli.UsageError as error:
+            raise cli._mended(error, words) from None
+
+    return ask
+
+
+def of_column(typo: str, folder: Path) -> Callable[[], object]:
+    (folder / "d.csv").write_text(",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS)) + "\n")
+    text = "text" if typo != "text" else "sentence"
+    return lambda: load(f"file:{folder}/d.csv", SourceOptions(text_column=text, label_column=(typo,)))
+
+
+def of_key(typo: str, folder: Path) -> Callable[[], object]:
+    (folder / "run.yaml").write_text(f"{typo}: 1\n")
+    return lambda: make_study(Run, {}, str(folder / "run.yaml"))
+
+
+FLAGS = [field.replace("_", "-") for field in Run.model_fields if len(field) > 3]
+KINDS: dict[str, tuple[list[str], Callable[[str, Path], Callable[[], object]]]] = {
+    "column": (COLUMNS, of_column),
+    "readout": (list(NAMED), lambda typo, _: lambda: parse([typo])),
+    "probe": (list(registered()), lambda typo, _: lambda: check_name(typo)),
+    "source": (list(SOURCES), lambda typo, _: lambda: load(f"{typo}:x", SourceOptions())),
+    "property": (list(PROPERTIES), lambda typo, _: lambda: load(f"conllu:x:{typo}", SourceOptions())),
+    "built-in": (list(BUILT_IN), lambda typo, _: lambda: load(f"grammar:{typo}", SourceOptions())),
+    "flag": (FLAGS, lambda typo, _: of_command("run", f"--{typo}", "1")),
+    "key": (FLAGS, of_key),
+    "value": (["truncate", "error", "drop"], lambda typo, _: lambda: make_study(Run, {"long_rows": typo})),
+    "list": (["models", "tasks", "readouts", "probes", "studies"], lambda typo, _: of_command("list", typo)),
+    "command": ([*studies(), "demo", "report", "export", "cache", "list"], lambda typo, _: of_command(typo)),
+}
+
+
+def shares(folder: Path) -> dict[str, tuple[int, int]]:
+    """Kind -> (right, tried): of TYPOS typos, how many were answered with what was meant."""
+    cli.register_studies()
+    dice, found = Random(0), dict[str, tuple[int, int]]()
+    for kind, (names, ask) in KINDS.items():
+        right = 0
+        for n in range(tried := -(-TYPOS // len(KINDS))):
+            name = names[n % len(names)]
+            typo = slipped(name, dice)
+            while typo in names or typo.replace("-", "_") in names:
+                typo = slipped(name, dice)
+            line = said(ask(typo, folder))
+            guess = re.search(r"Did you mean '([^']*)'", line)
+            right += guess is not None and guess[1].lstrip("-").replace("_", "-") == name.replace("_", "-")
+        found[kind] = right, tried
+    return found
+
+
+def test_the_name_that_was_meant_stands_first(tmp_path) -> None:
+    found = shares(tmp_path)
+    print({kind: f"{right / tried:.0%}" for kind, (right, tried) in found.items()})
+    assert sum(tried for _, tried in found.values()) >= TYPOS
+    assert sum(right for right, _ in found.values()) >= SHARE * sum(tried for _, tried in found.values())
+    for kind, (right, tried) in found.items():
+        assert right >= 0.8 * tried, kind
+
+
+def test_a_guesser_that_knows_no_swaps_would_be_seen(tmp_path, monkeypatch) -> None:
+    """The broken twin: it guesses the first name of equal length."""
+
+    def careless(name: str, known: object) -> str | None:
+        return next((each for each in known if len(each) == len(name)), None)  # type: ignore[attr-defined]
+
+    for module in ("probes.errors", "analysis.sources.tables", "clsprobe.cli", "clsprobe.config"):
+        monkeypatch.setattr(import_module(module), "did_you_mean", careless)
+    found = shares(tmp_path)
+    assert sum(right for right, _ in found.values()) < SHARE * sum(tried for _, tried in found.values())
+
+
+@pytest.mark.parametrize(
+    ("typo", "known", "meant"),
+    [
+        ("lable", ["text", "label_column"], "label_column"),
+        ("maen", ["max", "mean"], "mean"),
+        ("xyzzy", ["mean", "max"], None),
+        ("", ["mean", "max"], None),
+        ("token[1", ["cls", "token[1]"], "token[1]"),
+    ],
+)
+def test_guesses(typo, known, meant) -> None:
+    assert did_you_mean(typo, known) == meant
