@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
+from analysis.table import NUMBERS
 from probes.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
@@ -29,11 +30,13 @@ SHOWN = {  # control -> how a reader calls it
     "shuffled": "shuffled labels",
     "word_type": "control task (word types)",
 }
+NUMBERS_SHOWN = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # the same where labels are numbers
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A cell or baseline that dev chose. where: the columns that name it. test, low, high: its accuracy there."""
+    """A cell or baseline that dev chose. where: the columns that name it. test, low, high: its accuracy there, or R2 as
+    `metric` says."""
 
     where: Mapping[str, Any]
     told: str
@@ -41,6 +44,13 @@ class Chosen:
     low: float
     high: float
     dev: float
+    metric: str = "accuracy"
+
+    @property
+    def does(self) -> str:
+        """What a sentence says that it does."""
+        share = "of the test texts right" if self.metric == "accuracy" else "of the variance of the test texts' numbers"
+        return f"{self.told} {'gets' if self.metric == 'accuracy' else 'explains'} {self.test:.3f} {share}"
 
     @property
     def layer(self) -> int:
@@ -66,9 +76,24 @@ def chosen_cell(rows: pd.DataFrame, readout: str | None, control: str = "none") 
     top = (best[best.readout == readout] if readout else best).iloc[0]
     where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
     cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
-    chosen = Chosen(where, ", ".join(filter(None, [SHOWN.get(control), cell])), 0.0, 0.0, 0.0, float(top.dev))
+    told = ", ".join(filter(None, [_shown(rows).get(control), cell]))
+    chosen = Chosen(where, told, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
     on_test = stats.accuracies(chosen.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
     return replace(chosen, test=float(on_test.value), low=float(on_test.low), high=float(on_test.high))
+
+
+def _shown(rows: pd.DataFrame) -> dict[str, str]:
+    """SHOWN, as it is called where the labels of these predictions are numbers."""
+    return SHOWN | NUMBERS_SHOWN if stats.of_numbers(rows) else SHOWN
+
+
+def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
+    """What cell a tells more than cell b over the same test texts, with its 95 % interval: accuracy, or R2.
+
+    rows: predictions of one task. a, b: the columns that name a cell, as in `Chosen.where`.
+    """
+    sides = stats.correct(rows, **a), stats.correct(rows, **b)
+    return stats.paired_difference(*sides, shares=not stats.of_numbers(rows))
 
 
 def best_baseline(rows: pd.DataFrame) -> Chosen:
@@ -81,7 +106,7 @@ def baselines_of(rows: pd.DataFrame, *first: Chosen) -> pd.DataFrame:
     """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
     controls = [control for control in SHOWN if (rows.control == control).any()]
     chosen = [(cell.told, cell) for cell in first]
-    chosen += [(SHOWN[control], chosen_cell(rows, None, control)) for control in controls]
+    chosen += [(_shown(rows)[control], chosen_cell(rows, None, control)) for control in controls]
     return pd.DataFrame([{"name": n, "value": c.test, "low": c.low, "high": c.high} for n, c in chosen])
 
 
@@ -89,7 +114,7 @@ def baselines_of(rows: pd.DataFrame, *first: Chosen) -> pd.DataFrame:
 class Confirmation:
     """One cell against one baseline on test, each chosen on dev.
 
-    effect, low, high: the paired difference of their accuracies; p: two-sided, that there is none.
+    effect, low, high: the paired difference of their accuracies, or R2; p: two-sided, that there is none.
     """
 
     cell: Chosen
@@ -108,7 +133,8 @@ def confirm(rows: pd.DataFrame, *, readout: str | None = None, against: str | No
     cell = chosen_cell(rows, readout)
     baseline = chosen_cell(rows, None, against) if against else best_baseline(rows)
     sides = stats.correct(rows, **cell.where), stats.correct(rows, **baseline.where)
-    return Confirmation(cell, baseline, *stats.paired_difference(*sides), stats.difference_p(*sides))
+    p = stats.difference_p(*sides, shares=not stats.of_numbers(rows))
+    return Confirmation(cell, baseline, *difference(rows, cell.where, baseline.where), p)
 
 
 def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
@@ -116,34 +142,64 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
     rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
     (held-out, a text), gain over the best baseline with its interval and name, selectivity over the control task with
-    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds; the intervals
-    of gain and selectivity are those of the first seed.
+    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds, of the ends of
+    intervals too. Of numbers: r2 in the place of accuracy, spearman with its interval in that of bits, and no p.
     """
+    numbers = stats.of_numbers(rows)
+    metric = "r2" if numbers else "accuracy"
     best = stats.best_layers(rows).set_index(["readout", "layer", "probe"])
     own = results[(results.task == rows.task.iloc[0]) & results.probe.isin(rows.probe.unique())]
     test = own[(own.split == "test") & (own.control == "none")]
-    corrected = stats.above_chance(rows).groupby(["readout", "layer", "probe"], observed=True).p.max()
+    corrected = (
+        None if numbers else stats.above_chance(rows).groupby(["readout", "layer", "probe"], observed=True).p.max()
+    )
     against = {"gain": gain(own, rows), "selectivity": selectivity(own, rows)}
     found = []
     for cell in best.index:
         readout, layer, _ = cell
 
-        def here(table: pd.DataFrame, metric: str, cell: tuple[str, int, str] = cell) -> pd.DataFrame:
+        def here(table: pd.DataFrame, what: str, cell: tuple[str, int, str] = cell) -> pd.DataFrame:
             match = table[["readout", "layer", "probe"]].eq(pd.Series(cell, ["readout", "layer", "probe"])).all(axis=1)
-            return table[match & (table.metric == metric)]
+            return table[match & (table.metric == what)]
 
-        accuracy = here(test, "accuracy")[["value", "low", "high"]].mean()
-        row = {"readout": readout, "layer": layer, "accuracy": accuracy.value, "low": accuracy.low}
-        row |= {"high": accuracy.high, "bits": here(test, "bits").value.mean()}
+        score = here(test, metric)[["value", "low", "high"]].mean()
+        row = {"readout": readout, "layer": layer, metric: score.value, "low": score.low, "high": score.high}
+        if numbers:
+            order = here(test, "spearman")[["value", "low", "high"]].mean()
+            row |= {"spearman": order.value, "spearman low": order.low, "spearman high": order.high}
+        else:
+            row["bits"] = here(test, "bits").value.mean()
         for name, table in against.items():
-            one = here(table, "accuracy")
-            first = one.iloc[0] if len(one) else None
+            one = here(table, metric)
             row |= {name: one.value.mean()}
-            row |= {f"{name} {end}": np.nan if first is None else first[end] for end in ("low", "high")}
+            row |= {f"{name} {end}": one[end].mean() for end in ("low", "high")}
             if name == "gain":
-                row["over"] = "" if first is None else first.against
-        found.append(row | {"p": corrected.get(cell, np.nan)})
+                row["over"] = one.against.iloc[0] if len(one) else ""
+        found.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
     return pd.DataFrame(found)
+
+
+def bands(numbers: np.ndarray, most: int = 10) -> np.ndarray:
+    """(text,) the name of the band, "3 to 7", that each of the numbers (text,) lies in: quantiles, at most `most`."""
+    edges = np.unique(np.quantile(numbers, np.arange(1, most) / most, method="nearest"))
+    at = np.searchsorted(edges, numbers, side="right")
+    ends = {band: (numbers[at == band].min(), numbers[at == band].max()) for band in np.unique(at)}
+    names = {band: f"{low:g}" if low == high else f"{low:g} to {high:g}" for band, (low, high) in ends.items()}
+    return np.array([names[band] for band in at])
+
+
+def by_number(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a cell takes the numbers for, band by band of the true ones, the lowest first.
+
+    rows: predictions of one cell. Columns numbers ("3 to 7"), texts, true and predicted (means), off (root of the mean
+    squared error).
+    """
+    true, told = (rows[column].to_numpy() for column in NUMBERS)
+    parts = pd.DataFrame({"numbers": bands(true), "true": true, "predicted": told, "off": (told - true) ** 2})
+    table = parts.groupby("numbers").agg(
+        texts=("true", "size"), true=("true", "mean"), predicted=("predicted", "mean"), off=("off", "mean")
+    )
+    return table.assign(off=np.sqrt(table.off)).sort_values("true").reset_index()
 
 
 def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str], *, most: int = 10) -> pd.DataFrame:
@@ -176,7 +232,7 @@ def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str]
 
 # ----------------------------------------------------------------------------------------- every cell against something
 
-SIGN = {"accuracy": 1, "bits": -1}  # what makes more of it better
+SIGN = {"accuracy": 1, "bits": -1, "r2": 1}  # what makes more of it better
 CELL = ["control", "layer", "readout", "probe"]  # what names a cell or baseline of one task and seed
 OTHER = {column: f"other_{column}" for column in CELL}  # the same of the one that it is held against
 
@@ -184,9 +240,9 @@ OTHER = {column: f"other_{column}" for column in CELL}  # the same of the one th
 def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.DataFrame:
     """What every cell tells beyond the best baseline of its task, seed and metric, which dev chooses.
 
-    Columns model, task, layer, readout, probe, seed, metric ("accuracy", or "bits" saved), value, low, high (paired
-    over the test texts; NaN without predictions), against. More is better in both metrics. An untrained encoder is a
-    baseline of the probe that read it.
+    Columns model, task, layer, readout, probe, seed, metric ("accuracy", "r2", or "bits" saved), value, low, high
+    (paired over the test texts; NaN without predictions), against. More is better in all of them. An untrained encoder
+    is a baseline of the probe that read it.
     """
     rows = results[results.metric.isin(SIGN)]
     dev = rows[(rows.split == "dev") & rows.control.isin(BASELINES)]
@@ -234,12 +290,14 @@ def _add_intervals(pairs: pd.DataFrame, test: pd.DataFrame) -> None:
     for (model, task, seed), mine in pairs.groupby(["model", "task", "seed"], observed=True):
         told = test[(test.model == model) & (test.task == task) & (test.seed == seed)]
         for what, some in mine.groupby("metric", observed=True):
-            score = stats.right(told).astype(float) if what == "accuracy" else told.log2_probability
+            score = told.log2_probability if what == "bits" else stats.scores(told)
             texts = told[[*CELL, "row"]].assign(score=score).set_index([*CELL, "row"]).score.unstack("row")
             own, other = (
                 texts.reindex(pd.MultiIndex.from_frame(some[names])).to_numpy() for names in (CELL, [*OTHER.values()])
             )
             known = ~(np.isnan(own).all(1) | np.isnan(other).all(1))
+            if not known.any():
+                continue
             low, high = stats.difference_intervals(own[known], other[known], shares=what == "accuracy")
             rows = some.index[known]
             value = pairs.value[rows].to_numpy(float)

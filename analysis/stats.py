@@ -1,8 +1,8 @@
 """Intervals, tests and corrections, all from tables and arrays.
 
 1. `intervals`: accuracy, macro-F1 and bits of many cells with their 95 % intervals, each in closed form: `wilson` for a
-   proportion, `macro_f1` by smoothed counts and the delta method, `skewed` for a mean of losses. docs/statistics.md has
-   their measured coverage.
+   proportion, `macro_f1` by smoothed counts and the delta method, `skewed` for a mean of losses. `number_intervals`:
+   the same for R2 and Spearman's correlation of numbers. docs/statistics.md has their measured coverage.
 2. `bootstrap`: the replicates of any other metric, in blocks of bounded memory, the same numbers every time.
 3. `best_layers`: the layer of every readout, chosen on dev.
 4. `paired_difference`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p`
@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
+from analysis.table import KEY, NUMBERS
 from probes import metric
 
 DRAWS = 2000
@@ -52,6 +53,40 @@ def intervals(
     return {
         what: (value, np.minimum(low, value), np.maximum(high, value)) for what, (value, low, high) in found.items()
     }
+
+
+def number_intervals(told: np.ndarray, numbers: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Metric of numbers -> value, low, high, each (cell,), with low <= value <= high.
+
+    told: (cell, text) predicted. numbers: (text,) true. R2: `skewed` over the texts' parts in it (`skill`). Spearman's
+    correlation: on Fisher's scale, with the variance (1 + r^2 / 2) / (n - 3) of Bonett & Wright (2000).
+    """
+    once = np.ones((1, len(numbers)))
+    r2, order = (measure(told, numbers, once)[:, 0] for measure in (metric.r2, metric.spearman))
+    angle = np.arctanh(order.clip(-1 + 1e-12, 1 - 1e-12))
+    half = Z * np.sqrt((1 + order**2 / 2) / max(len(numbers) - 3, 1))
+    found = {
+        "r2": (r2, *skewed(skill(told, numbers))),
+        "spearman": (order, np.tanh(angle - half), np.tanh(angle + half)),
+    }
+    return {
+        what: (value, np.minimum(low, value), np.maximum(high, value).clip(max=1))
+        for what, (value, low, high) in found.items()
+    }
+
+
+def skill(told: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(..., text) every text's part in R2: their mean is R2, and their spread that of R2 from sample to sample.
+
+    told: (..., text) predicted, numbers: (..., text) true. 1 - error^2 / variance, plus what the text itself does to
+    the variance that its sample is measured by: R2 and its influence function (Hampel 1974). Numbers without variance
+    have no skill, 0.
+    """
+    centred = (numbers - numbers.mean(-1, keepdims=True)) ** 2
+    variance = centred.mean(-1, keepdims=True)
+    some = variance > 0
+    missed, far = ((part / np.where(some, variance, 1)) for part in ((told - numbers) ** 2, centred))
+    return np.where(some, 1 - missed + missed.mean(-1, keepdims=True) * (far - 1), 0)
 
 
 def wilson(share: np.ndarray, n: int) -> Interval:
@@ -154,11 +189,12 @@ def percentile(replicates: np.ndarray) -> Interval:
 def best_layers(predictions: pd.DataFrame, control: str = "none") -> pd.DataFrame:
     """For every task and readout the layer with the best dev accuracy (then the fewest dev bits, then the lowest).
 
-    Returns columns task, readout, probe, layer, dev (accuracy, mean over seeds), best first within a task.
+    Returns columns task, readout, probe, layer, dev (accuracy, or R2 of numbers; mean over seeds), best first within a
+    task.
     """
     rows = predictions[(predictions.control == control) & (predictions.split == "dev")]
     scored = (
-        rows.assign(dev=right(rows), bits=-rows.log2_probability)
+        rows.assign(dev=scores(rows), bits=-rows.log2_probability)
         .groupby(["task", "readout", "probe", "layer"], observed=True)[["dev", "bits"]]
         .mean()
         .reset_index()
@@ -177,8 +213,25 @@ def right(predictions: pd.DataFrame) -> pd.Series:
     return label.astype(str) == predicted.astype(str)
 
 
+def of_numbers(predictions: pd.DataFrame) -> bool:
+    """Whether these predictions are numbers. predictions: those of one task."""
+    return NUMBERS[0] in predictions and bool(predictions[NUMBERS[0]].notna().any())
+
+
+def scores(predictions: pd.DataFrame) -> pd.Series:
+    """(row of the table,) a text's part in the score of its cell, their mean: whether it is right, or `skill`."""
+    found = right(predictions).to_numpy(float)
+    if of_numbers(predictions):
+        at = np.flatnonzero(predictions[NUMBERS[0]].notna())
+        true, told = (predictions[column].to_numpy()[at] for column in NUMBERS)
+        for cell in predictions.iloc[at].groupby(list(KEY[:-1]), observed=True, sort=False).indices.values():
+            found[at[cell]] = skill(told[cell], true[cell])
+    return pd.Series(found, predictions.index)
+
+
 def correct(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
-    """(seed, row) True where the test prediction of one cell is right, NaN where the seed did not test the row.
+    """(seed, row) True where the test prediction of one cell is right, NaN where the seed did not test the row; of
+    numbers their `skill`.
 
     where: column = value, e.g. ``task=..., control="none", layer=5, readout="cls", probe="logistic"``. Raises
     ValueError where that is not one cell.
@@ -189,25 +242,26 @@ def correct(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
     rows = predictions[chosen]
     if rows.empty or rows.duplicated(["seed", "row"]).any():
         raise ValueError(f"{'no' if rows.empty else 'more than one'} cell of the predictions has {where}")
-    return right(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
+    return scores(rows).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
 
 
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean of a - b over the same texts, with its 95 % interval. a, b: (seed, row) within 0..1 as `correct` gives them.
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> tuple[float, float, float]:
+    """Mean of a - b over the same texts, with its 95 % interval. a, b: (seed, row) as `correct` gives them. shares:
+    whether they lie within 0..1; else they are any numbers, and the interval of one seed is that of Student.
 
     One seed: the adjusted interval for paired proportions of Bonett & Price (2012). More: seeds and texts are crossed
     factors (Owen 2007), so the variance of the mean is that over texts plus that over seeds, and each of the two asks
     for the t of its own degrees of freedom (Cochran & Cox 1950): with two or three seeds Satterthwaite's degrees, which
     are estimated as well, cover as little as 0.88. Raises ValueError where a and b were not measured on the same texts.
     """
-    effect, centre, variance, freedom = _difference(a, b)
+    effect, centre, variance, freedom = _difference(a, b, shares)
     half = _reach((1 - LEVEL) / 2, variance, freedom)
     return effect, centre - half, centre + half
 
 
-def difference_p(a: pd.DataFrame, b: pd.DataFrame) -> float:
+def difference_p(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> float:
     """The two-sided p of "a and b are equally good": below 0.05 just where `paired_difference` leaves out 0."""
-    _, centre, variance, freedom = _difference(a, b)
+    _, centre, variance, freedom = _difference(a, b, shares)
     return 2 * _tail(abs(centre), variance, freedom)
 
 
@@ -216,26 +270,26 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
 
     Below 0.025 just where the whole interval of `paired_difference` lies inside the margin.
     """
-    _, centre, variance, freedom = _difference(a, b)
+    _, centre, variance, freedom = _difference(a, b, shares=True)
     return _tail(margin - abs(centre), variance, freedom)
 
 
-def _difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float, np.ndarray, np.ndarray]:
+def _difference(a: pd.DataFrame, b: pd.DataFrame, shares: bool) -> tuple[float, float, np.ndarray, np.ndarray]:
     """The mean of a - b; the centre of its interval; the variances of that over texts and over seeds, their freedom.
 
-    Bonett & Price add two texts, one that a alone gets right and one that b alone does; else ten texts without a
-    difference would prove that there is none.
+    Bonett & Price add two texts to shares, one that a alone gets right and one that b alone does; else ten texts
+    without a difference would prove that there is none.
     """
     if not (a.index.equals(b.index) and a.columns.equals(b.columns) and (a.isna() == b.isna()).to_numpy().all()):
         raise ValueError("a paired difference needs both sides measured on the same texts and seeds")
     difference = (a - b).to_numpy()
     seeds, texts = difference.shape
     total, seen = np.nansum(difference, 0), (~np.isnan(difference)).sum(0)  # (text,)
-    added = seen.mean()  # a text counts as often as seeds tested it
+    added = seen.mean() if shares else 0.0  # a text counts as often as seeds tested it
     everything = seen.sum() + 2 * added
     centre = total.sum() / everything
     over_texts = (((total - centre * seen) ** 2).sum() + 2 * added**2 * (1 + centre**2)) / everything**2
-    variance, freedom = [over_texts], [texts + 1]
+    variance, freedom = [over_texts], [texts + 1 if shares else max(texts - 1, 1)]
     if seeds > 1:
         variance.append(np.nanmean(difference, 1).var(ddof=1) / seeds)
         freedom.append(seeds - 1)
@@ -342,9 +396,17 @@ def above_chance(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def accuracies(predictions: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Accuracy of every group: columns `by`, value (mean over seeds), low, high (Wilson, texts of one seed), count."""
-    grouped = predictions.assign(value=right(predictions)).groupby([*by, "seed"], observed=True, sort=False).value
-    per_seed = grouped.agg(["mean", "size"]).groupby(by, observed=True, sort=False).mean().reset_index()
-    table = per_seed.rename(columns={"mean": "value", "size": "count"})
-    table["low"], table["high"] = wilson(table.value.to_numpy(), table["count"].to_numpy())
+    """Accuracy of every group, or R2 of every cell: columns `by`, value (mean over seeds), low, high (Wilson, texts of
+    one seed; of R2 the mean ends), count.
+
+    predictions: those of one task. by: names a cell where they are numbers.
+    """
+    grouped = predictions.assign(value=scores(predictions)).groupby([*by, "seed"], observed=True, sort=False).value
+    per_seed = grouped.agg(["mean", "size"])
+    if numbers := of_numbers(predictions):
+        per_seed["low"], per_seed["high"] = np.transpose([skewed(one.to_numpy()) for _, one in grouped])
+    table = per_seed.groupby(by, observed=True, sort=False).mean().reset_index()
+    table = table.rename(columns={"mean": "value", "size": "count"})
+    if not numbers:
+        table["low"], table["high"] = wilson(table.value.to_numpy(), table["count"].to_numpy())
     return table[[*by, "value", "low", "high", "count"]]

@@ -16,14 +16,15 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from analysis import stats
-from analysis.table import COLUMNS, NO_LAYER, NO_READOUT, PREDICTIONS, check_predictions, check_results
+from analysis.table import COLUMNS, NO_LAYER, NO_READOUT, NUMBERS, PREDICTIONS, check_predictions, check_results
 from probes.base import STRENGTHS, Predictions, predict_each
 from probes.baseline import BASELINES, Baseline, on_features
-from probes.control import CONTROLS
+from probes.control import CONTROLS, labelled
 from probes.errors import InputError
 from probes.extract import States
 from probes.pooling import learned
-from probes.split import split
+from probes.registry import fitting
+from probes.split import check_numbers, split
 from probes.task import Task
 
 CHUNK = 64 << 20  # bytes of training features fitted at once
@@ -34,8 +35,8 @@ EVALUATED = ("dev", "test")
 class Asked:
     """A task made ready for one seed. All arrays are over the rows used, in the order of the task.
 
-    row: index into the task's texts. at: index into the States. side: "train" | "dev" | "test". y: codes into classes.
-    left_out: rows by reason.
+    row: index into the task's texts. at: index into the States. side: "train" | "dev" | "test". y: codes into classes,
+    or numbers, which have none. left_out: rows by reason.
     """
 
     task: Task
@@ -57,8 +58,6 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
 
     drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
     """
-    if task.kind != "class":
-        raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
     tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
     parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
     used = parted.side != ""
@@ -75,11 +74,15 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
         left_out["too long"] = int(long.sum())
         used &= ~long
     row = np.flatnonzero(used)
-    classes, y = np.unique(task.y[row].astype(str), return_inverse=True)
+    y: np.ndarray
+    if task.kind == "number":
+        classes, y = np.array([], str), np.asarray(task.y[row], np.float64)
+    else:
+        classes, y = np.unique(task.y[row].astype(str), return_inverse=True)
     asked = Asked(task, row, at[row], parted.side[row], y, classes, left_out, list(parted.notes))
-    trained = np.bincount(y[asked.rows_of("train")], minlength=len(classes))
-    if (trained == 0).any() or len(classes) < 2:
-        lost = ", ".join(repr(str(c)) for c in classes[trained == 0]) or "all but one class"
+    trained = np.isin(np.arange(len(classes)), y[asked.rows_of("train")])
+    if task.kind == "class" and (not trained.all() or len(classes) < 2):
+        lost = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
         raise InputError(
             task.name, f"no text left to train on for {lost}", f"Left out: {left_out}; name other readouts"
         )
@@ -87,6 +90,8 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
         raise InputError(
             task.name, f"no {' and no '.join(empty)} text left", f"Left out: {left_out}; name other readouts"
         )
+    if task.kind == "number":
+        check_numbers(task.name, y, asked.side)
     return asked
 
 
@@ -104,6 +109,8 @@ def sweep(
 ) -> pd.DataFrame:
     """The results table of every task, cell, probe and seed, with its baselines and controls.
 
+    A task of numbers is read by the probes that are regressors, one of classes by the others; InputError where none is.
+
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
     names in `probes.control.CONTROLS`. keep: called with the predictions of every block (analysis.table.PREDICTIONS) as
     they come. failed: called with a sentence for every cell whose probe raised; without it the first one raises
@@ -111,12 +118,13 @@ def sweep(
     """
     every = [states] if isinstance(states, States) else list(states)
     blocks: list[pd.DataFrame] = []
-    total = len(tasks) * sum(_fits(s, len(probes)) for s in every for seed in seeds if _of_seed(s, seed))
+    of = [fitting(probes, task) for task in tasks]
+    total = sum(_fits(s, len(read)) for read in of for s in every for seed in seeds if _of_seed(s, seed))
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
-        for task in tasks:
+        for task, read in zip(tasks, of, strict=True):
             for seed in seeds:
                 asked = ask(task, every[0], seed, drop=drop, allow_overlap=allow_overlap)
-                for block in _blocks(asked, every, probes, controls, seed, bar.update):
+                for block in _blocks(asked, every, read, controls, seed, bar.update):
                     for told in block.failures:
                         if failed is None:
                             raise RuntimeError(told)
@@ -140,8 +148,8 @@ def _of_seed(states: States, seed: int) -> bool:
 class _Block:
     """Predictions of some cells.
 
-    codes, own_bits (log2 probability of the own label; without meaning where y is -1): (cell, label set, evaluated
-    text).
+    codes (numbers where the task has numbers), own_bits (log2 probability of the own label; without meaning where y has
+    no label): (cell, label set, evaluated text).
     """
 
     asked: Asked
@@ -150,7 +158,7 @@ class _Block:
     seed: int
     cells: list[tuple[int, str]]
     sets: list[str]  # the value of `control` for every label set
-    y: np.ndarray  # (evaluated text, label set), -1 = no label
+    y: np.ndarray  # (evaluated text, label set), see `labelled`
     n_train: list[int]  # texts with a label, of every label set
     evaluated: np.ndarray
     codes: np.ndarray
@@ -175,10 +183,12 @@ def _blocks(
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
         seen = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
-        probe = "none" if name == "majority" else "logistic"
+        probe = "none" if name == "majority" else "logistic" if len(asked.classes) else "ridge"
         yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, seen)
     drawn = {name: CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls}
-    real = {"none": asked.y} | {name: y for name, y in drawn.items() if len(np.unique(y[train][y[train] >= 0])) > 1}
+    real = {"none": asked.y} | {
+        name: y for name, y in drawn.items() if len(np.unique(y[train][labelled(y[train])])) > 1
+    }
     for one in filter(partial(_of_seed, seed=seed), states):
         labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
         y, at = np.stack([*labels.values()], 1), asked.at if one is trained else one.rows(texts)
@@ -247,7 +257,7 @@ def _block(
     ]
     return _Block(
         asked, states.source["model"], probe, seed, cells, sets, y[evaluated],
-        (y[asked.rows_of("train")] >= 0).sum(0).tolist(), evaluated, told.codes, own,
+        labelled(y[asked.rows_of("train")]).sum(0).tolist(), evaluated, told.codes, own,
         told.converged, failures,
     )  # fmt: skip
 
@@ -257,13 +267,18 @@ def _score(block: _Block) -> pd.DataFrame:
     rows = []
     for s, control in enumerate(block.sets):
         for name in EVALUATED:
-            here = (side == name) & (block.y[:, s] >= 0)
+            here = (side == name) & labelled(block.y[:, s])
             if not (n := int(here.sum())):
                 continue  # a control that labels no text here
-            own = None if block.own_bits is None else block.own_bits[:, s, here]
-            for what, told in stats.intervals(block.codes[:, s, here], block.y[here, s], own).items():
+            told_of_all, labels = block.codes[:, s, here], block.y[here, s]
+            if len(block.asked.classes):
+                own = None if block.own_bits is None else block.own_bits[:, s, here]
+                measured = stats.intervals(told_of_all, labels, own)
+            else:
+                measured = stats.number_intervals(told_of_all, labels)
+            for what, told in measured.items():
                 for c, (layer, readout) in enumerate(block.cells):
-                    if (block.codes[c, s] >= 0).all():  # not a failed cell
+                    if labelled(block.codes[c, s]).all():  # not a failed cell
                         value, low, high = (part[c] for part in told)
                         rows.append(
                             (block.model, block.asked.task.name, control, layer, readout, block.probe, block.seed, name,
@@ -282,10 +297,15 @@ def _predictions(block: _Block) -> pd.DataFrame:
         return np.broadcast_to(np.asarray(values).reshape(shape), block.codes.shape).ravel()
 
     def category(values: np.ndarray, axis: int) -> pd.Categorical:
-        names, codes = np.unique(values, return_inverse=True)
-        return pd.Categorical.from_codes(spread(codes, axis), names)
+        found, codes = np.unique(values, return_inverse=True)
+        return pd.Categorical.from_codes(spread(codes, axis), found)
 
     one = np.zeros(block.codes.size, np.int8)
+    labels, told = np.broadcast_to(block.y.T, block.codes.shape).ravel(), block.codes.ravel()
+    numbers = {} if len(classes) else dict(zip(NUMBERS, (labels, told), strict=True))
+    names = pd.Index(classes, dtype="str")  # of numbers none, but of the same type, so that tables unite
+    if numbers:
+        labels = told = np.full(told.shape, -1)  # no class
     table = pd.DataFrame(
         {
             "model": pd.Categorical.from_codes(one, [block.model]),
@@ -297,40 +317,42 @@ def _predictions(block: _Block) -> pd.DataFrame:
             "seed": np.full(block.codes.size, block.seed),
             "split": category(block.asked.side[block.evaluated], 2),
             "row": spread(block.asked.row[block.evaluated], 2),
-            "label": pd.Categorical.from_codes(np.broadcast_to(block.y.T, block.codes.shape).ravel(), classes),
-            "predicted": pd.Categorical.from_codes(block.codes.ravel(), classes),
+            "label": pd.Categorical.from_codes(labels, names),
+            "predicted": pd.Categorical.from_codes(told, names),
             "log2_probability": np.full(block.codes.size, np.nan) if block.own_bits is None else block.own_bits.ravel(),
+            **numbers,
         },
-        columns=list(PREDICTIONS),
+        columns=[*PREDICTIONS, *numbers],
     )
-    return check_predictions(table[table.predicted.notna() & table.label.notna()])
+    return check_predictions(table.dropna(subset=[*numbers] or ["label", "predicted"]))
 
 
 def layer0_check(results: pd.DataFrame) -> list[str]:
     """The free negative control: layer-0 [CLS] is one vector for every text, so the linear probe must predict the
-    majority.
+    majority, or the mean of train.
 
     One sentence over all tasks where it does, and one for every task where it does not (on test).
     """
-    test = results[(results.split == "test") & (results.metric == "accuracy") & (results.seed == results.seed.min())]
-    rate = test[test.control == "majority"].set_index("task").value
-    read = test[(test.control == "none") & (test.layer == 0) & (test.readout == "cls") & (test.probe == "logistic")]
-    read = read.set_index("task").value
-    passed = [task for task, value in read.items() if value == rate[task]]
-    told = [
-        f"Self-check: layer-0 [CLS], the same vector for every text, is read at {value:.3f} on {task}, which DIFFERS "
-        f"FROM "
-        f"the majority rate {rate[task]:.3f}: do not trust this run."
-        for task, value in read.items()
-        if task not in passed
-    ]
-    if passed:
-        rates = ", ".join(f"{task} {rate[task]:.3f}" for task in passed)
-        told.append(
-            f"Self-check: layer-0 [CLS], the same vector for every text, is read at a rate that equals the majority "
-            f"rate "
-            f"({rates})."
-        )
+    told = []
+    test = results[(results.split == "test") & (results.seed == results.seed.min())]
+    for metric, probe, what, rounding in (
+        ("accuracy", "logistic", "a rate that equals the majority rate", 0),
+        ("r2", "ridge", "an R2 that equals that of the mean of train", 1e-6),
+    ):
+        rows = test[test.metric == metric]
+        rate = rows[rows.control == "majority"].set_index("task").value
+        read = rows[(rows.control == "none") & (rows.layer == 0) & (rows.readout == "cls") & (rows.probe == probe)]
+        read = read.set_index("task").value
+        passed = [task for task, value in read.items() if abs(value - rate[task]) <= rounding]
+        told += [
+            f"Self-check: layer-0 [CLS], the same vector for every text, is read at {value:.3f} on {task}, which "
+            f"DIFFERS FROM {what.partition('equals ')[2]} {rate[task]:.3f}: do not trust this run."
+            for task, value in read.items()
+            if task not in passed
+        ]
+        if passed:
+            rates = ", ".join(f"{task} {rate[task]:.3f}" for task in passed)
+            told.append(f"Self-check: layer-0 [CLS], the same vector for every text, is read at {what} ({rates}).")
     return told
 
 
@@ -345,5 +367,5 @@ def describe_rows(asked: Asked, cut: int = 0) -> dict[str, object]:
         **sides,
         **({"left out: beyond --max-texts": cut} if cut else {}),
         **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
-        "classes": len(asked.classes),
+        "classes" if len(asked.classes) else "different numbers": len(np.unique(asked.y)),
     }

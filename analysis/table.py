@@ -13,6 +13,7 @@ from probes.errors import InputError
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
 PREDICTIONS = (*KEY[:-1], "row", "label", "predicted", "log2_probability")
+NUMBERS = ("number", "predicted_number")  # stand beside these where a task of the run has numbers instead of classes
 
 NO_LAYER, NO_READOUT = -1, "none"  # where a baseline has no cell
 
@@ -32,7 +33,7 @@ def check_results(table: pd.DataFrame) -> pd.DataFrame:
 
 def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
     """The table itself, one row per text and cell. Raises ValueError where its columns are not as they should be."""
-    if tuple(table.columns) != PREDICTIONS:
+    if tuple(table.columns) not in (PREDICTIONS, (*PREDICTIONS, *NUMBERS)):
         raise ValueError(f"a table of predictions has the columns {PREDICTIONS}, not {tuple(table.columns)}")
     return table
 
@@ -73,15 +74,18 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """Test accuracy in per cent, a booktabs table of layers by readouts for every task and probe."""
-    chosen = table[(table.metric == "accuracy") & (table.split == "test") & (table.control == "none")]
+    """Test accuracy in per cent, or R2, a booktabs table of layers by readouts for every task and probe."""
+    chosen = table[table.metric.isin(["accuracy", "r2"]) & (table.split == "test") & (table.control == "none")]
     parts = []
-    for (task, probe), rows in chosen.groupby(["task", "probe"], sort=False):
-        grid = rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * 100
+    for (task, probe, metric), rows in chosen.groupby(["task", "probe", "metric"], sort=False):
+        told, scale, places = ("accuracy in %", 100, 1) if metric == "accuracy" else ("R2", 1, 3)
+        grid = rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * scale
         columns = " & ".join(["layer", *map(_escaped, grid.columns)])
-        lines = [" & ".join([str(layer), *(f"{v:.1f}" for v in row)]) + r" \\" for layer, *row in grid.itertuples()]
+        lines = [
+            " & ".join([str(layer), *(f"{v:.{places}f}" for v in row)]) + r" \\" for layer, *row in grid.itertuples()
+        ]
         parts += [
-            f"% {_escaped(task)}, {_escaped(probe)} probe: test accuracy in %",
+            f"% {_escaped(task)}, {_escaped(probe)} probe: test {told}",
             rf"\begin{{tabular}}{{r{'r' * grid.shape[1]}}}",
             r"\toprule",
             columns + r" \\",

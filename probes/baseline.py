@@ -7,6 +7,8 @@ bag_of_words     TF-IDF of single words and logistic regression, the strength ch
                  (Gururangan et al. 2018, https://aclanthology.org/N18-2017)
 layer0_mean      the mean of the embeddings that enter the first block: words without context
 
+Where the labels are numbers, `majority` is the mean of train, and the others are ridge regressions on the same.
+
 The untrained encoder, the fifth of them, is another `States` and needs nothing here.
 """
 
@@ -18,16 +20,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from probes.base import STRENGTHS, Predictions, predict_each
-from probes.linear import LogisticProbe
+from probes.linear import LogisticProbe, RidgeProbe
 from probes.task import parts
 
 WEAK_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # TF-IDF rows have length 1: they want weaker penalties than STRENGTHS
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # 1 / alpha of scikit-learn's Ridge on the same rows
 
 Baseline = Callable[[Sequence[str], np.ndarray, np.ndarray, np.ndarray], Predictions]
 
 
 def majority(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
-    """The class frequencies of train: an intercept without a feature. Axes as `bag_of_words`."""
+    """The class frequencies of train, or its mean: an intercept without a feature. Axes as `bag_of_words`."""
+    if y.dtype.kind == "f":
+        return Predictions(np.full((1, 1, len(texts)), y[train].mean()), None, np.ones((1, 1), bool), {})
     frequency = np.bincount(y[train], minlength=y.max() + 1) / len(train)
     with np.errstate(divide="ignore"):
         bits = np.tile(np.log2(frequency), (1, 1, len(texts), 1))
@@ -43,12 +48,12 @@ def length(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarr
 def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
     """Which words the text holds, in no order.
 
-    texts: (text,). y: (text,) codes. train, dev: rows. Predicts every text: codes (1, 1, text).
+    texts: (text,). y: (text,) codes or numbers. train, dev: rows. Predicts every text: codes (1, 1, text).
     """
     from scipy.sparse import hstack
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
 
     bags = []
     for each in zip(*map(parts, texts), strict=True):
@@ -57,6 +62,10 @@ def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np
         bags.append(words.transform(each))
     everything = hstack(bags, format="csr")
     seen = everything[train]
+    if y.dtype.kind == "f":
+        told = [Ridge(1 / C).fit(seen, y[train]).predict(everything) for C in RIDGE_STRENGTHS]
+        kept = min(told, key=lambda numbers: ((numbers - y)[dev] ** 2).sum())
+        return Predictions(kept[None, None], None, np.ones((1, 1), bool), {})
     best, fewest = None, np.inf
     for strength in WEAK_STRENGTHS:
         with warnings.catch_warnings():
@@ -72,9 +81,10 @@ def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np
 
 
 def on_features(X: np.ndarray, y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:
-    """The logistic probe on ready features X (text, dim), as on a cell. Predicts every text: codes (1, 1, text)."""
+    """The logistic probe or ridge on ready features X (text, dim), as on a cell. Predicts every text: (1, 1, text)."""
+    probe = RidgeProbe() if y.dtype.kind == "f" else LogisticProbe()
     return predict_each(
-        LogisticProbe(), X[None, train], y[train, None], X[None], dev=(X[None, dev], y[dev, None]), strengths=STRENGTHS
+        probe, X[None, train], y[train, None], X[None], dev=(X[None, dev], y[dev, None]), strengths=STRENGTHS
     )
 
 

@@ -29,7 +29,7 @@ from hashlib import blake2b
 import numpy as np
 
 Control = Callable[[Sequence[str], np.ndarray, np.ndarray, int], np.ndarray]
-"""texts, their codes y (text,), side (text,) "train" | "dev" | "test", seed -> codes (text,), -1 = no label."""
+"""texts, their codes or numbers y (text,), side (text,) "train" | "dev" | "test", seed -> y (text,), see `labelled`."""
 
 
 def shuffled(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) -> np.ndarray:
@@ -42,8 +42,16 @@ def shuffled(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) -
     return drawn
 
 
+def labelled(y: np.ndarray) -> np.ndarray:
+    """Which of y have a label: codes have none at -1, numbers none at NaN."""
+    return ~np.isnan(y) if y.dtype.kind == "f" else y >= 0
+
+
 def word_type(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) -> np.ndarray:
-    """Codes (text,) that one content word of each text decides; -1 where train has no text of the same anchor."""
+    """Codes (text,) that one content word of each text decides; -1 where train has no text of the same anchor.
+
+    Numbers are drawn from those of train in the same way; NaN where there is no label.
+    """
     train = side == "train"
     words = [_words(text) for text in texts]
     common = _commonest_half([word for one, here in zip(words, train, strict=True) if here for word in one])
@@ -51,7 +59,8 @@ def word_type(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) 
     known = {anchor for anchor, here in zip(anchors, train, strict=True) if here and anchor is not None}
     urn = np.sort(y[train])
     label = {anchor: urn[_hash(seed, "label", anchor) % len(urn)] for anchor in known}
-    return np.array([-1 if anchor is None else label.get(anchor, -1) for anchor in anchors], np.int64)
+    none = np.nan if y.dtype.kind == "f" else -1
+    return np.array([none if anchor is None else label.get(anchor, none) for anchor in anchors], y.dtype)
 
 
 def coverage(codes: np.ndarray, side: np.ndarray, name: str = "test") -> tuple[float, float]:
@@ -60,9 +69,10 @@ def coverage(codes: np.ndarray, side: np.ndarray, name: str = "test") -> tuple[f
     The first is the share of its texts that have a label; the second the share, of these, that train's commonest label
     is right on. NaN where there are none.
     """
-    here, taught = codes[side == name], codes[(side == "train") & (codes >= 0)]
-    known = here[here >= 0]
-    guess = np.bincount(taught).argmax() if len(taught) else -1
+    here, taught = codes[side == name], codes[(side == "train") & labelled(codes)]
+    known = here[labelled(here)]
+    labels, counts = np.unique(taught, return_counts=True)
+    guess = labels[counts.argmax()] if len(taught) else -1
     return len(known) / len(here) if len(here) else np.nan, float((known == guess).mean()) if len(known) else np.nan
 
 

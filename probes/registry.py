@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import InputError, unknown
+from probes.task import Task
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -48,3 +50,18 @@ def find_probe(name: str) -> BaseEstimator:
     if not isinstance(probe, BaseEstimator):
         raise InputError(where, "is no scikit-learn estimator", "Derive it from CellProbe or BaseEstimator")
     return probe
+
+
+def fitting(probes: Mapping[str, BaseEstimator], task: Task) -> dict[str, BaseEstimator]:
+    """Those of the probes that read the labels of a task: numbers a regressor, classes the others.
+
+    Raises InputError where none does.
+    """
+    from sklearn.base import is_regressor
+
+    numbers = task.kind == "number"
+    if found := {name: probe for name, probe in probes.items() if is_regressor(probe) == numbers}:
+        return found
+    has, mend = ("numbers", "ridge") if numbers else ("classes", "logistic")
+    what = f"{task.name} has {has}, which {' and '.join(probes)} cannot read"
+    raise InputError("--probes", what, f"Add a probe that does, such as {mend}")

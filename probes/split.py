@@ -311,9 +311,24 @@ def _contradictions(task: Task, texts: np.ndarray) -> list[str]:
     return _told(np.flatnonzero(labels[code] > 1), "hold{s} a text that has another label elsewhere")
 
 
+def check_numbers(name: str, y: np.ndarray, side: np.ndarray) -> None:
+    """Raise InputError where the numbers y (text,) of a side (text,) are all the same, or are none.
+
+    Nothing could be learned from such a train side, and dev and test would have no variance to explain.
+    """
+    if len(lost := np.flatnonzero(~np.isfinite(y))):
+        raise InputError(name, f"rows {named_rows(lost + 1)} hold no finite number", "Mend them or leave them out")
+    for one in SIDES:
+        numbers = np.unique(y[side == one])
+        if len(numbers) == 1:
+            what = f"all numbers of {one} are the same ({numbers[0]:g}); a probe needs two"
+            raise InputError(name, what, "Give more texts, or another column")
+
+
 def _check_labels(task: Task, side: np.ndarray) -> list[str]:
     """Raise InputError where train lacks a class; a sentence for dev and for test where they lack one."""
     if task.kind == "number":
+        check_numbers(task.name, task.y, side)
         return []
     train = np.unique(task.y[side == "train"])
     if len(train) == 1:

@@ -51,33 +51,32 @@ class Aggregate(AgainstCls):
         return Verdict.over(parts)
 
     def _both(self, rows: pd.DataFrame, task: str) -> Verdict:
-        from analysis import stats
-        from analysis.choose import best_baseline, chosen_cell
+        from analysis.choose import best_baseline, chosen_cell, difference
 
         cls = chosen_cell(rows, "cls")
         verdicts = []
         for other, threshold in ((best_baseline(rows), 0.0), (chosen_cell(rows, "mean"), -self.margin)):
-            sides = (stats.correct(rows, **cell.where) for cell in (cls, other))
-            because = (
-                f"On {short(task)}, {cls.told} gets {cls.test:.3f} of the test texts right, {other.told} "
-                f"{other.test:.3f}."
-            )
-            verdicts.append(Verdict.decide(because, *stats.paired_difference(*sides), threshold=threshold))
+            because = f"On {short(task)}, {cls.does}, {other.told} {other.test:.3f}."
+            told = difference(rows, cls.where, other.where)
+            verdicts.append(Verdict.decide(because, *told, threshold=threshold))
         order = ("no", "undecided", "yes")
         return min(verdicts, key=lambda verdict: order.index(verdict.outcome))
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task [CLS] layer by layer against the best baseline and against mean, and the curves."""
+        from analysis.choose import chosen_cell
+
         exhibits = []
         for task in table.task.unique():
             rows = self.judged(table[table.task == task])
+            metric = chosen_cell(rows, "cls").metric
             exhibits.append(
                 Exhibit(
-                    "[CLS] of every layer, over the same test texts: its accuracy minus that of the best baseline, and "
-                    "minus that of the mean of the same layer, with 95 % intervals.",
+                    f"[CLS] of every layer, over the same test texts: its {metric} minus that of the best baseline, "
+                    "and minus that of the mean of the same layer, with 95 % intervals.",
                     self._by_layer(rows),
                     "differences",
-                    {"margin": self.margin, "metric": "accuracy"},
+                    {"margin": self.margin, "metric": metric},
                     short(task),
                 )
             )
@@ -86,17 +85,16 @@ class Aggregate(AgainstCls):
         return tuple(sorted([*exhibits, *curves], key=lambda exhibit: sections.index(exhibit.section)))
 
     def _by_layer(self, rows: pd.DataFrame) -> pd.DataFrame:
-        from analysis import stats
-        from analysis.choose import best_baseline
+        from analysis.choose import best_baseline, difference
 
-        baseline, probe, found = best_baseline(rows), self.probes[0], []
+        baseline, probe, found = best_baseline(rows), self._judge_of(rows), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
             own = {"control": "none", "layer": int(layer), "readout": "cls", "probe": probe}
             rivals = ((baseline.where, baseline.told, 0.0), (own | {"readout": "mean"}, "mean", -self.margin))
             for where, told, threshold in rivals:
-                told_difference = stats.paired_difference(stats.correct(rows, **own), stats.correct(rows, **where))
-                outcome = Verdict.decide("", *told_difference, threshold=threshold).outcome
-                found.append((f"layer {layer} minus {told}", *told_difference, outcome))
+                effect = difference(rows, own, where)
+                outcome = Verdict.decide("", *effect, threshold=threshold).outcome
+                found.append((f"layer {layer} minus {told}", *effect, outcome))
         import pandas as pd
 
         return pd.DataFrame(found, columns=["name", "effect", "low", "high", "outcome"])

@@ -521,4 +521,4 @@ def _list_readouts() -> dict[str, str]:
 def _list_probes() -> dict[str, str]:
     from probes.registry import registered
 
-    return registered() | {"package.module:Class": "any CellProbe or scikit-learn classifier"}
+    return registered() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}

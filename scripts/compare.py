@@ -60,17 +60,14 @@ class AgainstCls(Run):
         """
         import pandas as pd
 
-        from analysis import stats
-        from analysis.choose import chosen_cell
+        from analysis.choose import chosen_cell, difference
 
         rows = self.judged(rows)
         cls, found = chosen_cell(rows, "cls"), []
         for readout in readouts:
             other = chosen_cell(rows, readout)
-            effect, low, high = stats.paired_difference(
-                stats.correct(rows, **other.where), stats.correct(rows, **cls.where)
-            )
-            because = f"{other.told} gets {other.test:.3f} of the test texts right, {cls.told} {cls.test:.3f}."
+            effect, low, high = difference(rows, other.where, cls.where)
+            because = f"{other.does}, {cls.told} {cls.test:.3f}."
             outcome = Verdict.decide(because, effect, low, high, threshold=-self.margin).outcome
             found.append((other.told, effect, low, high, outcome, other.dev, because))
         columns = ["name", "effect", "low", "high", "outcome", "dev", "because"]
@@ -94,20 +91,20 @@ class AgainstCls(Run):
             ]
             exhibits += [
                 Exhibit(
-                    f"Accuracy of each readout minus that of {cls.told} ({cls.test:.3f}), over the same test texts, "
-                    f"with 95 % "
-                    f"intervals; every layer chosen on dev. Shaded: the margin of {100 * self.margin:.0f} points. "
+                    f"{cls.metric.capitalize()} of each readout minus that of {cls.told} ({cls.test:.3f}), over the "
+                    f"same test texts, with 95 % intervals; every layer chosen on dev. "
+                    f"Shaded: the margin of {100 * self.margin:.0f} points. "
                     f'"yes": no worse than [CLS] by more than the margin.',
                     self.compared(rows, readouts).drop(columns="because"),
                     "differences",
-                    {"margin": self.margin, "metric": "accuracy"},
+                    {"margin": self.margin, "metric": cls.metric},
                     short(task),
                 ),
                 Exhibit(
-                    "Test accuracy over the layers, with 95 % bands and the baselines as dashed lines.",
+                    f"Test {cls.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
                     stats.accuracies(test, ["layer", "readout"]),
                     "curves",
-                    {"metric": "accuracy", "baselines": dict(zip(lines.name, lines.value, strict=True))},
+                    {"metric": cls.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
                     short(task),
                 ),
             ]

@@ -72,17 +72,12 @@ class Order(AgainstCls):
 
     def _kept(self, rows: pd.DataFrame, cell: Chosen, task: str) -> Verdict:
         """Whether one cell tells more than the best baseline that sees no order."""
-        from analysis import stats
-        from analysis.choose import chosen_cell
+        from analysis.choose import chosen_cell, difference
 
         found = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
         blind = max(found, key=lambda chosen: chosen.dev)
-        sides = (stats.correct(rows, **one.where) for one in (cell, blind))
-        because = (
-            f"On {short(task)}, {cell.told} gets {cell.test:.3f} of the test texts right, the best baseline without "
-            f"order ({blind.told}) {blind.test:.3f}."
-        )
-        return Verdict.decide(because, *stats.paired_difference(*sides), threshold=self.margin)
+        because = f"On {short(task)}, {cell.does}, the best baseline without order ({blind.told}) {blind.test:.3f}."
+        return Verdict.decide(because, *difference(rows, cell.where, blind.where), threshold=self.margin)
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task what each readout keeps, at its best layer and at layer 0, and the curves."""
@@ -100,11 +95,11 @@ class Order(AgainstCls):
                 cells = [chosen_cell(some, name) for name in names]
                 exhibits.append(
                     Exhibit(
-                        f"Who keeps order, {where}: accuracy minus that of the best baseline that sees none, over the "
-                        f"same test texts, with 95 % intervals.",
+                        f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, "
+                        f"over the same test texts, with 95 % intervals.",
                         self._differences(some, cells, str(task)),
                         "differences",
-                        {"margin": self.margin, "metric": "accuracy"},
+                        {"margin": self.margin, "metric": cells[0].metric},
                         short(task),
                     )
                 )

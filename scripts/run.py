@@ -28,7 +28,7 @@ from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
 from probes.errors import InputError
 from probes.readout import DEFAULT, parse, separated
-from probes.registry import check_name, find_probe
+from probes.registry import check_name, find_probe, fitting
 from probes.split import split, take
 from probes.task import Task, readable
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clsprobe")
 
 TABLES = ("results", "predictions", "projection", "learning", "information")
+PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> what reads it unless another is named
 PROJECTED = 1000  # texts of a UMAP
 FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
 
@@ -131,7 +132,8 @@ class Run(Study):
     layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
     readouts: Names = Field(DEFAULT, description="what to read at every layer")
     probes: Names = Field(
-        ("logistic",), description="registered names or package.module:Class; the first one is judged"
+        tuple(PROBES.values()),
+        description="registered names or package.module:Class; the first that reads a task's labels is judged",
     )
     seeds: int = Field(
         1, ge=1, le=1000, description="how many seeds; they move carved splits, controls, untrained weights"
@@ -193,11 +195,13 @@ class Run(Study):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
         ids = None if vectors is None else vectors.check(_rows(tasks), layers, readouts)
         for task in tasks:
-            if task.kind != "class":
-                raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
             for seed in self._seeds:
                 tokens = None if ids is None else ids[task.rows]
                 split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
+            self._named(task)
+            if task.kind == "number" and (pooled := [name for name in readouts if name.startswith("attention")]):
+                what = f"learns its pooling from classes, and {task.name} has numbers"
+                raise InputError(pooled[0], what, "Leave this readout out, or the task")
         if vectors:
             contents |= {str(self.vectors): vectors.digest}
             lacking = ["untrained encoder", *(["length", "bag of words"] if tasks[0].textless else [])]
@@ -238,6 +242,12 @@ class Run(Study):
         told = self.vectors or any(spec.startswith("file:-") for spec in self.task)
         contents = self.ready.contents if told else {}
         return super().settings() | ({"contents": contents} if contents else {})
+
+    def _named(self, task: Task) -> list[str]:
+        """The named probes that read a task; InputError where none does. The default ones need not be made to know."""
+        if self.probes == tuple(PROBES.values()):
+            return [PROBES[task.kind]]
+        return [*fitting({name: find_probe(name) for name in self.probes}, task)]
 
     @property
     def _seeds(self) -> range:
@@ -291,7 +301,7 @@ class Run(Study):
             notes.append(
                 f"Half precision moves these cells by more than 5 % of their spread; do not read them: {told}."
             )
-        unsolved = results[(results.metric == "accuracy") & (results.split == "test") & ~results.converged]
+        unsolved = results[results.metric.isin(["accuracy", "r2"]) & (results.split == "test") & ~results.converged]
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
         learning, bits, covered = self.inform(asked, trained, predictions)
@@ -308,26 +318,32 @@ class Run(Study):
         from analysis.information import BAG, INFORMATION, LEARNING, information
         from probes.control import coverage, word_type
 
-        probe, notes = find_probe(self.probes[0]), []
+        notes: list[str] = []
         parts: list[tuple[pd.DataFrame, ...]] = [(pd.DataFrame(columns=LEARNING), pd.DataFrame(columns=INFORMATION))]
         for one in asked:
             log.info("measuring the bits of %s", one.task.name)
             texts = [one.task.texts[i] for i in one.row]
             if not one.task.textless:
                 share, guess = coverage(word_type(texts, one.y, one.side, self.seed), one.side)
+                number = one.task.kind == "number"
+                given = "a number" if number else "a label"
+                right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
                 notes.append(
-                    f"{short(one.task.name)}: the control task has a label for {share:.0%} of the test texts; its "
-                    f"commonest one is right on {guess:.3f} of these."
+                    f"{short(one.task.name)}: the control task has {given} for {share:.0%} of the test texts{right}."
                 )
+            if one.task.kind == "number":
+                notes.append(f"{short(one.task.name)}: numbers have no bits and no learning curve here.")
+                continue
             rows = self.judged(predictions[predictions.task == one.task.name])
             names = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
             cells = [chosen_cell(rows, name) for name in names] or [self._subject(rows)]
             if BAG in states.cells:
                 cells.append(replace(chosen_cell(rows, None, "layer0_mean"), told=SHOWN["layer0_mean"]))
-            if hasattr(probe, "predict_proba"):
+            name = self._judge_of(rows)
+            if hasattr(probe := find_probe(name), "predict_proba"):
                 parts.append(information(one, states, cells, probe, seed=self.seed))
             else:
-                notes.append(f"{self.probes[0]} gives no probabilities: nothing is told in bits.")
+                notes.append(f"{name} gives no probabilities: nothing is told in bits.")
         learning, told = (pd.concat(tables[1:] or tables, ignore_index=True) for tables in zip(*parts, strict=True))
         return learning, told, list(dict.fromkeys(notes))
 
@@ -369,17 +385,19 @@ class Run(Study):
         import numpy as np
         import pandas as pd
 
+        from analysis.choose import bands
         from analysis.projection import SMALLEST, umap_of
         from analysis.stats import best_layers
 
         parts = []
-        chosen = best_layers(self.judged(predictions))
         for one in asked:
             log.info("drawing the maps of %s", one.task.name)
             test = one.rows_of("test")
             if len(test) > PROJECTED:
                 test = np.sort(np.random.default_rng(self.seed).choice(test, PROJECTED, replace=False))
-            layers = chosen[chosen.task == one.task.name].set_index("readout").layer
+            rows = self.judged(predictions[predictions.task == one.task.name])
+            layers = best_layers(rows).set_index("readout").layer
+            labels = one.classes[one.y[test]] if one.task.kind == "class" else bands(one.y[test], 5)
             for readout in ("cls", "mean"):
                 if readout not in layers or len(test) < SMALLEST:
                     continue
@@ -395,7 +413,7 @@ class Run(Study):
                             "panel": f"{readout}, layer {layer} (trustworthiness {trust:.2f})",
                             "x": flat[:, 0].round(3),
                             "y": flat[:, 1].round(3),
-                            "label": one.classes[one.y[test]],
+                            "label": labels,
                             "text": [readable(one.task.texts[i]) for i in one.row[test]],
                             "row": one.row[test],
                         }
@@ -407,29 +425,31 @@ class Run(Study):
     # ------------------------------------------------------------------------------------------------------- judge
 
     def judged(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """The rows of the probe that is judged, with the baselines; an untrained encoder is read by that probe too."""
+        """The rows of the probe that is judged, with the baselines; an untrained encoder is read by that probe too.
+
+        predictions: those of one task.
+        """
         from analysis.choose import BASELINES
 
         read = predictions.control.isin(BASELINES) & (predictions.control != "untrained")
-        return predictions[(predictions.probe == self.probes[0]) | read]
+        return predictions[(predictions.probe == self._judge_of(predictions)) | read]
+
+    def _judge_of(self, predictions: pd.DataFrame) -> str:
+        """The first of the named probes that has read this task."""
+        read = set(predictions[predictions.control == "none"].probe)
+        return next(name for name in self.probes if name in read)
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""
-        from analysis import stats
-        from analysis.choose import best_baseline
+        from analysis.choose import best_baseline, difference
 
         parts = {}
         for task in table.task.unique():
             rows = self.judged(table[table.task == task])
             subject, baseline = self._subject(rows), best_baseline(rows)
-            effect, low, high = stats.paired_difference(
-                stats.correct(rows, **subject.where), stats.correct(rows, **baseline.where)
-            )
-            because = (
-                f"On {short(task)}, {subject.told} gets {subject.test:.3f} of the test texts right, the best baseline "
-                f"({baseline.told}) {baseline.test:.3f}."
-            )
-            parts[task] = Verdict.decide(because, effect, low, high, threshold=self.margin)
+            because = f"On {short(task)}, {subject.does}, the best baseline ({baseline.told}) {baseline.test:.3f}."
+            told = difference(rows, subject.where, baseline.where)
+            parts[task] = Verdict.decide(because, *told, threshold=self.margin)
         return Verdict.over(parts)
 
     def _subject(self, rows: pd.DataFrame) -> Chosen:
@@ -460,9 +480,12 @@ class Run(Study):
     # -------------------------------------------------------------------------------------------------------- show
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
-        """For every task the grid, the curves, the baselines, and the confusions of the chosen cell."""
+        """For every task the grid, the curves, the baselines, and the confusions of the chosen cell.
+
+        Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
+        """
         from analysis import stats
-        from analysis.choose import baselines_of, chosen_cell
+        from analysis.choose import baselines_of, by_number, chosen_cell
 
         exhibits = []
         for task in table.task.unique():
@@ -474,30 +497,39 @@ class Run(Study):
             lines = baselines_of(rows)
             exhibits += [
                 Exhibit(
-                    f"Test accuracy of a linear probe at every layer and readout, with 95 % intervals; outlined, the "
-                    f"cell "
-                    f"that dev chooses ({best.told}). Layer 0 is what enters the first block.",
+                    f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals; outlined, "
+                    f"the cell that dev chooses ({best.told}). Layer 0 is what enters the first block.",
                     grid,
                     "heatmap",
-                    {"metric": "accuracy", "best": [best.layer, best.readout]},
+                    {"metric": best.metric, "best": [best.layer, best.readout]},
                     section,
                 ),
                 Exhibit(
                     "The same over the layers, with baselines as dashed lines.",
                     grid,
                     "curves",
-                    {"metric": "accuracy", "baselines": dict(zip(lines.name, lines.value, strict=True))},
+                    {"metric": best.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
                     section,
                 ),
                 Exhibit(
                     f"{subject.told} beside its baselines and controls; each chosen on dev, measured on test.",
                     baselines_of(rows, subject),
                     "intervals",
-                    {"metric": "accuracy"},
+                    {"metric": best.metric},
                     section,
                 ),
             ]
             cell = subject.rows(test)
+            if stats.of_numbers(cell):
+                exhibits.append(
+                    Exhibit(
+                        f"What {subject.told} takes the numbers of the test texts for, band by band: their mean, the "
+                        f"mean of what is predicted, and how far off it is (root of the mean squared error).",
+                        by_number(cell),
+                        section=section,
+                    )
+                )
+                continue
             counts = cell.groupby(["label", "predicted"], observed=True).size().rename("count").reset_index()
             exhibits += [
                 Exhibit(
@@ -521,11 +553,24 @@ class Run(Study):
     def summaries(self, measured: Measured) -> tuple[Exhibit, ...]:
         """What needs the results table and the texts: gains, selectivity, corrections; where readouts disagree."""
         from analysis.choose import chosen_cell, disagreements, summary
+        from analysis.stats import of_numbers
 
         exhibits = []
         texts = {task.name: task.texts for task in self.ready.tasks}
         for task in measured.predictions.task.unique():
             rows = self.judged(measured.predictions[measured.predictions.task == task])
+            if of_numbers(rows):
+                exhibits.append(
+                    Exhibit(
+                        "Every readout at the layer that dev chooses, measured once on test: R2, the share of the "
+                        "numbers' variance that is explained, and Spearman's correlation, with 95 % intervals; gain in "
+                        "R2 over the best baseline; selectivity, R2 less that on the control task, whose numbers "
+                        "belong to words at random (Hewitt & Liang 2019).",
+                        summary(rows, measured.results),
+                        section=short(task),
+                    )
+                )
+                continue
             exhibits.append(
                 Exhibit(
                     "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % "
@@ -634,20 +679,20 @@ class Run(Study):
     def prepare(self) -> list[str]:
         """Read and check; what a run would take: rows, and rough figures for time (two cores) and memory."""
         ready = self.ready
-        told = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in ready.tasks]
+        told = [f"{task.name}: {len(task.texts):,} texts, {_labels(task)}" for task in ready.tasks]
         size = f"{counted(len(ready.layers), 'layer')} x {counted(len(ready.readouts), 'readout')}"
         texts, cells = ready.texts, len(ready.layers) * len(ready.readouts)
         if ready.described is None:
             assert ready.vectors is not None
             rows, dim = ready.vectors.shape
-            values = sum(len(task.texts) for task in ready.tasks) * dim * cells * len(self.probes)
+            values = sum(len(task.texts) * len(self._named(task)) for task in ready.tasks) * dim * cells
             told.append(f"{counted(rows, 'vector')} of {dim:,} dimensions from {ready.vectors.name}, {size}")
             return [*told, f"about {max(values / VALUES / 60, 0.5):.1f} minutes on two cores"]
         tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
         encoders = 1 + self.seeds * self.beside_untrained
         flops = 24 * ready.described.layers * ready.described.dim**2 * tokens * encoders
-        values = sum(len(task.texts) for task in ready.tasks) * ready.described.dim * cells * encoders
-        minutes = (flops / FLOPS + values * len(self.probes) / VALUES) / 60
+        rows = sum(len(task.texts) * len(self._named(task)) for task in ready.tasks)
+        minutes = (flops / FLOPS + rows * ready.described.dim * cells * encoders / VALUES) / 60
         disk = cells * len(texts) * ready.described.dim * 4 * encoders / 1e9
         told.append(f"{counted(len(texts), 'distinct text')}, {ready.described.name}, {size}")
         return [*told, f"about {max(minutes, 0.5):.1f} minutes on two cores, {disk:.2f} GB of vectors on disk"]
@@ -679,6 +724,12 @@ def counted(n: int, what: str) -> str:
 def short(task: str) -> str:
     """A task's name as a heading: without its source ("file:trec:coarse" -> "trec: coarse")."""
     return task.partition(":")[2].replace(":", ": ")
+
+
+def _labels(task: Task) -> str:
+    if task.kind == "class":
+        return f"{len(set(task.y))} classes"
+    return f"numbers from {task.y.min():g} to {task.y.max():g}"
 
 
 def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from scipy.integrate import quad
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, rankdata
 
 from analysis import stats
 from probes import metric
@@ -139,6 +139,65 @@ def _table(title, columns, rows):
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
+def _numbers(kind, random, shape, R2):
+    """True and predicted numbers (simulation, text); what is predicted is half blind where R2 is a half."""
+    if kind == "Gaussian":
+        true, spread = random.normal(size=shape), 1.0
+    elif kind == "lengths":  # of sentences in words
+        true, spread = np.round(random.gamma(4, 3, shape)), 6.0
+    elif kind == "depths":  # of trees: seven numbers, so nearly all texts are tied
+        true, spread = random.binomial(6, 0.3, shape).astype(float), np.sqrt(1.26)
+    else:  # "log-normal": the error grows with the number
+        true = np.exp(random.normal(size=shape))
+        spread = 1 + true / 2
+    told = R2 * true + np.sqrt(R2 * (1 - R2)) * spread * random.normal(size=shape)
+    return true, told + (1 - R2) * {"Gaussian": 0, "lengths": 12, "depths": 1.8}.get(kind, np.exp(0.5))
+
+
+NUMBERS = ("Gaussian", "lengths", "depths", "log-normal")
+
+
+@cache
+def _truth(kind, R2):
+    """R2, Spearman's correlation and the standard deviation of the numbers of a million texts."""
+    true, told = _numbers(kind, np.random.default_rng(1), (1, 1_000_000), R2)
+    ranks = [rankdata(numbers[0]) for numbers in (true, told)]
+    return stats.skill(told, true).mean(), np.corrcoef(*ranks)[0, 1], true.std()
+
+
+def r2(kind, n, R2, *, simulations=SIMULATIONS):
+    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    return covered(stats.skewed(stats.skill(told, true)), _truth(kind, R2)[0])
+
+
+def r2_by_percentile(kind, n, R2, *, simulations=400):
+    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    ends = [
+        stats.percentile(stats.bootstrap(lambda counts, a=a, b=b: metric.r2(a[None], b, counts), n))
+        for a, b in zip(told, true, strict=True)
+    ]
+    return covered(np.array(ends)[:, :, 0].T, _truth(kind, R2)[0])
+
+
+def spearman(kind, n, R2, *, simulations=SIMULATIONS):
+    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    found = [stats.number_intervals(a[None], b)["spearman"] for a, b in zip(told, true, strict=True)]
+    return covered(np.array(found)[:, 1:, 0].T, _truth(kind, R2)[1])
+
+
+def r2_difference(kind, n, R2, other, *, simulations=SIMULATIONS):
+    """Paired: two probes that err apart, over the same texts."""
+    random, spread = np.random.default_rng([n, 3]), _truth(kind, R2)[2]  # not the sample's own: it is what varies
+    held = []
+    for _ in range(simulations):
+        true, told = _numbers(kind, random, (1, n), R2)
+        worse = told + np.sqrt(R2 - other) * spread * random.normal(size=(1, n))
+        a, b = (pd.DataFrame(stats.skill(part, true)) for part in (told, worse))
+        _, low, high = stats.paired_difference(a, b, shares=False)
+        held.append(low <= R2 - other <= high)
+    return float(np.mean(held))
+
+
 if __name__ == "__main__":
     sizes = [f"n = {n:,}" for n in SIZES]
     _table("Accuracy (Wilson)", ["accuracy", *sizes], [(p, *(accuracy(n, p) for n in SIZES)) for p in LEVELS])
@@ -162,11 +221,21 @@ if __name__ == "__main__":
         ["seeds", *sizes[:2]],
         [(s, *(crossed(s, n) for n in SIZES[:2])) for s in (2, 3, 5, 10)],
     )
+    levels = [(kind, R2) for kind in NUMBERS for R2 in (0.02, 0.5, 0.9)]
+    for title, measure in (("R2", r2), ("Spearman's correlation", spearman)):
+        rows = [(f"{kind}, R2 {R2}", *(measure(kind, n, R2) for n in SIZES)) for kind, R2 in levels]
+        _table(title, ["numbers", *sizes], rows)
+    _table(
+        "Paired difference of R2, one seed",
+        ["R2 of the two", *sizes],
+        [(f"{a}, {b}", *(r2_difference("Gaussian", n, a, b) for n in SIZES)) for a, b in ((0.5, 0.48), (0.9, 0.6))],
+    )
     _table(
         "What the percentile bootstrap covers, for comparison",
         ["data", *sizes[:2]],
         [
             ("bits, accuracy 0.95", *(bits_by_percentile(n, 0.95) for n in SIZES[:2])),
+            *((f"R2 0.5, {kind}", *(r2_by_percentile(kind, n, 0.5) for n in SIZES[:2])) for kind in NUMBERS),
             *(
                 (
                     f"macro-F1, {name}",

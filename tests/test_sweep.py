@@ -299,10 +299,10 @@ def test_a_class_that_loses_all_its_train_texts_is_an_error():
         sweep([one], states([one], present=present), PROBES)
 
 
-def test_numbers_are_refused_as_labels():
+def test_numbers_want_a_probe_that_reads_them():
     one = task()
     number = Task(one.name, one.texts, np.arange(150.0), "number", one.split)
-    with pytest.raises(InputError, match="is a number"):
+    with pytest.raises(InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does"):
         sweep([number], states([one]), PROBES)
 
 

@@ -1,0 +1,517 @@
+"""Tasks whose labels are numbers, all the way: sweep, controls, intervals, verdicts, the command and its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import models
+import numpy as np
+import pandas as pd
+import pytest
+import simulations
+from scipy.stats import spearmanr
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import Ridge
+from test_cli import call
+from vectors import states_of
+
+from analysis import choose, stats
+from analysis.sweep import ask, describe_rows, layer0_check, sweep
+from analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
+from clsprobe.aggregate import Aggregate
+from clsprobe.poolings import Poolings
+from clsprobe.run import Run
+from probes import metric
+from probes.base import STRENGTHS
+from probes.control import coverage, labelled, word_type
+from probes.errors import InputError
+from probes.linear import LogisticProbe, RidgeProbe
+from probes.split import split
+from probes.store import name_of
+from probes.task import Task
+
+BOTH = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
+RIDGE = {"ridge": RidgeProbe()}
+SOURCE = {"model": "synthetic", "control": "none", "seed": None}
+SMALL = (120, 40, 80)  # train, dev, test
+
+
+def made(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
+    """A task of Gaussian numbers and States whose only telling cell is layer 1, mean: its first coordinate explains
+    R2 of the variance. Layer-0 cls is one vector."""
+    random, n = np.random.default_rng([seed, 9]), sum(counts)
+    texts = [f"text {i:05d} of {name}" for i in range(n)]
+    values = random.normal(size=(2, 2, n, dim)).astype(np.float32)
+    values[0, 0] = values[0, 0, :1]
+    y = 5 + 3 * (np.sqrt(R2) * values[1, 1, :, 0] + np.sqrt(1 - R2) * random.normal(size=n))
+    task = Task(name, texts, y.astype(np.float64), "number", np.repeat(["train", "dev", "test"], counts))
+    return task, states_of(texts, ("cls", "mean"), values, SOURCE)
+
+
+def value(results, metric="r2", split="test", **where):
+    chosen = (results.metric == metric) & (results.split == split)
+    for column, wanted in where.items():
+        chosen &= results[column] == wanted
+    (found,) = results[chosen].value
+    return found
+
+
+# ----------------------------------------------------------------------------------------- found, and not found
+
+
+@pytest.mark.parametrize("R2", [0.2, 0.8])
+def test_what_gaussian_numbers_tell_is_their_closed_form(R2):
+    """R2 is that of the population, Spearman's correlation 6 / pi asin(rho / 2); both within 3.5 SE."""
+    n = 6000
+    task, states = made((6000, 500, n), R2=R2)
+    results = sweep([task], states, RIDGE, controls=("shuffled",))
+    told = {"layer": 1, "readout": "mean"}
+    rho = np.sqrt(R2)
+    assert abs(value(results, control="none", **told) - R2) < 3.5 * 2 * rho * (1 - R2) / np.sqrt(n)
+    order = 6 / np.pi * np.arcsin(rho / 2)
+    assert abs(value(results, "spearman", control="none", **told) - order) < 3.5 * (1 - R2) * 1.2 / np.sqrt(n)
+    for nothing in ({"control": "none", "layer": 1, "readout": "cls"}, {"control": "shuffled", **told}):
+        assert -0.01 < value(results, **nothing) < 0.003
+        assert abs(value(results, "spearman", **nothing)) < 4.5 / np.sqrt(n)
+
+
+def test_noise_explains_nothing_on_average():
+    values = []
+    for seed in range(20):
+        task, states = made(R2=0, seed=seed)
+        results = sweep([task], states, RIDGE, controls=())
+        values.append(value(results, control="none", layer=1, readout="mean"))
+    assert -0.1 < np.mean(values) < 0  # below 0: what was learned of noise misleads
+
+
+def test_a_cell_is_read_as_scikit_learns_ridge_would():
+    task, states = made()
+    results = sweep([task], states, RIDGE, controls=())
+    X, sides = states.cell(1, "mean").astype(np.float64), task.split
+    train, dev, test = (sides == side for side in ("train", "dev", "test"))
+    Z = (X - X[train].mean(0)) / X[train].std(0)
+    fits = [Ridge(1 / C).fit(Z[train], task.y[train]) for C in STRENGTHS]
+    best = min(fits, key=lambda fit: ((fit.predict(Z[dev]) - task.y[dev]) ** 2).mean())
+    where = {"control": "none", "layer": 1, "readout": "mean"}
+    assert value(results, **where) == pytest.approx(best.score(Z[test], task.y[test]), abs=1e-5)
+    expected = spearmanr(best.predict(Z[test]), task.y[test]).statistic
+    assert value(results, "spearman", **where) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
+    task, states = made()
+    results = sweep([task], states, RIDGE)
+    train, test = (task.y[task.split == side] for side in ("train", "test"))
+    expected = 1 - ((test - train.mean()) ** 2).mean() / test.var()
+    assert value(results, control="majority") == pytest.approx(expected)
+    assert value(results, "spearman", control="majority") == 0
+    (told,) = layer0_check(results)
+    assert "equals that of the mean of train" in told
+    states.shards[0][name_of(0, "cls")][:] = states.cell(1, "mean")
+    (told,) = layer0_check(sweep([task], states, RIDGE))
+    assert "DIFFERS FROM that of the mean of train" in told
+
+
+def test_length_and_words_are_read_where_they_decide():
+    random, n = np.random.default_rng(0), sum(SMALL)
+    weight = {"pink": 1.0, "blue": 2.0, "teal": 3.0, "grey": 4.0, "gold": 5.0}  # all as long
+    words = random.choice([*weight], size=(n, 2))
+    filler = [" ".join(random.choice([*"abcdefghijk"], size=random.integers(0, 60))) for _ in range(n)]
+    texts = [f"w{i:03d} {a} {b} {rest}".strip() for i, ((a, b), rest) in enumerate(zip(words, filler, strict=True))]
+    sides = np.repeat(["train", "dev", "test"], SMALL)
+    long = Task("hand:made:length", texts, np.array([len(t.split()) for t in texts], float), "number", sides)
+    hue = Task("hand:made:hue", texts, np.array([weight[a] + weight[b] for a, b in words]), "number", sides)
+    states = states_of(texts, ("cls",), random.normal(size=(1, 1, n, 3)).astype(np.float32), SOURCE)
+    results = sweep([long, hue], states, RIDGE, controls=())
+    assert value(results, task=long.name, control="length") > 0.999
+    assert value(results, task=hue.name, control="bag_of_words") > 0.8
+    assert value(results, task=hue.name, control="length") < 0.2
+    assert set(results[results.control.isin(["length", "bag_of_words"])].probe) == {"ridge"}
+
+
+# ------------------------------------------------------------------------------------- numbers and classes side by side
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """One text set, a task of numbers and one of classes, two seeds; the States, results and predictions."""
+    task, states = made()
+    classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "high", "low"), "class", task.split)
+    untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
+    blocks = []
+    results = sweep([classes, task], [states, untrained], BOTH, seeds=(0, 1), keep=blocks.append)
+    return classes, task, states, results, blocks
+
+
+def test_each_task_is_read_by_the_probes_that_fit(mixed):
+    classes, task, _, results, _ = mixed
+    for one, read, metrics in (
+        (classes, "logistic", {"accuracy", "macro_f1", "bits"}),
+        (task, "ridge", {"r2", "spearman"}),
+    ):
+        rows = results[results.task == one.name]
+        assert set(rows.probe) == {"none", read}
+        assert set(rows.metric) == metrics
+        assert set(rows.control) >= {"none", "shuffled", "untrained", "majority", "bag_of_words", "layer0_mean"}
+
+
+def test_predictions_of_numbers_join_the_table(mixed):
+    _, task, _, results, blocks = mixed
+    predictions = check_predictions(joined(blocks))
+    assert tuple(predictions.columns) == (*PREDICTIONS, *NUMBERS)
+    numbers = predictions[predictions.task == task.name]
+    assert stats.of_numbers(numbers)
+    assert numbers[["label", "predicted", "log2_probability"]].isna().to_numpy().all()
+    assert predictions[predictions.task != task.name][[*NUMBERS]].isna().to_numpy().all()
+    scored = numbers.assign(score=stats.scores(numbers)).groupby(list(KEY[:-1]), observed=True).score.mean()
+    table = results[results.metric == "r2"].set_index(list(KEY[:-1])).value
+    assert len(table) == len(scored)
+    assert scored.loc[table.index].to_numpy() == pytest.approx(table.to_numpy())
+    real = numbers[~numbers.control.isin(["shuffled", "word_type"])]
+    assert (real.number.to_numpy() == task.y[real.row]).all()
+
+
+def test_classes_are_as_they_are_without_numbers(mixed, tmp_path):
+    classes, _, states, results, blocks = mixed
+    untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
+    alone = []
+    expected = sweep([classes], [states, untrained], {"logistic": LogisticProbe()}, seeds=(0, 1), keep=alone.append)
+    assert all(tuple(block.columns) == PREDICTIONS for block in alone)
+    pd.testing.assert_frame_equal(results[results.task == classes.name], expected)
+    both = joined(blocks)
+    both = both[both.task == classes.name]
+    assert (stats.scores(both) == stats.scores(joined(alone))).all()
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(-3, None)])  # with classes; numbers alone, whose labels are empty
+def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
+    from probes.write import write_parquet
+
+    predictions = joined(mixed[-1][which])
+    write_parquet(tmp_path / "p.parquet", predictions)
+    again = pd.read_parquet(tmp_path / "p.parquet")
+    assert tuple(again.columns) == tuple(predictions.columns)
+    assert (stats.scores(again) == stats.scores(predictions)).all()
+    plain = [again[c].astype(object).where(again[c].notna(), None).tolist() for c in ("label", "predicted")]
+    assert plain == [
+        predictions[c].astype(object).where(predictions[c].notna(), None).tolist() for c in ("label", "predicted")
+    ]
+
+
+def test_a_table_for_a_paper_has_both(mixed):
+    told = to_latex(mixed[3])
+    assert r"logistic probe: test accuracy in \%" in told or "logistic probe: test accuracy in %" in told
+    assert "ridge probe: test R2" in told
+
+
+def test_rows_are_described_without_classes():
+    task, states = made()
+    told = describe_rows(ask(task, states, 0))
+    assert told == {"rows": 240, "train": 120, "dev": 40, "test": 80, "different numbers": 240}
+
+
+def test_any_regressor_is_a_probe():
+    task, states = made()
+    results = sweep([task], states, {"mean": DummyRegressor()}, controls=())
+    assert value(results, control="none", layer=1, readout="mean") == value(results, control="majority")
+
+
+def test_a_regressor_that_raises_in_a_cell_spoils_it_alone():
+    class Fails(RidgeProbe):
+        def fit_cells(self, X, y, **more):
+            if (X[..., 0] > 50).any():
+                raise ValueError("too large for me")
+            return super().fit_cells(X, y, **more)
+
+    task, states = made()
+    sound = sweep([task], states, {"ridge": Fails()})
+    states.shards[0][name_of(1, "mean")][:] += 100
+    told = []
+    results = sweep([task], states, {"ridge": Fails()}, failed=told.append)
+    assert told == ["probe 'ridge' failed on layer 1, mean (hand:made:number): ValueError: too large for me"]
+    gone = (sound.layer == 1) & (sound.readout == "mean")
+    pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
+
+
+# -------------------------------------------------------------------------------------------------------- controls
+
+
+def test_the_control_task_gives_words_numbers_of_train():
+    random = np.random.default_rng(0)
+    texts = [f"the {''.join(random.choice(list('abc'), 3))} house" for _ in range(300)]
+    y, side = random.normal(size=300) - 9, np.repeat(["train", "dev", "test"], 100)
+    drawn = word_type(texts, y, side, 0)
+    known = labelled(drawn)
+    assert drawn.dtype == np.float64
+    assert 0 < known.sum() < 300
+    assert set(drawn[known]) <= set(y[:100])
+    codes = np.unique(y, return_inverse=True)[1]
+    assert (labelled(word_type(texts, codes, side, 0)) == known).all()
+    assert coverage(drawn, side)[0] == known[200:].mean()
+
+
+# ------------------------------------------------------------------------------------------------------ intervals
+
+
+def test_skill_is_r2_text_by_text_and_spreads_as_the_bootstrap_does():
+    true, told = simulations._numbers("lengths", np.random.default_rng(0), (3, 800), 0.6)
+    true = true[0]
+    skill = stats.skill(told, true)
+    assert skill.mean(1) == pytest.approx(metric.r2(told, true, np.ones((1, 800)))[:, 0])
+    told[:, :] = 0.6 * true + 5 + np.random.default_rng(1).normal(size=told.shape) * 3
+    replicates = stats.bootstrap(lambda counts: metric.r2(told, true, counts), 800)
+    assert stats.skill(told, true).std(1) / np.sqrt(800) == pytest.approx(replicates.std(1), rel=0.06)
+    assert (stats.skill(told, np.full(800, 3.0)) == 0).all()
+
+
+def test_number_intervals_hold_their_values():
+    random = np.random.default_rng(0)
+    true = random.integers(5, size=60).astype(float)
+    told = random.normal(size=(4, 60))
+    told[0], told[1], told[2] = true, -9 * true, 2.0
+    found = stats.number_intervals(told, true)
+    for low, high in ((found[name][1], found[name][2]) for name in found):
+        assert (high <= 1).all()
+        assert (low <= high).all()
+    assert found["r2"][0][0] == found["spearman"][0][0] == 1
+    assert found["spearman"][0][1] == -1
+    assert found["spearman"][0][2] == 0
+
+
+@pytest.mark.parametrize("R2", [0.02, 0.5, 0.9])
+@pytest.mark.parametrize("kind", simulations.NUMBERS[:3])
+def test_intervals_of_r2_cover_as_they_promise(kind, R2):
+    assert 0.925 <= simulations.r2(kind, 200, R2) <= 0.97
+
+
+@pytest.mark.parametrize("kind", simulations.NUMBERS[:3])
+def test_intervals_of_spearman_cover_as_they_promise(kind):
+    assert 0.93 <= simulations.spearman(kind, 200, 0.5, simulations=1000) <= 0.975
+
+
+def test_an_interval_that_forgot_the_variance_of_the_sample_would_not_cover():
+    """The broken twin: 1 - error^2 / variance alone, whose mean is R2 too."""
+    true, told = simulations._numbers("Gaussian", np.random.default_rng(0), (1000, 200), 0.1)
+    plain = 1 - (told - true) ** 2 / true.var(1, keepdims=True)
+    truth = simulations._truth("Gaussian", 0.1)[0]
+    assert simulations.covered(stats.skewed(plain), truth) > 0.985  # far too wide
+    assert 0.93 < simulations.covered(stats.skewed(stats.skill(told, true)), truth) < 0.97
+
+
+def test_paired_differences_of_r2_cover_as_they_promise():
+    assert 0.935 <= simulations.r2_difference("Gaussian", 200, 0.9, 0.6) <= 0.965
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", simulations.SIZES)
+@pytest.mark.parametrize("kind", simulations.NUMBERS[:3])
+def test_intervals_of_numbers_cover_at_every_size(kind, n):
+    for R2 in (0.02, 0.5, 0.9):
+        assert 0.925 <= simulations.r2(kind, n, R2) <= 0.97
+        assert 0.93 <= simulations.spearman(kind, n, R2) <= 0.985
+
+
+# ------------------------------------------------------------------------------------------------- choices, verdicts
+
+
+def hand(skills, *, n=300, seed=0):
+    """Predictions by hand: (control, layer, readout) -> R2 on dev and on test, errors apart from cell to cell."""
+    parts = []
+    for number, ((control, layer, readout), of) in enumerate(skills.items()):
+        for side, R2 in zip(("dev", "test"), of, strict=True):
+            true = np.random.default_rng([seed, side == "test"]).normal(size=n)
+            error = np.random.default_rng([seed, number, side == "test"]).normal(size=n)
+            error *= np.sqrt((1 - R2) * true.var() / (error**2).mean())
+            parts.append(pd.DataFrame({
+                "model": "made", "task": "file:made:length", "control": control, "layer": layer, "readout": readout,
+                "probe": "none" if control == "majority" else "ridge", "seed": 0, "split": side,
+                "row": np.arange(n) + 1000 * (side == "test"), "label": None, "predicted": None,
+                "log2_probability": np.nan, "number": true, "predicted_number": true + error,
+            }))  # fmt: skip
+    return check_predictions(pd.concat(parts, ignore_index=True)[[*PREDICTIONS, *NUMBERS]])
+
+
+def table(cls=0.8, mean=0.8, bag=0.5):
+    return hand(
+        {
+            ("none", 2, "cls"): (cls - 0.1, 0.99),
+            ("none", 3, "cls"): (cls, cls),
+            ("none", 2, "mean"): (mean - 0.1, 0.9),
+            ("none", 3, "mean"): (mean, mean),
+            ("majority", -1, "none"): (0.0, 0.0),
+            ("bag_of_words", -1, "none"): (bag, bag),
+        }
+    )
+
+
+def test_the_layer_is_chosen_by_r2_on_dev():
+    chosen = choose.chosen_cell(table(), "cls")
+    assert (chosen.layer, chosen.metric) == (3, "R2")
+    assert (chosen.dev, chosen.test) == (pytest.approx(0.8), pytest.approx(0.8))
+    assert 0.7 < chosen.low < 0.8 < chosen.high < 0.87
+    assert choose.best_baseline(table()).told == "bag of words"
+    assert "mean of train" in set(choose.baselines_of(table()).name)
+
+
+@pytest.mark.parametrize(("cls", "bag", "outcome"), [(0.8, 0.5, "yes"), (0.8, 0.8, "undecided"), (0.4, 0.8, "no")])
+def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
+    verdict = Run().judge(table(cls, bag=bag))
+    assert verdict.outcome == outcome
+    assert verdict.effect == pytest.approx(cls - bag)
+    assert verdict.low < verdict.effect < verdict.high
+    assert f"cls at layer 3 explains {cls:.3f} of the variance of the test texts' numbers" in verdict.because
+
+
+@pytest.mark.parametrize(("mean", "outcome"), [(0.95, "yes"), (0.5, "no")])
+def test_readouts_are_compared_on_numbers_too(mean, outcome):
+    rows = table(0.8, mean)
+    assert Poolings().judge(rows).outcome == outcome
+    differences, curves = Poolings().show(rows)
+    assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
+    assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
+    assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks it the other way round
+    assert {exhibit.arguments["metric"] for exhibit in Aggregate().show(rows)} == {"R2"}
+    assert choose.confirm(rows, readout="cls").p < 1e-6
+
+
+def test_the_page_of_numbers_draws():
+    for exhibit in Run().show(table()):
+        if exhibit.plot:
+            assert exhibit.arguments["metric"] == "R2"
+            exhibit.draw()
+        else:
+            assert list(exhibit.table) == ["numbers", "texts", "true", "predicted", "off"]
+            assert exhibit.table.texts.sum() == 300
+            assert exhibit.table.true.is_monotonic_increasing
+
+
+def test_a_summary_has_r2_spearman_gain_and_selectivity(mixed):
+    _, task, _, results, blocks = mixed
+    rows = Run().judged(joined(blocks).query("task == @task.name"))
+    found = choose.summary(rows, results).set_index("readout")
+    best = found.loc["mean"]
+    assert (found.index[0], best.layer) == ("mean", 1)
+    seeds = results[(results.task == task.name) & (results.control == "none") & (results.layer == 1)]
+    expected = seeds[(seeds.readout == "mean") & (seeds.split == "test")].groupby("metric").value.mean()
+    assert (best.r2, best.spearman) == (pytest.approx(expected.r2), pytest.approx(expected.spearman))
+    assert best["gain low"] < best.gain < best["gain high"]
+    assert {"bits", "accuracy", "p"}.isdisjoint(found.columns)
+
+
+def test_bands_are_quantiles_with_names():
+    assert set(choose.bands(np.array([1.0, 1, 1, 1]))) == {"1"}
+    numbers = np.arange(100.0)
+    names = choose.bands(numbers, 4)
+    assert len(set(names)) == 4
+    assert names[0].startswith("0 to 2")
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_numbers_that_tell_nothing_are_refused():
+    task, states = made()
+    for side in ("train", "dev", "test"):
+        flat = dataclasses.replace(task, y=np.where(task.split == side, 3.0, task.y))
+        for refuse in (split, lambda one: sweep([one], states, RIDGE)):
+            with pytest.raises(InputError, match=f"all numbers of {side} are the same \\(3\\); a probe needs two"):
+                refuse(flat)
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(strange):
+    task, states = made()
+    y = task.y.copy()
+    y[[3, 7]] = strange
+    with pytest.raises(InputError, match="rows 4, 8 hold no finite number"):
+        sweep([dataclasses.replace(task, y=y)], states, RIDGE)
+
+
+def test_a_task_that_no_probe_reads_is_refused():
+    task, states = made()
+    classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "a", "b"), "class", task.split)
+    with pytest.raises(
+        InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does, such as ridge"
+    ):
+        sweep([task], states, {"logistic": LogisticProbe()})
+    with pytest.raises(
+        InputError, match=r"has classes, which ridge cannot read\. Add a probe that does, such as logistic"
+    ):
+        sweep([task, classes], states, RIDGE)
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, and a table of texts with how many dogs and birds they have."""
+    path = tmp_path_factory.mktemp("numbers")
+    models.save("bert", path / "model")
+    random = np.random.default_rng(0)
+    words = [word for word in models.WORDS if word.isalpha() and word not in ("sep", "cls", "s")]
+    texts = list(dict.fromkeys(" ".join(random.choice(words, random.integers(3, 15))) for _ in range(260)))
+    rows = [f"{text},{len(text.split()) / 2},{'ab'['dog' in text]}" for text in texts]
+    (path / "d.csv").write_text("\n".join(["text,half,dog", *rows]) + "\n")
+    return path
+
+
+def arguments(folder: Path, *more: object) -> tuple[object, ...]:
+    return ("run", "--task", f"file:{folder}/d.csv", "--label-column", "half", "--target", "number",
+            "--model", folder / "model", "--readouts", "cls,mean", *more)  # fmt: skip
+
+
+def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(*arguments(folder, "--dry-run")) == 0
+    assert "numbers from 1.5 to 7" in capsys.readouterr().out
+    assert call(*arguments(folder, "--out", out, "--quiet")) == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["finished"]
+    assert run["failed"] == []
+    assert set(run["verdicts"]) == {"run", "aggregate", "poolings"}
+    results = pd.read_parquet(out / "results.parquet")
+    assert set(results.metric) == {"r2", "spearman"}
+    assert set(results.probe) == {"ridge", "none"}
+    assert value(results, control="length") > 0.99
+    predictions = check_predictions(pd.read_parquet(out / "predictions.parquet"))
+    cell = predictions[(predictions.control == "none") & (predictions.layer == 1) & (predictions.readout == "mean")]
+    cell = cell[cell.split == "test"]
+    expected = metric.r2(cell.predicted_number.to_numpy()[None], cell.number.to_numpy(), np.ones((1, len(cell))))
+    assert value(results, control="none", layer=1, readout="mean") == pytest.approx(expected[0, 0])
+    page = (out / "report.html").read_text()
+    for said in (
+        "Test R2 of a linear probe",
+        "mean of train",
+        "equals that of the mean of train",
+        "explains",
+        "spearman",
+    ):
+        assert said in page
+    assert "Test accuracy" not in page
+    capsys.readouterr()
+    assert call("report", out, "--out", tmp_path / "again.html") == 0
+    assert "Test R2" in (tmp_path / "again.html").read_text()
+    assert call("export", out, "--format", "latex") == 0
+    assert "ridge probe: test R2" in capsys.readouterr().out
+    assert call("export", out, "--out", tmp_path / "t.csv") == 0
+    assert len(pd.read_csv(tmp_path / "t.csv")) == len(results)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--probes", "logistic"], "has numbers, which logistic cannot read. Add a probe that does, such as ridge."),
+        (["--target", "class", "--label-column", "dog", "--probes", "ridge"], "has classes, which ridge cannot read."),
+        (["--readouts", "attention"], "learns its pooling from classes, and file:d:half has numbers."),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, told, tmp_path, capsys):
+    assert call(*arguments(folder), *more, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
