@@ -509,7 +509,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
         told = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
         raise InputError("--readouts", told, "Name readouts of one size")
     vectors = np.stack([states.cell(*cell, at[there]) for cell in states.cells])
-    task = Task("texts:all:none", texts, np.zeros(len(texts)), kind="number")
+    task = Task("texts:all:none", texts, np.arange(len(texts), dtype=np.float64), kind="number")  # no labels: numbers
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
 
