@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -395,18 +395,22 @@ def heatmap(table: pd.DataFrame, *, metric: str, best: Sequence[Any] | None = No
 
 @_drawn("layer", "readout", "value", "low", "high")
 def curves(
-    table: pd.DataFrame, *, metric: str, baselines: Mapping[str, float] | None = None, along: str = "layer"
+    table: pd.DataFrame,
+    *,
+    metric: str,
+    baselines: Mapping[str, float] | None = None,
+    along: str = "layer",
+    scale: Literal["linear", "log"] = "linear",
 ) -> Figure:
     """A line per readout over the layers with its interval as a band, named at its end.
 
     table: layer (int), readout (str), value, low, high. baselines: name -> value, dashed lines across. along: another
-    column of numbers instead of the layers, on a logarithmic axis.
+    column of numbers instead of the layers. scale: linear or log, that of these numbers.
     """
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
 
-    if along != "layer":
-        table = table.assign(layer=np.log2(table[along]))
+    table = table.assign(layer=np.log2(table[along]) if scale == "log" else table[along])
     readouts = list(table["readout"].unique())
     baselines = {name: value for name, value in (baselines or {}).items() if np.isfinite(value)}
     lines = {name: table[table["readout"] == name].sort_values("layer") for name in readouts}
@@ -455,7 +459,7 @@ def curves(
         if dashes:
             leader.set_dashes(dashes)
         axes.text(edge + 0.4 * per_inch, at, text, va="center_baseline", size=size, color=INK if is_line else SOFT)
-    if along == "layer":
+    if scale == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
     else:
         ticks = np.unique(table[along])[::-1]  # thinned from the end, so that the largest is named
@@ -465,8 +469,9 @@ def curves(
     axes.set_title(shown(metric, 40), loc="left", size=9, color=SOFT, x=-0.45 / wide, pad=6)
     sns.despine(figure, axes, left=True)
     axes.tick_params(axis="y", length=0)
+    ends_at = f"{table[along].min():.0f} to {table[along].max():.0f}"
     figure.set_label(
-        f"Line chart of {shown(metric, 40)} over layers {first:.0f} to {last:.0f} for {len(readouts)} readouts"
+        f"Line chart of {shown(metric, 40)} over {shown(along, 40)} {ends_at} for {len(readouts)} readouts"
         + (f", with {len(baselines)} baselines" if baselines else "")
     )
     return figure

@@ -611,6 +611,15 @@ def _find_folder(name: str) -> Path:
         raise InputError(f"model '{name}'", f"could not be downloaded ({_first_line(error)})", "Try again") from error
 
 
+def find_causal(name: str) -> Path:
+    """The folder of a causal language model, from a folder, the cache or the hub. Raises InputError."""
+    try:
+        return _find_folder(name)
+    except InputError as error:
+        where = "" if error.where == "--model" else f"{error.where} "
+        raise InputError("--decoder", where + error.what, error.mend) from None
+
+
 def _cached_folder(name: str, repository: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

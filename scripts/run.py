@@ -169,6 +169,8 @@ class Run(Study):
             readouts = [readout.name for readout in parse(self.readouts)]
             described = describe(self.model)
             layers = parse_layers(self.layers, described)
+        if not self.label_column:
+            raise InputError("--label-column", "no column named", "Name one")
         given = {name: getattr(self, name) for name in SourceOptions.__dataclass_fields__}
         options = SourceOptions(**given)
         tasks: list[Task] = []
@@ -179,7 +181,7 @@ class Run(Study):
         for spec in self.task:
             loaded = load(spec, options)
             if vectors:
-                _check_count(vectors, spec, loaded.rows)
+                check_count(vectors, spec, loaded.rows)
             rows[spec] = {"rows": loaded.rows} | {f"left out: {why}": n for why, n in loaded.left_out.items() if n}
             notes += loaded.notes
             contents |= {spec: loaded.digest} if loaded.digest else {}
@@ -587,7 +589,7 @@ class Run(Study):
                         "intervals. The layers are those that dev chooses with all of them.",
                         curves.rename(columns={"name": "readout", "n": "training texts"}),
                         "curves",
-                        {"metric": "accuracy", "along": "training texts"},
+                        {"metric": "accuracy", "along": "training texts", "scale": "log"},
                         short(task),
                     ),
                     Exhibit(
@@ -703,7 +705,7 @@ def _rows(tasks: list[Task]) -> np.ndarray:
     return np.concatenate([task.rows for task in tasks if task.rows is not None])
 
 
-def _check_count(vectors: Vectors, spec: str, rows: int) -> None:
+def check_count(vectors: Vectors, spec: str, rows: int) -> None:
     """Raise InputError unless there is one vector a row."""
     count = vectors.shape[0]
     if count == rows:
