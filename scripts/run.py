@@ -190,12 +190,7 @@ class Run(Study):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
         ids = None if vectors is None else vectors.check(_rows(tasks), layers, readouts)
-        for task in tasks:
-            if task.kind != "class":
-                raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
-            for seed in self._seeds:
-                tokens = None if ids is None else ids[task.rows]
-                split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
+        self.check_labels(tasks, ids)
         if vectors:
             contents |= {str(self.vectors): vectors.digest}
             lacking = ["untrained encoder", *(["length", "bag of words"] if tasks[0].textless else [])]
@@ -204,6 +199,15 @@ class Run(Study):
                 f"an encoder{' and of texts (--text-column)' if tasks[0].textless else ''}: {', '.join(lacking)}."
             )
         return Ready(tasks, rows, notes, contents, described, layers, readouts, cut, vectors, ids)
+
+    def check_labels(self, tasks: list[Task], ids: np.ndarray | None) -> None:
+        """Raise InputError where a task cannot be split and probed. ids: (row of the vectors,)"""
+        for task in tasks:
+            if task.kind != "class":
+                raise InputError(task.name, "is a number, and no probe here reads numbers", "Give class labels")
+            for seed in self._seeds:
+                tokens = None if ids is None else ids[task.rows]
+                split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
 
     def _vectors(self) -> Vectors:
         """The file of vectors. Raises InputError where a flag of the encoder is given too."""
