@@ -36,7 +36,7 @@ DRAWS = 1_000
 LEVEL = 0.95
 SAME = 1e-6  # of the norm: vectors no farther apart differ by the rounding of float32 alone
 KEPT = 0.9  # of the ratios of distances, the smallest; the others are cut off (Facco et al. 2017)
-FEWEST = 20  # distinct vectors of which a dimension is told
+FEWEST = 50  # distinct vectors of which a dimension is told
 
 
 def comparable(states: States, rows: np.ndarray) -> np.ndarray:
@@ -164,8 +164,9 @@ def shape(chunks: Iterable[np.ndarray], *, seed: int = 0) -> Shape:
     parts = (units**2 - own) / pairs
     spread = np.sqrt(max(squares / count - (norms / count) ** 2, 0) / (count - 1))
     half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of no pair at all is NaN
-        replicates = ((drawn**2).sum(1) - weight2) / (weight**2 - weight2)
+    drawn_pairs = weight**2 - weight2
+    sums = (drawn**2).sum(1) - weight2
+    replicates = np.divide(sums, drawn_pairs, out=np.full(DRAWS, np.nan), where=drawn_pairs > 0.5)  # NaN: of no pair
     average = norms / count
     return Shape(
         (average, average - half, average + half),

@@ -206,12 +206,15 @@ class Geometry(Run):
         layer = self._layer(table)
         for task, rows in table.groupby("task", sort=False):
             here = rows[rows.layer == layer]
-            cosine = here[here.measure == "self_similarity"].set_index("readout").value
+            cosine, coordinate = (
+                here[here.measure == name].set_index("readout").value for name in ("self_similarity", "coordinate")
+            )
             found = here[(here.measure == "difference") & (here.readout == "mean")].iloc[0]
-            tokens = f"; two random tokens {cosine['random']:.3f}" if "random" in cosine else ""
+            tokens = f"; two random tokens have {cosine['random']:.3f}" if "random" in cosine else ""
             because = (
                 f"On {short(str(task))}, layer {layer}, [CLS] of two texts has a mean cosine of {cosine['cls']:.3f}, "
-                f"their mean {cosine['mean']:.3f}{tokens}."
+                f"of which one single coordinate brings {coordinate['cls']:.3f}; their mean has {cosine['mean']:.3f}, of "
+                f"which one brings {coordinate['mean']:.3f}{tokens}."
             )
             parts[str(task)] = Verdict.decide(because, found.value, found.low, found.high, threshold=-self.margin)
         return Verdict.over(parts)
@@ -249,18 +252,20 @@ class Geometry(Run):
             )
         ]
         raw = cells(rows, "self_similarity")
-        adjusted = cells(rows, "adjusted")
+        adjusted = cells(rows, "adjusted").rename(columns={"value": "adjusted", "low": "from", "high": "to"})
         if len(adjusted):
-            beside = raw.rename(columns={"value": "cosine"})[["layer", "readout", "cosine"]]
-            base = beside[beside.readout == "random"].rename(columns={"cosine": "baseline"})[["layer", "baseline"]]
+            own = raw[raw.readout == "random"].set_index("layer").value.rename("baseline")
+            beside = raw.join(own, on="layer").merge(adjusted, on=["layer", "readout"], how="left")
+            beside = beside.drop(columns=["low", "high"]).rename(columns={"value": "cosine"})
+            beside.loc[beside.readout == "random", ["adjusted", "from", "to"]] = 0.0
             exhibits.append(
                 Exhibit(
                     "Adjusted self-similarity (Ethayarajh 2019): the mean cosine of two texts, less that of two random "
                     "tokens of the layer, one from each text (its anisotropy; the table has both). 0: no more alike "
                     "than any two tokens. [CLS] is one and the same word in all texts.",
-                    adjusted.merge(beside, on=["layer", "readout"]).merge(base, on="layer"),
+                    beside.rename(columns={"adjusted": "value", "from": "low", "to": "high"}),
                     "curves",
-                    {"metric": "mean cosine above the baseline", "baselines": {"random tokens": 0.0}},
+                    {"metric": "mean cosine above that of random tokens"},
                 )
             )
         exhibits.append(
