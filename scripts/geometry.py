@@ -213,8 +213,8 @@ class Geometry(Run):
             tokens = f"; two random tokens have {cosine['random']:.3f}" if "random" in cosine else ""
             because = (
                 f"On {short(str(task))}, layer {layer}, [CLS] of two texts has a mean cosine of {cosine['cls']:.3f}, "
-                f"of which one single coordinate brings {coordinate['cls']:.3f}; their mean has {cosine['mean']:.3f}, of "
-                f"which one brings {coordinate['mean']:.3f}{tokens}."
+                f"of which one single coordinate brings {coordinate['cls']:.3f}; their mean has {cosine['mean']:.3f}, "
+                f"of which one brings {coordinate['mean']:.3f}{tokens}."
             )
             parts[str(task)] = Verdict.decide(because, found.value, found.low, found.high, threshold=-self.margin)
         return Verdict.over(parts)
