@@ -62,9 +62,8 @@ def simulated() -> None:
             found.append(dimension(Pairs.of(x / np.linalg.norm(x, axis=1, keepdims=True))))
         value, low, high = np.array(found).T
         alone = np.abs(np.log(value / d)) <= norm.ppf(0.975) / np.sqrt(KEPT * n)
-        print(
-            f"  d = {d:2} n = {n:4}   {value.mean():6.2f}   {((low <= d) & (d <= high)).mean():.3f}   {alone.mean():.3f}"
-        )
+        held = ((low <= d) & (d <= high)).mean()
+        print(f"  d = {d:2} n = {n:4}   {value.mean():6.2f}   {held:.3f}   {alone.mean():.3f}")
     print(f"mean cosine, {SETS} data sets: coverage")
     for offset in (0.5, 2.0):
         many = np.random.default_rng(99).normal(size=(400_000, 8))
