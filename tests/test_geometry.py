@@ -75,13 +75,13 @@ def test_a_stream_gives_what_the_whole_gives(offset):
 
 
 def test_sums_of_squares_would_lose_what_varies():
-    """The broken twin of the running scatter, at an offset that single precision can hold."""
-    x = drawn(257, 12) * np.arange(1, 13) + 1e7
-    naive = x.T @ x - np.outer(x.sum(0), x.sum(0)) / len(x)
-    singular = np.sqrt(np.linalg.eigvalsh(naive).clip(1e-300))
+    """The broken twin of the running scatter, far from the origin."""
+    near = drawn(257, 12) * np.arange(1, 13)
+    far, truth = near + 1e6, effective_rank(near)
+    singular = np.sqrt(np.linalg.eigvalsh(far.T @ far - np.outer(far.sum(0), far.sum(0)) / len(far)))
     share = singular / singular.sum()
-    assert abs(np.exp(-(share * np.log(share)).sum()) - effective_rank(x - 1e7)) > 1e-4
-    assert shape(np.split(x, 4 * [0] + [99])[4:]).rank == pytest.approx(effective_rank(x - 1e7), abs=1e-6)
+    assert abs(np.exp(-(share * np.log(share)).sum()) - truth) > 1e-6
+    assert shape(np.split(far, [99, 200])).rank == pytest.approx(truth, abs=1e-8)
 
 
 def test_the_interval_of_a_mean_cosine_covers_it():
@@ -212,8 +212,9 @@ def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
     monkeypatch.setattr(measured, "BATCH", size)
     x = drawn(200, 6)
     y = x[:, :3] @ drawn(3, 5, seed=1) + drawn(200, 5, seed=2)
-    parts = [np.array_split(side, max(1, 200 // size)) for side in (x, y)]
-    xy, xx, yy = (np.mean([hsic(a, b) for a, b in zip(parts[i], parts[j], strict=True)]) for i, j in ("01", "00", "11"))
+    of_x, of_y = (np.array_split(side, max(1, 200 // size)) for side in (x, y))
+    sides = ((of_x, of_y), (of_x, of_x), (of_y, of_y))
+    xy, xx, yy = (np.mean([hsic(a, b) for a, b in zip(*pair, strict=True)]) for pair in sides)
     assert cka([x, y])[0, 1] == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-10)
     assert cka([x, y])[0, 1] == pytest.approx(0.6, abs=0.1)
 
