@@ -66,6 +66,18 @@ def effects() -> pd.DataFrame:
     )
 
 
+def pairs(names: tuple[str, ...] = READOUTS, seed: int = 0) -> pd.DataFrame:
+    """panel, row, column, value: two symmetric squares with ones on the diagonal, one of them without a value."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for panel in ("cls", "mean"):
+        square = rng.uniform(-0.05, 1, (len(names), len(names)))
+        square = np.where(np.eye(len(names), dtype=bool), 1, (square + square.T) / 2)
+        square[0, 0] = np.nan
+        rows += [(panel, a, b, square[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)]
+    return pd.DataFrame(rows, columns=["panel", "row", "column", "value"])
+
+
 def points(n: int = 500, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> pd.DataFrame:
     """panel, x, y, label, text, row: n texts in two panels."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from answers import CLASSES, answer, cells, confusions, effects, points, recalls
+from answers import CLASSES, answer, cells, confusions, effects, pairs, points, recalls
 
 from analysis import plots
 from analysis.plots import shown, svg
@@ -39,6 +39,7 @@ TABLES = {
         {"margin": 0.02, "metric": "$m_"},
     ),
     "scatter": (lambda names: points(60, names), {}),
+    "squares": (lambda names: pairs(names), {"metric": "$m_", "label": "_l"}),
 }
 MANY = tuple(f"class {i}" for i in range(1000))
 
@@ -142,6 +143,15 @@ def test_few_layers_and_one_readout_draw(layers: int) -> None:
     table = cells(layers, ("cls",))
     assert svg(plots.heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
     assert svg(plots.curves(table, metric="accuracy"), prefix="p")
+
+
+def test_squares_write_every_pair_until_there_are_too_many() -> None:
+    figure = plots.squares(pairs(("a", "b", "c")), metric="CKA", label="layer")
+    first = figure.axes[1]
+    assert sum(bool(re.fullmatch(r"1\.00|−?\.\d\d", text.get_text())) for text in first.texts) == 8
+    assert sum(bool(patch.get_hatch()) for patch in first.patches) == 1
+    assert first.get_ylim() == (0, 3), "the first row is at the bottom"
+    assert not plots.squares(pairs(MANY[:25]), metric="CKA", label="layer").axes[1].texts
 
 
 def test_two_rows_for_one_cell_are_refused() -> None:
