@@ -12,9 +12,9 @@
 3. Scores should sum to F(text) - F(baseline). The gap, in parts of that or of F's standard deviation over the texts
    if that is larger, stands in every row; above 1 % integrated gradients take twice as many steps, up to 512, and
    what is still above it is marked.
-4. `infidelity` (Yeh et al. 2019) asks whether the scores foretell what removing several tokens does; `randomised` (Adebayo
-   et al. 2018) whether an encoder with random weights would have been given the same ones; `agreement` is the rank
-   correlation of two tables of scores, text by text.
+4. `infidelity` (Yeh et al. 2019) asks whether the scores foretell what removing several tokens does; `randomised`
+   (Adebayo et al. 2018) whether an encoder with random weights would have been given the same ones; `agreement` is the
+   rank correlation of two tables of scores, text by text.
 
 The word embeddings are replaced by a hook on the table that gives them, position and segment stay: what is asked is
 which words matter. Many texts and steps share a batch, and the layers above the target's are not run.
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from probes.encoder import Encoder, Rows, load_encoder
 from probes.errors import InputError, unknown
@@ -85,11 +86,17 @@ class Target:
         gradients: what F would gain by what separates every token from the baseline, at first order.
         """
         lengths, paired = rows.lengths[of], rows.paired[of]
-        with evaluating(self.encoder.model), self._replacing(), tap(self.encoder, self._read, self._layers):
+        with (
+            tqdm(total=len(of), desc="attribution", unit=" passes", delay=1, disable=None, leave=False) as bar,
+            evaluating(self.encoder.model),
+            self._replacing(),
+            tap(self.encoder, self._read, self._layers),
+        ):
             for kind in (False, True):  # single texts first: some models tell token types of 0 from none
                 alike = np.flatnonzero(paired == kind)
                 for part in plan(lengths[alike], self._tokens_per_batch, equal=self._equal):
                     yield self._pass(rows, of, alike[part], keep, gradients)
+                    bar.update(len(part))
 
     def _pass(self, rows: Rows, of: np.ndarray, items: np.ndarray, keep: Keep, gradients: bool) -> Passed:
         encoder, now = self.encoder, self._running
