@@ -2,11 +2,11 @@
 
 1. A change is the hook of every block for the length of a `with`: `knockout` masks edges of attention, `altered` puts
    other hidden states into a block. The hooks are gone afterwards, also after an error, and the encoder is as it was.
-2. An edge goes from a source (the key) to a target (the query) and is named so: ``content->cls``. Where the mask forbids
-   an edge, its attention is exactly 0 and softmax shares its weight out among the others. A token always sees itself,
-   so that no row of a mask is ever empty (it would be NaN).
+2. An edge goes from a source (the key) to a target (the query) and is named so: ``content->cls``. Where the mask
+   forbids one, its attention is exactly 0 and softmax shares its weight out among the others. A token always sees
+   itself, so that no row of a mask is ever empty (it would be NaN).
 3. `recording` keeps what went into every block of one batch. From there the network runs on from any layer: what lies
-   below a change is never computed again.
+   below a change is never computed again. `replay` does so for many texts, batched by their sorted lengths.
 4. Not every attention takes such a mask. Before the first change of an encoder it is tried: edges cut in a block must
    leave its [CLS] indifferent to all other tokens, and all other tokens as they were.
 
@@ -18,26 +18,31 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import BoundArguments
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
+import numpy as np
 import torch
 
-from probes.encoder import Encoder, check_layers
+from probes.encoder import Encoder, Rows, check_layers
 from probes.errors import InputError, unknown
-from probes.extract import evaluating, tap
+from probes.extract import BUDGET, evaluating, plan, tap
 from probes.readout import Batch, Position, parse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["EDGES", "Recorded", "altered", "check_changes", "knockout", "recording", "tokens_of"]
+__all__ = ["EDGES", "Recorded", "altered", "check_changes", "knockout", "recording", "replay", "tokens_of"]
 
+T = TypeVar("T")
+
+CHUNK = 256 << 20  # bytes of hidden states that are kept at once
 EDGES = ("content->cls", "rest->cls", "sep->cls", "cls->content")
 _SETS: dict[str, Callable[[Batch], Tensor]] = {  # name -> (batch, token)
     "cls": lambda batch: _cls(batch),
@@ -276,6 +281,66 @@ def recording(encoder: Encoder, until: int) -> Iterator[Callable[[Batch], Record
 
     with _hooked(encoder, None, before):
         yield record
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some of the texts, recorded batch by batch: as many as fit into `CHUNK` bytes of hidden states.
+
+    rows: for every batch the numbers of its texts.
+    """
+
+    rows: list[np.ndarray]
+    recorded: list[Recorded]
+    _pool: ThreadPoolExecutor
+
+    def each(self, step: Callable[[int, Recorded], T]) -> list[T]:
+        """``step(number, recorded)`` of every batch, side by side on a CPU."""
+        return list(self._pool.map(step, range(len(self.recorded)), self.recorded))
+
+
+@contextmanager
+def replay(
+    encoder: Encoder, texts: Sequence[str], until: int, *, max_length: int | None = None
+) -> Iterator[Iterator[Chunk]]:
+    """Within the block, the texts chunk by chunk, run up to layer `until`, from which changed passes go on.
+
+    max_length: longer texts are cut to so many tokens; default the encoder's limit. Texts of like length share a batch,
+    of equal length where padding leaks; on a CPU each batch has a thread. Raises InputError as `check_changes` does.
+    """
+    check_changes(encoder)
+    rows = encoder.tokenize(texts, max_length or encoder.description.max_length)
+    leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
+    batches: list[np.ndarray] = []
+    for paired in (False, True):  # single texts have no token types
+        alike = np.flatnonzero(rows.paired == paired)
+        batches += [alike[part] for part in plan(rows.lengths[alike], BUDGET[encoder.device.type], equal=leaks)]
+
+    def chunks() -> Iterator[Chunk]:
+        waiting = list(batches)
+        while waiting:
+            some = [waiting.pop(0)]
+            room = CHUNK - _size(rows, some[0], encoder, until)
+            while waiting and (room := room - _size(rows, waiting[0], encoder, until)) >= 0:
+                some.append(waiting.pop(0))
+            with recording(encoder, until) as record:
+                recorded = list(pool.map(lambda batch: record(encoder.batch([rows[i] for i in batch])), some))
+            yield Chunk(some, recorded, pool)
+
+    threads = torch.get_num_threads()
+    aside = encoder.device.type == "cpu"
+    alone = partial(torch.set_num_threads, 1 if aside else threads)
+    try:
+        with evaluating(encoder.model), ThreadPoolExecutor(threads if aside else 1, initializer=alone) as pool:
+            yield chunks()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _size(rows: Rows, batch: np.ndarray, encoder: Encoder, until: int) -> int:
+    """Bytes of a recorded batch."""
+    tokens = len(batch) * int(rows.lengths[batch].max())
+    return tokens * encoder.description.dim * (until + 1) * encoder.dtype.itemsize
 
 
 class _Enough(Exception):
