@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def covariance_of(fitter: LeaceFitter) -> Tensor:
 
 def new_fitter(dim: int, classes: int) -> LeaceFitter:
     """An empty one: float64, nothing of the label left, whatever that does to the trace."""
-    from concept_erasure import LeaceFitter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in a part that we do not use
+        from concept_erasure import LeaceFitter
 
     return LeaceFitter(dim, classes, dtype=torch.float64, svd_tol=TOLERANCE, constrain_cov_trace=False)
 
