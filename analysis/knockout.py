@@ -146,17 +146,16 @@ def predictions_of(
     states: States,
     probe: BaseEstimator,
     cells: Sequence[Cell],
-    edges: Sequence[str],
+    cuts: Sequence[Window],
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
     """What the fixed probe of every cell says of every test text after every cut: the columns of `PREDICTIONS`.
 
-    Every window of layers below a cell is cut, for every kind of edges; the intact passes are `INTACT`.
+    The intact passes are `INTACT`; a cell is asked about the windows that end at or below its layer.
     """
     test = asked.rows_of("test")
     texts = [asked.task.texts[i] for i in asked.row[test]]
-    cuts = windows(edges, max(layer for layer, _ in cells))
     found = vectors_of(encoder, texts, cuts, cells, max_length=states.source["max_length"])
     parts = []
     for cell in cells:

@@ -30,7 +30,7 @@ def measured(encoder, seed, *, edges=tuple(f"{token}->cls" for token in TOKENS),
     task = planted.task(seed)
     states = Extractor(encoder, ["cls"])(task.texts)
     asked = ask(task, states, seed)
-    return layer, asked, states, effects(predictions_of(encoder, asked, states, LogisticProbe(), cells, edges))
+    return layer, asked, states, effects(predictions_of(encoder, asked, states, LogisticProbe(), cells, windows(edges, 4)))
 
 
 def named(table):
