@@ -6,6 +6,8 @@
 3. `read` asks a *fixed* probe: trained once, on the intact vectors of train, chosen as ever on dev. It is asked about
    the same test texts after every cut.
 4. `effects` is the change of its accuracy with the interval of a paired difference over these texts.
+5. `agreement` holds the profile of these changes over the layers against those of other evidence (attention,
+   attribution), which nothing was done to.
 
 Attention knockout: Geva et al. (2023); there the last token of a decoder was cut off, here [CLS].
 """
@@ -14,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
@@ -187,3 +190,42 @@ def right(predictions: pd.DataFrame, cut: Window) -> pd.DataFrame:
     rows = predictions[(predictions[list(Window._fields)] == list(cut)).all(axis=1)]
     hit = stats.right(rows).astype(float)
     return hit.set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
+
+
+def losses(predictions: pd.DataFrame, edges: str) -> np.ndarray:
+    """(text, layer) 1 where the probe of one task and cell was right and is wrong once a single layer is cut, -1 where
+    it was wrong and is right; texts in the order of their rows, layers from 1. Means over seeds."""
+    intact = right(predictions, INTACT).mean()
+    last = int(predictions.loc[predictions.edges == edges, "last"].max())
+    cut = [right(predictions, Window(edges, layer, layer)).mean() for layer in range(1, last + 1)]
+    return np.stack([(intact - one).to_numpy() for one in cut], 1)
+
+
+def agreement(profiles: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Spearman's rank correlation of the layer profiles of every two kinds of evidence.
+
+    profiles: kind -> (text, layer), one and the same texts, NaN where a text was not asked; a profile is the mean over
+    texts. Columns one, other, correlation, low, high: the 95 % percentile interval of a bootstrap over the texts, which
+    are drawn for both at once. A profile that is the same in every layer is in no order: its correlation is 0.
+    """
+    names, count = list(profiles), len(next(iter(profiles.values())))
+
+    def ranked(weights: np.ndarray) -> list[np.ndarray]:
+        """(draw, layer) ranks of every profile, less their mean, of length 1."""
+        found = []
+        for values in profiles.values():
+            known = ~np.isnan(values[:, 0])
+            mean = weights[:, known] @ values[known] / np.maximum(weights[:, known].sum(1, keepdims=True), 1)
+            ranks = rankdata(mean.round(9), axis=1) - (mean.shape[1] + 1) / 2
+            length = np.sqrt((ranks**2).sum(1, keepdims=True))
+            found.append(np.divide(ranks, length, out=np.zeros_like(ranks), where=length > 0))
+        return found
+
+    def correlations(weights: np.ndarray) -> np.ndarray:
+        ranks = ranked(weights)
+        return np.stack([(ranks[i] * ranks[j]).sum(1) for i, j in combinations(range(len(names)), 2)])
+
+    value = correlations(np.ones((1, count)))[:, 0]
+    low, high = stats.percentile(stats.bootstrap(correlations, count))
+    table = pd.DataFrame(list(combinations(names, 2)), columns=["one", "other"])
+    return table.assign(correlation=value, low=np.minimum(low, value), high=np.maximum(high, value))

@@ -222,13 +222,13 @@ def _special(encoder: Encoder) -> set[int]:
 
 
 def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BoundArguments:
-    return _signature(type(module)).bind(*args, **kwargs)
+    return _signature(type(module).forward).bind(*args, **kwargs)
 
 
 @cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
-    """Of its forward, without self."""
-    whole = inspect.signature(kind.forward)
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Without self."""
+    whole = inspect.signature(forward)
     return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
@@ -249,7 +249,7 @@ class Recorded:
         with torch.no_grad():
             for block, given in zip(self.encoder.blocks[layer:until], self._given[layer:until], strict=True):
                 name = next(iter(given.arguments))
-                now = BoundArguments(given.signature, {**given.arguments, name: hidden})  # type: ignore[arg-type]
+                now = BoundArguments(given.signature, {**given.arguments, name: hidden})
                 output = block(*now.args, **now.kwargs)
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
         return hidden
@@ -374,7 +374,9 @@ def check_changes(encoder: Encoder) -> None:
 
 
 def _is_sound(encoder: Encoder) -> bool:
-    if encoder.adapter.before or any("attention_mask" not in _signature(type(b)).parameters for b in encoder.blocks):
+    if encoder.adapter.before or any(
+        "attention_mask" not in _signature(type(b).forward).parameters for b in encoder.blocks
+    ):
         return False  # a pass that depends on the length of its batch; no mask at all
     limit, last = encoder.description.max_length, len(encoder.blocks)
     if encoder.cls_id not in encoder.tokenize([""])[0].ids:

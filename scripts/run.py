@@ -599,7 +599,7 @@ class Run(Study):
             self.judge(measured.predictions),
             self.exhibits(measured),
             (*self.note(measured.predictions), *measured.notes),
-            {"Settings": _plain(self.model_dump(mode="json")), **_headed(measured.facts)},
+            {"Settings": plain(self.model_dump(mode="json")), **headed(measured.facts)},
         )
 
     def answers(self, measured: Measured) -> dict[str, Answer]:
@@ -679,7 +679,7 @@ def short(task: str) -> str:
     return task.partition(":")[2].replace(":", ": ")
 
 
-def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         "Rows": {
             f"{task}: {name}": value
@@ -687,12 +687,12 @@ def _headed(facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             for task, rows in facts[part].items()
             for name, value in rows.items()
         },
-        "Model": _plain(facts["model"]),
+        "Model": plain(facts["model"]),
         "Versions": facts["versions"],
     }
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As the page shows settings: lists and figures in one line, and no line for what was not asked for."""
     return {name: _line(value) for name, value in values.items() if value not in (None, False)}
 

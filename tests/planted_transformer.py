@@ -4,9 +4,10 @@
    negative beside it, so that the mean of a vector is 0 and LayerNorm only scales.
 2. In *every* layer [CLS] looks at token 3 and the others look everywhere: attention weights do not tell the layers
    apart. Only at layer j do values carry a word, into a part of the vector of its own; elsewhere they carry nothing.
-3. The feed-forward parts add nothing. Noise on all weights, if wanted, makes every layer do a little of everything.
+3. The feed-forward parts add nothing. Noise, if wanted, stands on all weights but those of the values.
 
-So a probe of the word at token 3 reads [CLS] from layer j on, and only the edge from token 3 to [CLS] at layer j counts.
+So a probe of the word at token 3 reads [CLS] from layer j on, and only the edge from token 3 to [CLS] at layer j
+counts.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def plant(encoder: Any, layer: int, *, noise: float = 0.0, seed: int = 0) -> Non
                 inner.value.weight[_HALF + _COPIED + at, at] = -1.0
     if noise:
         random = torch.Generator().manual_seed(seed)
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=random) * noise)
+        for name, weight in model.named_parameters():
+            if "value" not in name:  # or every layer would carry a little of every word, which a probe finds
+                weight.add_(torch.randn(weight.shape, generator=random) * noise)
 
 
 def _put(vector: torch.Tensor, at: int) -> None:

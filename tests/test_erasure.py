@@ -9,7 +9,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from analysis.erasure import (
-    KINDS, Eraser, Place, covariance_of, effects, erasers_of, fit, leakage, new_fitter, predictions_of,
+    KINDS,
+    Eraser,
+    Place,
+    covariance_of,
+    effects,
+    erasers_of,
+    fit,
+    leakage,
+    new_fitter,
+    predictions_of,
 )  # fmt: skip
 from analysis.sweep import ask
 from probes.encoder import load_encoder
@@ -24,7 +33,7 @@ def data(seed, *, count=600, dim=24, classes=3):
     random = np.random.default_rng(seed)
     y = random.choice(classes, size=count, p=[0.5, 0.3, 0.2][:classes])
     mix = random.normal(size=(dim, dim)) * np.geomspace(3, 0.1, dim)
-    return (random.normal(size=(count, dim)) + 1.5 * np.eye(dim)[y]) @ mix + 5, y
+    return (random.normal(size=(count, dim)) + 4 * np.eye(dim)[y]) @ mix + 5, y
 
 
 def fitted(x, y, z=None):

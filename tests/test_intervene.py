@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import models
 import pytest
@@ -160,9 +161,9 @@ def test_edges_are_cut_in_every_architecture_with_a_mask_and_nothing_stays(loade
     foreign = encoder.blocks[0].register_forward_pre_hook(lambda module, args: None)
     batch, installed = batch_of(encoder), hooks(encoder.model)
     before = states(encoder, batch)
-    with pytest.raises(ZeroDivisionError), knockout(encoder, "rest->cls", range(1, last + 1)):
+    with suppress(ZeroDivisionError), knockout(encoder, "rest->cls", range(1, last + 1)):
         cut = states(encoder, batch)
-        _ = 1 / 0
+        raise ZeroDivisionError
     with altered(encoder, 0, lambda hidden, _: -hidden):
         flipped = states(encoder, batch)
     assert hooks(encoder.model) == installed
