@@ -206,9 +206,9 @@ class Formation(Run):
         direction = each[asked.y[test[some]]]  # towards every text's own label
         tables = [
             attribution.attribute(attribution.Target(encoder, direction, layer=at), texts, "feature_ablation")
-            for at in range(layer + 1)
+            for at in range(1, layer + 1)
         ]
-        moved = content(pd.concat(tables)) if layer else np.zeros((len(texts), 0))
+        moved = content(pd.concat(tables))
         before = np.concatenate([np.zeros((len(texts), 1)), moved[:, :-1]], 1)
         profiles["attribution"] = spread(moved - before)  # layer 0 of [CLS] depends on no word
         means = [

@@ -12,7 +12,7 @@ from probes.errors import InputError
 
 
 def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task="file:made:label"):
-    """What a fixed probe of [CLS] said after the cuts that the verdict is about; the texts that are right are nested."""
+    """What a fixed probe of [CLS] said after the cuts that the verdict is about; texts that are right are nested."""
     half = max(1, layer // 2)
     shares = {
         INTACT: intact,
@@ -72,7 +72,9 @@ def test_agreement_is_the_rank_correlation_of_the_profiles():
     random = np.random.default_rng(0)
     rising = np.arange(6.0) + random.normal(size=(300, 6))
     some = np.where(np.arange(300)[:, None] < 100, rising, np.nan)
-    table = agreement({"a": rising, "b": some, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))})
+    table = agreement(
+        {"a": rising, "b": some, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))}
+    )
     found = table.set_index(["one", "other"])
     assert found.correlation["a", "b"] == 1
     assert found.low["a", "b"] > 0.8
@@ -82,10 +84,9 @@ def test_agreement_is_the_rank_correlation_of_the_profiles():
     assert ((found.low <= found.correlation) & (found.correlation <= found.high)).all()
 
 
-def test_a_small_run_answers_goes_on_and_draws_again(tmp_path, capsys):
+def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp_path, monkeypatch):
     import planted_transformer as planted
 
-    from analysis.folder import RunFolder
     from analysis.study import Answer
     from clsprobe.cli import main
     from probes.encoder import load_encoder
@@ -96,17 +97,28 @@ def test_a_small_run_answers_goes_on_and_draws_again(tmp_path, capsys):
     encoder.model.save_pretrained(folder)
     task = planted.task(0, count=200)
     pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
-    out = tmp_path / "run"
-    flags = ["--model", str(folder), "--task", f"file:{tmp_path / 'third.csv'}", "--allow-overlap"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["formation", *flags, "--device", "cpu", "--out", str(out), "--quiet"])
-    assert stopped.value.code == 0
+    out, table = tmp_path / "run", tmp_path / "third.csv"
+
+    def run():
+        flags = ["--model", str(folder), "--task", f"file:{table}", "--device", "cpu", "--allow-overlap", "--quiet"]
+        with pytest.raises(SystemExit) as stopped:
+            main(["formation", *flags, "--out", str(out)])
+        return stopped.value.code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Formation, "judge", _interrupted)
+        assert run() == 130
+    monkeypatch.setattr(Formation, "_gather", _interrupted)  # it is not measured again
+    assert run() == 0
     answer = Answer.load(out / "answers" / "formation.json")
     assert answer.verdict.outcome == "yes"
     assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "differences", "curves"}
-    for exhibit in answer.exhibits:
-        assert not exhibit.plot or exhibit.draw()
-    study = Formation(model=str(folder), task=flags[3], allow_overlap=True, device="cpu")
-    again = RunFolder(out, "formation", study.settings(), overwrite=True)
-    again._facts = {"measured": __import__("json").loads((out / "run.json").read_text()).get("measured")}
+    assert "one vector for all texts" in answer.notes[0]
     assert (out / "report.html").stat().st_size > 10_000
+    costs = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "differences").set_index("name")
+    assert costs.outcome["[CLS] from the words, layer 4"] == "yes"
+    assert (costs.effect[[f"[CLS] from the words, layer {layer}" for layer in (1, 2, 3)]].abs() < 0.1).all()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
