@@ -203,7 +203,7 @@ def predictions_of(
     test = asked.rows_of("test")
     texts = [asked.task.texts[i] for i in asked.row[test]]
     width = states.width(cell[1])
-    untouched = Erasure("none", "", 0)
+    untouched = Erasure("none", "", cell[0])
     found = {untouched: np.empty((len(texts), width), np.float32)}
     found |= {Erasure(kind, *place): np.empty_like(found[untouched]) for place in places for kind in KINDS}
     with (
@@ -232,7 +232,9 @@ def _erasing(encoder: Encoder, fitted: Fitted, erasure: Erasure) -> AbstractCont
     within = tokens_of(erasure.tokens)
 
     def change(hidden: Tensor, batch: Batch) -> Tensor:
-        return torch.where(within(batch)[..., None], eraser(hidden), hidden)
+        chosen, changed = within(batch), hidden.clone()
+        changed[chosen] = eraser(hidden[chosen])
+        return changed
 
     return altered(encoder, erasure.layer, change)
 

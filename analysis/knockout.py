@@ -90,7 +90,8 @@ def vectors_of(
         for chunk in chunks:
             texts_here = sum(map(len, chunk.rows))
             for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):
-                fill(found[INTACT], rows, recorded, 0, recorded.hidden[0])
+                for cell, vectors in found[INTACT].items():
+                    fill({cell: vectors}, rows, recorded, cell[0], recorded.hidden[cell[0]])
             bar.update(texts_here)
             for (edges, first), together in groupby(chained, lambda cut: (cut.edges, cut.first)):
                 at, so_far = first - 1, [recorded.hidden[first - 1] for recorded in chunk.recorded]
