@@ -46,7 +46,7 @@ _FUSED = "Wqkv"  # queries, keys and values of one product, in this order
 def attention(encoder: Encoder, texts: Sequence[str], readout: str = "cls") -> pd.DataFrame:
     """The attention weights between one position and every token, per layer and head.
 
-    Columns: readout; text, layer (1 is the first block), head, token_index, token, special; self (whether the token is
+    Columns: readout; text, layer (1 is the first block), head, token_index, token, special; own (whether the token is
     the position itself); out_of, what the position reads from the token (sums to 1 over the tokens); into, what the
     token reads from the position. readout: the name of a position. Texts are cut to the encoder's limit. Raises
     InputError for an encoder that gives no attention weights, and for a readout that is no position.
@@ -70,20 +70,20 @@ def attention(encoder: Encoder, texts: Sequence[str], readout: str = "cls") -> p
         many.insert(1, "layer", np.repeat(np.arange(1, layers + 1), count * len(tokens)))
         many.insert(2, "head", np.tile(np.repeat(np.arange(count), len(tokens)), layers))
         tables.append(
-            many.assign(self=many["token_index"] == place, out_of=out_of.ravel(), into=into.ravel(), readout=at.name)
+            many.assign(own=many["token_index"] == place, out_of=out_of.ravel(), into=into.ravel(), readout=at.name)
         )
-    empty = columns.assign(layer=0, head=0, self=False, out_of=0.0, into=0.0, readout=at.name).head(0)
+    empty = columns.assign(layer=0, head=0, own=False, out_of=0.0, into=0.0, readout=at.name).head(0)
     return pd.concat(tables, ignore_index=True) if tables else empty
 
 
 def heads(table: pd.DataFrame) -> pd.DataFrame:
     """What every head does on average: `attention` summed over tokens of a kind, and averaged over texts.
 
-    Columns: layer, head; direction; of (self, special for the other special tokens, content); value. Of direction
+    Columns: layer, head; direction; of (own, special for the other special tokens, content); value. Of direction
     "out of", the share of the position's attention that goes to such tokens, the three sum to 1; of "into", the mean
     weight that one such token gives to the position.
     """
-    kind = np.where(table["self"], "self", np.where(table["special"], "special", "content"))
+    kind = np.where(table["own"], "own", np.where(table["special"], "special", "content"))
     where = ["text", "layer", "head", "of"]
     per_text = (
         table.assign(of=kind)

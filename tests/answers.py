@@ -150,3 +150,19 @@ def answer(n: int = 500) -> Answer:
             "Versions": {"clsprobe": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         },
     )
+
+
+def scored(tokens: tuple[str, ...] = CLASSES, seed: int = 0) -> pd.DataFrame:
+    """text, token_index, token, special, score, complete: the same tokens in two texts, the second with a gap."""
+    rng = np.random.default_rng(seed)
+    size = len(tokens)
+    return pd.DataFrame(
+        {
+            "text": np.repeat([4, 7], size),
+            "token_index": np.tile(np.arange(size), 2),
+            "token": [*tokens, *tokens],
+            "special": np.tile(np.arange(size) == 0, 2),
+            "score": rng.normal(size=2 * size),
+            "complete": np.repeat([True, False], size),
+        }
+    )

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from answers import CLASSES, answer, cells, confusions, effects, points, recalls
+from answers import CLASSES, answer, cells, confusions, effects, points, recalls, scored
 
 from analysis import plots
 from analysis.plots import shown, svg
@@ -39,6 +39,7 @@ TABLES = {
         {"margin": 0.02, "metric": "$m_"},
     ),
     "scatter": (lambda names: points(60, names), {}),
+    "token_strips": (lambda names: scored(names), {"metric": "$m_"}),
 }
 MANY = tuple(f"class {i}" for i in range(1000))
 
@@ -82,7 +83,7 @@ def test_every_table_can_be_empty_or_without_values(plot: str) -> None:
     build, arguments = TABLES[plot]
     table = build(CLASSES)
     assert "no rows to draw" in texts(svg(getattr(plots, plot)(table.head(0), **arguments), prefix="p"))
-    numbers = [name for name in ("value", "low", "high", "effect", "x", "y") if name in table]
+    numbers = [name for name in ("value", "low", "high", "effect", "x", "y", "score") if name in table]
     assert svg(getattr(plots, plot)(table.assign(**dict.fromkeys(numbers, np.nan)), **arguments), prefix="p")
     with pytest.raises(ValueError, match=f"{plot}: the table lacks "):
         getattr(plots, plot)(table.iloc[:, 1:], **arguments)
