@@ -50,7 +50,7 @@ SHOWN = {  # edges -> how a reader calls them
     "cls->content": "the words from [CLS]",
 }
 LOOKED_AT = 60  # test texts whose attention and attributions are computed
-TOP = 12  # tokens that are named
+STRIPS = 8  # of them that are shown word by word
 
 
 class Formation(Run):
@@ -219,9 +219,11 @@ class Formation(Run):
             "profiles": pd.concat(means, ignore_index=True),
             "agreement": knockout.agreement(profiles),
             "tokens": attribution.attribute(
-                attribution.Target(encoder, direction[:TOP], layer=layer), texts[:TOP], "integrated_gradients"
+                attribution.Target(encoder, direction[:STRIPS], layer=layer), texts[:STRIPS], "integrated_gradients"
             ),
         }
+        labels = asked.classes[asked.y[test[some]]].astype(str)
+        found["tokens"]["name"] = labels[found["tokens"].text]
         for table in found.values():
             table.insert(0, "task", task)
         return found, note
@@ -375,9 +377,12 @@ class Formation(Run):
                 ),
                 Exhibit("How far they agree: rank correlations over the layers.", agreed, section=short(str(task))),
                 Exhibit(
-                    "The words that move the probe's [CLS] most towards the text's own label (integrated gradients).",
-                    _strongest(tokens),
-                    section=short(str(task)),
+                    "What every word does to the number that the probe reads of [CLS], towards the text's own label, "
+                    "in some test texts (integrated gradients; the baseline is a text without words).",
+                    tokens.drop(columns="task"),
+                    "token_strips",
+                    {"metric": "attribution"},
+                    short(str(task)),
                 ),
             ]
         return exhibits
@@ -448,21 +453,6 @@ def _profile(values: np.ndarray) -> dict[str, np.ndarray]:
     largest = np.abs(mean).max(initial=0) or 1.0
     half = stats.Z * known.std(0, ddof=1) / np.sqrt(len(known)) if len(known) > 1 else np.full(len(mean), np.nan)
     return {"value": mean / largest, "low": (mean - half) / largest, "high": (mean + half) / largest}
-
-
-def _strongest(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Of every text the token with the largest score, and all of them as they follow each other."""
-    import pandas as pd
-
-    found = []
-    for _, rows in tokens.groupby("text", sort=False):
-        content = rows[~rows.special]
-        if len(content):
-            top = content.loc[content.score.idxmax()]
-            found.append(
-                (" ".join(content.token), top.token, top.score / max(content.score.abs().sum(), 1e-12), top.gap)
-            )
-    return pd.DataFrame(found, columns=["text", "token", "share", "gap"])
 
 
 if __name__ == "__main__":
