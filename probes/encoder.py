@@ -369,12 +369,17 @@ class Encoder:
         """Run the encoder over a batch, without gradients."""
         import torch
 
+        with torch.no_grad():
+            return self.run(batch)
+
+    def run(self, batch: Batch) -> Any:
+        """Run the encoder over a batch, with gradients where its weights want them."""
         segments = {}
         if batch.types is not None:
             segments["token_type_ids"] = batch.types
         elif self.adapter.cls_segment:
             segments["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
-        with torch.no_grad(), _quiet_transformers():
+        with _quiet_transformers():
             if self.adapter.before:
                 self.adapter.before(self.model, batch.ids.shape[1])
             return self.model(
