@@ -1,7 +1,8 @@
 """Tables into figures: every function takes a table and returns a matplotlib Figure; `svg` makes one inline.
 
 1. `heatmap`, `curves`: layer x readout.   2. `confusion`, `intervals`: one chosen cell, class by class; baselines.
-3. `differences`: effects against a declared margin.   4. `scatter`: points in the plane, panel beside panel.
+3. `differences`: effects against a declared margin.   4. `scatter`: points in the plane, panel beside panel; `squares`:
+   how much every two of many things agree.
 5. `svg`: a figure as inline SVG: responsive, same bytes every time, ids of its own, text as text.
 6. `shown`, `signed`, `point_styles`: how data text and effects are spelled and how a label looks, also on the page.
 
@@ -750,6 +751,48 @@ def scatter(table: pd.DataFrame) -> Figure:
         f"Scatter plot of {len(table):,} points in {len(panels)} panels, coloured by {len(counted)} labels: "
         + ", ".join(names[:12])
     )
+    return figure
+
+
+@_drawn("panel", "row", "column", "value")
+def squares(table: pd.DataFrame, *, metric: str, label: str) -> Figure:
+    """Every thing against every other, one panel beside the other: how much two of them agree, on a scale from 0 to 1.
+
+    table: panel, row, column, value; rows upwards and columns in order of first appearance. label: what they are. A
+    pair without a value is hatched; one below 0 has the colour of 0.
+    """
+    panels = dict(iter(table.groupby("panel", sort=False, observed=True)))
+    names = {name: list(dict.fromkeys([*rows["row"], *rows["column"]])) for name, rows in panels.items()}
+    most = max(map(len, names.values()))
+    size, font = (0.48, 8.5) if most <= 9 else (0.36, 7.0) if most <= 14 else (0.2, 0.0)
+    fitted = {name: [_fit(each, 1.6) for each in names[name]] for name in panels}
+    below, before = (max(each) for each in zip(*(_slant(texts, size) for texts in fitted.values()), strict=True))
+    left = max(0.4 + max(_wide(text) for texts in fitted.values() for text in texts), before)
+    side, gap = size * most, 0.9
+    across = max(1, min(len(panels), int(11 // (left + side + gap))))
+    down = -(-len(panels) // across)
+    wide, tall = left + side + gap, 0.35 + side + below + 0.2
+    figure, frame = _sheet(across * wide - 0.2, down * tall - 0.2)
+    frame.axis("off")
+    width, height = figure.get_size_inches()
+    for i, (name, rows) in enumerate(panels.items()):
+        count = len(names[name])
+        square = rows.pivot(index="row", columns="column", values="value").reindex(names[name], columns=names[name])
+        values = square.to_numpy(float)
+        x, y = (i % across) * wide + left, height - (i // across) * tall - 0.35 - size * count
+        axes = figure.add_axes((x / width, y / height, size * count / width, size * count / height))
+        ink = _grid(figure, axes, values, 0.0, 1.0, label=shown(metric, 40))
+        for row, column in np.argwhere(np.isfinite(values)) if font else ():
+            value = values[row, column]
+            at = column + 0.5, row + 0.5
+            axes.text(*at, _short(value), ha="center", va="center_baseline", size=font, color=ink(value))
+        every = max(1, round(0.2 / size)) if font else 2
+        axes.set_yticks(np.arange(0, count, every) + 0.5, fitted[name][::every])
+        _name_columns(axes, fitted[name], size)
+        axes.set_ylabel(shown(label, 40), labelpad=6)
+        axes.set_title(_fit(name, size * count + gap, 10), loc="left", size=10, pad=5)
+    told = ", ".join(_fit(name, 2.4) for name in list(panels)[:12])
+    figure.set_label(f"Heat map of {shown(metric, 40)} between every two of {most}, in {len(panels)} panels: {told}")
     return figure
 
 
