@@ -224,14 +224,18 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
 
 @dataclass(frozen=True)
 class Crossed:
-    """The mean of a - b with its 95 % interval; p that a and b are equally good; p that they differ by the margin or
-    more (two one-sided tests, Schuirmann 1987)."""
+    """The mean of a - b with its 95 % interval, and three p.
+
+    p_equal: that a and b are equally good. p_apart: that they differ by the margin or more (two one-sided tests,
+    Schuirmann 1987). p_worse: that a is worse by no more than the margin (one-sided).
+    """
 
     effect: float
     low: float
     high: float
     p_equal: float
     p_apart: float
+    p_worse: float
 
 
 def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, draws: int = DRAWS, seed: int = 0) -> Crossed:
@@ -261,8 +265,14 @@ def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, draws: int = DRA
     parts = np.array(variance), np.array(freedom)
     centre = padded.mean()
     half = _reach((1 - LEVEL) / 2, *parts)
-    differ, apart = 2 * _tail(abs(centre), *parts), _tail(margin - abs(centre), *parts)
-    return Crossed(float(difference.mean()), float(centre - half), float(centre + half), min(differ, 1.0), apart)
+    return Crossed(
+        float(difference.mean()),
+        float(centre - half),
+        float(centre + half),
+        p_equal=2 * _tail(abs(centre), *parts),
+        p_apart=_tail(margin - abs(centre), *parts),
+        p_worse=_tail(-margin - centre, *parts),
+    )
 
 
 def _difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float, np.ndarray, np.ndarray]:

@@ -90,9 +90,10 @@ class Arranged(Encoder):
     new: int = -1  # the id of the new token
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
-        """As `Encoder.tokenize`; `max_length` counts the new token too."""
-        room = max_length - 1 if max_length is not None and self.new >= 0 else max_length
-        rows = super().tokenize(texts, room)
+        """As `Encoder.tokenize`; a new token comes on top of `max_length`, where the encoder has room for it."""
+        if max_length is not None and self.new >= 0:
+            max_length = min(max_length, self.description.max_length - 1)
+        rows = super().tokenize(texts, max_length)
         parts = [self._taken(row) for row in rows]
         if not parts:
             return rows
@@ -121,27 +122,25 @@ def arranged(encoder: Encoder, name: str) -> tuple[Encoder, Readout]:
     last layer the readout is taken after it. Raises InputError for a name that is none, or that this encoder lacks.
     """
     plain, where = arrangement(name)
-    made, readout = encoder, None
+    readout: Readout
+    made: Encoder = encoder
     parts = {part: getattr(encoder, part) for part in Encoder.__dataclass_fields__}
     if plain == "new":
         model, token = _with_new_token(encoder)
         parts |= {"model": model, "blocks": [model.get_submodule(point.module) for point in encoder.points[1:]]}
         made, readout = Arranged(**parts, arrange=_PLACES[where], new=token), New(where, token)
-    elif where:
-        move = _behind if where == "last" else _without
-        made = Arranged(**parts, arrange=lambda row: move(row, encoder.cls_id))
-    if readout is None:
+    else:
         (readout,) = parse([plain])
+        if where:
+            move = _behind if where == "last" else _without
+            made = Arranged(**parts, arrange=lambda row: move(row, encoder.cls_id))
     added = encoder.tokenize([""])[0].ids
-    for part in within(readout):
-        wanted = {"cls": encoder.cls_id, "sep": encoder.sep_id}.get(part.name)
-        if part.name in ("cls", "sep") and wanted not in added:
-            told = f"the tokenizer of {encoder.name} adds no {part.name} token"
+    named = [part.name for part in within(readout)]
+    for special, own in (("cls", encoder.cls_id), ("sep", encoder.sep_id)):
+        if own not in added and (special in named or (special, where) == ("cls", "no_cls")):
+            told = f"the tokenizer of {encoder.name} adds no {special} token"
             raise InputError(f"--readouts {name}", told, "Choose another readout")
-    if where == "no_cls" and encoder.cls_id not in added:
-        told = f"the tokenizer of {encoder.name} adds no cls token"
-        raise InputError(f"--readouts {name}", told, f"Use {plain}")
-    if where == "no_cls" and any(part.name == "cls" for part in within(readout)):
+    if where == "no_cls" and "cls" in named:
         raise InputError(f"--readouts {name}", "reads what it takes out", "Choose another readout")
     if encoder.norm is None and isinstance(readout, Normed):
         raise InputError(f"--readouts {name}", f"no norm follows the last layer of {encoder.name}", "Leave it out")
@@ -192,6 +191,17 @@ def _copied(encoder: Encoder) -> Encoder:
     return replace(encoder, model=model, blocks=[model.get_submodule(point.module) for point in encoder.points[1:]])
 
 
+def present(encoder: Encoder, name: str, texts: Sequence[str], max_length: int | None = None) -> np.ndarray:
+    """(text,) whether each text has what a readout reads."""
+    plain, _ = arrangement(name)
+    if plain == "new":
+        return np.ones(len(texts), bool)
+    _, readout = arranged(encoder, plain)
+    rows = encoder.tokenize(texts, max_length)
+    parts = [readout.present(encoder.batch(rows[at : at + 1000])).cpu().numpy() for at in range(0, len(rows), 1000)]
+    return np.concatenate([np.zeros(0, bool), *parts])
+
+
 # ---------------------------------------------------------------------------------------------------------- batches
 
 
@@ -210,6 +220,14 @@ def batches(lengths: np.ndarray, size: int, seed: int, epoch: int, *, equal: boo
         for part in np.split(some, np.flatnonzero(np.diff(lengths[some])) + 1) if equal else [some]:
             found += [part[at : at + size] for at in range(0, len(part), size)]
     return [found[i] for i in random.permutation(len(found))]
+
+
+def schedule(
+    encoder: Encoder, texts: Sequence[str], recipe: Recipe, max_length: int | None = None
+) -> list[list[np.ndarray]]:
+    """The batches of every epoch, of texts as they are before anything is rearranged: the same for every readout."""
+    lengths, equal = encoder.tokenize(texts, max_length).lengths, _leaks(encoder)
+    return [batches(lengths, recipe.batch, recipe.seed, epoch, equal=equal) for epoch in range(recipe.epochs)]
 
 
 # ------------------------------------------------------------------------------------------------------- the network
@@ -326,19 +344,15 @@ def fine_tune(
     if len(texts) < recipe.batch:
         told = f"{len(texts)} training texts are fewer than a batch of {recipe.batch}"
         raise InputError("training", told, "Give more texts")
-    lengths = encoder.tokenize(texts, max_length).lengths  # before anything is rearranged: the same for every readout
     made, how = arranged(encoder, readout)
     if made.model is encoder.model:
         made = _copied(made)
     classes = int(max(y.max(), dev[1].max())) + 1
     tuned = _prepared(made, how, classes, recipe, dtype, max_length, head)
     rows = tuned.encoder.tokenize(texts, max_length)
-    absent = [i for i in range(0, len(rows), 1000) if not _present(tuned.encoder, rows[i : i + 1000], how)]
-    if absent:
+    if not present(encoder, readout, texts, max_length).all():
         raise InputError(f"--readouts {readout}", "some training texts are shorter", "Leave this readout out")
-
-    equal = _leaks(encoder)
-    epochs = [batches(lengths, recipe.batch, recipe.seed, epoch, equal=equal) for epoch in range(recipe.epochs)]
+    epochs = schedule(encoder, texts, recipe, max_length)
     steps = [batch for epoch in epochs for batch in epoch]
     ends = set(np.cumsum([len(epoch) for epoch in epochs]).tolist())
     tuned = replace(tuned, order=_digest_of(steps))
@@ -376,9 +390,9 @@ def fine_tune(
             loss = 0.0
             for part in _parts(chosen, rows.lengths, BUDGET[encoder.device.type]):
                 logits = tuned.logits(tuned.encoder.batch([rows[int(i)] for i in part]))
-                told = functional.cross_entropy(logits, codes[torch.from_numpy(part)], reduction="sum") / len(chosen)
-                told.backward()
-                loss += told.item()
+                nats = functional.cross_entropy(logits, codes[torch.from_numpy(part)], reduction="sum") / len(chosen)
+                nats.backward()
+                loss += nats.item()
             if not np.isfinite(loss):
                 what = f"training from {readout} has diverged at step {step}"
                 raise InputError(f"--rates {recipe.rate:g}", what, "Give a smaller one")
@@ -410,7 +424,7 @@ def _prepared(
     head: tuple[np.ndarray, np.ndarray] | None,
 ) -> Tuned:
     """The network before its first step; whatever of the encoder is trained wants gradients."""
-    model = encoder.model
+    model: Any = encoder.model
     if dtype != "float32" and encoder.device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")  # its fused form is slower backwards in bfloat16, where texts are short
     if recipe.lora:
@@ -429,7 +443,7 @@ def _prepared(
     return Tuned(encoder, readout, network, dtype, max_length)
 
 
-def _adapt(model: nn.Module, rank: int, name: str) -> None:
+def _adapt(model: Any, rank: int, name: str) -> None:
     """Low-rank adapters in all linear maps, in place; they alone are trained."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -468,10 +482,6 @@ def _parts(chosen: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.
     """A batch in parts of at most `budget` padded tokens."""
     for part in plan(lengths[chosen], budget):
         yield chosen[part]
-
-
-def _present(encoder: Encoder, rows: Sequence[Row], readout: Readout) -> bool:
-    return bool(readout.present(encoder.batch(rows)).all())
 
 
 def _accuracy(tuned: Tuned, texts: Sequence[str], y: np.ndarray) -> float:
