@@ -238,7 +238,7 @@ class Crossed:
     p_worse: float
 
 
-def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, draws: int = DRAWS, seed: int = 0) -> Crossed:
+def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, seed: int = 0) -> Crossed:
     """Mean of a - b, each (seed, row) within 0..1 as `correct` gives them, every seed on every text.
 
     The two-way bootstrap of crossed factors (Owen 2007): a draw takes seeds with replacement, and texts with
@@ -254,12 +254,11 @@ def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, draws: int = DRA
     difference = (a - b).to_numpy()
     seeds, texts = difference.shape
     padded = np.hstack([difference, np.ones((seeds, 1)), -np.ones((seeds, 1))])  # (seed, text)
-    of_texts = np.stack([padded @ resamplings(texts + 2, draws=draws, seed=seed)[i] for i in range(draws)])
-    of_texts /= texts + 2  # (draw, seed)
-    variance, freedom = [of_texts.mean(1).var(ddof=1)], [texts + 1]
+    of_texts = bootstrap(lambda counts: padded @ counts.T / (texts + 2), texts + 2, seed=seed)  # (seed, draw)
+    variance, freedom = [of_texts.mean(0).var(ddof=1)], [texts + 1]
     if seeds > 1:
-        drawn = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-        both = (of_texts * drawn).sum(1).var(ddof=1)
+        drawn = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS).T / seeds
+        both = (of_texts * drawn).sum(0).var(ddof=1)
         variance.append(max(both - variance[0], 1e-12) * seeds / (seeds - 1))
         freedom.append(seeds - 1)
     parts = np.array(variance), np.array(freedom)

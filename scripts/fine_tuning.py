@@ -124,7 +124,7 @@ class FineTuning(Run):
     def model_post_init(self, context: Any) -> None:
         """Raise InputError for rates that are none, and for what this study cannot use."""
         if self.vectors:
-            raise InputError("--vectors", "are of an encoder that nobody can train here", "Leave it out")
+            raise InputError("--vectors", "are of an encoder that cannot be trained here", "Leave it out")
         if not self.rates:
             raise InputError("--rates", "no learning rate is named", "Name one, such as 5e-5")
         for rate in self.rates:
