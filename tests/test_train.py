@@ -221,7 +221,8 @@ def test_it_is_what_a_plain_loop_does(encoder):
         schedule.step()
         optimiser.zero_grad()
     for name, one in tuned.network.model.named_parameters():
-        assert torch.allclose(one, model.get_parameter(name), atol=2e-5), name
+        if "key.bias" not in name:  # attention does not depend on it: its gradient is rounding, and Adam takes its sign
+            assert torch.allclose(one, model.get_parameter(name), atol=2e-5), name
     assert torch.allclose(tuned.network.head.weight, head.weight, atol=2e-5)
 
 
