@@ -21,7 +21,7 @@ from probes.decode.base import Decoder
 from probes.decode.search import Found, corrected, nearest
 
 TokenIds = Sequence[np.ndarray]
-VARIANTS = 16  # of a text in a round of correction
+VARIANTS = 10  # of a text in a round of correction
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ class Reconstruct(Study):
     max_texts: int | None = Field(None, ge=50, le=10**7, description="at most so many texts, seeded")
     model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
     layers: str | None = Field(
-        None, description="all, 0,3,6 or 1-12; 0 is the embedding output [default: four, evenly apart]"
+        None, description="all, 0,3,6 or 1-12; 0 is the embedding output [default: the first, middle and last]"
     )
     readouts: Names = Field(("cls", "mean"), description="what to read at every layer; cls is judged")
     decoders: Names = Field(DECODERS, description="bag, slot, sequence; the last named one of these writes the texts")
@@ -154,7 +154,7 @@ class Reconstruct(Study):
                 "--readouts", f"'{several[0]}' is no single vector of a text", "Choose among cls, mean ..."
             )
         described = describe(self.model)
-        some = ",".join(str(round(i * described.layers / 3)) for i in range(4)) if described.layers > 3 else "all"
+        some = f"0,{described.layers // 2},{described.layers}" if described.layers > 2 else "all"
         layers = parse_layers(self.layers or some, described)
         vectors = None
         if self.vectors:

@@ -106,18 +106,19 @@ def outside(make, runs, texts=(300, 120, 250), slots=3):
     return missed
 
 
-@pytest.mark.parametrize("make", [BagDecoder, SlotDecoder], ids=["bag", "slot"])
-def test_noise_tells_nothing(make):
-    assert outside(make, 20) <= 1
+def test_noise_tells_nothing():
+    assert outside(BagDecoder, 20) <= 1
 
 
-def test_noise_tells_the_sequence_decoder_nothing():
-    assert outside(small, 2) == 0
+@pytest.mark.parametrize(("make", "runs"), [(SlotDecoder, 3), (small, 2)], ids=["slot", "sequence"])
+def test_noise_tells_the_slower_decoders_nothing(make, runs):
+    assert outside(make, runs) == 0
 
 
 @pytest.mark.long
-def test_noise_tells_the_sequence_decoder_nothing_twenty_times():
-    assert outside(small, 20) <= 1
+@pytest.mark.parametrize("make", [SlotDecoder, small], ids=["slot", "sequence"])
+def test_noise_tells_the_slower_decoders_nothing_twenty_times(make):
+    assert outside(make, 20) <= 1
 
 
 def test_a_decoder_that_believes_what_it_has_learned_from_noise_is_found_out(monkeypatch):
@@ -219,7 +220,7 @@ def test_any_causal_model_can_be_the_decoder(tmp_path, frozen):
         name.removeprefix("body."): value for name, value in decoder.written_[0].items() if name.startswith("body.")
     }
     assert (not after) == frozen
-    moved = [float((value - before[name]).abs().max()) for name, value in after.items()]
+    moved = [(value - before[name].detach()).abs().max().item() for name, value in after.items()]
     assert frozen or 0 < max(moved) < 0.01  # short steps: what was learned before is not overrun
     assert np.isfinite(decoder.bits(vectors, ids)).all()
     assert len(decoder.generate(vectors[:, :3])[0]) == 3

@@ -27,7 +27,7 @@ from torch.nn import functional
 from probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
 from probes.errors import InputError
 
-PACE = Pace(rate=2e-3, batch=128, rounds=40)
+PACE = Pace(rate=2e-3, batch=128, rounds=24)
 TUNED = 5e-5  # the length of the first steps of a model that was trained before
 ADDED = ("prefix", "map", "bias")  # what such a model gets from us
 DROPOUT = 0.1

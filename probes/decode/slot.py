@@ -16,8 +16,8 @@ from torch import Tensor
 
 from probes.decode.base import END, Decoder, Pace, digest_of, train
 
-PACE = Pace(rate=5e-3, batch=256, rounds=30)
-WIDTH = 128  # principal components of the embeddings that are kept
+PACE = Pace(rate=1e-3, batch=128, rounds=20)
+WIDTH = 64  # principal components of the embeddings that are kept
 SMOOTH = 20.0  # tokens' worth of the frequencies over all slots that those of a slot are smoothed by
 AT_ONCE = 2048  # texts
 LOGITS = 1 << 22  # of several cells that are held at once
