@@ -216,7 +216,7 @@ def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
     sides = ((of_x, of_y), (of_x, of_x), (of_y, of_y))
     xy, xx, yy = (np.mean([hsic(a, b) for a, b in zip(*pair, strict=True)]) for pair in sides)
     assert cka([x, y])[0, 1] == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-10)
-    assert cka([x, y])[0, 1] == pytest.approx(0.6, abs=0.1)
+    assert cka([x, y])[0, 1] == pytest.approx(0.37, abs=0.03)  # whatever their size
 
 
 def test_cka_of_no_spread_is_not_a_number_and_of_three_texts_an_error():
