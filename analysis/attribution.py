@@ -65,7 +65,7 @@ class Target:
         reading = Extractor(encoder, [readout], layers=range(max(layer - depth + 1, 0), layer + 1))  # checks both
         (self.readout,), self._layers, self._equal = reading.readouts, reading.layers, reading.leaks
         self._tokens_per_batch = reading.max_tokens_per_batch
-        width = self.readout.width(encoder.description.dim) * depth
+        width = self.readout.width(encoder.description.dim)
         if self.direction.shape[-1] != width:
             what = f"has {self.direction.shape[-1]} numbers, {self.readout.name} at layer {layer} has {width}"
             raise InputError("the direction", what, "Take it from a probe of that cell")
