@@ -42,9 +42,9 @@ def fitted(x, y, z=None):
 
 
 def told(x, y):
-    """The accuracy on the very texts that a nearly free linear probe was fitted on."""
+    """The accuracy on the very texts that a linear probe was fitted on."""
     x = (x - x.mean(0)) / x.std(0)
-    return LogisticRegression(C=1e4, max_iter=5000, tol=1e-8).fit(x, y).score(x, y)
+    return LogisticRegression(max_iter=5000, tol=1e-8).fit(x, y).score(x, y)
 
 
 @pytest.mark.parametrize("seed", range(5))
