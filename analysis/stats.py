@@ -27,6 +27,7 @@ from probes import metric
 
 DRAWS = 2000
 LEVEL = 0.95
+LEAST = 1e-100  # a smaller p is 0: the quantiles of t with 3 degrees of freedom are -inf at 1e-300 in scipy
 BLOCK = 64 << 20  # bytes of resamplings handed over at once
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
@@ -359,9 +360,9 @@ def _tail(distance: float, variance: np.ndarray, freedom: np.ndarray) -> float:
     """The inverse of `_reach`."""
     if distance < 0:
         return 1 - _tail(-distance, variance, freedom)
-    if _reach(1e-300, variance, freedom) <= distance:
+    if _reach(LEAST, variance, freedom) <= distance:
         return 0.0
-    log = brentq(lambda q: _reach(np.exp(q), variance, freedom) - distance, np.log(1e-300), np.log(0.5))
+    log = brentq(lambda q: _reach(np.exp(q), variance, freedom) - distance, np.log(LEAST), np.log(0.5))
     return float(np.exp(log))
 
 

@@ -194,7 +194,7 @@ def test_ten_texts_without_a_difference_prove_nothing():
 
 def test_it_needs_the_same_texts_and_seeds():
     one = pd.DataFrame(np.ones((2, 10)))
-    for other in (one.iloc[:1], one.iloc[:, :9], one.where(one.columns != 3)):
+    for other in (one.iloc[:1], one.iloc[:, :9], one.assign(more=1.0), one * [*[1.0] * 9, np.nan]):
         with pytest.raises(ValueError, match="same texts"):
             stats.crossed(one, other, margin=0.02)
 
@@ -256,10 +256,11 @@ def small(data, model, one_thread, monkeypatch):
     from clsprobe.cli import main
 
     def run(*flags: str) -> int:
+        readouts = [] if "--readouts" in flags else ["--readouts", "cls,token1,mean,cls@last"]
         with pytest.raises(SystemExit) as ended:
             main(
-                ["finetune", "--task", f"file:{data}", "--model", str(model), "--device", "cpu", "--readouts",
-                 "cls,token1,mean,cls@last", "--seeds", "2", "--epochs", "1", "--rates", "1e-3,1e-4", "--quiet",
+                ["finetune", "--task", f"file:{data}", "--model", str(model), "--device", "cpu", *readouts,
+                 "--seeds", "2", "--epochs", "1", "--rates", "1e-3,1e-4", "--quiet",
                  "--allow-overlap", "--dtype", "float32", *flags]
             )  # fmt: skip
         return ended.value.code
@@ -309,16 +310,15 @@ def test_over_checkpoints(small, model, tmp_path):
     """The embedded weights, and others of the same shape."""
     import shutil
 
+    import torch
     from safetensors.torch import load_file, save_file
 
     later = tmp_path / "later"
     shutil.copytree(model, later)
     weights = load_file(later / "model.safetensors")
-    save_file(
-        {name: one + 0.1 * one.std(correction=0) for name, one in weights.items()},
-        later / "model.safetensors",
-        {"format": "pt"},
-    )
+    noise = torch.Generator().manual_seed(0)
+    more = {name: one + 0.1 * torch.randn(one.shape, generator=noise) for name, one in weights.items()}
+    save_file(more, later / "model.safetensors", {"format": "pt"})
     assert small("--checkpoints", f"{model},{later}", "--out", str(tmp_path / "out")) == 0
     table = pd.read_parquet(tmp_path / "out" / "tables" / "trajectory.parquet")
     assert list(dict.fromkeys(table.moment)) == [model.name, "later"]
