@@ -41,8 +41,10 @@ class Trajectory:
         side: np.ndarray,
         readouts: Sequence[str],
         *,
+        layers: str = "all",
         max_length: int | None = None,
     ) -> None:
+        self.layers = layers
         self.texts, self.y, self.readouts, self.max_length = list(texts), y, list(readouts), max_length
         self.rows = {name: np.flatnonzero(side == name) for name in ("train", "dev", "test")}
         self._found: list[pd.DataFrame] = []
@@ -50,7 +52,8 @@ class Trajectory:
 
     def look(self, moment: str, encoder: Encoder) -> None:
         """Read the encoder as it is now."""
-        states = Extractor(encoder, self.readouts, max_length=self.max_length, long_rows="truncate")(self.texts)
+        limits: Any = {"max_length": self.max_length, "long_rows": "truncate"}
+        states = Extractor(encoder, self.readouts, layers=self.layers, **limits)(self.texts)
         cells, (train, dev, test) = states.cells, self.rows.values()
         at = states.rows(self.texts)
         values = np.stack([states.cell(*cell, at) for cell in cells])

@@ -225,7 +225,13 @@ def batches(lengths: np.ndarray, size: int, seed: int, epoch: int, *, equal: boo
 def schedule(
     encoder: Encoder, texts: Sequence[str], recipe: Recipe, max_length: int | None = None
 ) -> list[list[np.ndarray]]:
-    """The batches of every epoch, of texts as they are before anything is rearranged: the same for every readout."""
+    """The batches of every epoch, of texts as they are before anything is rearranged: the same for every readout.
+
+    Raises InputError for fewer texts than a batch.
+    """
+    if len(texts) < recipe.batch:
+        told = f"{len(texts)} training texts are fewer than a batch of {recipe.batch}"
+        raise InputError("training", told, "Give more texts")
     lengths, equal = encoder.tokenize(texts, max_length).lengths, _leaks(encoder)
     return [batches(lengths, recipe.batch, recipe.seed, epoch, equal=equal) for epoch in range(recipe.epochs)]
 
@@ -341,9 +347,6 @@ def fine_tune(
     Raises InputError for a readout that the encoder lacks, fewer texts than a batch, a checkpoint of another run or
     without room on the disk, and a loss that is no number.
     """
-    if len(texts) < recipe.batch:
-        told = f"{len(texts)} training texts are fewer than a batch of {recipe.batch}"
-        raise InputError("training", told, "Give more texts")
     made, how = arranged(encoder, readout)
     if made.model is encoder.model:
         made = _copied(made)

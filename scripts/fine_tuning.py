@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
 
+    from analysis.trajectory import Trajectory
     from probes.encoder import Description, Encoder
     from probes.task import Task
     from probes.train import Recipe
@@ -67,6 +68,7 @@ CANNOT_MOVE = (
     "CKA compares the similarities of texts to each other: 1 where they are what they were at the start, whatever the "
     "turning and scaling. A probe that gains says that a label is easier to read off, not that it was unknown before."
 )
+PROBED = 1000  # training texts of these probes
 SPEED = 900.0  # tokens a second that one core trains, of the embedded model; for --dry-run
 
 
@@ -125,6 +127,9 @@ class FineTuning(Run):
         """Raise InputError for rates that are none, and for what this study cannot use."""
         if self.vectors:
             raise InputError("--vectors", "are of an encoder that cannot be trained here", "Leave it out")
+        if self.cache or self.fast:
+            flag, why = ("--cache", "nothing is kept") if self.cache else ("--fast", "--dtype auto says the same")
+            raise InputError(flag, f"is of no use here: {why}", "Leave it out")
         if not self.rates:
             raise InputError("--rates", "no learning rate is named", "Name one, such as 5e-5")
         for rate in self.rates:
@@ -266,7 +271,7 @@ class FineTuning(Run):
 
         return Recipe(rate=rate, epochs=self.epochs, seed=seed, lora=self.lora)
 
-    def _trained(self, encoder: Encoder, parts: list[Part], folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _trained(self, encoder: Encoder, parts: list[Part], folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and steps of every training; what an interrupted start has finished is read again."""
         import pandas as pd
         import torch
@@ -281,7 +286,8 @@ class FineTuning(Run):
             for seed in seeds:
                 epochs = schedule(encoder, part.of("train")[0], self._recipe(0, seed), longest)
                 total += sum(map(len, epochs)) * len(rates) * len(readouts)
-        make_folder(folder)
+        folder.begin()  # only now: an error about texts or names leaves nothing behind
+        place = make_folder(folder.path / "trainings")
         threads = torch.get_num_threads()
         side_by_side = _side_by_side(encoder, threads, len(jobs))
         alone = partial(torch.set_num_threads, max(1, threads // side_by_side))
@@ -289,7 +295,7 @@ class FineTuning(Run):
         with tqdm(total=total, desc="training", unit=" steps", delay=1, disable=None, leave=False) as bar:
             pool = ThreadPoolExecutor(side_by_side, initializer=alone)
             try:
-                begun = {pool.submit(self._train, encoder, *job, folder, bar): i for i, job in enumerate(jobs)}
+                begun = {pool.submit(self._train, encoder, *job, place, bar): i for i, job in enumerate(jobs)}
                 for future in as_completed(begun):
                     found[begun[future]] = future.result()
             except BaseException:
@@ -378,13 +384,12 @@ class FineTuning(Run):
 
     def _on_the_way(self, encoder: Encoder, part: Part, rate: float) -> pd.DataFrame:
         """The trajectory of a training from [CLS], with the rate that dev has chosen for it."""
-        from analysis.trajectory import Trajectory
         from probes.train import Tuned, fine_tune, schedule
 
         recipe, longest = self._recipe(rate, self.seed), self._longest(encoder)
         total = sum(map(len, schedule(encoder, part.of("train")[0], recipe, longest)))
         moments = {max(1, round(share * total)) if share else 0: f"{100 * share:g} %" for share in MOMENTS}
-        follow = Trajectory(part.texts, part.y, part.side, self._along(encoder), max_length=longest)
+        follow = self._trajectory(part, encoder)
 
         def watch(step: int, tuned: Tuned) -> None:
             follow.look(moments[step], tuned.encoder)
@@ -397,19 +402,31 @@ class FineTuning(Run):
 
     def _over_checkpoints(self, part: Part) -> pd.DataFrame:
         """The trajectory over the models that are named."""
-        from analysis.trajectory import Trajectory
         from probes.encoder import load_encoder
 
         follow = None
         for name, described in zip(self.checkpoints, self._described(), strict=True):
             log.info("probing %s", name)
             encoder = load_encoder(described, device=self.device)
-            if follow is None:
-                readouts, longest = self._along(encoder), self._longest(encoder)
-                follow = Trajectory(part.texts, part.y, part.side, readouts, max_length=longest)
+            follow = follow or self._trajectory(part, encoder)
             follow.look(Path(name).name, encoder)
         assert follow is not None
         return follow.table.assign(task=part.name)
+
+    def _trajectory(self, part: Part, encoder: Encoder) -> Trajectory:
+        """Of at most `PROBED` training texts, drawn evenly: six grids take their time."""
+        import numpy as np
+
+        from analysis.trajectory import Trajectory
+
+        train = np.flatnonzero(part.side == "train")
+        kept = part.side != "train"
+        kept[train[:: -(-len(train) // PROBED)]] = True
+        at = np.flatnonzero(kept)
+        return Trajectory(
+            [part.texts[i] for i in at.tolist()], part.y[at], part.side[at], self._along(encoder),
+            layers=self.layers, max_length=self._longest(encoder),
+        )  # fmt: skip
 
     def _along(self, encoder: Encoder) -> list[str]:
         return [name for name in ALONG if name != "cls" or encoder.cls_id in encoder.tokenize([""])[0].ids]
@@ -421,8 +438,7 @@ class FineTuning(Run):
             log.info("going on: the measurement in %s is complete", folder.path)
             tables = {name: folder.load(name) for name in names}
         else:
-            folder.begin()
-            tables, kept = self._measured(folder.path / "trainings")
+            tables, kept = self._measured(folder)
             for name in names:
                 folder.save(name, tables[name])
             folder.remember(measured=kept)
@@ -446,7 +462,7 @@ class FineTuning(Run):
         )
         return Finished(answers, kept["facts"], (), kept["title"])
 
-    def _measured(self, trainings: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    def _measured(self, folder: RunFolder) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """All tables, and what else is known, as run.json keeps it."""
         import pandas as pd
 
@@ -461,13 +477,14 @@ class FineTuning(Run):
         else:
             log.info("probing the frozen encoder")
             frozen = [table for part in parts for table in self._frozen(encoder, part)]
-            trained, tables["steps"] = self._trained(encoder, parts, trainings)
+            trained, tables["steps"] = self._trained(encoder, parts, folder)
             told = tables["predictions"] = pd.concat([trained, *frozen], ignore_index=True)
             tables["results"] = results_of(told, parts)
             log.info("probing a training from [CLS] on its way")
             rates = {part.name: chosen_rates(told[told.task == part.name])["cls"] for part in parts}
             along = [self._on_the_way(encoder, part, float(rates[part.name].removeprefix(TUNED))) for part in parts]
         tables["trajectory"] = pd.concat(along, ignore_index=True)
+        folder.begin()
         return tables, self._kept(encoder, parts)
 
     def _kept(self, encoder: Encoder, parts: list[Part]) -> dict[str, Any]:
