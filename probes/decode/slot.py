@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probes.decode.base import END, Decoder, Pace, digest_of, train
 
-PACE = Pace(rate=1e-3, batch=128, rounds=20)
+PACE = Pace(rate=2e-3, batch=128, rounds=30)
 WIDTH = 64  # principal components of the embeddings that are kept
 SMOOTH = 20.0  # tokens' worth of the frequencies over all slots that those of a slot are smoothed by
 AT_ONCE = 2048  # texts
