@@ -20,6 +20,9 @@ _HOME = {
     "predict_each": "base",
     "check_evaluation": "contract",
     "check_probe": "contract",
+    "BagDecoder": "decode.bag",
+    "SlotDecoder": "decode.slot",
+    "SequenceDecoder": "decode.sequence",
     "LogisticProbe": "linear",
     "RidgeProbe": "linear",
     "MLPProbe": "mlp",
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from probes.codelength import v_information as v_information
     from probes.contract import check_evaluation as check_evaluation
     from probes.contract import check_probe as check_probe
+    from probes.decode.bag import BagDecoder as BagDecoder
+    from probes.decode.sequence import SequenceDecoder as SequenceDecoder
+    from probes.decode.slot import SlotDecoder as SlotDecoder
     from probes.encoder import Encoder as Encoder
     from probes.encoder import load_encoder as load_encoder
     from probes.errors import InputError as InputError

@@ -6,6 +6,7 @@ A source is a module with ``load(rest, options) -> Loaded``; `rest` is what foll
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
@@ -18,7 +19,10 @@ SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The flags a source may need; each is the command line's flag of the same name."""
+    """The flags a source may need; each is the command line's flag of the same name.
+
+    label_column: none where texts alone are asked for; the one task of file: and hf: then has numbers that say nothing.
+    """
 
     text_column: str | None = None
     label_column: tuple[str, ...] = ("label",)
@@ -55,7 +59,8 @@ class SourceOptions:
 class Loaded:
     """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason.
 
-    digest: the SHA-256 of what was read where no path tells it, as of standard input.
+    digest: the SHA-256 of what was read where no path tells it, as of standard input. words: sentence -> its words and
+    their parts of speech (Universal Dependencies), in the order of the text, where the source knows them.
     """
 
     tasks: list[Task]
@@ -63,6 +68,7 @@ class Loaded:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     digest: str | None = None
+    words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def classes(self) -> dict[str, dict[str, dict[str, int]]]:

@@ -65,7 +65,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     stem = stem if path.is_dir() else re.sub(r"(\.conllu)?(\.gz)?$", "", stem, flags=re.IGNORECASE)
     if name != "all":
         task, left_out = _task(name, stem, bank)
-        return Loaded([task], bank.rows, left_out, notes + _carved([task], bank))
+        return Loaded([task], bank.rows, left_out, notes + _carved([task], bank), words=bank.words)
     tasks: list[Task] = []
     lacking, left_out = list[str](), {}
     for each in PROPERTIES:
@@ -78,7 +78,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         left_out |= {f"{each}: {reason}": rows for reason, rows in gone.items()}
     if not tasks:
         raise InputError(stem, f"no property can be built; {lacking[0]}", "Give a larger treebank")
-    return Loaded(tasks, len(tasks) * bank.rows, left_out, notes + _carved(tasks, bank) + lacking)
+    return Loaded(tasks, len(tasks) * bank.rows, left_out, notes + _carved(tasks, bank) + lacking, words=bank.words)
 
 
 def _carved(tasks: Sequence[Task], bank: Treebank) -> list[str]:

@@ -52,8 +52,6 @@ def load(rest: str, options: SourceOptions) -> Loaded:
 
 
 def _check_columns(options: SourceOptions) -> None:
-    if not options.label_column:
-        raise InputError("--label-column", "no column named", "Name one")
     for flag, columns in (
         ("--label-column", options.label_column),
         ("--split-column", (options.split_column,)),
@@ -284,6 +282,8 @@ class _Gathered:
                 continue
             self._check_classes(path, column, store, split)
             tasks.append(Task(name, texts, store.array(), "class", **more))
+        if not tasks:
+            tasks.append(Task(f"file:{stem}:texts", texts, np.zeros(len(texts)), "number", **more))
         digest = path.digest if isinstance(path, Stdin) else None
         return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
 

@@ -25,12 +25,16 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from analysis.sources import Loaded, SourceOptions, lexicon
-from analysis.sources.lexicon import ADJECTIVES, OBJECTS, STRICT, VERBS, Lemma, Lexicon
+from analysis.sources.lexicon import ADJECTIVES, NOUNS, OBJECTS, STRICT, VERBS, Lemma, Lexicon
 from probes.errors import InputError, unknown
 from probes.task import Task
 
 T = TypeVar("T")
 BEINGS = ("people", "animals")
+TAGS = {
+    "adjective": "ADJ", "preposition": "ADP", "adverb": "ADV", "CC": "CCONJ", "determiner": "DET", "pronoun": "PRON",
+    ",": "PUNCT", "subordinator": "SCONJ", "that": "SCONJ",
+}  # fmt: skip
 
 SIZE, LARGEST = 3000, 1_000_000  # sentences of a task; half of them train, a sixth dev, a third test
 FULL = 9  # nouns and verbs, after which a sentence is only brought to its end
@@ -387,6 +391,16 @@ def _text(tree: Phrase) -> str:
     return text[0].upper() + text[1:] + "."
 
 
+def _spelled(tree: Phrase) -> list[tuple[str, str]]:
+    """The words of `_text` and their parts of speech."""
+    words = [(word.text, _tag(word.kind)) for word in tree.words]
+    return [(words[0][0][0].upper() + words[0][0][1:], words[0][1]), *words[1:], (".", "PUNCT")]
+
+
+def _tag(kind: str) -> str:
+    return "NOUN" if kind in NOUNS else "VERB" if kind in VERBS else TAGS[kind]
+
+
 # --------------------------------------------------------------------------------------------------------------- labels
 
 
@@ -571,8 +585,10 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         raise unknown("--task", "property", named, [*PROPERTIES, *several])
     if colon and not (number.isascii() and number.isdecimal()):
         raise InputError("--task", f"'{number}' is no number of sentences", f"Write it as in grammar:{name}:{SIZE}")
-    tasks = [task(each, size=int(number) if colon else SIZE) for each in several.get(name, (name,))]
-    return Loaded(tasks, rows=sum(len(task.texts) for task in tasks))
+    made = [_made(each, int(number) if colon else SIZE, 0) for each in several.get(name, (name,))]
+    tasks = [task for task, _ in made]
+    words = {_text(tree): _spelled(tree) for _, trees in made for tree in trees}
+    return Loaded(tasks, rows=sum(len(task.texts) for task in tasks), words=words)
 
 
 def task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
@@ -580,6 +596,11 @@ def task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
 
     Raises InputError where `size` leaves no room for all classes on all sides, or is more than there are sentences.
     """
+    return _made(name, size, seed)[0]
+
+
+def _made(name: str, size: int, seed: int) -> tuple[Task, Sequence[Phrase]]:
+    """A task and the trees of its texts."""
     classes = len(PROPERTIES[name].labels)
     if not 12 * classes <= size <= LARGEST:
         what = f"{size:,} sentences are too {'many' if size > LARGEST else f'few for the {classes} classes of {name}'}"
@@ -591,7 +612,8 @@ def task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
     tied = np.unique([f"{side} {group}" for side, group in zip(split, groups, strict=True)], return_inverse=True)[1]
     paired = PROPERTIES[name].twin is not None
     texts = [_text(tree) for tree in trees]
-    return Task(f"grammar:{name}", texts, np.array(labels), split=np.array(split), groups=tied if paired else None)
+    y, sides = np.array(labels), np.array(split)
+    return Task(f"grammar:{name}", texts, y, split=sides, groups=tied if paired else None), trees
 
 
 def _rows(name: str, side: str, size: int, seed: int) -> list[tuple[int, str, Phrase]]:

@@ -41,8 +41,6 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     wanted = _Wanted.parse(rest)
     if options.split_column is not None:
         raise InputError("--split-column", "hub data is split by name", "Leave the flag out, or pass --split")
-    if not options.label_column:
-        raise InputError("--label-column", "no column named", "Name one")
     builder = _cached(wanted) or _from_hub(wanted)
     parts, notes = _sides(options.split, list(builder.info.splits or ()))
     notes.append(f"{wanted.title} is revision {builder.hash}, config {builder.config.name}")
@@ -97,6 +95,8 @@ def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[st
         y = _target(rows, name, column, keep, options)
         kind: Literal["class", "number"] = "number" if options.target == "number" else "class"
         tasks.append(Task(f"hf:{stem}:{name}", kept, y, kind, split, groups))
+    if not tasks:
+        tasks.append(Task(f"hf:{stem}:texts", kept, np.zeros(len(kept)), "number", split, groups))
     return Loaded(tasks, len(side), left_out, notes)
 
 

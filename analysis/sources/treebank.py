@@ -118,6 +118,17 @@ class Sentence:
             word = token.last + 1
         return tokens
 
+    def words(self) -> list[tuple[str, str]]:
+        """The words as the text spells them, and their parts of speech."""
+        found: list[tuple[str, str]] = []
+        for token in self.tokens():
+            some = slice(token.first, token.last + 1)
+            if "".join(self.forms[some]) == token.form:
+                found += zip(self.forms[some], self.upos[some], strict=True)
+            else:
+                found.append((token.form, "+".join(self.upos[some])))
+        return found
+
     def is_word(self, token: Token) -> bool:
         """Whether a token is no punctuation."""
         return self.upos[token.first] != "PUNCT" and any(map(str.isalnum, token.form))
@@ -290,6 +301,11 @@ class Treebank:
     def turkic(self) -> bool:
         """Whether i and ı are two letters here, so that the capital of i is İ."""
         return any("ı" in sentence.text for sentence in self.sentences)
+
+    @cached_property
+    def words(self) -> dict[str, list[tuple[str, str]]]:
+        """Text -> its words and their parts of speech; a token that its words do not spell has all of theirs."""
+        return {sentence.text: sentence.words() for sentence in self.sentences}
 
     @cached_property
     def texts(self) -> set[str]:

@@ -1,0 +1,362 @@
+"""The decoders on channels whose bits are known, on noise, and against slower and broken versions of themselves."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+
+import models
+import numpy as np
+import pytest
+import torch
+
+from analysis.reconstruction import gained
+from probes.decode import base, sequence, slot
+from probes.decode.bag import BagDecoder
+from probes.decode.base import Pace
+from probes.decode.search import Found, beam_search, corrected, nearest
+from probes.decode.sequence import SequenceDecoder
+from probes.decode.slot import SlotDecoder
+from probes.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHANNELS, DIM = 10, 24
+QUICK = Pace(rate=4e-3, batch=64, rounds=12)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Fewer and shorter rounds, where it does not matter how much is learned."""
+    monkeypatch.setattr(slot, "PACE", Pace(rate=2e-2, batch=256, rounds=5))
+    monkeypatch.setattr(base, "FEWEST", 8)
+
+
+def small(**more) -> SequenceDecoder:
+    return SequenceDecoder(width=32, depth=1, pace=QUICK, **more)
+
+
+def planted(kind, n, seed, *, repeat=(1,) * CHANNELS):
+    """Vectors (1, text, dim) that tell ten fair bits nearly without noise, and texts made of these bits.
+
+    bag: token i stands in the text where bit i is 1. slot: the token at place i is one of two. repeat: how many tokens
+    each bit is told by.
+    """
+    random = np.random.default_rng(seed)
+    bits = random.integers(0, 2, (n, CHANNELS))
+    mix = np.random.default_rng(99).standard_normal((CHANNELS, DIM))
+    vectors = (2 * bits - 1) @ mix + 0.05 * random.standard_normal((n, DIM))
+    if kind == "bag":
+        ids = [3 + np.flatnonzero(row) for row in bits]
+    else:
+        told = np.repeat(bits, repeat, 1)
+        ids = [3 + 2 * np.arange(told.shape[1]) + row for row in told]
+    return vectors[None].astype(np.float32), ids
+
+
+def noise(n, seed):
+    return np.random.default_rng(seed).standard_normal((1, n, DIM)).astype(np.float32)
+
+
+def told(decoder, vectors, ids):
+    """Bits a text gained over the blind decoder."""
+    return (decoder.blind_bits(ids) - decoder.bits(vectors, ids))[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "repeat"),
+    [
+        ("bag", BagDecoder, (1,) * 10),
+        ("slot", SlotDecoder, (1,) * 10),
+        ("slot", small, (1,) * 10),
+        ("slot", small, (2, 2, 1, 1, 1, 1, 2, 1, 1, 2)),  # bits that several tokens share: still ten
+    ],
+    ids=["bag", "slot", "sequence", "sequence, shared bits"],
+)
+def test_the_planted_bits_are_found(kind, make, repeat):
+    decoder = make().fit(*planted(kind, 1000, 0, repeat=repeat), dev=planted(kind, 200, 1, repeat=repeat))
+    vectors, ids = planted(kind, 600, 2, repeat=repeat)
+    assert decoder.reads_.all()
+    assert told(decoder, vectors, ids).mean() == pytest.approx(10, rel=0.05)
+    assert decoder.blind_bits(ids).mean() == pytest.approx(10, rel=0.05)
+    same = [set(a.tolist()) == set(b.tolist()) for a, b in zip(decoder.generate(vectors)[0], ids, strict=True)]
+    assert np.mean(same) > 0.95
+
+
+def test_a_decoder_that_takes_tokens_for_independent_counts_shared_bits_twice():
+    """Why bits of different decoders are not comparable: one bit told by two tokens is two to a slot decoder."""
+    repeat = (2,) * 2 + (1,) * 8
+    decoder = SlotDecoder().fit(*planted("slot", 1000, 0, repeat=repeat), dev=planted("slot", 200, 1, repeat=repeat))
+    assert told(decoder, *planted("slot", 600, 2, repeat=repeat)).mean() == pytest.approx(12, rel=0.05)
+
+
+def outside(make, runs, texts=(300, 120, 250), slots=3):
+    """In how many runs on independent vectors the interval of the gain leaves out 0."""
+    import pandas as pd
+
+    missed = 0
+    for seed in range(runs):
+        parts = []
+        for at, n in enumerate(texts):
+            bits = np.random.default_rng([seed, at]).integers(0, 2, (n, slots))
+            parts.append((noise(n, 10 * seed + at), [3 + 2 * np.arange(slots) + row for row in bits]))
+        decoder = make().fit(*parts[0], dev=parts[1])
+        blind, bits = decoder.blind_bits(parts[2][1]), decoder.bits(*parts[2])[0]
+        _, low, high = gained(pd.DataFrame({"blind": blind, "bits": bits, "tokens": slots}))
+        missed += not low <= 0 <= high
+    return missed
+
+
+def test_noise_tells_nothing():
+    assert outside(BagDecoder, 20) <= 1
+
+
+@pytest.mark.parametrize(("make", "runs"), [(SlotDecoder, 3), (small, 2)], ids=["slot", "sequence"])
+def test_noise_tells_the_slower_decoders_nothing(make, runs):
+    assert outside(make, runs) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [SlotDecoder, small], ids=["slot", "sequence"])
+def test_noise_tells_the_slower_decoders_nothing_twenty_times(make):
+    assert outside(make, 20) <= 1
+
+
+def test_a_decoder_that_believes_what_it_has_learned_from_noise_is_found_out(monkeypatch):
+    """The broken twin: no dev, every round is kept and every cell reads on."""
+    monkeypatch.setattr(base, "GAIN", -1e9)
+    monkeypatch.setattr(base, "SURE", -np.inf)
+    assert outside(BagDecoder, 4) >= 3
+
+
+def test_a_constant_vector_tells_exactly_nothing(hasty):
+    vectors, ids = planted("slot", 300, 0)
+    constant = np.full_like(vectors, 0.3)
+    for make in (BagDecoder, SlotDecoder, small):
+        decoder = make().fit(constant, ids, dev=(constant[:, :100], planted("slot", 100, 1)[1]))
+        assert (told(decoder, constant, ids) == 0).all()
+        assert not decoder.reads_.any()
+
+
+def test_cells_that_are_trained_together_do_not_disturb_each_other():
+    vectors, ids = planted("slot", 600, 0)
+    dev, dev_ids = planted("slot", 150, 1)
+    both = SlotDecoder().fit(
+        np.concatenate([noise(600, 5), vectors]), ids, dev=(np.concatenate([noise(150, 6), dev]), dev_ids)
+    )
+    assert both.reads_.tolist() == [False, True]
+    gain = both.blind_bits(dev_ids) - both.bits(np.concatenate([noise(150, 7), dev]), dev_ids)
+    assert gain.mean(1)[0] == 0
+    assert gain.mean(1)[1] > 9
+
+
+# ------------------------------------------------------------------------------------------------- the sequence decoder
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """A sequence decoder of texts of different lengths, barely trained, and such texts with their vectors."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(0, 9, random.integers(1, 7)) for _ in range(120)]
+    vectors = random.standard_normal((1, 120, DIM)).astype(np.float32)
+    vectors[0, :, 0] = [len(one) for one in ids]
+    decoder = SequenceDecoder(width=32, depth=2, pace=Pace(4e-3, 32, 3))
+    return decoder.fit(vectors, ids, dev=(vectors[:, :60], ids[:60])), vectors, ids
+
+
+def test_no_token_sees_what_comes_after_it(writer):
+    decoder, vectors, ids = writer
+    row = next(i for i, one in enumerate(ids) if len(one) == 6)
+    other = ids[row].copy()
+    other[4] = (other[4] + 1) % 9
+    a, b = (decoder.bits_by_slot(vectors[:, row : row + 1], [one])[0, 0] for one in (ids[row], other))
+    np.testing.assert_allclose(a[:4], b[:4], rtol=1e-5)
+    assert abs(a[5] - b[5]) > 1e-6
+
+
+def test_padding_and_company_change_nothing(writer):
+    decoder, vectors, ids = writer
+    together = decoder.bits_by_slot(vectors, ids)[0]
+    alone = np.concatenate([decoder.bits_by_slot(vectors[:, i : i + 1], ids[i : i + 1])[0] for i in range(20)])
+    np.testing.assert_allclose(together[:20], alone, atol=1e-4)
+    assert (together[0, len(ids[0]) + 1 :] == 0).all()
+
+
+def test_what_can_follow_is_a_distribution(writer):
+    """Over all texts of up to two tokens, and all that begin with one of two."""
+    decoder, vectors, _ = writer
+    texts = [np.array(one, np.int64) for n in range(3) for one in product(range(9), repeat=n)]
+    bits = decoder.bits_by_slot(np.repeat(vectors[:, :1], len(texts), 1), texts)[0]
+    ended = [2.0 ** -one.sum() for one, text in zip(bits, texts, strict=True) if len(text) < 2]
+    open_ = [2.0 ** -one[:2].sum() for one, text in zip(bits, texts, strict=True) if len(text) == 2]
+    assert sum(ended) + sum(open_) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_chunked_loss_is_cross_entropy(monkeypatch):
+    monkeypatch.setattr(sequence, "CHUNK", 1)
+    generator = torch.Generator().manual_seed(0)
+    x, table, bias = (
+        torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((200, 8), (30, 8), (30,))
+    )
+    targets = torch.randint(30, (200,), generator=generator)
+    ours = sequence._Nats.apply(x, table, bias, targets, 10, torch.float32)
+    theirs = torch.nn.functional.cross_entropy(x @ table.T + bias, targets, reduction="sum") / 10
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(3 * ours, (x, table, bias)), torch.autograd.grad(3 * theirs, (x, table, bias)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_any_causal_model_can_be_the_decoder(tmp_path, frozen):
+    folder = models.save("gpt2", tmp_path / "gpt2")
+    vectors, ids = planted("slot", 150, 0)
+    decoder = SequenceDecoder(str(folder), frozen=frozen, pace=Pace(2e-3, 64, 2))
+    decoder.fit(vectors, ids, dev=(vectors[:, :60], ids[:60]))
+    learned = set(decoder.written_[0])
+    assert {"prefix", "map"} <= learned
+    before = dict(sequence.load_causal(str(folder))[0].base_model.named_parameters())
+    after = {
+        name.removeprefix("body."): value for name, value in decoder.written_[0].items() if name.startswith("body.")
+    }
+    assert (not after) == frozen
+    moved = [(value - before[name].detach()).abs().max().item() for name, value in after.items()]
+    assert frozen or 0 < max(moved) < 0.01  # short steps: what was learned before is not overrun
+    assert np.isfinite(decoder.bits(vectors, ids)).all()
+    assert len(decoder.generate(vectors[:, :3])[0]) == 3
+
+
+# ------------------------------------------------------------------------------------------------------ search
+
+
+def test_beams_find_the_likeliest_texts():
+    """Against all texts of up to three tokens."""
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).mul(2).log_softmax(1)  # the last code ends
+
+    def follow(rows, told):
+        return table[told[:, -1]] if told.shape[1] else table[rows % 4]
+
+    def score(row, text):
+        codes = [row % 4, *text, 4] if len(text) < 3 else [row % 4, *text]
+        return sum(float(table[a, b]) for a, b in pairwise(codes))
+
+    every = [text for n in range(4) for text in product(range(4), repeat=n)]
+    found = beam_search(follow, 3, beams=85, slots=3, end=4, device=torch.device("cpu"))
+    for row, told in enumerate(found):
+        best = sorted(every, key=lambda text: -score(row, text))
+        assert [tuple(one.tolist()) for one in told[:8]] == best[:8]
+
+
+def encoded(texts):
+    """Order and words both count."""
+    return np.array(
+        [[sum((i + 1) * (ord(c) % m) for i, c in enumerate(text)) + 1 for m in (7, 11, 13, 17)] for text in texts],
+        float,
+    )
+
+
+def test_the_nearest_candidate_wins_and_never_loses_to_the_first():
+    texts = ["a b c", "d e f", "g h"]
+    candidates = [["c b a", "a b c"], ["d e f", "f e d"], ["x", "y"]]
+    found = nearest(candidates, encoded(texts), encoded)
+    assert found.texts[:2] == ["a b c", "d e f"]
+    np.testing.assert_allclose(found.cosine[:2], 1)
+    firsts = nearest([told[:1] for told in candidates], encoded(texts), encoded)
+    assert (found.cosine >= firsts.cosine - 1e-12).all()
+
+
+def test_corrections_come_closer():
+    target = encoded(["the red cat sleeps"])
+    start = nearest([["the blue cat sees"]], target, encoded)
+    words = ["the", "red", "cat", "sleeps", "blue", "sees"]
+
+    def mutate(row, text, random):
+        told = text.split()
+        return [
+            " ".join([*told[:at], str(random.choice(words)), *told[at + 1 :]])
+            for at in range(len(told))
+            for _ in range(6)
+        ]
+
+    better = corrected(start, target, encoded, mutate, rounds=6)
+    assert better.cosine[0] > start.cosine[0]
+    assert corrected(start, target, encoded, lambda *_: [], rounds=2).texts == start.texts
+    assert isinstance(better, Found)
+
+
+# ------------------------------------------------------------------------------------------------- going on, bad input
+
+
+def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty):
+    monkeypatch.setattr(base, "OFTEN", -1)
+    train, dev = planted("slot", 300, 0), planted("slot", 100, 1)
+    whole = SlotDecoder().fit(*train, dev=dev)
+    rounds, bits = [], SlotDecoder._bits
+
+    def stopped(self, *rest):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return bits(self, *rest)
+
+    monkeypatch.setattr(SlotDecoder, "_bits", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
+    before = len(rounds)
+    again = SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
+    for name, value in whole.parameters_.items():
+        torch.testing.assert_close(again.parameters_[name], value, rtol=0, atol=0)
+    resumed = len(rounds) - before
+    SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
+    assert len(rounds) - before - resumed < 5  # what is finished is not trained again
+    assert [path.name for path in tmp_path.iterdir()] == ["slot.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors at all", None], ids=["empty", "torn", "of other texts"])
+def test_a_file_that_does_not_fit_is_not_gone_on_with(tmp_path, content, hasty):
+    train, dev, keep = planted("slot", 200, 0), planted("slot", 60, 1), tmp_path / "slot.safetensors"
+    whole = SlotDecoder().fit(*train, dev=dev)
+    if content is None:
+        SlotDecoder().fit(*planted("slot", 200, 8), dev=dev, keep=keep)
+    else:
+        keep.write_bytes(content)
+    again = SlotDecoder().fit(*train, dev=dev, keep=keep)
+    torch.testing.assert_close(again.parameters_["map"], whole.parameters_["map"], rtol=0, atol=0)
+
+
+def test_what_cannot_be_decoded_is_said_in_one_line(tmp_path, hasty):
+    vectors, ids = planted("slot", 60, 0)
+    dev = vectors[:, :20], ids[:20]
+    fitted = BagDecoder(slots=12).fit(vectors, ids, dev=dev)
+    empty = vectors.copy()
+    empty[0, 3] = np.nan
+    cases = {
+        "vectors: vectors of shape 1x50x24 for 60 texts": lambda: BagDecoder().fit(vectors[:, :50], ids, dev=dev),
+        "vectors: vectors of shape 60x24": lambda: BagDecoder().fit(vectors[0], ids, dev=dev),
+        "--slots: 60 texts are longer than 5 tokens": lambda: SlotDecoder(slots=5).fit(vectors, ids, dev=dev),
+        "--slots: 1 texts are longer than 12": lambda: fitted.bits(vectors[:, :1], [np.arange(13)]),
+        "texts: a vocabulary of 1 token.": lambda: BagDecoder(slots=12).fit(vectors, [np.array([4])] * 60, dev=dev),
+        "vectors: 1 cells of 8 dimensions, and it was fitted on 1 of 24": lambda: fitted.bits(vectors[..., :8], ids),
+        "vectors: not finite in rows 3": lambda: BagDecoder().fit(empty, ids, dev=dev),
+        "embeddings: 5 rows, and token ids up to 22": lambda: SlotDecoder().fit(
+            vectors, ids, dev=dev, embeddings=np.zeros((5, 4))
+        ),
+        "--decoder: ": lambda: SequenceDecoder(str(tmp_path / "none")).fit(vectors, ids, dev=dev),
+    }
+    for words, wrong in cases.items():
+        with pytest.raises(InputError) as caught:
+            wrong()
+        assert str(caught.value).startswith(words)
+        assert "\n" not in str(caught.value)
+
+
+def test_tokens_that_train_lacks_cost_nothing_and_are_never_written(hasty):
+    vectors, ids = planted("slot", 300, 0)
+    decoder = SlotDecoder().fit(vectors, ids, dev=(vectors[:, :80], ids[:80]))
+    strange = [one.copy() for one in ids[:5]]
+    for one in strange:
+        one[2] = 777
+    bits = decoder.bits_by_slot(vectors[:, :5], strange)[0]
+    assert (bits[:, 2] == 0).all()
+    np.testing.assert_allclose(bits[:, 3:], decoder.bits_by_slot(vectors[:, :5], ids[:5])[0][:, 3:])
+    assert set(np.concatenate(decoder.generate(vectors)[0])) <= set(np.concatenate(ids))

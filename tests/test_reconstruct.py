@@ -1,0 +1,330 @@
+"""Texts got back: what they are worth, the verdict on hand-made tables, and the study from a file to its page."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+
+import models
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from analysis import reconstruction
+from analysis.sources import SourceOptions, load
+from analysis.sources.treebank import read_treebank
+from analysis.study import Answer
+from clsprobe.cli import main
+from clsprobe.reconstruct import Reconstruct, judged
+from probes import Extractor, load_encoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def ids(*texts):
+    return [np.array([int(c) for c in text], np.int64) for text in texts]
+
+
+def test_tokens_are_counted_as_often_as_they_stand_there():
+    table = reconstruction.compared(ids("1123", "12", "7", "12"), ids("1145", "12", "", "21"))
+    np.testing.assert_allclose(table.precision, [0.5, 1, 0, 1])  # sets would say 1/3 of the first
+    np.testing.assert_allclose(table.recall, [0.5, 1, 0, 1])
+    np.testing.assert_allclose(table.f1, [0.5, 1, 0, 1])
+    np.testing.assert_allclose(table.likeness, [0.5, 1, 0, 0])  # order counts here alone
+    np.testing.assert_allclose(table.exact, [0, 1, 0, 0])
+
+
+def test_bits_are_a_ratio_of_sums():
+    rows = pd.DataFrame({"blind": [10.0, 40.0], "bits": [8.0, 20.0], "tokens": [2, 20]})
+    value, low, high = reconstruction.gained(rows)
+    assert value == 1
+    assert low <= value <= high
+    assert (low, high) == (1, 1)  # each text gains 1 a token
+
+
+def test_intervals_of_gain_and_share_hold_the_truth():
+    random, inside = np.random.default_rng(0), [0, 0]
+    for _ in range(100):
+        tokens = random.integers(3, 15, 150)
+        bits = random.normal(0, 2, 150) + 5 * tokens
+        rows = pd.DataFrame({"blind": 6 * tokens, "bits": bits, "tokens": tokens})
+        _, low, high = reconstruction.gained(rows)
+        inside[0] += low <= 1 <= high
+        likeness, blind = random.uniform(0.4, 1, 150), random.uniform(0, 0.4, 150)
+        _, low, high = reconstruction.recovered(likeness, blind)
+        inside[1] += low <= (0.7 - 0.2) / 0.8 <= high
+    assert min(inside) >= 89
+
+
+def test_the_share_put_right_is_0_for_the_blind_text_and_1_for_the_text():
+    blind = np.array([0.2, 0.4, 0.3])
+    assert reconstruction.recovered(blind, blind)[0] == 0
+    assert reconstruction.recovered(np.ones(3), blind) == (1, 1, 1)
+
+
+def test_a_text_that_train_has_is_no_news():
+    train = ["the cat sees the dog", "a bird runs"]
+    told = reconstruction.novelty(["a bird runs", "a bird ran", "zzzz zzzz zzzz"], train)
+    assert told[0] == 0
+    assert told[1] == pytest.approx(2 / 11)
+    assert told[2] > 0.8
+
+
+def test_differences_are_in_brackets():
+    assert reconstruction.marked("the red cat sleeps", "the cat sleeps well") == (
+        "the [red] cat sleeps",
+        "the cat sleeps [well]",
+    )
+    assert reconstruction.marked("a b", "") == ("[a b]", "")
+
+
+def test_every_character_has_the_part_of_speech_of_its_word():
+    words = [("Do", "AUX"), ("n't", "PART"), ("go", "VERB"), ("!", "PUNCT")]
+    assert reconstruction.by_character("Don't go!", words) == ["AUX"] * 2 + ["PART"] * 3 + [""] + ["VERB"] * 2 + [
+        "PUNCT"
+    ]
+
+
+def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
+    words = (("1", "zu", "ADP", "3", "case"), ("2", "dem", "DET", "3", "det"), ("3", "Haus", "NOUN", "0", "root"))
+    rows = ["1-2\tzum" + "\t_" * 8]
+    rows += ["\t".join((n, form, form, tag, "_", "_", head, told, "_", "_")) for n, form, tag, head, told in words]
+    path = tmp_path / "one.conllu"
+    path.write_text("\n".join(["# text = zum Haus", *rows]) + "\n\n")
+    (found,) = read_treebank(path)[0].words.items()
+    assert found == ("zum Haus", [("zum", "ADP+DET"), ("Haus", "NOUN")])
+    loaded = load("grammar:tense:60", SourceOptions())
+    assert set(loaded.words) == set(loaded.tasks[0].texts)
+    for text, words in loaded.words.items():
+        tags = reconstruction.by_character(text, words)
+        assert all(tag or character == " " for tag, character in zip(tags, text, strict=True))
+        assert words[-1] == (".", "PUNCT")
+
+
+def test_values_fall_into_bins_whose_lower_edge_is_theirs():
+    told = reconstruction.binned(np.array([1, 7, 8, 99]), (0, 8, 12, 1000), ("short", "middle", "long"))
+    assert list(told) == ["short", "short", "middle", "long"]
+
+
+def test_bleu_is_sacrebleus_and_says_how():
+    texts = ["the red cat sleeps in the house", "a dog runs on the tree"]
+    assert reconstruction.corpus(texts, texts) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
+    assert reconstruction.corpus(texts, ["", "a bird"])["BLEU"] < 5
+    assert all("version:" in told for told in reconstruction.signatures())
+
+
+def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
+    """A table as `measure` gives it: the likeness of texts lies around given values, and all else follows."""
+    random = np.random.default_rng(0)
+    blocks = []
+    for (readout, value), layer, split in product({"cls": cls, "mean": mean}.items(), (0, 3), ("dev", "test")):
+        for source, level in {"no input": blind, "mean vector": blind / 2, "vector": value, "re-ranked": value}.items():
+            if split == "dev" and source != "vector":
+                continue
+            wrote = split == "test" and layer == 3
+            if not wrote and source != "vector":
+                continue
+            likeness = np.clip(level + random.normal(0, 0.05, n), 0, 1) if wrote else np.full(n, np.nan)
+            asked = source in ("no input", "mean vector", "vector")
+            blocks.append(
+                pd.DataFrame(
+                    {
+                        "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
+                        "row": np.arange(n), "tokens": 8, "blind": 40.0,
+                        "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if asked else np.nan,
+                        "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
+                        "exact": (likeness > 0.98).astype(float), "original": "the cat" if wrote else None,
+                        "text": "the dog" if wrote else None, "cosine": likeness,
+                        "novelty": (np.arange(n) >= n / 2) * novel if wrote else np.nan,
+                    }
+                )
+            )  # fmt: skip
+    return pd.concat(blocks, ignore_index=True)
+
+
+@pytest.mark.parametrize(("cls", "outcome"), [(0.85, "yes"), (0.3, "no"), (0.6, "undecided")])
+def test_the_verdict_is_about_what_the_blind_decoder_misses(cls, outcome):
+    verdict = Reconstruct().judge(made(cls))
+    assert verdict.outcome == outcome
+    assert verdict.low <= verdict.effect <= verdict.high
+    assert verdict.effect == pytest.approx((cls - 0.2) / 0.8, abs=0.03)
+    assert "[CLS] of layer 3" in verdict.because
+
+
+def test_texts_that_train_nearly_has_are_not_judged():
+    table = made(0.9)
+    known = table.novelty < reconstruction.NOVEL
+    table.loc[known & (table.source == "re-ranked"), "likeness"] = 0.0
+    assert Reconstruct().judge(table).outcome == "yes"
+    assert judged(table).row.nunique() == 100
+    assert judged(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
+
+
+def test_every_exhibit_draws(tmp_path):
+    table = made(0.7)
+    shown = Reconstruct().show(table)
+    assert [e.plot for e in shown[:2]] == ["intervals", "curves"]
+    for exhibit in shown:
+        if exhibit.plot:
+            exhibit.draw()
+    slots = pd.DataFrame(
+        {
+            "layer": 3, "readout": "cls", "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
+            "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
+            "hit": np.arange(100) % 2 == 0, "found": True,
+        }
+    )  # fmt: skip
+    position, words, tags = Reconstruct().details(slots)
+    assert position.table.value.between(0, 1).all()
+    position.draw()
+    assert words.table["bits gained"].eq(2).all()
+    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0]]
+    assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """An encoder with random weights, and 240 texts that it can read."""
+    folder = tmp_path_factory.mktemp("toy")
+    nouns, verbs = ("cat", "dog", "bird", "dogs", "house"), ("sees", "sleeps", "runs")
+    rows = [
+        f"{a} {colour} {noun} {verb} {where} the {other}"
+        for a, colour, noun, verb, where, other in product(
+            ("the", "a"), ("red", "blue"), nouns, verbs, ("in", "on"), nouns[:2]
+        )
+    ]
+    path = folder / "toy.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(rows)))
+    return models.save("bert", folder / "bert"), path
+
+
+def asked(toy, out, *more):
+    model, path = toy
+    return [
+        "reconstruct", "--model", str(model), "--task", f"file:{path}", "--layers", "0,3", "--written", "20", "--beams",
+        "2", "--corrections", "1", "--out", str(out), "--quiet", *more,
+    ]  # fmt: skip
+
+
+def ended(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
+    from probes.decode import sequence
+
+    monkeypatch.setattr(sequence.SequenceDecoder.__init__, "__kwdefaults__", {
+        **sequence.SequenceDecoder.__init__.__kwdefaults__, "width": 32, "depth": 1, "pace": sequence.Pace(4e-3, 64, 4)
+    })  # fmt: skip
+    out = tmp_path / "run"
+    assert ended(asked(toy, out)) == 0
+    answer = Answer.load(out / "answers" / "reconstruct.json")
+    assert answer.question == "Is it possible to get back the original sequence from [CLS]?"
+    told = " ".join(answer.notes)
+    for decoder in ("bag", "slot", "sequence"):
+        assert f"[CLS] of layer 0 tells the {decoder} decoder 0.000 bits a token: nothing, as it must be" in told
+    assert "Treat stored vectors as the texts themselves" in (out / "report.html").read_text()
+    table = pd.read_parquet(out / "tables" / "reconstructions.parquet")
+    wrote = table[(table.decoder == "sequence") & table.text.notna()].pivot(index="row", columns=["readout", "source"])
+    for readout in ("cls", "mean"):
+        cosine, exact = wrote.cosine[readout], wrote.exact[readout]
+        assert (cosine["re-ranked"] >= cosine["vector"] - 1e-6).all()
+        assert (cosine["corrected"] >= cosine["re-ranked"] - 1e-6).all()
+        assert (exact["re-ranked"] >= exact["vector"]).all()
+    assert sorted(path.name for path in (out / "weights").iterdir())[0] == "bag.safetensors"
+    assert json.loads((out / "run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--decoder", "nobody/nothing"], "'nobody/nothing'"),
+        (["--decoders", "bag,sequnce"], "error: --decoders: unknown decoder 'sequnce'. Did you mean 'sequence'?"),
+        (["--decoders", "bag", "--decoder", "gpt2"], "error: --decoder: names a sequence decoder"),
+        (["--frozen"], "error: --frozen: our own decoder has learned nothing before."),
+        (["--readouts", "mean"], "error: --readouts: the question is about cls."),
+        (["--readouts", "cls,flatten"], "error: --readouts: 'flatten' is no single vector of a text."),
+        (["--readouts", "cls,cat(cls,mean)"], "error: --readouts: cls has 16 numbers, cat(cls,mean) has 32 numbers."),
+        (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
+    monkeypatch.setattr("probes.encoder._hub_answers", lambda: False)
+    assert ended(asked(toy, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert told in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def stored(toy):
+    """The vectors of all texts, as another program would keep them."""
+    texts = pd.read_csv(toy[1]).text.tolist()
+    states = Extractor(load_encoder(str(toy[0])), ["cls", "mean"], layers=[0, 3])(texts)
+    return {f"layer.{layer:02d}/{name}": states.cell(layer, name) for layer, name in states.cells}
+
+
+def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
+    save_file(stored, tmp_path / "v.safetensors")
+    bits = []
+    for more in ([], ["--vectors", str(tmp_path / "v.safetensors")]):
+        out = tmp_path / f"run{len(more)}"
+        assert ended(asked(toy, out, "--decoders", "bag", *more)) == 0
+        bits.append(pd.read_parquet(out / "tables" / "reconstructions.parquet"))
+    pd.testing.assert_frame_equal(*bits)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v[:-1], "v.safetensors: holds 239 vectors, file:"),
+        (lambda v: v[:, :8].copy(), "v.safetensors: its vectors have 8 dimensions, those of "),
+        (
+            lambda v: np.random.default_rng(0).normal(size=v.shape).astype("f4"),
+            "v.safetensors: its cls of layer 0 is not",
+        ),
+        (lambda v: np.where(np.arange(len(v))[:, None] == 7, np.nan, v), "v.safetensors: 1 row holds NaN"),
+    ],
+    ids=["too few", "another size", "another encoder", "not a number"],
+)
+def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_path, capsys, change, told):
+    save_file({name: change(vectors) for name, vectors in stored.items()}, tmp_path / "v.safetensors")
+    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert told in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", stored["layer.03/mean"])
+    assert ended([*asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy")), "--layers", "1"]) == 2
+    assert "error: v.npy: unknown readout 'vector'" in capsys.readouterr().err
+
+
+def test_texts_need_no_labels(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("text\n" + "".join(f"number {i} and {i * i}\n" for i in range(60)))
+    assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
+
+
+def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
+    path = tmp_path / "the.csv"
+    path.write_text("text\n" + "".join(f"{space.join(['the'] * i)}\n" for i in range(2, 32) for space in (" ", "  ")))
+    assert ended(asked((toy[0], path), tmp_path / "run")) == 2
+    assert "error: texts: a vocabulary of 1 token." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_texts_are_refused(toy, tmp_path, capsys):
+    few = tmp_path / "few.csv"
+    few.write_text("text,label\n" + "".join(f"cat {'very ' * i}big,{i % 2}\n" for i in range(20)))
+    assert ended(asked((toy[0], few), tmp_path / "run")) == 2
+    assert "A decoder needs 50 at least" in capsys.readouterr().err
