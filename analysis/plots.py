@@ -1,7 +1,8 @@
 """Tables into figures: every function takes a table and returns a matplotlib Figure; `svg` makes one inline.
 
 1. `heatmap`, `curves`: layer x readout.   2. `confusion`, `intervals`: one chosen cell, class by class; baselines.
-3. `differences`: effects against a declared margin.   4. `scatter`: points in the plane, panel beside panel.
+3. `differences`: effects against a declared margin.   4. `scatter`: points in the plane, panel beside panel; `squares`:
+   how much every two of many things agree.
 5. `svg`: a figure as inline SVG: responsive, same bytes every time, ids of its own, text as text.
 6. `shown`, `signed`, `point_styles`: how data text and effects are spelled and how a label looks, also on the page.
 
@@ -758,6 +759,48 @@ def scatter(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@_drawn("panel", "row", "column", "value")
+def squares(table: pd.DataFrame, *, metric: str, label: str) -> Figure:
+    """Every thing against every other, one panel beside the other: how much two of them agree, on a scale from 0 to 1.
+
+    table: panel, row, column, value; rows upwards and columns in order of first appearance. label: what they are. A
+    pair without a value is hatched; one below 0 has the colour of 0.
+    """
+    panels = dict(iter(table.groupby("panel", sort=False, observed=True)))
+    names = {name: list(dict.fromkeys([*rows["row"], *rows["column"]])) for name, rows in panels.items()}
+    most = max(map(len, names.values()))
+    size, font = (0.48, 8.5) if most <= 9 else (0.36, 7.0) if most <= 14 else (0.2, 0.0)
+    fitted = {name: [_fit(each, 1.6) for each in names[name]] for name in panels}
+    below, before = (max(each) for each in zip(*(_slant(texts, size) for texts in fitted.values()), strict=True))
+    left = max(0.4 + max(_wide(text) for texts in fitted.values() for text in texts), before)
+    side, gap = size * most, 0.9
+    across = max(1, min(len(panels), int(11 // (left + side + gap))))
+    down = -(-len(panels) // across)
+    wide, tall = left + side + gap, 0.35 + side + below + 0.2
+    figure, frame = _sheet(across * wide - 0.2, down * tall - 0.2)
+    frame.axis("off")
+    width, height = figure.get_size_inches()
+    for i, (name, rows) in enumerate(panels.items()):
+        count = len(names[name])
+        square = rows.pivot(index="row", columns="column", values="value").reindex(names[name], columns=names[name])
+        values = square.to_numpy(float)
+        x, y = (i % across) * wide + left, height - (i // across) * tall - 0.35 - size * count
+        axes = figure.add_axes((x / width, y / height, size * count / width, size * count / height))
+        ink = _grid(figure, axes, values, 0.0, 1.0, label=shown(metric, 40))
+        for row, column in np.argwhere(np.isfinite(values)) if font else ():
+            value = values[row, column]
+            at = column + 0.5, row + 0.5
+            axes.text(*at, _short(value), ha="center", va="center_baseline", size=font, color=ink(value))
+        every = max(1, round(0.2 / size)) if font else 2
+        axes.set_yticks(np.arange(0, count, every) + 0.5, fitted[name][::every])
+        _name_columns(axes, fitted[name], size)
+        axes.set_ylabel(shown(label, 40), labelpad=6)
+        axes.set_title(_fit(name, size * count + gap, 10), loc="left", size=10, pad=5)
+    told = ", ".join(_fit(name, 2.4) for name in list(panels)[:12])
+    figure.set_label(f"Heat map of {shown(metric, 40)} between every two of {most}, in {len(panels)} panels: {told}")
+    return figure
+
+
 def point_styles(labels: pd.Series) -> dict[Any, Look]:
     """The look of every label of a scatter: sorted where all fit, the commonest first where there are too many."""
     counted = labels.value_counts()
@@ -841,3 +884,120 @@ def _lighter(image: str) -> str:
             return image
         picture.quantize(128, method=Image.Quantize.FASTOCTREE).save(buffer, "PNG", optimize=True)
     return kind + base64.b64encode(buffer.getvalue()).decode()
+
+
+# ----------------------------------------------------------------------------------------------------- tokens, heads
+
+
+_LOWERS, _RAISES = PALETTE[1], PALETTE[0]  # orange and blue: far apart for every sight, and the bars say it in grey
+_STRIPS, _TOKENS = 12, 80  # texts in a figure, tokens of a text
+
+
+@_drawn("text", "token_index", "token", "score")
+def token_strips(table: pd.DataFrame, *, metric: str) -> Figure:
+    """Texts as strips of tokens, coloured by their scores: what raises is blue with a bar above, what lowers is orange
+    with a bar below, so that it can be read in grey as well.
+
+    table: text, token_index, token, score; maybe special (greyed letters), name (the heading of a text), and complete
+    (where False, the heading says that the scores do not sum to the change). One scale for all texts. The first 12
+    texts are drawn, and 80 tokens of each.
+    """
+    from matplotlib.patches import Rectangle
+
+    texts = list(table["text"].unique())[:_STRIPS]
+    rows = table[table["text"].isin(texts)]
+    largest = float(np.nanmax(np.abs(rows["score"].to_numpy(float)), initial=0.0)) or 1.0
+    wide, box, reach, step, head = 6.6, 0.2, 0.11, 0.48, 0.22
+    boxes: list[tuple[float, float, float, str, float, bool]] = []  # x, y, width, token, score, special
+    headings: list[tuple[float, str]] = []
+    y = 0.0  # downwards from the top
+    for text in texts:
+        own = rows[rows["text"] == text].sort_values("token_index", kind="stable")
+        name = own["name"].iloc[0] if "name" in own else f"text {text}"
+        partly = "complete" in own and not own["complete"].all()
+        more = f"; {len(own) - _TOKENS:,} more tokens in the table" if len(own) > _TOKENS else ""
+        heading = f"{_fit(name, 3.4)}{more}" + ("; the scores do not sum to the change" if partly else "")
+        headings.append((y + 0.1, heading))
+        x, y = 0.0, y + head + reach
+        special = own["special"] if "special" in own else np.zeros(len(own), bool)
+        for token, score, plain in list(zip(own["token"], own["score"], special, strict=True))[:_TOKENS]:
+            label = _fit(token, 1.9)
+            width = max(_wide(label) + 0.12, 0.16)
+            if x + width > wide and x:
+                x, y = 0.0, y + step
+            boxes.append((x, y, width, label, float(score), bool(plain)))
+            x += width + 0.03
+        y += box + reach + 0.1
+    key = 0.34
+    figure, axes = _sheet(wide, y, top=key, bottom=0.05)
+    axes.set(xlim=(0, wide), ylim=(y, 0))
+    axes.axis("off")
+    for place, heading in headings:
+        axes.text(0, place, heading, size=8, color=SOFT, va="center_baseline")
+    for x, top, width, label, score, plain in boxes:
+        known = np.isfinite(score)
+        colour = _diverging(score / largest if known else 0.0)
+        hatch: dict[str, Any] = {} if known else {"hatch": "////", "edgecolor": "#c3ccd5"}
+        axes.add_patch(Rectangle((x, top), width, box, facecolor=colour, linewidth=0, **hatch))
+        axes.add_patch(Rectangle((x, top), width, box, fill=False, edgecolor=FAINT, linewidth=0.5))
+        ink = _over(colour)
+        ink = SOFT if plain and ink == INK else ink
+        axes.text(x + width / 2, top + box / 2, label, ha="center", va="center_baseline", size=9, color=ink)
+        tall = abs(score) / largest * reach if known else 0.0
+        if tall > 0.004:
+            at = top - tall if score > 0 else top + box
+            bar = _RAISES if score > 0 else _LOWERS
+            axes.add_patch(Rectangle((x, at), width, tall, facecolor=bar, linewidth=0))
+    for i, share in enumerate(np.linspace(-1, 1, 9)):
+        axes.add_patch(
+            Rectangle((0.5 + 0.16 * i, -0.26), 0.16, 0.12, facecolor=_diverging(share), linewidth=0, clip_on=False)
+        )
+    labels = ((0.46, signed(-largest), "right"), (2.0, f"{signed(largest)}   {shown(metric, 60)}", "left"))
+    for at, label, side in labels:
+        axes.text(at, -0.2, label, size=8, color=SOFT, ha=side, va="center_baseline")
+    figure.set_label(
+        f"{len(texts)} texts as strips of tokens, coloured by {shown(metric, 60)} "
+        f"from {signed(-largest)} (orange, bar below) to {signed(largest)} (blue, bar above)"
+    )
+    return figure
+
+
+def _diverging(share: float) -> tuple[float, ...]:
+    """-1 orange, 0 white, 1 blue."""
+    from matplotlib.colors import to_rgb
+
+    end = np.array(to_rgb(_RAISES if share > 0 else _LOWERS))
+    return tuple(1 - min(abs(share), 1.0) * (1 - end))
+
+
+@_drawn("layer", "head", "value")
+def head_map(table: pd.DataFrame, *, metric: str) -> Figure:
+    """Layer (upwards, the lowest at the bottom) x attention head, the value in the cell.
+
+    table: layer, head (int), value; one row per head. A head without a value is hatched.
+    """
+    layers, heads = sorted(table["layer"].unique()), sorted(table["head"].unique())
+    values = table.pivot(index="layer", columns="head", values="value").loc[layers, heads].to_numpy(float)
+    names = [str(head) for head in heads]
+    wide, tall = (0.42, 0.3) if values.size <= 200 else (0.3, 0.24)
+    figure, axes = _sheet(
+        wide * len(heads), tall * len(layers), left=0.35 + max(_wide(str(layer)) for layer in layers), right=0.95,
+        bottom=0.46,
+    )  # fmt: skip
+    low, high = _limits(values, pad=0.0)
+    ink = _grid(figure, axes, values, low, high, label=shown(metric, 40))
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        size = 8 if wide > 0.4 else 6.2
+        axes.text(
+            column + 0.5, row + 0.5, _short(value), ha="center", va="center_baseline", size=size, color=ink(value)
+        )
+    axes.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
+    axes.set_ylabel("layer", labelpad=6)
+    _name_columns(axes, names, wide)
+    axes.set_xlabel("head", labelpad=4)
+    figure.set_label(
+        f"Heat map of {shown(metric, 40)} over {len(layers)} layers and {len(heads)} heads, "
+        f"from {_plain(low)} to {_plain(high)}"
+    )
+    return figure

@@ -7,12 +7,14 @@
 3. `best_layers`: the layer of every readout, chosen on dev.
 4. `paired_difference`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p`
    and `equivalence_p` are the tests that this interval decides, `difference_intervals` one seed of many cells at once.
-5. Many comparisons: `holm` over a few, `max_t` over the cells of a grid (`above_chance`).
+5. `crossed`: the same by a two-way bootstrap, with both tests.
+6. Many comparisons: `holm` over a few, `max_t` over the cells of a grid (`above_chance`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +27,7 @@ from probes import metric
 
 DRAWS = 2000
 LEVEL = 0.95
+LEAST = 1e-100  # a smaller p is 0: the quantiles of t with 3 degrees of freedom are -inf at 1e-300 in scipy
 BLOCK = 64 << 20  # bytes of resamplings handed over at once
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
@@ -274,6 +277,58 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
     return _tail(margin - abs(centre), variance, freedom)
 
 
+@dataclass(frozen=True)
+class Crossed:
+    """The mean of a - b with its 95 % interval, and three p.
+
+    p_equal: that a and b are equally good. p_apart: that they differ by the margin or more (two one-sided tests,
+    Schuirmann 1987). p_worse: that a is worse by no more than the margin (one-sided).
+    """
+
+    effect: float
+    low: float
+    high: float
+    p_equal: float
+    p_apart: float
+    p_worse: float
+
+
+def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, seed: int = 0) -> Crossed:
+    """Mean of a - b, each (seed, row) within 0..1 as `correct` gives them, every seed on every text.
+
+    The two-way bootstrap of crossed factors (Owen 2007): a draw takes seeds with replacement, and texts with
+    replacement, and counts a text of a seed as often as both were drawn. What it varies by is that of the seeds, of the
+    texts, and of the two together; draws of texts alone tell them apart. The part of S seeds is S / (S - 1) times
+    larger than their resampling shows it, and asks for the t of S - 1 degrees of freedom: with two or three seeds the
+    percentiles themselves would be far too close. As in `paired_difference` two texts are added on which a and b
+    disagree, or ten texts without a difference would prove that there is none. Raises ValueError where a and b were not
+    measured on the same texts and seeds, all of them.
+    """
+    if not (a.index.equals(b.index) and a.columns.equals(b.columns)) or (a.isna() | b.isna()).to_numpy().any():
+        raise ValueError("crossed factors need both sides measured on the same texts with the same seeds")
+    difference = (a - b).to_numpy()
+    seeds, texts = difference.shape
+    padded = np.hstack([difference, np.ones((seeds, 1)), -np.ones((seeds, 1))])  # (seed, text)
+    of_texts = bootstrap(lambda counts: padded @ counts.T / (texts + 2), texts + 2, seed=seed)  # (seed, draw)
+    variance, freedom = [of_texts.mean(0).var(ddof=1)], [texts + 1]
+    if seeds > 1:
+        drawn = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS).T / seeds
+        both = (of_texts * drawn).sum(0).var(ddof=1)
+        variance.append(max(both - variance[0], 1e-12) * seeds / (seeds - 1))
+        freedom.append(seeds - 1)
+    parts = np.array(variance), np.array(freedom)
+    centre = padded.mean()
+    half = _reach((1 - LEVEL) / 2, *parts)
+    return Crossed(
+        float(difference.mean()),
+        float(centre - half),
+        float(centre + half),
+        p_equal=2 * _tail(abs(centre), *parts),
+        p_apart=_tail(margin - abs(centre), *parts),
+        p_worse=_tail(-margin - centre, *parts),
+    )
+
+
 def _difference(a: pd.DataFrame, b: pd.DataFrame, shares: bool) -> tuple[float, float, np.ndarray, np.ndarray]:
     """The mean of a - b; the centre of its interval; the variances of that over texts and over seeds, their freedom.
 
@@ -305,9 +360,9 @@ def _tail(distance: float, variance: np.ndarray, freedom: np.ndarray) -> float:
     """The inverse of `_reach`."""
     if distance < 0:
         return 1 - _tail(-distance, variance, freedom)
-    if _reach(1e-300, variance, freedom) <= distance:
+    if _reach(LEAST, variance, freedom) <= distance:
         return 0.0
-    log = brentq(lambda q: _reach(np.exp(q), variance, freedom) - distance, np.log(1e-300), np.log(0.5))
+    log = brentq(lambda q: _reach(np.exp(q), variance, freedom) - distance, np.log(LEAST), np.log(0.5))
     return float(np.exp(log))
 
 

@@ -232,6 +232,7 @@ class Study(BaseModel, ABC):
     question: ClassVar[str]  # the user's words
     claim: ClassVar[str]  # the statement that the verdict says yes or no to
     margin: ClassVar[float]  # declared before measuring
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
 
     @abstractmethod
     def measure(self) -> pd.DataFrame:

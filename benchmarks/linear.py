@@ -9,8 +9,8 @@
 2. The value of the objective at our optimum beside scikit-learn's at tol=1e-10, on `COMPARED` problems of these grids.
 3. Test accuracy beside scikit-learn's in every cell of TREC.
 4. Where there is a CUDA device: how much faster the grid of TREC is there.
-5. Peak resident memory of a sweep over 50,000 texts of 768 numbers, 8 readouts, the vectors on disk: as many layers as
-   `LAYERS`, since cells are taken one after another and their number does not matter.
+5. Peak resident memory of a sweep over 50,000 texts of 768 numbers, 13 layers x 8 readouts, the vectors on disk (16 GB
+   of them, for some minutes).
 
 Texts are looked for in $CLSPROBE_DATA, default ../shared/data; what is not there is left out.
 """
@@ -41,7 +41,7 @@ from probes.solver import Solution, solve
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TIMED, COMPARED = 40, 50
-TEXTS, LAYERS, READOUTS, DIM = 50_000, 2, 8, 768
+TEXTS, LAYERS, READOUTS, DIM = 50_000, 13, 8, 768
 SENTENCES = 5000  # of the treebank
 
 

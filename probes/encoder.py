@@ -365,8 +365,9 @@ class Encoder:
             None if types is None else moved(types),
         )
 
-    def forward(self, batch: Batch) -> Any:
-        """Run the encoder over a batch, without gradients."""
+    def forward(self, batch: Batch, *, gradients: bool = False, attentions: bool = False) -> Any:
+        """Run the encoder over a batch. gradients: keep what differentiating needs. attentions: ask for the attention
+        weights too, which leaves hooks of transformers on the model (analysis.attention removes them)."""
         import torch
 
         segments = {}
@@ -374,14 +375,14 @@ class Encoder:
             segments["token_type_ids"] = batch.types
         elif self.adapter.cls_segment:
             segments["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
-        with torch.no_grad(), _quiet_transformers():
+        with torch.set_grad_enabled(gradients), _quiet_transformers():
             if self.adapter.before:
                 self.adapter.before(self.model, batch.ids.shape[1])
             return self.model(
                 input_ids=batch.ids,
                 attention_mask=batch.real.long(),
                 output_hidden_states=False,  # whatever config.json asks for: transformers' own hooks would stay
-                output_attentions=False,
+                output_attentions=attentions,
                 **segments,
             )
 

@@ -15,7 +15,7 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from probes.base import CellProbe
-from probes.solver import solve
+from probes.solver import Solution, solve
 
 
 class LogisticProbe(ClassifierMixin, CellProbe):
@@ -46,9 +46,12 @@ class LogisticProbe(ClassifierMixin, CellProbe):
         grid = torch.tensor([self.C] if strengths is None or dev is None else list(strengths), dtype=torch.float64)
         self.mean_, self.scale_ = _moments(X, sample_weight)
         weight = torch.as_tensor(self._weights(y, sample_weight))
-        found = solve(self._standardised(X), torch.as_tensor(np.array(y)), grid, weight=weight)
+        codes, seen = torch.as_tensor(np.array(y)), None
         if len(grid) > 1 and dev is not None:
-            kept = self._fewest_bits(found.coef, found.intercept, *dev)
+            seen = self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))
+        found = solve(self._standardised(X), codes, grid, weight=weight, dev=seen)
+        if seen:
+            kept = _fewest_bits(found, *seen)
         else:
             kept = torch.zeros(found.converged.shape[:2], dtype=torch.int64)
         cell, label_set = torch.meshgrid(*map(torch.arange, kept.shape), indexing="ij")
@@ -87,13 +90,15 @@ class LogisticProbe(ClassifierMixin, CellProbe):
     def _standardised(self, X: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(_standardised(X, self.mean_, self.scale_))
 
-    def _fewest_bits(self, coef: torch.Tensor, intercept: torch.Tensor, X: np.ndarray, y: np.ndarray) -> torch.Tensor:
-        """(cell, label set): the index of the strength with the smallest cross-entropy on dev."""
-        Z = self._standardised(X)[:, None, None] @ coef.mT + intercept[..., None, :]
-        nats = Z.log_softmax(-1)  # (cell, label set, strength, text, class)
-        codes = torch.as_tensor(np.array(y)).T  # (label set, text)
-        own = nats.gather(-1, codes.clamp(min=0)[None, :, None, :, None].expand(*nats.shape[:-1], 1))[..., 0]
-        return (own * (codes >= 0)[None, :, None]).sum(-1, dtype=torch.float64).argmax(-1)
+
+def _fewest_bits(found: Solution, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(cell, label set): the index of the strength with the smallest cross-entropy on dev, X standardised."""
+    Z = X[:, None, None] @ found.coef.mT + found.intercept[..., None, :]
+    nats = Z.log_softmax(-1)  # (cell, label set, strength, text, class)
+    codes = y.T  # (label set, text)
+    own = nats.gather(-1, codes.clamp(min=0)[None, :, None, :, None].expand(*nats.shape[:-1], 1))[..., 0]
+    total = (own * (codes >= 0)[None, :, None]).sum(-1, dtype=torch.float64)
+    return total.masked_fill(found.loss.isinf(), -torch.inf).argmax(-1)
 
 
 class RidgeProbe(RegressorMixin, CellProbe):

@@ -191,6 +191,16 @@ class RandomToken(Position):
         return batch.nth(batch.content, 1 + batch.seeds % count.clamp(min=1)).where(count > 0, -1)
 
 
+class New(Position):
+    """A token that `probes.train` puts in, which the encoder has never seen."""
+
+    def __init__(self, where: str, token: int) -> None:
+        self.name, self.token = f"new@{where}", token
+
+    def position(self, batch: Batch) -> Tensor:
+        return batch.nth(batch.real & (batch.ids == self.token), batch.lengths * 0 + 1)
+
+
 class Mean(Weighted):
     """The mean over all real tokens, special ones included, as sentence-transformers pools."""
 
@@ -371,6 +381,24 @@ def _named(name: str) -> Readout:
     if name not in NAMED:
         raise unknown("--readouts", "readout", name, (*DEFAULT, *OF_TOKENS, "cat(cls,mean)", "last4(cls)"))
     return NAMED[name]()
+
+
+def arrangement(name: str) -> tuple[str, str]:
+    """``cls@last`` as ("cls", "last"), ``mean`` as ("mean", ""): what is read, and how the tokens are arranged for it.
+
+    Fine-tuning only (`probes.train.arranged`). Raises InputError for what is neither a readout nor one of these.
+    """
+    plain, at, where = name.partition("@")
+    places = {"new": ("first", "middle", "last"), "cls": ("last",)}.get(plain, ("no_cls",))
+    if (at and where not in places) or (plain == "new" and not at):
+        known = ("new@first", "new@middle", "new@last", "cls@last", "token[1]@no_cls", "mean@no_cls")
+        raise unknown("--readouts", "readout", name, known)
+    if plain == "new":
+        return plain, where
+    (readout,) = parse([plain])
+    if any(part.depth > 1 for part in within(readout)):
+        raise InputError(f"--readouts {name}", "reads several layers", "Fine-tune from a readout of one layer")
+    return readout.name, where
 
 
 def within(readout: Readout) -> Iterator[Readout]:

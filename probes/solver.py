@@ -11,7 +11,9 @@ have one vector in scikit-learn: the same problem under twice the penalty. A cla
 
 1. A label set walks along its strengths, the strongest penalty first: the optimum at one is where the next begins. It
    need not be exact: a strength that comes within `HEIR` x f of its optimum starts the next one and goes on, so
-   several walk together, and one product with X serves the steps of all label sets and strengths under way.
+   several walk together, and one product with X serves the steps of all label sets and strengths under way. Given dev,
+   a label set turns back where dev bits have risen from one strength to the next: what fits train closer still is not
+   solved. Labels without a signal, whose weak penalties cost the most steps, end at the second strength.
 2. A step is that of limited-memory BFGS (Liu & Nocedal 1989) in the compact form of Byrd, Nocedal & Schnabel (1994). A
    pair (step s, change of the gradient y) outlives a change of C: y is C times the change of the data's gradient plus
    the penalty's, which is known.
@@ -42,11 +44,12 @@ import torch
 from torch import Tensor
 
 HEIR = 1e-3  # decrement, relative to f, at which the next strength begins
+RISEN = 1e-3  # of the dev bits: what more of them ends a walk
 MEMORY = 30  # pairs kept by L-BFGS
 PATIENCE = 8  # steps without the coupled part of the first matrix
 LEADING = 48  # directions in that part, at most
 COUPLED = 512  # its order, at most: fewer directions where there are many classes
-SAMPLE = 2048  # texts it is summed over, at most
+SAMPLE = 8192  # texts it is summed over, at most
 SEARCHES = 12  # Newton steps of a line search, at most
 LARGEST = 1 << 26  # numbers in the logits solved at once, at most
 IMPOSSIBLE = -1e30  # the logit of a class without texts: finite, so that nothing times it is nothing
@@ -59,7 +62,8 @@ Solved = tuple[Tensor, Tensor, Tensor]  # coefficients, f, converged, each (labe
 class Solution:
     """coef: (cell, label set, strength, class, dim). intercept: (cell, label set, strength, class).
 
-    loss: (cell, label set, strength) the value of f. converged: the same shape, True where it is the optimum.
+    loss: (cell, label set, strength) the value of f, infinite where the walk has ended before. converged: the same
+    shape, True where it is the optimum.
     """
 
     coef: Tensor
@@ -69,13 +73,20 @@ class Solution:
 
 
 def solve(
-    X: Tensor, y: Tensor, strengths: Tensor, *, weight: Tensor | None = None, tol: float = 3e-8, max_iter: int = 500
+    X: Tensor,
+    y: Tensor,
+    strengths: Tensor,
+    *,
+    weight: Tensor | None = None,
+    dev: tuple[Tensor, Tensor] | None = None,
+    tol: float = 3e-8,
+    max_iter: int = 500,
 ) -> Solution:
-    """The optimum of every (cell, label set, strength).
+    """The optimum of every (cell, label set, strength), or of those that dev may prefer.
 
     X: (cell, text, dim), centred. y: (text, label set) integer codes, -1 where a text has no label in that set; a set
     need not have all the classes of the others. strengths: (strength,) values of C. weight: (text,) of each text, or
-    (text, label set). max_iter: steps at one strength.
+    (text, label set). dev: X, on the scale of X, and y of other texts. max_iter: steps at one strength.
     """
     labels, classes = y.T, int(y.max()) + 1
     weights = (labels >= 0).to(X.dtype)
@@ -86,12 +97,16 @@ def solve(
     # one cell at a time keeps its features in the processor's cache
     found = _side_by_side(
         [
-            partial(_one_cell, features, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter)
-            for features in X
+            partial(_one_cell, features, unseen, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter)
+            for features, unseen in zip(X, _seen_by_cell(X, dev), strict=True)
         ]
     )
     W, loss, converged = (torch.stack(parts)[:, :, place.argsort()] for parts in zip(*found, strict=True))
     return Solution(W[..., 1:], W[..., 0], loss, converged)
+
+
+def _seen_by_cell(X: Tensor, dev: tuple[Tensor, Tensor] | None) -> list[_Dev | None]:
+    return [None] * len(X) if dev is None else [_Dev(features, dev[1].T) for features in dev[0]]
 
 
 def _side_by_side(calls: Sequence[Callable[[], Solved]]) -> list[Solved]:
@@ -108,8 +123,31 @@ def _side_by_side(calls: Sequence[Callable[[], Solved]]) -> list[Solved]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True, eq=False)
+class _Dev:
+    """X (text, dim), labels (label set, text) of texts that are not learned from."""
+
+    X: Tensor
+    labels: Tensor
+
+    def bits(self, logits: Tensor, label_set: Tensor) -> Tensor:
+        """(problem,) cross-entropy a text, in any unit. logits: (problem, class, text)."""
+        labels = self.labels[label_set]
+        own = logits.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        return -(own * (labels >= 0)).sum(1)
+
+
 def _one_cell(
-    X: Tensor, labels: Tensor, weights: Tensor, path: Tensor, classes: int, at_once: int, *, tol: float, max_iter: int
+    X: Tensor,
+    dev: _Dev | None,
+    labels: Tensor,
+    weights: Tensor,
+    path: Tensor,
+    classes: int,
+    at_once: int,
+    *,
+    tol: float,
+    max_iter: int,
 ) -> Solved:
     """Coefficients (label set, strength, class, dim + 1), the intercept first; f and converged.
 
@@ -119,16 +157,21 @@ def _one_cell(
         square, U = _eigh((X @ X.mT).to(_wide(X)))
         kept = square > 1e-12 * square[-1].clamp(min=1e-30)
         length, U = square[kept].sqrt(), U[:, kept]
-        inside = (U * length).to(X.dtype)
-        W, loss, converged = _one_cell(inside, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter)
-        return torch.cat([W[..., :1], W[..., 1:] @ ((U / length).to(X.dtype).mT @ X)], -1), loss, converged
+        inside, back = (U * length).to(X.dtype), (U / length).to(X.dtype).mT @ X
+        seen = dev and _Dev(dev.X @ back.mT, dev.labels)
+        W, loss, converged = _one_cell(
+            inside, seen, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter
+        )
+        return torch.cat([W[..., :1], W[..., 1:] @ back], -1), loss, converged
     share = weights.mean(0)
     share = share * (len(X) / share.sum().clamp(min=1e-30))
     eigenvalues, basis = _eigh(X.mT @ X if (share == 1).all() else X.mT @ (share[:, None] * X))
     spread = torch.cat([X.new_ones(1), eigenvalues.flip(0).clamp(min=0) / len(X)])
     cell = _Cell(X, basis.flip(1), spread)
-    groups = zip(labels.split(at_once), weights.split(at_once), strict=True)
-    found = [_walk(cell, *group, path, classes, tol=tol, max_iter=max_iter) for group in groups]
+    found = []
+    for some in torch.arange(len(labels)).split(at_once):
+        seen = dev and _Dev(dev.X, dev.labels[some])
+        found.append(_walk(cell, seen, labels[some], weights[some], path, classes, tol=tol, max_iter=max_iter))
     W, loss, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
     return W, loss, converged
 
@@ -186,7 +229,15 @@ class _Problems:
 
 
 def _walk(
-    cell: _Cell, labels: Tensor, weights: Tensor, path: Tensor, classes: int, *, tol: float, max_iter: int
+    cell: _Cell,
+    dev: _Dev | None,
+    labels: Tensor,
+    weights: Tensor,
+    path: Tensor,
+    classes: int,
+    *,
+    tol: float,
+    max_iter: int,
 ) -> Solved:
     """As `_one_cell`, for label sets whose logits fit into memory together."""
     sets, texts = labels.shape
@@ -198,7 +249,9 @@ def _walk(
     penalty = torch.where(present.sum(1) == 2, 2, 1).to(weights.dtype)[:, None, None] * torch.ones_like(cell.spread)
     penalty[..., 0] = 0
     W = cell.X.new_zeros(sets, len(path), classes, len(cell.spread))
-    loss = torch.zeros(W.shape[:2], dtype=wide, device=W.device)
+    loss = torch.full(W.shape[:2], torch.inf, dtype=wide, device=W.device)
+    told = loss.clone()  # dev bits
+    unseen = None if dev is None else _Cell(dev.X, cell.basis, cell.spread)
     converged = torch.zeros(W.shape[:2], dtype=torch.bool, device=W.device)
 
     none = torch.zeros(sets, dtype=torch.long, device=W.device)
@@ -222,6 +275,14 @@ def _walk(
             good = (-0.5 * slope <= tol * limit) & (at.gain <= tol * limit)
             done = good | (at.steps >= max_iter)
             begins = (done | (-0.5 * slope <= HEIR * limit)) & ~at.has_heir & (at.strength < len(path) - 1)
+            if dev is not None and unseen is not None and begins.any():
+                near = at.take(begins)
+                own_set, turns = near.label_set, torch.zeros_like(begins)
+                logits = near.contrast.mT @ _by_rows(unseen.logits, near.contrast, near.V, len(dev.X))
+                told[own_set, near.strength] = bits = dev.bits(start[own_set, :, None] + logits, own_set).to(wide)
+                turns[begins] = bits > (1 + RISEN) * told[own_set, (near.strength - 1).clamp(min=0)]
+                begins = begins & ~turns
+                at.has_heir = at.has_heir | turns  # it is not asked again
             if not (done | begins).any():
                 break
             if done.any():

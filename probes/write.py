@@ -76,7 +76,9 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_parquet(path: Path | str, table: pd.DataFrame) -> None:
     """Replace `path` by `table` as Parquet (zstd), without the index."""
-    content = table.to_parquet(None, index=False, compression="zstd")  # given a file, pandas opens it again by its name
+    words = list(table.select_dtypes(exclude="number"))  # dictionaries of numbers cost memory and seldom pay
+    # given a file, pandas opens it again by its name
+    content = table.to_parquet(None, index=False, compression="zstd", use_dictionary=words)
     with replacing(path) as file:
         file.write(content)
 

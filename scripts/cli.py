@@ -178,7 +178,9 @@ def register_studies() -> None:
     for name, kind in studies().items():
         if name in there:
             continue
-        app.command(name, help=f"{kind.question}\n\nThe claim it judges: {kind.claim}.")(_command(name, kind))
+        told = f"{kind.question}\n\nThe claim it judges: {kind.claim}."
+        for each in (name, *kind.aliases):
+            app.command(each, help=told, hidden=each != name)(_command(name, kind))
 
 
 def _command(name: str, kind: type[Study]) -> Callable[..., None]:

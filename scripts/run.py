@@ -194,14 +194,7 @@ class Run(Study):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("--task", f"two tasks are called '{twice}'", "Rename a file, or run them apart")
         ids = None if vectors is None else vectors.check(_rows(tasks), layers, readouts)
-        for task in tasks:
-            for seed in self._seeds:
-                tokens = None if ids is None else ids[task.rows]
-                split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
-            self._named(task)
-            if task.kind == "number" and (pooled := [name for name in readouts if name.startswith("attention")]):
-                what = f"learns its pooling from classes, and {task.name} has numbers"
-                raise InputError(pooled[0], what, "Leave this readout out, or the task")
+        self.check_labels(tasks, ids)
         if vectors:
             contents |= {str(self.vectors): vectors.digest}
             lacking = ["untrained encoder", *(["length", "bag of words"] if tasks[0].textless else [])]
@@ -210,6 +203,17 @@ class Run(Study):
                 f"an encoder{' and of texts (--text-column)' if tasks[0].textless else ''}: {', '.join(lacking)}."
             )
         return Ready(tasks, rows, notes, contents, described, layers, readouts, cut, vectors, ids)
+
+    def check_labels(self, tasks: list[Task], ids: np.ndarray | None) -> None:
+        """Raise InputError where a task cannot be split and probed. ids: (row of the vectors,)"""
+        for task in tasks:
+            for seed in self._seeds:
+                tokens = None if ids is None else ids[task.rows]
+                split(task, seed=seed, allow_overlap=self.allow_overlap, tokens=tokens)
+            self._named(task)
+            if task.kind == "number" and (pooled := [name for name in self.readouts if name.startswith("attention")]):
+                what = f"learns its pooling from classes, and {task.name} has numbers"
+                raise InputError(pooled[0], what, "Leave this readout out, or the task")
 
     def _vectors(self) -> Vectors:
         """The file of vectors. Raises InputError where a flag of the encoder is given too."""
@@ -286,27 +290,28 @@ class Run(Study):
             ready.vectors.check_same()
         asked = [ask(t, trained, self.seed, drop=drop, allow_overlap=self.allow_overlap) for t in ready.tasks]
         projection = self.project(asked, trained, predictions)
-        facts = {
-            "rows": {task.task.name: describe_rows(task, ready.cut[task.task.name]) for task in asked},
-            "read": ready.rows,
-            "model": {k: v for k, v in trained.source.items() if k not in ("versions", "control", "seed")}
-            | {"truncated texts": 0 if drop is not None else len(trained.truncated)},
-            "versions": trained.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
-        }
+        facts = self.facts(trained, {task.task.name: describe_rows(task, ready.cut[task.task.name]) for task in asked})
         notes = [f"{short(task.task.name)}: {note}." for task in asked for note in task.notes] + ready.notes
         for task in asked:
             notes += [f"{short(task.task.name)}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
-        if moved := trained.source["moved by half precision"]:
-            told = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
-            notes.append(
-                f"Half precision moves these cells by more than 5 % of their spread; do not read them: {told}."
-            )
+        notes += half_precision(trained)
         unsolved = results[results.metric.isin(["accuracy", "r2"]) & (results.split == "test") & ~results.converged]
         if len(unsolved):
             notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
         learning, bits, covered = self.inform(asked, trained, predictions)
         found = [*layer0_check(results), *notes, *covered, *failures]
         return Measured(predictions, results, projection, learning, bits, facts, found, failures)
+
+    def facts(self, states: States, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What run.json and the end of the page say of a measurement. rows: task -> which of them were used."""
+        dropped = self.long_rows == "drop"
+        return {
+            "rows": rows,
+            "read": self.ready.rows,
+            "model": {k: v for k, v in states.source.items() if k not in ("versions", "control", "seed")}
+            | {"truncated texts": 0 if dropped else len(states.truncated)},
+            "versions": states.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
+        }
 
     def inform(
         self, asked: list[Asked], states: States, predictions: pd.DataFrame
@@ -646,8 +651,12 @@ class Run(Study):
             self.judge(measured.predictions),
             self.exhibits(measured),
             (*self.note(measured.predictions), *measured.notes),
-            {"Settings": _plain(self.model_dump(mode="json")), **_headed(measured.facts)},
+            self.told(measured.facts),
         )
+
+    def told(self, facts: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Settings and facts under the headings of the page."""
+        return {"Settings": _plain(self.model_dump(mode="json")), **_headed(facts)}
 
     def answers(self, measured: Measured) -> dict[str, Answer]:
         """This answer, and those of the other questions that the same measurement answers."""
@@ -714,6 +723,17 @@ def check_count(vectors: Vectors, spec: str, rows: int) -> None:
     if rows == len(vectors.layers) > 1:
         mend = "Are its axes (layer, row, dim)? Save it as (row, layer, dim)"
     raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", mend)
+
+
+def half_precision(states: States) -> list[str]:
+    """A sentence on the cells that half precision moves too far, where there are such."""
+    moved = states.source["moved by half precision"]
+    told = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
+    return (
+        [f"Half precision moves these cells by more than 5 % of their spread; do not read them: {told}."]
+        if moved
+        else []
+    )
 
 
 def counted(n: int, what: str) -> str:

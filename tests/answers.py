@@ -66,6 +66,18 @@ def effects() -> pd.DataFrame:
     )
 
 
+def pairs(names: tuple[str, ...] = READOUTS, seed: int = 0) -> pd.DataFrame:
+    """panel, row, column, value: two symmetric squares with ones on the diagonal, one of them without a value."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for panel in ("cls", "mean"):
+        square = rng.uniform(-0.05, 1, (len(names), len(names)))
+        square = np.where(np.eye(len(names), dtype=bool), 1, (square + square.T) / 2)
+        square[0, 0] = np.nan
+        rows += [(panel, a, b, square[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)]
+    return pd.DataFrame(rows, columns=["panel", "row", "column", "value"])
+
+
 def points(n: int = 500, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> pd.DataFrame:
     """panel, x, y, label, text, row: n texts in two panels."""
     rng = np.random.default_rng(seed)
@@ -149,4 +161,20 @@ def answer(n: int = 500) -> Answer:
             "Model": {"name": "sentence-transformers/all-MiniLM-L6-v2", "layers": 6, "dtype": "float32"},
             "Versions": {"clsprobe": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         },
+    )
+
+
+def scored(tokens: tuple[str, ...] = CLASSES, seed: int = 0) -> pd.DataFrame:
+    """text, token_index, token, special, score, complete: the same tokens in two texts, the second with a gap."""
+    rng = np.random.default_rng(seed)
+    size = len(tokens)
+    return pd.DataFrame(
+        {
+            "text": np.repeat([4, 7], size),
+            "token_index": np.tile(np.arange(size), 2),
+            "token": [*tokens, *tokens],
+            "special": np.tile(np.arange(size) == 0, 2),
+            "score": rng.normal(size=2 * size),
+            "complete": np.repeat([True, False], size),
+        }
     )

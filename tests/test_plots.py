@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from answers import CLASSES, answer, cells, confusions, effects, points, recalls
+from answers import CLASSES, answer, cells, confusions, effects, pairs, points, recalls, scored
 
 from analysis import plots
 from analysis.plots import shown, svg
@@ -39,6 +39,8 @@ TABLES = {
         {"margin": 0.02, "metric": "$m_"},
     ),
     "scatter": (lambda names: points(60, names), {}),
+    "squares": (lambda names: pairs(names), {"metric": "$m_", "label": "_l"}),
+    "token_strips": (lambda names: scored(names), {"metric": "$m_"}),
 }
 MANY = tuple(f"class {i}" for i in range(1000))
 
@@ -82,7 +84,7 @@ def test_every_table_can_be_empty_or_without_values(plot: str) -> None:
     build, arguments = TABLES[plot]
     table = build(CLASSES)
     assert "no rows to draw" in texts(svg(getattr(plots, plot)(table.head(0), **arguments), prefix="p"))
-    numbers = [name for name in ("value", "low", "high", "effect", "x", "y") if name in table]
+    numbers = [name for name in ("value", "low", "high", "effect", "x", "y", "score") if name in table]
     assert svg(getattr(plots, plot)(table.assign(**dict.fromkeys(numbers, np.nan)), **arguments), prefix="p")
     with pytest.raises(ValueError, match=f"{plot}: the table lacks "):
         getattr(plots, plot)(table.iloc[:, 1:], **arguments)
@@ -142,6 +144,15 @@ def test_few_layers_and_one_readout_draw(layers: int) -> None:
     table = cells(layers, ("cls",))
     assert svg(plots.heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
     assert svg(plots.curves(table, metric="accuracy"), prefix="p")
+
+
+def test_squares_write_every_pair_until_there_are_too_many() -> None:
+    figure = plots.squares(pairs(("a", "b", "c")), metric="CKA", label="layer")
+    first = figure.axes[1]
+    assert sum(bool(re.fullmatch(r"1\.00|−?\.\d\d", text.get_text())) for text in first.texts) == 8
+    assert sum(bool(patch.get_hatch()) for patch in first.patches) == 1
+    assert first.get_ylim() == (0, 3), "the first row is at the bottom"
+    assert not plots.squares(pairs(MANY[:25]), metric="CKA", label="layer").axes[1].texts
 
 
 def test_two_rows_for_one_cell_are_refused() -> None:

@@ -167,3 +167,29 @@ def test_more_features_than_texts_have_scikit_learns_optimum():
         wanted = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(X, y)
         coef = wanted.coef_ - wanted.coef_.mean(0)
         assert np.allclose(found.coef[0, 0, s], coef, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [12, 90])  # 90: more than there are texts, solved within their span
+def test_a_walk_ends_where_dev_bits_rise_and_misses_nothing(dim):
+    random = np.random.default_rng(dim)
+    X = random.normal(size=(2, 80, dim)).astype(np.float32)
+    X_dev = random.normal(size=(2, 400, dim)).astype(np.float32)
+    noise, signal = (lambda x: random.integers(0, 3, x.shape[1])), (lambda x: (x[0, :, 0] > 0) + 2 * (x[0, :, 1] > 1))
+    y, y_dev = (np.stack([noise(x), signal(x)], 1).astype(np.int64) for x in (X, X_dev))
+    y_dev[:50, 0] = -1
+    given = torch.from_numpy(X), torch.from_numpy(y), torch.tensor([10.0, 1e-3, 0.1, 1e-2, 1.0])  # in any order
+    every = solve(*given)
+    found = solve(*given, dev=(torch.from_numpy(X_dev), torch.from_numpy(y_dev)))
+    walked = ~found.loss.isinf()
+    assert found.converged[walked].all()
+    assert not found.converged[~walked].any()
+    assert torch.allclose(found.loss[walked], every.loss[walked], rtol=1e-6)
+    Z = torch.from_numpy(X_dev)[:, None, None] @ every.coef.mT + every.intercept[..., None, :]
+    nats = Z.double().log_softmax(-1)[:, [0, 1], :, :].permute(0, 1, 3, 4, 2)  # (cell, set, text, class, strength)
+    for s in (0, 1):
+        known = y_dev[:, s] >= 0
+        bits = -nats[:, s, np.flatnonzero(known), y_dev[known, s]].sum(1)  # (cell, strength)
+        best = bits.argmin(1)
+        assert walked[torch.arange(2), s, best].all()
+    assert not walked[:, 0, 0].any(), "noise at its weakest penalty"
+    assert walked[:, :, 1].all(), "the strongest penalty is always solved"

@@ -1,0 +1,138 @@
+"""How [CLS] learns: the layer x readout grid of probes at several moments of a training, or over several checkpoints.
+
+1. `Trajectory.look` reads one moment: every text once through the encoder as it is then, a linear probe on every cell,
+   what each has gained since the start over the same texts, and how far it has moved, as unbiased CKA over the test
+   texts (1: not at all, but for turning and scaling).
+2. `received`: how much of the attention of a text's words goes into [CLS], layer by layer.
+3. `same_kind` refuses checkpoints of different architectures before any of them is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.geometry import cka
+from probes.base import STRENGTHS, predict_each
+from probes.encoder import Description, Encoder
+from probes.errors import InputError
+from probes.extract import Extractor, evaluating
+from probes.linear import LogisticProbe
+
+ATTENDED = 256  # texts over which attention is averaged
+
+
+class Trajectory:
+    """The cells of an encoder at one moment after another, over the same texts.
+
+    y: (text,) codes. side: (text,) "train" | "dev" | "test"; probes learn from train, everything else is read on test.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        y: np.ndarray,
+        side: np.ndarray,
+        readouts: Sequence[str],
+        *,
+        layers: str = "all",
+        max_length: int | None = None,
+    ) -> None:
+        self.layers = layers
+        self.texts, self.y, self.readouts, self.max_length = list(texts), y, list(readouts), max_length
+        self.rows = {name: np.flatnonzero(side == name) for name in ("train", "dev", "test")}
+        self._found: list[pd.DataFrame] = []
+        self._start: tuple[np.ndarray, np.ndarray] | None = None  # (cell, test text, dim), (cell, test text)
+
+    def look(self, moment: str, encoder: Encoder) -> None:
+        """Read the encoder as it is now."""
+        limits: Any = {"max_length": self.max_length, "long_rows": "truncate"}
+        states = Extractor(encoder, self.readouts, layers=self.layers, **limits)(self.texts)
+        cells, (train, dev, test) = states.cells, self.rows.values()
+        at = states.rows(self.texts)
+        values = np.stack([states.cell(*cell, at) for cell in cells])
+        told = predict_each(
+            LogisticProbe(),
+            values[:, train],
+            self.y[train, None],
+            values[:, test],
+            dev=(values[:, dev], self.y[dev, None]),
+            strengths=STRENGTHS,
+        )
+        right = (told.codes[:, 0] == self.y[test]).astype(float)
+        if self._start is None:
+            self._start = values[:, test], right
+        before, had = self._start
+        low, high = stats.wilson(right.mean(1), len(test))
+        gained = stats.difference_intervals(right, had, shares=True)
+        table = pd.DataFrame(cells, columns=["layer", "readout"]).assign(
+            moment=moment,
+            order=len(self._found),
+            value=right.mean(1),
+            low=low,
+            high=high,
+            gain=(right - had).mean(1),
+            gain_low=gained[0],
+            gain_high=gained[1],
+            cka=[cka([a, b])[0, 1] for a, b in zip(before, values[:, test], strict=True)],
+        )
+        into = received(encoder, [self.texts[i] for i in test], self.max_length)
+        table["received"] = np.where(table.readout == "cls", table.layer.map(into), np.nan)
+        self._found.append(table)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Columns layer, readout, moment, order; value, low, high: test accuracy; gain, gain_low, gain_high: less that
+        of the start, over the same texts; cka: with the start (NaN where a cell is one vector for all texts); received:
+        what [CLS] gets of the words' attention, in the block below.
+        """
+        return pd.concat(self._found, ignore_index=True)
+
+
+def received(encoder: Encoder, texts: Sequence[str], max_length: int | None = None) -> dict[int, float]:
+    """Layer -> the share of the attention of content tokens that goes into [CLS], mean over heads, tokens and texts.
+
+    Layer k is block k. Empty where the model has no [CLS] or gives no attention weights.
+    """
+    import torch
+
+    model: Any = deepcopy(encoder.model)  # asking for attention leaves hooks behind
+    try:
+        model.set_attn_implementation("eager")
+    except (AttributeError, ValueError):
+        return {}
+    own, total, tokens = replace(encoder, model=model), np.zeros(0), 0
+    rows = own.tokenize([texts[i] for i in range(min(ATTENDED, len(texts)))], max_length)
+    for start in range(0, len(rows), 32):
+        batch = own.batch(rows[start : start + 32])
+        first = batch.real & batch.special & (batch.ids == batch.cls_id)
+        with evaluating(model), torch.no_grad():
+            told = model(input_ids=batch.ids, attention_mask=batch.real.long(), output_attentions=True)
+        weights = getattr(told, "attentions", None)
+        if not weights or not bool(first.any(1).all()):
+            return {}
+        into = torch.stack([(each.float().mean(1) * first[:, None]).sum(2)[batch.content].sum() for each in weights])
+        total = total + into.double().cpu().numpy() if len(total) else into.double().cpu().numpy()
+        tokens += int(batch.content.sum())
+    return {layer: float(share) / max(tokens, 1) for layer, share in enumerate(total, 1)}
+
+
+def same_kind(described: Sequence[Description]) -> None:
+    """Raise InputError where models are not checkpoints of one: another architecture, depth, width, or vocabulary."""
+    first = described[0]
+    for other in described[1:]:
+        for what, of in (
+            ("architecture", lambda one: one.model_type),
+            ("number of layers", lambda one: one.layers),
+            ("width", lambda one: one.dim),
+            ("vocabulary", lambda one: one.config.get("vocab_size")),
+        ):
+            if of(first) != of(other):
+                told = f"{other.name} has another {what} than {first.name} ({of(other)}, {of(first)})"
+                raise InputError("--checkpoints", told, "Name checkpoints of one model")

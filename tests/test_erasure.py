@@ -1,0 +1,169 @@
+"""Erasure: nothing linear is left, random directions of the same variance are harmless, and what is used is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import planted_transformer as planted
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from analysis.erasure import (
+    KINDS,
+    Eraser,
+    Place,
+    covariance_of,
+    effects,
+    erasers_of,
+    fit,
+    leakage,
+    new_fitter,
+    predictions_of,
+)  # fmt: skip
+from analysis.sweep import ask
+from probes.encoder import load_encoder
+from probes.extract import Extractor
+from probes.linear import LogisticProbe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def data(seed, *, count=600, dim=24, classes=3):
+    """Vectors whose means differ by class, along oblique directions of very different variance."""
+    random = np.random.default_rng(seed)
+    y = random.choice(classes, size=count, p=[0.5, 0.3, 0.2][:classes])
+    mix = random.normal(size=(dim, dim)) * np.geomspace(3, 0.1, dim)
+    return (random.normal(size=(count, dim)) + 4 * np.eye(dim)[y]) @ mix + 5, y
+
+
+def fitted(x, y, z=None):
+    one_hot = torch.eye(y.max() + 1, dtype=torch.float64)[y] if z is None else z
+    return new_fitter(x.shape[1], one_hot.shape[1]).update(torch.from_numpy(x), one_hot)
+
+
+def told(x, y):
+    """The accuracy on the very texts that a linear probe was fitted on."""
+    x = (x - x.mean(0)) / x.std(0)
+    return LogisticRegression(max_iter=5000, tol=1e-8).fit(x, y).score(x, y)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_linear_probe_on_the_fit_set_falls_to_the_majority_rate(seed):
+    x, y = data(seed)
+    erasers = erasers_of(fitted(x, y))
+    after = {kind: told(eraser(torch.from_numpy(x)).numpy(), y) for kind, eraser in erasers.items()}
+    majority = np.bincount(y).max() / len(y)
+    assert told(x, y) > 0.9
+    assert after["leace"] == majority
+    assert after["same number"] > 0.9
+
+
+def test_integer_labels_would_leave_something():
+    """The broken twin: one direction is erased of the two that three classes have."""
+    x, y = data(0)
+    twin = erasers_of(fitted(x, y, torch.from_numpy(y).double()[:, None]))["leace"]
+    assert told(twin(torch.from_numpy(x)).numpy(), y) > np.bincount(y).max() / len(y) + 0.1
+
+
+def test_leace_moves_no_more_than_it_must():
+    """Of all affine maps that erase, it is the one that moves least (Belrose et al. 2023): less than projecting the
+    differences of the class means out."""
+    x, y = data(3)
+    fitter = fitted(x, y)
+    means = np.stack([x[y == k].mean(0) for k in range(3)])
+    basis = torch.from_numpy(np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:2]).T
+    plain = Eraser(fitter.mean_x, basis @ basis.T)
+    covariance = covariance_of(fitter)
+    assert erasers_of(fitter)["leace"].moves(covariance) < plain.moves(covariance)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_controls_take_out_the_same_variance_and_the_same_number(seed):
+    x, y = data(seed)
+    fitter = fitted(x, y)
+    erasers, moved = erasers_of(fitter, seed=seed), {}
+    for kind in KINDS:
+        gone = x - erasers[kind](torch.from_numpy(x)).numpy()
+        moved[kind] = (gone**2).sum(1).mean()
+        np.testing.assert_allclose(erasers[kind].moves(covariance_of(fitter)), moved[kind], rtol=1e-9)
+        np.testing.assert_allclose(gone.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(moved["same variance"], moved["leace"], rtol=1e-9)
+    ranks = {kind: np.linalg.matrix_rank(eraser.out.numpy()) for kind, eraser in erasers.items()}
+    assert ranks["leace"] == ranks["same number"] == 2
+    other = erasers_of(fitter, seed=seed + 100)["same variance"]
+    assert not torch.allclose(other.out, erasers["same variance"].out)
+
+
+def test_what_is_one_vector_for_every_text_is_left_alone():
+    x, y = np.ones((50, 8)), np.arange(50) % 2
+    for eraser in erasers_of(fitted(x, y)).values():
+        np.testing.assert_array_equal(eraser(torch.from_numpy(x)).numpy(), x)
+
+
+# ------------------------------------------------------------------------------------------------ inside a network
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return load_encoder(str(planted.save(tmp_path_factory.mktemp("planted"))), device="cpu")
+
+
+PLACES = [Place(tokens, layer) for tokens in ("cls", "content", "token[3]", "token[2]") for layer in range(1, 4)]
+
+
+@pytest.fixture(scope="module")
+def measured(encoder):
+    planted.plant(encoder, 2, noise=0.02)
+    task = planted.task(0, count=400)
+    states = Extractor(encoder, ["cls"])(task.texts)
+    asked = ask(task, states, 0)
+    predictions, left = predictions_of(encoder, asked, states, LogisticProbe(), (4, "cls"), PLACES)
+    return asked, effects(predictions), left
+
+
+def test_what_is_used_downstream_is_found_where_it_is(measured):
+    """[CLS] copies token 3 at layer 2: until then the word at token 3 is used, from there on what [CLS] holds."""
+    _, table, _ = measured
+    leace = table[table.kind == "leace"].set_index(["tokens", "layer"])
+    used = {("token[3]", 1), ("cls", 2), ("cls", 3)}
+    for place, row in leace.iterrows():
+        if place in used:
+            assert row.value < 0.65
+            assert row["beyond high"] < 0
+        elif place[0] != "content":  # of all its tokens, the third alone has the label
+            assert row.effect > -0.05
+    assert (table[table.kind == "same number"].effect > -0.2).all()
+
+
+def test_the_leakage_is_that_of_erased_vectors(measured):
+    asked, _, left = measured
+    test = asked.rows_of("test")
+    majority = np.bincount(asked.y[test]).max() / len(test)
+    at = left[(left.tokens == "token[3]")].set_index(["kind", "layer"]).value
+    for layer in (1, 2, 3):
+        assert at["none", layer] > 0.95
+        assert at["leace", layer] <= majority + 0.1
+        assert at["same number", layer] > 0.7
+
+
+def test_every_token_of_a_place_teaches_its_eraser_and_only_train_does(encoder, measured):
+    asked, *_ = measured
+    texts = [asked.task.texts[i] for i in asked.row]
+    place = Place("content", 1)
+    found = fit(encoder, asked, [place])
+    rows = encoder.tokenize(texts)
+    batch = encoder.batch(rows)
+    from probes.extract import tap
+
+    seen = []
+    with tap(encoder, lambda layer, hidden: seen.append(hidden.double()), [1]):
+        encoder.forward(batch)
+    within = batch.content
+    train = within & torch.from_numpy(asked.side == "train")[:, None]
+    z = torch.eye(2, dtype=torch.float64)[asked.y][:, None].expand(-1, within.shape[1], -1)
+    direct = erasers_of(new_fitter(planted.DIM, 2).update(seen[0][train], z[train]))
+    torch.testing.assert_close(found.erasers[place]["leace"].out, direct["leace"].out, atol=1e-4, rtol=1e-3)
+    means = (seen[0] * within[..., None]).sum(1) / within.sum(1, keepdim=True)
+    np.testing.assert_allclose(found.means[place], means.numpy(), atol=1e-5)
+    other = leakage(asked, found)
+    assert set(other.kind) == {"none", *KINDS}

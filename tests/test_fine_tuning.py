@@ -1,0 +1,383 @@
+"""The study of fine-tuning: verdicts on predictions made by hand, the two-way bootstrap, one small run of it all."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pandas as pd
+import pytest
+from tables import first, predictions
+
+from analysis import stats
+from analysis.study import Answer
+from clsprobe import fine_tuning
+from clsprobe.fine_tuning import TUNED, FineTuning, check_orders, chosen_rates, judge_trajectory
+
+
+def tuned(scores: dict[str, dict[float, list[float]]], n: int = 400) -> pd.DataFrame:
+    """readout -> rate -> test accuracy of every seed (that of dev is the same), nested texts; frozen ones at 0.5."""
+    parts = []
+    for readout, rates in scores.items():
+        for rate, shares in rates.items():
+            for seed, share in enumerate(shares):
+                cell = {("none", 6, readout): (first(share, n), first(share, n))}
+                parts.append(predictions(cell, seed=seed).assign(probe=f"{TUNED}{rate:g}"))
+        parts.append(predictions({("none", 6, readout): (first(0.5, n), first(0.5, n))}).assign(probe="frozen"))
+    parts.append(predictions({("majority", -1, "none"): (first(0.4, n), first(0.4, n))}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "outcome"),
+    [
+        ([0.9, 0.9, 0.9], "yes"),
+        ([0.895, 0.905, 0.9], "yes"),
+        ([0.8, 0.81, 0.8], "no"),
+        ([0.9, 0.8, 0.85], "undecided"),  # the seeds disagree
+        ([0.89, 0.87, 0.89], "undecided"),
+    ],
+)
+def test_every_other_position_has_to_be_as_good(token, outcome):
+    others = {"sep": {1e-4: [0.9, 0.9, 0.9]}, "mean": {1e-4: [0.5, 0.5, 0.5]}}  # a pooling is no position
+    table = tuned({"cls": {1e-4: [0.9, 0.9, 0.9]}, "token[1]": {1e-4: token}} | others)
+    verdict = FineTuning().judge(table)
+    assert verdict.outcome == outcome
+    assert verdict.low <= verdict.effect <= verdict.high
+    assert "the worst of 2 other positions" in verdict.because
+
+
+def test_two_seeds_are_undecided_unless_it_is_clear():
+    cls = {1e-4: [0.9, 0.9]}
+    judged = [
+        FineTuning().judge(tuned({"cls": cls, "sep": {1e-4: scores}})).outcome
+        for scores in ([0.9, 0.9], [0.88, 0.9], [0.6, 0.6], [0.8, 0.85])
+    ]
+    assert judged == ["yes", "undecided", "no", "undecided"]
+
+
+def test_one_of_many_is_easily_worse_by_chance():
+    """Holm: what is clear of one readout alone is not clear of the worst of thirty."""
+    cls = {1e-4: [0.9, 0.9, 0.9]}
+    worse = {1e-4: [0.855, 0.85, 0.86]}
+    alone = FineTuning().compared(tuned({"cls": cls, "sep": worse}))
+    many = {f"token[{k}]": {1e-4: [0.9, 0.9, 0.9]} for k in range(1, 40)}
+    among = FineTuning().compared(tuned({"cls": cls, "sep": worse} | many)).set_index("name")
+    assert alone.outcome.tolist() == ["no"]
+    assert among.outcome["sep"] == "undecided"
+    assert among.p_equal["sep"] > alone.p_equal.iloc[0]
+
+
+def test_dev_chooses_the_rate_of_each_readout():
+    table = tuned({"cls": {1e-5: [0.7, 0.7], 1e-4: [0.9, 0.9]}, "sep": {1e-5: [0.8, 0.8], 1e-4: [0.6, 0.6]}})
+    test = table.split == "test"
+    table.loc[test, "predicted"] = "a"  # what test says chooses nothing
+    assert chosen_rates(table) == {"cls": f"{TUNED}0.0001", "sep": f"{TUNED}1e-05"}
+
+
+def test_the_exhibits_hold_the_numbers():
+    scores = {"cls": {1e-4: [0.9, 0.9], 1e-3: [0.7, 0.8]}, "sep": {1e-4: [0.88, 0.92], 1e-3: [0.8, 0.8]}}
+    study, table = FineTuning(), tuned(scores)
+    differences, numbers, rates = study.show(table)
+    assert differences.table.name.tolist() == ["sep"]
+    rows = numbers.table.set_index("readout")
+    assert rows["fine-tuned"].round(3).to_dict() == pytest.approx(
+        {"cls": 0.9, "sep": 0.9, "commonest class": np.nan}, nan_ok=True
+    )
+    assert rows.gained["cls"] == pytest.approx(0.4)
+    assert rows.frozen["commonest class"] == pytest.approx(0.4)
+    assert rows.seeds["sep"] == pytest.approx(np.std([0.88, 0.92], ddof=1))
+    assert set(rates.table[fine_tuning.RATE]) == {100.0, 1000.0}
+    for exhibit in (differences, rates):
+        exhibit.draw()
+    assert any("cannot show" in told for told in study.note(table))
+    assert any("two seeds" in told for told in study.note(table))
+
+
+def test_readouts_that_saw_other_orders_are_refused():
+    steps = pd.DataFrame({"task": "t", "seed": 0, "readout": ["cls", "cls", "mean"], "order": ["a", "a", "a"]})
+    check_orders(steps)
+    with pytest.raises(RuntimeError, match="different orders"):
+        check_orders(steps.assign(order=["a", "a", "b"]))
+
+
+def test_the_study_notices_a_trainer_whose_order_depends_on_the_readout(small, tmp_path, monkeypatch):
+    """The twin: the texts are shuffled anew for every readout."""
+    from probes import train
+
+    schedule, calls = train.schedule, iter(range(100))
+    monkeypatch.setattr(
+        train, "schedule", lambda encoder, texts, recipe, longest: [
+            list(reversed(epoch)) if next(calls) % 2 else epoch for epoch in schedule(encoder, texts, recipe, longest)
+        ]
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="different orders"):
+        small("--out", str(tmp_path / "out"))
+
+
+# ------------------------------------------------------------------------------------------------ two-way bootstrap
+
+
+def crossed_samples(random, seeds, texts, *, of_seeds, of_texts, effect=0.0):
+    """(seed, text) right or wrong of two readouts that differ by `effect` on the average over seeds and texts."""
+    hard = random.normal(size=texts)
+    sides = []
+    for shift in (effect, 0.0):
+        own = of_texts * random.normal(size=texts)
+        wanders = of_seeds * random.normal(size=(seeds, 1))
+        p = np.clip(0.7 + shift + 0.15 * np.tanh(hard) + 0.1 * np.tanh(own) + wanders, 0.01, 0.99)
+        sides.append(pd.DataFrame((random.random((seeds, texts)) < p).astype(float)))
+    return sides
+
+
+def covered(trials, seeds, texts, **sizes):
+    random = np.random.default_rng([seeds, texts])
+    hits = naive = 0
+    for _ in range(trials):
+        a, b = crossed_samples(random, seeds, texts, **sizes)
+        found = stats.crossed(a, b, margin=0.02)
+        hits += found.low <= 0 <= found.high
+        pooled = (a - b).to_numpy().ravel()
+        half = 1.96 * pooled.std(ddof=1) / np.sqrt(len(pooled))
+        naive += abs(pooled.mean()) <= half
+    return hits / trials, naive / trials
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds"), [(2, 0.03), (3, 0.03), (5, 0.03), (3, 0.0)])
+def test_the_interval_holds_the_truth(seeds, of_seeds):
+    """At least as often as it says, and the one that takes seeds for texts does not."""
+    hits, naive = covered(200, seeds, 300, of_seeds=of_seeds, of_texts=1.0)
+    assert hits > 0.91
+    if of_seeds:
+        assert naive < 0.85
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds", "most"), [(2, 0.03, 1.0), (3, 0.03, 0.99), (5, 0.03, 0.98), (1, 0.0, 0.97)]
+)
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds, of_seeds, most):
+    hits, _ = covered(3000, seeds, 500, of_seeds=of_seeds, of_texts=1.0)
+    assert 0.93 < hits < most
+
+
+def test_it_agrees_with_the_closed_form_where_seeds_say_nothing():
+    random = np.random.default_rng(0)
+    a, b = crossed_samples(random, 1, 500, of_seeds=0, of_texts=1.0, effect=0.05)
+    found = stats.crossed(a, b, margin=0.02)
+    effect, low, high = stats.paired_difference(a, b)
+    assert found.effect == effect
+    assert (found.low, found.high) == (pytest.approx(low, abs=2e-3), pytest.approx(high, abs=2e-3))
+
+
+def test_its_p_and_its_interval_decide_alike():
+    random = np.random.default_rng(1)
+    for effect in (0.0, 0.03, 0.06, 0.1):
+        a, b = crossed_samples(random, 4, 400, of_seeds=0.01, of_texts=0.5, effect=effect)
+        found = stats.crossed(a, b, margin=0.05)
+        assert (found.p_equal < 0.05) == (found.low > 0 or found.high < 0)
+        assert (found.p_apart < 0.025) == (found.low > -0.05 and found.high < 0.05)
+        assert (found.p_worse < 0.025) == (found.high < -0.05)
+        again = stats.crossed(a, b, margin=0.05)
+        assert again == found
+        other = stats.crossed(b, a, margin=0.05)
+        assert other.effect == -found.effect
+        assert other.p_equal == pytest.approx(found.p_equal, rel=0.05)
+
+
+def test_ten_texts_without_a_difference_prove_nothing():
+    same = pd.DataFrame(np.ones((3, 10)))
+    found = stats.crossed(same, same, margin=0.02)
+    assert found.low < -0.02 < 0.02 < found.high
+
+
+def test_it_needs_the_same_texts_and_seeds():
+    one = pd.DataFrame(np.ones((2, 10)))
+    for other in (one.iloc[:1], one.iloc[:, :9], one.assign(more=1.0), one * [*[1.0] * 9, np.nan]):
+        with pytest.raises(ValueError, match="same texts"):
+            stats.crossed(one, other, margin=0.02)
+
+
+# ------------------------------------------------------------------------------------------------------- trajectory
+
+
+def test_the_trajectory_is_judged_by_what_cls_has_gained():
+    columns = ["task", "readout", "layer", "order", "value", "gain", "gain_low", "gain_high", "cka"]
+    rows = [("a:b:c", "cls", 6, 0, 0.5, 0, 0, 0, 1.0), ("a:b:c", "cls", 6, 1, 0.8, 0.3, 0.2, 0.4, 0.5)]
+    rows += [("a:b:c", "mean", 6, 1, 0.8, -0.3, -0.4, -0.2, 0.5), ("a:b:c", "cls", 5, 1, 0.8, -0.3, -0.4, -0.2, 0.5)]
+    table = pd.DataFrame(rows, columns=columns)
+    assert judge_trajectory(table).outcome == "yes"
+    assert judge_trajectory(table.assign(gain_low=-0.1)).outcome == "undecided"
+    assert "0.500 at the start and at 0.800" in judge_trajectory(table).because
+
+
+def test_attention_into_cls_is_what_the_weights_say(tmp_path):
+    """Queries and keys of 0 look at all tokens alike."""
+    import torch
+
+    from analysis.trajectory import received
+    from probes import load_encoder
+
+    encoder = load_encoder(str(models.save("bert", tmp_path, layers=2)), device="cpu")
+    with torch.no_grad():
+        for layer in encoder.model.encoder.layer[:1]:
+            for part in (layer.attention.self.query, layer.attention.self.key):
+                part.weight.zero_()
+                part.bias.zero_()
+    found = received(encoder, ["the cat sees", "dog"])  # 5 and 3 tokens with [CLS] and [SEP]; 3 words and 1
+    assert found[1] == pytest.approx((3 / 5 + 1 / 3) / 4)
+    assert set(found) == {1, 2}
+    assert encoder.model.config._attn_implementation == "sdpa"
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    random = np.random.default_rng(0)
+    words = ["cat", "dog", "bird", "house", "tree", "red", "blue", "runs", "sleeps", "big", "very"]
+    texts = list(dict.fromkeys(" ".join(random.choice(words, random.integers(4, 11))) for _ in range(260)))
+    labels = ["yes" if "cat" in text else "no" for text in texts]
+    path = tmp_path_factory.mktemp("data") / "words.csv"
+    path.write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in zip(texts, labels, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return models.save("bert", tmp_path_factory.mktemp("bert"), layers=2)
+
+
+@pytest.fixture
+def small(data, model, one_thread, monkeypatch):
+    """The command on a small model and task; returns its exit code."""
+    from clsprobe.cli import main
+
+    def run(*flags: str) -> int:
+        readouts = [] if "--readouts" in flags else ["--readouts", "cls,token1,mean,cls@last"]
+        with pytest.raises(SystemExit) as ended:
+            main(
+                ["finetune", "--task", f"file:{data}", "--model", str(model), "--device", "cpu", *readouts,
+                 "--seeds", "2", "--epochs", "1", "--rates", "1e-3,1e-4", "--quiet",
+                 "--allow-overlap", "--dtype", "float32", *flags]
+            )  # fmt: skip
+        return ended.value.code
+
+    return run
+
+
+def test_the_whole_of_it(small, tmp_path, monkeypatch):
+    """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
+    from probes import train
+
+    assert small("--out", str(tmp_path / "whole")) == 0
+    begun, real = [], train.fine_tune
+
+    def breaks_off(encoder, readout, *rest, **more):
+        begun.append(readout)
+        if len(begun) == 6:
+            raise KeyboardInterrupt
+        return real(encoder, readout, *rest, **more)
+
+    monkeypatch.setattr(train, "fine_tune", breaks_off)
+    assert small("--out", str(tmp_path / "twice")) == 130
+    assert small("--out", str(tmp_path / "twice")) == 0
+    assert len(begun) < 16 + 1 + 6  # sixteen trainings and the trajectory; those that were done are not done again
+    tables = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("whole", "twice")]
+    pd.testing.assert_frame_equal(*tables)
+    assert not list((tmp_path / "twice" / "trainings").iterdir())
+
+    results = pd.read_parquet(tmp_path / "whole" / "results.parquet")
+    assert set(results.control) == {"none", "majority"}
+    answer = Answer.load(tmp_path / "whole" / "answers" / "fine_tuning.json")
+    assert "single token" in answer.claim
+    along = Answer.load(tmp_path / "whole" / "answers" / "trajectory.json")
+    grid = along.exhibits[0].table
+    assert set(grid.readout) <= {"0 %", "1 %", "3 %", "10 %", "30 %", "100 %"}
+    assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
+    facts = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert facts["finished"]
+    start = pd.read_parquet(tmp_path / "whole" / "tables" / "trajectory.parquet")
+    start = start[start.order == 0]
+    assert start.gain.eq(0).all()
+    assert start.cka.dropna().round(6).eq(1).all()
+    assert start[(start.readout == "cls") & (start.layer == 0)].cka.isna().all()
+
+
+def test_over_checkpoints(small, model, tmp_path):
+    """The embedded weights, and others of the same shape."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    later = tmp_path / "later"
+    shutil.copytree(model, later)
+    weights = load_file(later / "model.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    more = {name: one + 0.1 * torch.randn(one.shape, generator=noise) for name, one in weights.items()}
+    save_file(more, later / "model.safetensors", {"format": "pt"})
+    assert small("--checkpoints", f"{model},{later}", "--out", str(tmp_path / "out")) == 0
+    table = pd.read_parquet(tmp_path / "out" / "tables" / "trajectory.parquet")
+    assert list(dict.fromkeys(table.moment)) == [model.name, "later"]
+    moved = table[(table.moment == "later") & (table.readout == "mean")]
+    assert (moved.cka < 0.999).any()
+    assert not (tmp_path / "out" / "predictions.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--readouts", "cls,clss"], "unknown readout 'clss'"),
+        (["--readouts", "cls,new@end"], "unknown readout 'new@end'"),
+        (["--readouts", "mean,token1"], "compares other readouts with cls"),
+        (["--readouts", "cls"], "nothing to compare"),
+        (["--rates", "fast"], "no learning rate"),
+        (["--rates", "1e-4,0.0001"], "given twice"),
+        (["--checkpoints", "MODEL"], "no trajectory"),
+        (["--checkpoints", "MODEL,OTHER"], "another architecture"),
+        (["--checkpoints", "MODEL,DEEPER"], "another number of layers"),
+        (["--train-texts", "31"], "does not fit"),
+        (["--vectors", "v.npy"], "cannot be trained"),
+        (["--checkpoints", "MODEL,/no/such/folder"], "no such directory"),
+    ],
+)
+def test_what_a_user_can_mend(small, model, tmp_path, capsys, flags, says):
+    if "OTHER" in flags[1]:
+        models.save("roberta", tmp_path / "OTHER")
+    if "DEEPER" in flags[1]:
+        models.save("bert", tmp_path / "DEEPER", layers=3)
+    places = {"MODEL": str(model), "OTHER": str(tmp_path / "OTHER"), "DEEPER": str(tmp_path / "DEEPER")}
+    given = [",".join(places.get(name, name) for name in flag.split(",")) for flag in flags]
+    capsys.readouterr()
+    assert small(*given, "--out", str(tmp_path / "out")) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert says in told[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, capsys, monkeypatch):
+    from probes import train
+
+    capsys.readouterr()
+    assert small("--max-texts", "40", "--out", str(tmp_path / "few")) == 2
+    assert "fewer than a batch of 32" in capsys.readouterr().err
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10})())
+    assert small("--out", str(tmp_path / "full")) == 2
+    assert "no room for checkpoints" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert small("--out", str(tmp_path / "full")) == 0
+
+
+def test_without_arguments_it_is_quick():
+    readouts, rates, seeds, texts = FineTuning().plan
+    assert (len(readouts), len(rates), seeds, texts) == (4, 2, [0, 1], 500)
+    readouts, rates, seeds, texts = FineTuning(task="file:trec").plan
+    assert (len(readouts), len(rates), seeds, texts) == (9, 2, [0, 1, 2], 2000)
+    assert FineTuning(task="file:trec", quick=True, seeds=4).plan[2] == [0, 1, 2, 3]
+    told = FineTuning().prepare()
+    assert any("16 trainings" in line for line in told)

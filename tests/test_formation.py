@@ -1,0 +1,124 @@
+"""The study of formation: its verdict on tables made by hand, its flags, and one small run from end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
+from clsprobe.formation import EVERYTHING, Formation
+from probes.errors import InputError
+
+
+def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task="file:made:label"):
+    """What a fixed probe of [CLS] said after the cuts that the verdict is about; texts that are right are nested."""
+    half = max(1, layer // 2)
+    shares = {
+        INTACT: intact,
+        Window(EVERYTHING, 1, half): lower,
+        Window(EVERYTHING, layer - half + 1, layer): upper,
+        Window(EVERYTHING, 1, layer): off,
+    }
+    parts = []
+    for cut, share in shares.items():
+        own = dict(zip(KEY, (*cut, layer, "cls"), strict=True))
+        rows = {"row": np.arange(n), "label": "a", "predicted": np.where(np.arange(n) < share * n, "a", "b")}
+        parts.append(pd.DataFrame({"task": task, **own, "seed": 0, **rows}))
+    return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
+
+
+@pytest.mark.parametrize("layer", [2, 5, 6])
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ({"lower": 0.9, "upper": 0.5}, "yes"),
+        ({"lower": 0.6, "upper": 0.85}, "no"),
+        ({"lower": 0.8, "upper": 0.8}, "no"),
+        ({"lower": 0.8, "upper": 0.77}, "undecided"),
+        ({"intact": 0.51, "off": 0.5, "lower": 0.5, "upper": 0.51}, "undecided"),  # nothing to lose
+    ],
+)
+def test_the_verdict_compares_the_two_halves(layer, values, outcome):
+    verdict = Formation().judge(predictions(layer, **values))
+    assert verdict.outcome == outcome
+    assert verdict.effect == pytest.approx(values["lower"] - values["upper"], abs=0.005)
+    assert verdict.low <= verdict.effect <= verdict.high
+
+
+def test_tasks_that_disagree_leave_it_undecided():
+    both = [predictions(4, task="file:a:x"), predictions(4, lower=0.5, upper=0.9, task="file:b:y")]
+    verdict = Formation().judge(pd.concat(both))
+    assert verdict.outcome == "undecided"
+    assert {part.outcome for part in verdict.parts.values()} == {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"vectors": "x.npy"}, "--vectors: holds what an encoder has made"),
+        ({"readouts": "mean"}, "--readouts: this study is about cls"),
+        ({"readouts": "cls,flatten"}, "--readouts: 'flatten' is no vector of a single layer"),
+        ({"readouts": "cls,cls+norm"}, "--readouts: 'cls+norm' is no vector of a single layer"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(given, told):
+    with pytest.raises(InputError) as caught:
+        Formation(**given)
+    assert str(caught.value).startswith(told)
+
+
+def test_agreement_is_the_rank_correlation_of_the_profiles():
+    random = np.random.default_rng(0)
+    rising = np.arange(6.0) + random.normal(size=(300, 6))
+    some = np.where(np.arange(300)[:, None] < 100, rising, np.nan)
+    table = agreement(
+        {"a": rising, "b": some, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))}
+    )
+    found = table.set_index(["one", "other"])
+    assert found.correlation["a", "b"] == pytest.approx(1)
+    assert found.low["a", "b"] > 0.8
+    assert found.correlation["a", "c"] == pytest.approx(-1)
+    assert tuple(found.loc[("a", "flat"), ["correlation", "low", "high"]]) == (0, 0, 0)
+    assert found.low["a", "noise"] < 0 < found.high["a", "noise"]
+    assert ((found.low <= found.correlation) & (found.correlation <= found.high)).all()
+
+
+def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp_path, monkeypatch):
+    import planted_transformer as planted
+
+    from analysis.study import Answer
+    from clsprobe.cli import main
+    from probes.encoder import load_encoder
+
+    folder = planted.save(tmp_path / "model")
+    encoder = load_encoder(str(folder), device="cpu")
+    planted.plant(encoder, 4, noise=0.02)
+    encoder.model.save_pretrained(folder)
+    task = planted.task(0, count=200)
+    pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
+    out, table = tmp_path / "run", tmp_path / "third.csv"
+
+    def run():
+        flags = ["--model", str(folder), "--task", f"file:{table}", "--device", "cpu", "--allow-overlap", "--quiet"]
+        with pytest.raises(SystemExit) as stopped:
+            main(["formation", *flags, "--out", str(out)])
+        return stopped.value.code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Formation, "judge", _interrupted)
+        assert run() == 130
+    monkeypatch.setattr(Formation, "_gather", _interrupted)  # it is not measured again
+    assert run() == 0
+    answer = Answer.load(out / "answers" / "formation.json")
+    assert answer.verdict.outcome == "yes"
+    assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "differences", "curves"}
+    assert "one vector for all texts" in answer.notes[0]
+    assert (out / "report.html").stat().st_size > 10_000
+    costs = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "differences").set_index("name")
+    assert costs.outcome["[CLS] from the words, layer 4"] == "yes"
+    assert (costs.effect[[f"[CLS] from the words, layer {layer}" for layer in (1, 2, 3)]].abs() < 0.1).all()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt

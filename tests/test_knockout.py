@@ -1,0 +1,146 @@
+"""Knockout finds the layer and the token that were planted, and nothing where nothing is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import planted_transformer as planted
+import pytest
+
+from analysis import knockout as cutting
+from analysis.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
+from analysis.sweep import ask
+from probes import intervene
+from probes.encoder import load_encoder
+from probes.extract import Extractor
+from probes.linear import LogisticProbe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENS = [f"token[{k}]" for k in range(1, 6)]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return load_encoder(str(planted.save(tmp_path_factory.mktemp("planted"))), device="cpu")
+
+
+def measured(encoder, seed, *, edges=tuple(f"{token}->cls" for token in TOKENS), cells=((4, "cls"),), whole=False):
+    """The layer that is planted under a seed, the task's sides, the vectors, and the effects of cutting edges in single
+    layers, or in every window."""
+    layer = 1 + seed % planted.LAYERS
+    planted.plant(encoder, layer, noise=0.02, seed=seed)
+    task = planted.task(seed, count=160)
+    cuts = [cut for cut in windows(edges, 4) if whole or cut.first == cut.last]
+    states = Extractor(encoder, ["cls"])(task.texts)
+    asked = ask(task, states, seed)
+    return (
+        layer,
+        asked,
+        states,
+        effects(predictions_of(encoder, asked, states, LogisticProbe(), cells, cuts)),
+    )
+
+
+def named(table):
+    """The single layer and the edges whose cut costs most; None where that is within its own interval."""
+    single = table[(table["first"] == table["last"]) & (table["first"] > 0)]
+    worst = single.loc[single.effect.idxmin()]
+    return (int(worst["first"]), str(worst.edges)) if worst.high < 0 else None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_knockout_names_the_planted_layer_and_token(encoder, seed):
+    layer, *_, table = measured(encoder, seed)
+    assert named(table) == (layer, "token[3]->cls")
+    assert table[table.edges == "none"].value.item() > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_window_with_the_planted_layer_costs_and_no_other_does(encoder, seed):
+    layer, *_, table = measured(encoder, seed, whole=True)
+    cut = (table.edges == "token[3]->cls") & (table["first"] <= layer) & (table["last"] >= layer)
+    assert (table[cut].effect < -0.2).all()
+    assert (table[~cut].effect > -0.1).all()
+
+
+@pytest.mark.parametrize("seed", range(0, 30, 5))
+def test_the_probe_names_the_planted_layer_and_token(encoder, seed):
+    """Which layer: [CLS] tells the class of token 3 from there on. Which token: of no other does it tell."""
+    layer, asked, states, _ = measured(encoder, seed, edges=())
+    test = asked.rows_of("test")
+    told = {}
+    for at in range(1, planted.LAYERS + 1):
+        codes = read(LogisticProbe(), asked, states, (at, "cls"), {0: states.cell(at, "cls")[asked.at[test]]})[0]
+        told[at] = (codes == asked.y[test]).mean()
+    assert min(at for at, accuracy in told.items() if accuracy > 0.9) == layer
+    for word in (1, 2, 4, 5):
+        labels = [asked.task.texts[i].split()[word - 1] in planted.LOW for i in asked.row]
+        other = cutting.Asked(asked.task, asked.row, asked.at, asked.side, np.array(labels).astype(int), *_rest(asked))
+        codes = read(
+            LogisticProbe(), other, states, (planted.LAYERS, "cls"), {0: states.cell(4, "cls")[asked.at[test]]}
+        )
+        assert (codes[0] == other.y[test]).mean() < 0.75
+
+
+def _rest(asked):
+    return asked.classes, asked.left_out, asked.notes
+
+
+def test_attention_alone_would_name_no_layer(encoder):
+    """Everywhere [CLS] looks at token 3: the planted layer is no finding of the weights."""
+    planted.plant(encoder, 2)
+    encoder.model.set_attn_implementation("eager")
+    seen = []
+    handles = [b.attention.self.register_forward_hook(lambda m, a, out: seen.append(out[1])) for b in encoder.blocks]
+    encoder.forward(encoder.batch(encoder.tokenize(planted.task(0).texts[:5])))
+    for handle in handles:
+        handle.remove()
+    encoder.model.set_attn_implementation("sdpa")
+    assert all((weights[:, 0, 0, planted.TOKEN] > 0.9).all() for weights in seen)
+
+
+def test_edges_the_wrong_way_round_would_name_nothing(encoder, monkeypatch):
+    """The broken twin: query and key exchanged."""
+    blocked = intervene._blocked
+    monkeypatch.setattr(intervene, "_blocked", lambda name: lambda batch: blocked(name)(batch).mT)
+    assert named(measured(encoder, 1)[-1]) is None
+
+
+def test_layers_counted_from_0_would_name_another(encoder, monkeypatch):
+    """The broken twin: every cut a layer too high."""
+    numbers = intervene._numbers
+    monkeypatch.setattr(intervene, "_numbers", lambda *a, **k: {layer + 1 for layer in numbers(*a, **k)})
+    layer, *_, table = measured(encoder, 1)
+    assert named(table) != (layer, "token[3]->cls")
+
+
+def test_what_is_cut_behind_a_cell_does_not_reach_it(encoder):
+    layer, *_, table = measured(encoder, 1, cells=((planted.LAYERS, "cls"), (2, "cls")))
+    low = table[table.layer == 2]
+    assert set(low["last"]) == {0, 1, 2}
+    assert named(low) == (layer, "token[3]->cls")
+
+
+def test_windows_that_share_a_pass_are_those_of_passes_of_their_own(encoder):
+    planted.plant(encoder, 3, noise=0.2)
+    texts, cells = planted.task(0).texts[:20], [(4, "cls"), (4, "mean"), (3, "cls")]
+    together = vectors_of(encoder, texts, windows(["rest->cls", "cls->content"], 4), cells)
+    assert len(together) == 21
+    for cut in (Window("rest->cls", 1, 3), Window("rest->cls", 2, 4), Window("cls->content", 2, 2)):
+        with intervene.knockout(encoder, cut.edges, range(cut.first, cut.last + 1)):
+            alone = Extractor(encoder, ["cls", "mean"])(texts)
+        for cell, vectors in together[cut].items():
+            np.testing.assert_allclose(vectors, alone.cell(*cell), atol=1e-5)
+    intact = Extractor(encoder, ["cls", "mean"])(texts)
+    for cell, vectors in together[INTACT].items():
+        np.testing.assert_allclose(vectors, intact.cell(*cell), atol=1e-5)
+        cut = together[Window("rest->cls", 1, 3)][cell]
+        assert np.abs(vectors - cut).max() > 1e-3
+
+
+def test_effects_are_paired_over_texts_and_seeds(encoder):
+    *_, table = measured(encoder, 2)
+    intact = table[table.edges == "none"].iloc[0]
+    assert intact.effect == 0
+    assert intact.low < 0 < intact.high
+    np.testing.assert_allclose(table.effect, table.value - intact.value)
+    assert ((table.low <= table.effect) & (table.effect <= table.high)).all()

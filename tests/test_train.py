@@ -1,0 +1,502 @@
+"""The trainer: what it reads, in which order, that it can be stopped at any step, and what it must and cannot learn."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from probes import Extractor, InputError, LogisticProbe, load_encoder, train
+from probes.task import pair
+from probes.train import Arranged, Recipe, arranged, batches, fine_tune, optimum
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WORDS = ("cat", "dog", "bird", "house", "tree", "red", "blue", "runs")
+EVERY = (
+    "cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "attention", "new@first", "new@middle",
+    "new@last", "token[1]@no_cls", "cls@last",
+)  # fmt: skip
+FAST = Recipe(rate=1e-3, epochs=2, batch=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return models.save("bert", tmp_path_factory.mktemp("bert"), layers=2)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return load_encoder(str(folder), device="cpu")
+
+
+def sentences(n: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Texts of 3 to 12 words, and whether the last one is among the first half of the words."""
+    random = np.random.default_rng(seed)
+    texts = [" ".join(random.choice(WORDS, random.integers(3, 13))) for _ in range(n)]
+    return texts, np.array([WORDS.index(text.split()[-1]) % 2 for text in texts])
+
+
+TRAIN, DEV = sentences(96), sentences(48, seed=1)
+
+
+def weights(tuned) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in tuned.network.named_parameters()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---------------------------------------------------------------------------------------------------- arrangements
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("cls", "[CLS] red cat runs [SEP]"),
+        ("mean", "[CLS] red cat runs [SEP]"),
+        ("cls@last", "red cat runs [SEP] [CLS]"),
+        ("token[1]@no_cls", "red cat runs [SEP]"),
+        ("new@first", "NEW [CLS] red cat runs [SEP]"),
+        ("new@middle", "[CLS] red NEW cat runs [SEP]"),
+        ("new@last", "[CLS] red cat runs NEW [SEP]"),
+    ],
+)
+def test_what_the_encoder_sees(encoder, name, tokens):
+    made, _ = arranged(encoder, name)
+    (row,) = made.tokenize(["red cat runs"])
+    table = made.model.get_input_embeddings().weight
+    spelled = [
+        "NEW" if i == len(encoder.tokenizer) else encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in row.ids
+    ]
+    assert " ".join(spelled) == tokens
+    assert [word in ("[CLS]", "[SEP]", "NEW") for word in spelled] == row.special.tolist()
+    assert len(table) == len(encoder.tokenizer) + ("NEW" in tokens)
+
+
+def test_a_pair_keeps_its_types_and_an_empty_text_its_place(encoder):
+    text = pair("red cat", "runs")  # [CLS] red cat [SEP] runs [SEP]
+    (moved,) = arranged(encoder, "cls@last")[0].tokenize([text])
+    assert moved.types.tolist() == [0, 0, 0, 1, 1, 0]
+    (new,) = arranged(encoder, "new@middle")[0].tokenize([text])
+    assert new.types.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    (empty,) = arranged(encoder, "new@last")[0].tokenize([""])
+    assert len(empty.ids) == 3
+
+
+def test_a_new_token_has_room_within_the_limit_and_all_see_the_same_text(encoder):
+    long = " ".join(["cat"] * 100)
+    limit = encoder.description.max_length
+    plain, new = (arranged(encoder, name)[0].tokenize([long, "cat"], limit - 1) for name in ("cls", "new@middle"))
+    assert new.lengths.tolist() == [limit, 4]
+    assert plain.lengths.tolist() == [limit - 1, 3]
+    assert arranged(encoder, "new@first")[0].tokenize([long], limit).lengths.max() == limit
+
+
+def test_the_new_token_starts_as_the_mean_and_the_encoder_stays_as_it_was(encoder):
+    before = {name: one.clone() for name, one in encoder.model.state_dict().items()}
+    table = encoder.model.get_input_embeddings().weight
+    tuned = fine_tune(encoder, "new@first", *TRAIN, FAST, dev=DEV)
+    made, how = arranged(encoder, "new@first")
+    wider = made.model.get_input_embeddings().weight
+    assert torch.equal(wider[:-1], table)
+    assert torch.allclose(wider[-1], table.mean(0))
+    assert how.name == "new@first"
+    assert (tuned.encoder.model.get_input_embeddings().weight[-1] - wider[-1]).abs().max() > 1e-4
+    after = encoder.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(module._forward_hooks for module in encoder.model.modules())
+
+
+@pytest.mark.parametrize("name", ["cls@first", "new", "new@end", "mean@last", "clss", "cls@no_cls", "last4(cls)"])
+def test_a_name_that_is_none(encoder, name):
+    with pytest.raises(InputError, match="--readouts"):
+        arranged(encoder, name)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("name", ["cls", "cls@last", "mean@no_cls"])
+def test_a_readout_that_the_model_lacks(tmp_path, kind, name):
+    without = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    with pytest.raises(InputError, match="adds no cls token"):
+        fine_tune(without, name, *TRAIN, FAST, dev=DEV)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "gpt2", "modernbert", "t5", "albert", "deberta-v2", "xlnet"])
+def test_other_architectures_learn_too(tmp_path, kind):
+    """Of a model with a final norm the readout is taken after it, and the norm is trained."""
+    other = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    for name in ("token[-1]", "new@middle"):
+        tuned = fine_tune(other, name, *TRAIN, Recipe(rate=1e-3, epochs=1, batch=32), dev=DEV)
+        assert np.isfinite([step.loss for step in tuned.log]).all()
+    if other.norm is not None:
+        after = tuned.encoder.norm
+        assert any((a - b).abs().max() > 0 for a, b in zip(other.norm.parameters(), after.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_every_text_once_an_epoch_texts_of_like_length_together(equal):
+    lengths = np.random.default_rng(0).integers(3, 40, 1000)
+    found = batches(lengths, 32, 0, 0, equal=equal)
+    assert sorted(np.concatenate(found).tolist()) == list(range(1000))
+    assert max(map(len, found)) == 32
+    padded = sum(len(batch) * lengths[batch].max() for batch in found)
+    assert padded < 1.1 * lengths.sum()
+    if equal:
+        assert padded == lengths.sum()
+    alone = np.random.default_rng(0).permutation(1000)
+    unsorted = sum(len(part) * lengths[part].max() for part in np.array_split(alone, 32))
+    assert unsorted > 1.4 * padded
+
+
+def test_the_order_is_random_and_that_of_the_seed():
+    lengths = np.random.default_rng(0).integers(3, 40, 500)
+    first, again, other, later = (
+        np.concatenate(batches(lengths, 32, *at)).tolist() for at in ((0, 0), (0, 0), (1, 0), (0, 1))
+    )
+    assert first == again
+    assert first != other
+    assert first != later
+    longest = [lengths[batch].max() for batch in batches(lengths, 32, 0, 0)]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_all_readouts_see_the_same_texts_at_the_same_steps(encoder):
+    tuned = [fine_tune(encoder, name, *TRAIN, Recipe(epochs=1), dev=DEV) for name in EVERY]
+    assert len({one.order for one in tuned}) == 1
+    assert fine_tune(encoder, "cls", *TRAIN, Recipe(epochs=1, seed=1), dev=DEV).order != tuned[0].order
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def test_it_is_what_a_plain_loop_does(encoder):
+    """AdamW, warm-up, decay and clipping as PyTorch has them, written out."""
+    recipe = Recipe(rate=1e-3, epochs=2, batch=16, seed=3)
+    tuned = fine_tune(encoder, "cls", *TRAIN, recipe, dev=DEV)
+
+    from copy import deepcopy
+
+    model = deepcopy(encoder.model).requires_grad_(True)
+    head = nn.Linear(models.DIM, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(2, models.DIM, generator=torch.Generator().manual_seed(3)) * 0.02)
+        head.bias.zero_()
+    groups = [
+        {"params": [p for p in part.parameters() if (p.ndim > 1) == matrix], "lr": rate, "weight_decay": decay}
+        for part, rate in ((model, 1e-3), (head, recipe.head_rate))
+        for matrix, decay in ((False, 0.0), (True, 0.01))
+    ]
+    optimiser = torch.optim.AdamW(groups)
+    steps = [batch for epoch in train.schedule(encoder, TRAIN[0], recipe) for batch in epoch]
+    warm, total = round(0.1 * len(steps)), len(steps)
+
+    def share(step):
+        return (step + 1) / warm if step < warm else (total - step) / (total - warm + 1)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
+    y = torch.from_numpy(TRAIN[1])
+    for chosen in steps:
+        coded = encoder.tokenizer([TRAIN[0][i] for i in chosen], padding=True, return_tensors="pt")
+        hidden = model(**coded).last_hidden_state[:, 0]
+        functional.cross_entropy(head(hidden), y[chosen]).backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *head.parameters()], 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+    for name, one in tuned.network.model.named_parameters():
+        if "key.bias" not in name:  # attention does not depend on it: its gradient is rounding, and Adam takes its sign
+            assert torch.allclose(one, model.get_parameter(name), atol=2e-5), name
+    assert torch.allclose(tuned.network.head.weight, head.weight, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["cls", "mean", "token[-1]", "cls@last", "max"])
+def test_without_a_step_of_the_encoder_it_is_the_probe(encoder, name):
+    made, how = arranged(encoder, name)
+    states = Extractor(made, [how], layers=[2])([*TRAIN[0], *DEV[0]])
+    X, y = states.cell(2, how.name)[None], np.concatenate([TRAIN[1], DEV[1]])
+    n = len(TRAIN[0])
+    probe = LogisticProbe(C=10.0).fit_cells(X[:, :n], y[:n, None])
+    recipe = Recipe(rate=0, head_rate=0, epochs=1)
+    tuned = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=optimum(probe))
+    told = tuned.log_proba(DEV[0])
+    expected = probe.log_proba_cells(X[:, n:])[0, 0]
+    assert np.abs(told - expected).max() < 1e-3
+    assert (told.argmax(1) == expected.argmax(1)).all()
+    frozen = dict(encoder.model.named_parameters())
+    assert all(torch.equal(one, frozen[at]) for at, one in tuned.network.model.named_parameters())
+    # the twin that takes the probe's weights as they are, for standardised features, is another classifier
+    wrong = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=(probe.coef_[0, 0], probe.intercept_[0, 0]))
+    assert np.abs(wrong.log_proba(DEV[0]) - expected).max() > 0.01
+
+
+def test_shuffled_labels_are_at_chance(encoder):
+    texts, _ = sentences(400, seed=5)
+    labels = np.random.default_rng(0).permutation(np.arange(400) % 2)
+    tuned = fine_tune(encoder, "mean", texts[:200], labels[:200], FAST, dev=(texts[200:], labels[200:]))
+    score = (tuned.log_proba(texts[200:]).argmax(1) == labels[200:]).mean()
+    assert abs(score - 0.5) < 3.3 * 0.5 / 200**0.5
+
+
+def test_what_only_the_last_token_knows_is_learned_from_it_at_once(encoder):
+    """Attention that hands nothing on, and gets no gradient: no token ever learns of another."""
+    from copy import deepcopy
+    from dataclasses import replace
+
+    model = deepcopy(encoder.model)
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            for part in (layer.attention.self.value, layer.attention.output.dense):
+                part.weight.zero_()
+                part.bias.zero_()
+    deaf = replace(encoder, model=model)
+    (texts, y), (held, labels) = sentences(480, seed=7), sentences(200, seed=8)
+    scores = {
+        name: fine_tune(deaf, name, texts, y, Recipe(rate=3e-3, head_rate=5e-2, epochs=2, batch=8), dev=(held, labels))
+        .log[-1]
+        .dev
+        for name in ("token[-1]", "cls", "token[1]", "sep", "new@last")
+    }
+    assert scores.pop("token[-1]") == 1.0
+    assert max(scores.values()) < 0.62
+
+
+def test_attention_starts_as_mean_and_can_leave_it(encoder):
+    still = Recipe(rate=0, head_rate=0, epochs=1)
+    mean, learned = (fine_tune(encoder, name, *TRAIN, still, dev=DEV) for name in ("mean", "attention"))
+    assert np.allclose(mean.log_proba(DEV[0]), learned.log_proba(DEV[0]), atol=1e-5)
+    moved = fine_tune(encoder, "attention", *TRAIN, FAST, dev=DEV)
+    assert moved.network.query.abs().max() > 1e-3
+
+
+def test_a_batch_in_parts_is_the_same_batch(encoder, monkeypatch):
+    whole = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
+    monkeypatch.setitem(train.BUDGET, "cpu", 40)
+    parts = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
+    assert not same(whole, parts)
+    assert all(torch.allclose(whole[name], parts[name], atol=3e-5) for name in whole if "key.bias" not in name)
+
+
+def test_bfloat16_keeps_weights_in_float32(encoder):
+    exact = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
+    half = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, dtype="bfloat16")
+    assert {one.dtype for one in weights(half).values()} == {torch.float32}
+    assert abs(half.log[0].loss - exact.log[0].loss) < 0.02
+    assert not same(weights(half), weights(exact))
+    assert encoder.model.config._attn_implementation == "sdpa"
+
+
+def test_it_can_be_watched_on_its_way(encoder):
+    seen = []
+    tuned = fine_tune(
+        encoder, "cls", *TRAIN, FAST, dev=DEV, watched=(0, 1, 5, 12), watch=lambda step, now: seen.append((step, now))
+    )
+    assert [step for step, _ in seen] == [0, 1, 5, 12]
+    assert len(tuned.log) == 12
+    assert [step.step for step in tuned.log if not np.isnan(step.dev)] == [6, 12]
+
+
+def test_adapters_leave_the_weights_alone(encoder):
+    pytest.importorskip("peft")
+    tuned = fine_tune(encoder, "cls", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
+    learned = {name for name, one in tuned.network.named_parameters() if one.requires_grad}
+    assert all("lora_" in name or name.startswith("head.") for name in learned)
+    before = dict(encoder.model.named_parameters())
+    kept = {name.replace("model.", "", 1).replace(".base_layer", ""): one for name, one in weights(tuned).items()}
+    assert all(torch.equal(one, kept[name]) for name, one in before.items())
+    assert any(one.abs().max() > 0 for name, one in weights(tuned).items() if "lora_B" in name)
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Killed(BaseException):
+    """What nobody expects."""
+
+
+def killed_and_resumed(encoder, name, path, at):
+    """Stop after step `at`, and go on from the last checkpoint."""
+
+    def stop(step, _):
+        raise Killed
+
+    with pytest.raises(Killed):
+        fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path, watched=[at], watch=stop)
+    return fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path)
+
+
+@pytest.mark.parametrize(("name", "at", "every"), [("cls", 1, 1), ("attention", 7, 3), ("new@first", 11, 2)])
+def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypatch, name, at, every):
+    whole = fine_tune(encoder, name, *TRAIN, FAST, dev=DEV)
+    write = train.Checkpoint.write
+    monkeypatch.setattr(train, "SAVED", -1.0)
+    monkeypatch.setattr(
+        train.Checkpoint, "write", lambda self, step, *rest: write(self, step, *rest) if step % every == 0 else None
+    )
+    resumed = killed_and_resumed(encoder, name, tmp_path / "a.safetensors", at)
+    assert same(weights(whole), weights(resumed))
+    assert [step[:2] for step in whole.log] == [step[:2] for step in resumed.log]
+
+
+def test_without_the_state_of_the_optimiser_the_bits_would_differ(encoder, tmp_path, monkeypatch):
+    """The twin that keeps the weights alone."""
+    whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
+    monkeypatch.setattr(train, "SAVED", -1.0)
+    read = train.Checkpoint.read
+
+    def forgetful(self, parameters, optimiser, log):
+        step = read(self, parameters, optimiser, log)
+        optimiser.state.clear()
+        return step
+
+    monkeypatch.setattr(train.Checkpoint, "read", forgetful)
+    resumed = killed_and_resumed(encoder, "cls", tmp_path / "a.safetensors", 7)
+    assert not same(weights(whole), weights(resumed))
+
+
+CHILD = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from probes import load_encoder, train
+from test_train import DEV, TRAIN
+train.SAVED = -1.0
+encoder = load_encoder({folder!r}, device="cpu")
+def told(step, _):
+    print(step, flush=True)
+recipe = train.Recipe(rate=1e-3, epochs=12, batch=16)
+tuned = train.fine_tune(
+    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=train.Path({path!r}), watched=range(1, 100), watch=told)
+from safetensors.torch import save_file
+save_file({{name: one.detach() for name, one in tuned.network.named_parameters()}}, {out!r})
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_at_random_steps_and_resumed_ends_with_the_same_bits(folder, tmp_path, kills):
+    from safetensors.torch import load_file
+
+    random = np.random.default_rng(kills)
+
+    def child(path, out):
+        code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), path=str(path), out=str(out))
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    for kill, left in enumerate(np.sort(random.integers(1, 60, kills))):
+        with child(tmp_path / "c.safetensors", tmp_path / "never") as process:
+            for line in process.stdout:
+                if int(line) >= left:
+                    process.send_signal(signal.SIGKILL)
+        assert process.returncode in (-signal.SIGKILL, 0), kill
+    for path, out in ((tmp_path / "c.safetensors", tmp_path / "a"), (tmp_path / "d.safetensors", tmp_path / "b")):
+        with child(path, out) as process:
+            process.communicate()
+        assert process.returncode == 0
+    assert same(load_file(tmp_path / "a"), load_file(tmp_path / "b"))
+
+
+def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVED", -1.0)
+    path = tmp_path / "a.safetensors"
+    fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+    for name, recipe, texts in (
+        ("mean", FAST, TRAIN),
+        ("cls", Recipe(rate=2e-3, epochs=2, batch=16), TRAIN),
+        ("cls", FAST, sentences(96, seed=9)),
+    ):
+        with pytest.raises(InputError, match="checkpoint of another run"):
+            fine_tune(encoder, name, *texts, recipe, dev=DEV, checkpoint=path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="is damaged"):
+        fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+    assert path.read_bytes() == content[: len(content) // 2]
+
+
+def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVED", -1.0)
+    path = tmp_path / "a.safetensors"
+    fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+    other = load_encoder(str(models.save("roberta", tmp_path / "roberta")), device="cpu")
+    with pytest.raises(InputError, match="checkpoint of another run"):
+        fine_tune(other, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+
+
+def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    seen = []
+    with pytest.raises(InputError, match="no room for checkpoints"):
+        fine_tune(
+            encoder,
+            "cls",
+            *TRAIN,
+            FAST,
+            dev=DEV,
+            checkpoint=tmp_path / "a",
+            watched=[0],
+            watch=lambda *_: seen.append(1),
+        )
+    assert not seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVED", -1.0)
+    path = tmp_path / "a.safetensors"
+    whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
+    real, count = train.replacing, [0]
+
+    def filling(where):
+        count[0] += 1
+        if count[0] == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(where)
+
+    monkeypatch.setattr(train, "replacing", filling)
+    with pytest.raises(InputError, match="no room for checkpoints"):
+        fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    resumed = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_fewer_texts_than_a_batch(encoder):
+    with pytest.raises(InputError, match="31 training texts are fewer than a batch of 32"):
+        fine_tune(encoder, "cls", TRAIN[0][:31], TRAIN[1][:31], Recipe(), dev=DEV)
+
+
+def test_texts_that_lack_the_readout(encoder):
+    with pytest.raises(InputError, match="shorter"):
+        fine_tune(encoder, "token[2]", ["cat"] * 40, np.arange(40) % 2, Recipe(), dev=DEV)
+
+
+def test_a_rate_that_blows_up_is_told(encoder):
+    with pytest.raises(InputError, match="diverged"):
+        fine_tune(encoder, "cls", *TRAIN, Recipe(rate=1e30, epochs=2, batch=16), dev=DEV)
+
+
+def test_an_arranged_encoder_is_an_encoder(encoder):
+    made, how = arranged(encoder, "new@middle")
+    assert isinstance(made, Arranged)
+    states = Extractor(made, ["cls", "token[1]", how], layers=[0, 2])(TRAIN[0][:10])
+    plain = Extractor(encoder, ["cls", "token[1]"], layers=[0, 2])(TRAIN[0][:10])
+    assert np.allclose(states.cell(0, "cls"), plain.cell(0, "cls"), atol=1e-5)
+    assert np.abs(states.cell(2, "cls") - plain.cell(2, "cls")).max() > 1e-3
