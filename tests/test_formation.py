@@ -76,7 +76,7 @@ def test_agreement_is_the_rank_correlation_of_the_profiles():
         {"a": rising, "b": some, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))}
     )
     found = table.set_index(["one", "other"])
-    assert found.correlation["a", "b"] == 1
+    assert found.correlation["a", "b"] == pytest.approx(1)
     assert found.low["a", "b"] > 0.8
     assert found.correlation["a", "c"] == pytest.approx(-1)
     assert tuple(found.loc[("a", "flat"), ["correlation", "low", "high"]]) == (0, 0, 0)
