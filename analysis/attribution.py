@@ -65,7 +65,7 @@ class Target:
         reading = Extractor(encoder, [readout], layers=range(max(layer - depth + 1, 0), layer + 1))  # checks both
         (self.readout,), self._layers, self._equal = reading.readouts, reading.layers, reading.leaks
         self._tokens_per_batch = reading.max_tokens_per_batch
-        width = self.readout.width(encoder.description.dim) * depth
+        width = self.readout.width(encoder.description.dim)
         if self.direction.shape[-1] != width:
             what = f"has {self.direction.shape[-1]} numbers, {self.readout.name} at layer {layer} has {width}"
             raise InputError("the direction", what, "Take it from a probe of that cell")
@@ -228,9 +228,9 @@ def attribute(target: Target, texts: Sequence[str], method: str = METHODS[0], *,
 
     Columns: method, layer, readout; text (its row in `texts`), token_index (0 is the first token, mostly [CLS]),
     token (as the tokenizer writes it), special; score (in units of F; 0 on special tokens, which the baseline shares);
-    value, baseline (F of the text, and of the baseline); gap, steps; complete: whether the gap is at most 1 %.
-    A text that lacks the readout has NaN scores. steps: of integrated gradients, before any doubling. Raises InputError
-    for an unknown method.
+    value, baseline (F of the text, and of the baseline); gap, steps (0 where there are none); complete: whether the gap
+    is at most 1 %. A text that lacks the readout has NaN scores. steps: of integrated gradients, before any doubling.
+    Raises InputError for an unknown method.
     """
     if method not in METHODS:
         raise unknown("--method", "method", method, METHODS)
@@ -245,19 +245,20 @@ def attribute(target: Target, texts: Sequence[str], method: str = METHODS[0], *,
         summed = np.add.reduceat(scores, ends - rows.lengths) if len(rows) else scores
         off = np.abs(summed - (whole - nothing))
         off[off <= ROUNDING * size] = 0
-        return np.divide(off, scale, out=np.where(off > 0, np.inf, 0.0), where=scale > 0)
+        return np.divide(off, scale, out=np.where(off > 0, np.inf, 0.0), where=scale != 0)
 
     if method == "feature_ablation":
         _ablate(target, rows, whole, scores)
-        gap = gaps()
+    elif method == "input_x_gradient":
+        _integrate(target, rows, np.arange(len(rows)), np.ones(1), np.ones(1), scores)
     else:
         todo = np.arange(len(rows))
-        taken[:] = steps if method == METHODS[0] else 1
         while len(todo):
-            _integrate(target, rows, todo, int(taken[todo[0]]), scores, at_end=method != METHODS[0])
-            gap = gaps()
-            todo = np.flatnonzero((gap > TOLERANCE) & (taken * 2 <= MOST)) if method == METHODS[0] else todo[:0]
-            taken[todo] *= 2
+            nodes, weights = np.polynomial.legendre.leggauss(steps)
+            _integrate(target, rows, todo, (1 + nodes) / 2, weights / 2, scores)
+            taken[todo], steps = steps, 2 * steps
+            todo = np.flatnonzero(gaps() > TOLERANCE) if steps <= MOST else todo[:0]
+    gap = gaps()
     scores[np.repeat(np.isnan(whole), rows.lengths)] = np.nan
     return _table(target, rows, scores, method).assign(
         value=np.repeat(whole, rows.lengths),
@@ -277,17 +278,11 @@ def _values(target: Target, rows: Rows, *, kept: float = 1.0) -> tuple[np.ndarra
 
 
 def _integrate(
-    target: Target, rows: Rows, texts: np.ndarray, steps: int, scores: np.ndarray, *, at_end: bool = False
+    target: Target, rows: Rows, texts: np.ndarray, nodes: np.ndarray, weights: np.ndarray, scores: np.ndarray
 ) -> None:
-    """Fill `scores` (token of all texts) for `texts`: the mean of what the gradient tells on the way to each.
-
-    at_end: there is one step, the text itself.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    nodes, weights = (1 + nodes) / 2, weights / 2
-    if at_end:
-        nodes, weights = np.ones(1), np.ones(1)
-    starts = (np.cumsum(rows.lengths) - rows.lengths)[texts]
+    """Fill `scores` (token of all texts) for `texts`: what the gradient tells at `nodes` (step,) of the way from the
+    baseline, 1 being the text, summed with `weights` (step,)."""
+    steps, starts = len(nodes), (np.cumsum(rows.lengths) - rows.lengths)[texts]
     for start, length in zip(starts, rows.lengths[texts], strict=True):
         scores[start : start + length] = 0
 

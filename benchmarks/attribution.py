@@ -9,7 +9,8 @@
    length together, and one sentence at a time; and how far its scores are from ours.
 3. Where there is a CUDA device, 2 is there as well, on all sentences.
 
-The sentences are the built-in ones; the encoder is the embedded one, [CLS] of layer 5 along a probe of tense. On all cores.
+The sentences are the built-in ones; the encoder is the embedded one, [CLS] of layer 5 along a probe of tense. All cores
+are used.
 """
 
 from __future__ import annotations

@@ -69,7 +69,6 @@ def test_weights_are_the_models_own(kind, folders):
 def test_heads_are_sums_and_means(bert):
     table = attention(bert, TEXTS)
     told = heads(table).set_index(["layer", "head", "direction", "of"])["value"]
-    assert np.abs(told.xs("out of", level="direction").groupby(["layer", "head"]).sum() - 1).max() < 0.15
     chosen = table[(table["layer"] == 2) & (table["head"] == 1) & ~table["special"]]
     assert told[2, 1, "out of", "content"] == pytest.approx(chosen.groupby("text")["out_of"].sum().mean())
     assert told[2, 1, "into", "content"] == pytest.approx(chosen.groupby("text")["into"].mean().mean())
