@@ -938,7 +938,8 @@ def token_strips(table: pd.DataFrame, *, metric: str) -> Figure:
         known = np.isfinite(score)
         colour = _diverging(score / largest if known else 0.0)
         ground = Rectangle((x, top), width, box, facecolor=colour, edgecolor="#c3ccd5", linewidth=0)
-        ground.set_hatch(None if known else "////")
+        if not known:
+            ground.set_hatch("////")
         axes.add_patch(ground)
         axes.add_patch(Rectangle((x, top), width, box, fill=False, edgecolor=FAINT, linewidth=0.5))
         ink = _over(colour)
