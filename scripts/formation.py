@@ -25,7 +25,7 @@ from pydantic import Field
 
 from analysis.folder import RunFolder
 from analysis.study import Answer, Exhibit, Finished, Verdict
-from clsprobe.run import Measured, Names, Ready, Run, Specs, short
+from clsprobe.run import Measured, Names, Ready, Run, Specs, check_classes, short
 from probes.errors import InputError
 from probes.readout import NAMED, of_last, parse
 from probes.registry import find_probe
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from analysis.sweep import Asked
     from probes.encoder import Encoder
     from probes.extract import States
+    from probes.task import Task
 
 log = logging.getLogger("clsprobe")
 
@@ -80,6 +81,11 @@ class Formation(Run):
                 raise InputError("--readouts", f"'{name}' is no vector of a single layer", "Use cls, token[1] or mean")
 
     # ----------------------------------------------------------------------------------------------------- measure
+
+    def check_labels(self, tasks: list[Task], ids: np.ndarray | None) -> None:
+        """As of a sweep; and the labels are classes."""
+        check_classes(tasks)
+        super().check_labels(tasks, ids)
 
     @cached_property
     def _encoded(self) -> list[States]:
