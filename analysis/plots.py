@@ -937,8 +937,10 @@ def token_strips(table: pd.DataFrame, *, metric: str) -> Figure:
     for x, top, width, label, score, plain in boxes:
         known = np.isfinite(score)
         colour = _diverging(score / largest if known else 0.0)
-        hatch: dict[str, Any] = {} if known else {"hatch": "////", "edgecolor": "#c3ccd5"}
-        axes.add_patch(Rectangle((x, top), width, box, facecolor=colour, linewidth=0, **hatch))
+        ground = Rectangle((x, top), width, box, facecolor=colour, edgecolor="#c3ccd5", linewidth=0)
+        if not known:
+            ground.set_hatch("////")
+        axes.add_patch(ground)
         axes.add_patch(Rectangle((x, top), width, box, fill=False, edgecolor=FAINT, linewidth=0.5))
         ink = _over(colour)
         ink = SOFT if plain and ink == INK else ink

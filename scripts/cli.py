@@ -59,6 +59,8 @@ ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the stu
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code. Without `arguments` it is the process's own, and Ctrl-C ends that."""
     given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    if given:
+        given[0] = given[0].replace("_", "-")  # `fine_tuning` is `fine-tuning`
     stop = _Stop(f"stopped; the same command goes on: clsprobe {shlex.join(given)}")
     debug, quiet = "--debug" in given, "--quiet" in given
     code = 1

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from analysis.folder import RunFolder
 from analysis.study import Answer, Exhibit, Finished, Outcome, Verdict
-from clsprobe.run import Names, Ready, Run, Specs, counted, short
+from clsprobe.run import Names, Ready, Run, Specs, check_classes, counted, short
 from probes.encoder import describe
 from probes.errors import InputError
 from probes.readout import arrangement
@@ -164,6 +164,7 @@ class FineTuning(Run):
         """As `Run.ready`; names of arrangements and checkpoints are checked too."""
         plain = Run(**{name: getattr(self, name) for name in Run.model_fields if name not in ("readouts", "dtype")})
         ready = plain.ready
+        check_classes(ready.tasks)
         if "cls" not in self.plan[0] and not self.checkpoints:
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
         if len(self.plan[0]) < 2 and not self.checkpoints:

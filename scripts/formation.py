@@ -25,7 +25,7 @@ from pydantic import Field
 
 from analysis.folder import RunFolder
 from analysis.study import Answer, Exhibit, Finished, Verdict
-from clsprobe.run import Measured, Names, Ready, Run, Specs, short
+from clsprobe.run import Measured, Names, Ready, Run, Specs, check_classes, short
 from probes.errors import InputError
 from probes.readout import NAMED, of_last, parse
 from probes.registry import find_probe
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from analysis.sweep import Asked
     from probes.encoder import Encoder
     from probes.extract import States
+    from probes.task import Task
 
 log = logging.getLogger("clsprobe")
 
@@ -80,6 +81,11 @@ class Formation(Run):
                 raise InputError("--readouts", f"'{name}' is no vector of a single layer", "Use cls, token[1] or mean")
 
     # ----------------------------------------------------------------------------------------------------- measure
+
+    def check_labels(self, tasks: list[Task], ids: np.ndarray | None) -> None:
+        """As of a sweep; and the labels are classes."""
+        check_classes(tasks)
+        super().check_labels(tasks, ids)
 
     @cached_property
     def _encoded(self) -> list[States]:
@@ -138,13 +144,13 @@ class Formation(Run):
         return replace(measured, notes=[*measured.notes, *notes]), tables
 
     def _cells(self, predictions: pd.DataFrame) -> list[Cell]:
-        """The cell of every readout that dev chooses above layer 0; that of [CLS] first."""
+        """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer."""
         from analysis.choose import chosen_cell
 
         rows = self.judged(predictions)
-        rows = rows[(rows.control != "none") | (rows.layer > 0)]
-        names = ["cls", *(readout.name for readout in parse(self.readouts) if readout.name != "cls")]
-        return [(chosen_cell(rows, name).layer, name) for name in names]
+        layer = chosen_cell(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
+        names = [readout.name for readout in parse(self.readouts)]
+        return [(layer, name) for name in sorted(names, key=lambda name: name != "cls")]
 
     def _intervened(
         self, encoder: Encoder, asked: Asked, states: States, cells: list[Cell], seed: int
@@ -152,9 +158,8 @@ class Formation(Run):
         from analysis import erasure, knockout
 
         probe, (layer, _) = find_probe(self.probes[0]), cells[0]
-        last = max(at for at, _ in cells)
-        cuts = knockout.windows([EVERYTHING], last)
-        cuts += [knockout.Window(edges, at, at) for edges in OTHERS for at in range(1, last + 1)]
+        cuts = knockout.windows([EVERYTHING], layer)
+        cuts += [knockout.Window(edges, at, at) for edges in OTHERS for at in range(1, layer + 1)]
         places = [erasure.Place("cls", at) for at in range(1, layer)]
         places += [erasure.Place("content", at) for at in range(layer)]
         found = {"knockout": knockout.predictions_of(encoder, asked, states, probe, cells, cuts, seed=seed)}
@@ -208,7 +213,7 @@ class Formation(Run):
             attribution.attribute(attribution.Target(encoder, direction, layer=at), texts, "feature_ablation")
             for at in range(1, layer + 1)
         ]
-        moved = content(pd.concat(tables))
+        moved = content(pd.concat(tables).assign(score=lambda table: table.score.abs()))
         before = np.concatenate([np.zeros((len(texts), 1)), moved[:, :-1]], 1)
         profiles["attribution"] = spread(moved - before)  # layer 0 of [CLS] depends on no word
         means = [
@@ -366,9 +371,10 @@ class Formation(Run):
                 Exhibit(
                     "Three kinds of evidence for where [CLS] receives, each as a share of its largest layer. Knockout: "
                     "what being cut off in that layer alone costs. Attention: the weight that [CLS] gives to content "
-                    "tokens; value zeroing: how far it turns without their values. Attribution: by how much the words "
-                    "move [CLS] further along the probe's direction. Attention and attribution are correlations; the "
-                    f"verdict is that of the knockout. Rank correlation with it over the layers, 95 % bootstrap over "
+                    "tokens; value zeroing: how far it turns without their values. Attribution: by how much more than "
+                    "one layer below the words move [CLS] along the probe's direction. Attention and attribution are "
+                    "correlations; the verdict is that of the knockout. Rank correlation with it over the layers, with "
+                    "the 95 % interval of a bootstrap over "
                     f"texts: {told}.",
                     rows.drop(columns="task"),
                     "curves",

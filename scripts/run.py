@@ -725,6 +725,13 @@ def check_count(vectors: Vectors, spec: str, rows: int) -> None:
     raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", mend)
 
 
+def check_classes(tasks: list[Task]) -> None:
+    """Raise InputError where the labels of a task are numbers."""
+    for task in tasks:
+        if task.kind == "number":
+            raise InputError(task.name, "holds numbers, and this study reads classes", "Leave --target number out")
+
+
 def half_precision(states: States) -> list[str]:
     """A sentence on the cells that half precision moves too far, where there are such."""
     moved = states.source["moved by half precision"]

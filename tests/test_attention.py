@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,8 +39,14 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bert(folders) -> Encoder:
-    return load_encoder(folders("bert"))
+def loaded(folders):
+    """Encoders that no test alters; CANINE's tokenizer takes seconds."""
+    return cache(lambda kind: load_encoder(folders(kind)))
+
+
+@pytest.fixture(scope="module")
+def bert(loaded) -> Encoder:
+    return loaded("bert")
 
 
 def own_weights(folder: str, encoder: Encoder, text: str) -> np.ndarray:
@@ -121,8 +129,8 @@ def test_rollout_of_attention_to_all_alike_has_a_closed_form(folders):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_sum_to_1_in_every_layer(method, bert, folders):
-    for encoder in (bert, load_encoder(folders("modernbert"))):
+def test_scores_sum_to_1_in_every_layer(method, bert, loaded):
+    for encoder in (bert, loaded("modernbert")):
         table = mixing(encoder, TEXTS, method)
         assert sorted(table["layer"].unique()) == [1, 2, 3]
         assert np.abs(table.groupby(["text", "layer"])["score"].sum() - 1).max() < 1e-12
@@ -162,8 +170,8 @@ def zeroed_one_by_one(
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "longformer"])
-def test_value_zeroing_is_the_naive_loop(kind, folders):
-    encoder = load_encoder(folders(kind))
+def test_value_zeroing_is_the_naive_loop(kind, loaded):
+    encoder = loaded(kind)
     part, turn = slice(None), kind == "longformer"
     if kind == "modernbert":
         projections, part = [block.attn.Wqkv for block in encoder.blocks], slice(32, None)
@@ -179,8 +187,8 @@ def test_value_zeroing_is_the_naive_loop(kind, folders):
             np.testing.assert_allclose(scores(together, text)[layer], total[0], atol=1e-3)
 
 
-def test_far_tokens_are_out_of_sight_of_local_layers(folders):
-    encoder = load_encoder(folders("modernbert"))  # windows of 8 in layer 2, all tokens in layers 1 and 3
+def test_far_tokens_are_out_of_sight_of_local_layers(loaded):
+    encoder = loaded("modernbert")  # windows of 8 in layer 2, all tokens in layers 1 and 3
     table = attention(encoder, [LONG])
     far = table[table["token_index"] > 4]
     seen = far.groupby("layer")["out_of"].sum()
@@ -188,7 +196,7 @@ def test_far_tokens_are_out_of_sight_of_local_layers(folders):
     assert (seen[[1, 3]] > 0.1).all()
     zeroed = mixing(encoder, [LONG], "value_zeroing")
     assert zeroed.loc[(zeroed["layer"] == 2) & (zeroed["token_index"] > 4), "score"].max() < 1e-6
-    longformer = mixing(load_encoder(folders("longformer")), [LONG], "value_zeroing")
+    longformer = mixing(loaded("longformer"), [LONG], "value_zeroing")
     assert longformer.loc[(longformer["layer"] == 1) & (longformer["token_index"] > 2), "score"].max() < 1e-6
 
 
@@ -205,8 +213,8 @@ def test_far_tokens_are_out_of_sight_of_local_layers(folders):
         ("xlnet", "value_zeroing", "xlnet keeps its value vectors where they cannot be zeroed"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(kind, method, why, folders):
-    encoder = load_encoder(folders(kind))
+def test_what_cannot_be_asked_is_refused_in_one_line(kind, method, why, loaded):
+    encoder = loaded(kind)
     with pytest.raises(InputError, match=why) as error:
         mixing(encoder, WORDY, method)
     assert "\n" not in str(error.value)

@@ -515,3 +515,10 @@ def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, 
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("study", ["formation", "fine_tuning"])
+def test_a_study_of_classes_refuses_numbers(folder, study, tmp_path, capsys):
+    assert call(study, *arguments(folder)[1:], "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: file:d:half: holds numbers, and this study reads classes.")
+    assert not (tmp_path / "out").exists()
