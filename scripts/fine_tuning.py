@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -443,8 +444,8 @@ class FineTuning(Run):
             for name in names:
                 folder.save(name, tables[name])
             folder.remember(measured=kept)
-        for path in (folder.path / "trainings").glob("*"):
-            path.unlink()
+        if (trainings := folder.path / "trainings").is_dir():
+            shutil.rmtree(trainings)
         answers = {}
         if not self.checkpoints:
             table = tables["predictions"]
