@@ -30,7 +30,7 @@ from probes.encoder import Encoder
 from probes.extract import BUDGET, plan
 from probes.split import take
 
-TEXTS, FEW, TIMES, LAYER = 500, 40, 5, 5
+TEXTS, FEW, TIMES, LAYER = 500, 40, 3, 5
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -108,7 +108,7 @@ def compare(device: str, texts: list[str], few: list[str], direction: np.ndarray
         ours.append(seconds(lambda: attribute(target, texts)))
         passes.append(seconds(bare.run))
     ratio = statistics.median(ours) / statistics.median(passes)
-    print(f"{device}: {len(texts)} sentences at {STEPS} steps")
+    print(f"{device}: {len(texts)} sentences at {STEPS} steps", flush=True)
     print(f"  attribute              {statistics.median(ours):7.2f} s")
     print(f"  its passes alone       {statistics.median(passes):7.2f} s   ratio {ratio:.3f}   (at most 1.15)")
     table = attribute(target, few)
