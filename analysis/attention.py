@@ -29,10 +29,10 @@ import pandas as pd
 import torch
 
 from analysis.attribution import token_columns
-from probes.encoder import Encoder, Rows
+from probes.encoder import Encoder, Row, Rows
 from probes.errors import InputError, unknown
 from probes.extract import BUDGET, Extractor, evaluating, plan
-from probes.readout import Batch, Position
+from probes.readout import Position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,15 +43,18 @@ _HOOKED = "_output_capturing_hooks_installed"  # how transformers remembers that
 _FUSED = "Wqkv"  # queries, keys and values of one product, in this order
 
 
-def attention(encoder: Encoder, texts: Sequence[str], readout: str = "cls") -> pd.DataFrame:
+def attention(
+    encoder: Encoder, texts: Sequence[str], readout: str = "cls", *, max_length: int | None = None
+) -> pd.DataFrame:
     """The attention weights between one position and every token, per layer and head.
 
     Columns: readout; text, layer (1 is the first block), head, token_index, token, special; own (whether the token is
     the position itself); out_of, what the position reads from the token (sums to 1 over the tokens); into, what the
-    token reads from the position. readout: the name of a position. Texts are cut to the encoder's limit. Raises
-    InputError for an encoder that gives no attention weights, and for a readout that is no position.
+    token reads from the position. readout: the name of a position. Texts are cut to `max_length` tokens, by default the
+    encoder's limit. Raises InputError for an encoder that gives no attention weights, and for a readout that is no
+    position.
     """
-    at, rows = _position(encoder, readout), _rows(encoder, texts)
+    at, rows = _position(encoder, readout), _rows(encoder, texts, max_length)
     parts: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
     for chosen, weights, places in _weights(encoder, rows, at):
         for i, text in enumerate(chosen):
@@ -95,16 +98,24 @@ def heads(table: pd.DataFrame) -> pd.DataFrame:
     return long[["layer", "head", "direction", "of", "value"]]
 
 
-def mixing(encoder: Encoder, texts: Sequence[str], method: str = "rollout", readout: str = "cls") -> pd.DataFrame:
+def mixing(
+    encoder: Encoder,
+    texts: Sequence[str],
+    method: str = "rollout",
+    readout: str = "cls",
+    *,
+    max_length: int | None = None,
+) -> pd.DataFrame:
     """How much of every token is in one position, layer by layer; the scores of a text sum to 1 in each.
 
     Columns: method, layer (1 is the first block), readout; text, token_index, token, special; score. NaN where a text
-    lacks the position. Value zeroing runs a text as often as it has tokens. Raises InputError for an unknown method, a
+    lacks the position. Value zeroing runs a text as often as it has tokens. Texts are cut to `max_length` tokens, by
+    default the encoder's limit. Raises InputError for an unknown method, a
     readout that is no position, and an encoder that cannot be asked in this way.
     """
     if method not in METHODS:
         raise unknown("--method", "method", method, METHODS)
-    at, rows = _position(encoder, readout), _rows(encoder, texts)
+    at, rows = _position(encoder, readout), _rows(encoder, texts, max_length)
     found: dict[int, np.ndarray] = {}  # text -> (layer, token)
     matrices = _weights(encoder, rows, at) if method in METHODS[:2] else _zeroed(encoder, rows, at)
     for chosen, weights, places in matrices:
@@ -123,6 +134,21 @@ def mixing(encoder: Encoder, texts: Sequence[str], method: str = "rollout", read
     return pd.concat(tables, ignore_index=True) if tables else columns.assign(score=0.0).head(0)
 
 
+def received(encoder: Encoder, texts: Sequence[str], *, max_length: int | None = None) -> dict[int, float]:
+    """Layer (1 is the first block) -> the share of content tokens' attention that goes into [CLS].
+
+    Mean over heads, tokens and texts. Raises InputError as `attention`.
+    """
+    at, rows = _position(encoder, "cls"), _rows(encoder, texts, max_length)
+    total, tokens = np.zeros(len(encoder.points) - 1), 0
+    for chosen, weights, places in _weights(encoder, rows, at):
+        for i, text in enumerate(chosen):
+            content = np.flatnonzero(~rows[int(text)].special)
+            total += weights[:, i].mean(1)[:, content, places[i]].sum(1)
+            tokens += len(content)
+    return dict(enumerate((total / max(tokens, 1)).tolist(), 1))
+
+
 def _position(encoder: Encoder, readout: str) -> Position:
     (at,) = Extractor(encoder, [readout], layers="all").readouts
     if not isinstance(at, Position):
@@ -130,8 +156,8 @@ def _position(encoder: Encoder, readout: str) -> Position:
     return at
 
 
-def _rows(encoder: Encoder, texts: Sequence[str]) -> Rows:
-    return encoder.tokenize(texts, encoder.description.max_length)
+def _rows(encoder: Encoder, texts: Sequence[str], max_length: int | None) -> Rows:
+    return encoder.tokenize(texts, max_length or encoder.description.max_length)
 
 
 def _batches(encoder: Encoder, rows: Rows, costs: np.ndarray, *, equal: bool) -> Iterator[np.ndarray]:
@@ -208,20 +234,26 @@ def _zeroed(encoder: Encoder, rows: Rows, at: Position) -> Iterator[tuple[np.nda
     with evaluating(encoder.model):
         for chosen in _batches(encoder, rows, rows.lengths * (rows.lengths + 1), equal=True):
             size = int(rows.lengths[chosen[0]])
-            batch = encoder.batch([rows[i] for i in chosen.repeat(size + 1)])
-            turned = _turned(encoder, values, batch, size)
+            most = max(1, BUDGET[encoder.device.type] // size - 1)  # tokens at a time, where a text is long
+            parts = [np.arange(size)[start : start + most] for start in range(0, size, most)]
+            told = [rows[i] for i in chosen]
+            turned = np.concatenate([_turned(encoder, values, told, lost) for lost in parts], -1)
             sums = turned.sum(-1, keepdims=True)
             shares = np.divide(turned, sums, out=np.broadcast_to(np.eye(size), turned.shape).copy(), where=sums > 0)
-            yield chosen, shares[:, :, None], batch.position_of(at).cpu().numpy()[:: size + 1]
+            yield chosen, shares[:, :, None], encoder.batch(told).position_of(at).cpu().numpy()
 
 
-def _turned(encoder: Encoder, values: dict[nn.Module, slice], batch: Batch, size: int) -> np.ndarray:
+def _turned(encoder: Encoder, values: dict[nn.Module, slice], texts: list[Row], lost: np.ndarray) -> np.ndarray:
     """(layer, text, token, lost token) cosine distance of a layer's output with and without the lost one's values.
 
-    Every text is there in as many copies as it has tokens and one more. At every layer copy t loses the value vectors
-    of token t; what leaves the layer is compared with the last copy, which loses none, and all go on as that one.
+    texts: of one length. Every one is there in as many copies as tokens are lost and one more. At every layer a copy
+    loses the value vectors of its token; what leaves the layer is compared with the last copy, which loses none, and
+    all go on as that one.
     """
-    lost = torch.eye(size + 1, size, dtype=torch.bool, device=encoder.device)
+    size, many = len(texts[0].ids), len(lost) + 1
+    batch = encoder.batch([text for text in texts for _ in range(many)])
+    here = torch.zeros(many, size, dtype=torch.bool, device=encoder.device)
+    here[torch.arange(many - 1), torch.from_numpy(lost)] = True
     turned: list[np.ndarray] = []
     token_first = encoder.description.model_type == "longformer"  # its projections see (token, batch, dim)
 
@@ -229,11 +261,11 @@ def _turned(encoder: Encoder, values: dict[nn.Module, slice], batch: Batch, size
         """(text, copy, token, dim)."""
         if hidden.ndim != 3 or len(hidden) != len(batch.ids) or hidden.shape[1] < size:
             raise _refused(encoder, "has other positions inside than tokens")
-        return hidden.unflatten(0, (-1, size + 1))
+        return hidden.unflatten(0, (-1, many))
 
     def zero(part: slice, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         kept = copies(output.transpose(0, 1) if token_first else output).clone()
-        kept[:, :, :size, part] *= ~lost[..., None]
+        kept[:, :, :size, part] *= ~here[..., None]
         return kept.flatten(0, 1).transpose(0, 1) if token_first else kept.flatten(0, 1)
 
     def compare(module: nn.Module, args: Any, output: Any) -> Any:

@@ -54,12 +54,22 @@ class Target:
     """A number F for every text: the readout of a layer, times a direction.
 
     direction: (width,), or (text, width) where every text has its own, as the direction of the class it was told.
-    Texts are cut to the encoder's limit. Raises InputError for a layer or a readout that the encoder lacks, for a
-    direction of another width, and for an encoder whose tokens have no embeddings of their own.
+    Texts are cut to `max_length` tokens, by default the encoder's limit. Raises InputError for a layer or a readout
+    that the encoder lacks, for a direction of another width, and for an encoder whose tokens have no embeddings of
+    their own.
     """
 
-    def __init__(self, encoder: Encoder, direction: np.ndarray, *, layer: int, readout: str | Readout = "cls") -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        direction: np.ndarray,
+        *,
+        layer: int,
+        readout: str | Readout = "cls",
+        max_length: int | None = None,
+    ) -> None:
         self.encoder, self.layer = encoder, layer
+        self.max_length = max_length or encoder.description.max_length
         self.direction = np.asarray(direction, np.float32)
         depth = Extractor(encoder, [readout], layers="all").readouts[0].depth
         reading = Extractor(encoder, [readout], layers=range(max(layer - depth + 1, 0), layer + 1))  # checks both
@@ -74,10 +84,10 @@ class Target:
         self._running = threading.local()  # the batch of a thread, and what has been read of it
 
     def rows(self, texts: Sequence[str]) -> Rows:
-        """The tokens of the texts, cut to the encoder's limit. Raises InputError where directions are not theirs."""
+        """The tokens of the texts, cut to the limit. Raises InputError where directions are not theirs."""
         if self.direction.ndim > 1 and len(self.direction) != len(texts):
             raise InputError("the direction", f"is given for {len(self.direction)} texts, not {len(texts)}", "Pass one")
-        return self.encoder.tokenize(texts, self.encoder.description.max_length)
+        return self.encoder.tokenize(texts, self.max_length)
 
     def run(self, rows: Rows, of: np.ndarray, keep: Keep, *, gradients: bool = False) -> Iterator[Passed]:
         """Forward passes over items, batch by batch, in an order of their own.
@@ -378,7 +388,7 @@ def randomised(target: Target, texts: Sequence[str], table: pd.DataFrame, *, see
     other = load_encoder(
         encoder.description, device=encoder.device.type, dtype=str(encoder.dtype).removeprefix("torch."), untrained=seed
     )
-    same = Target(other, target.direction, layer=target.layer, readout=target.readout)
+    same = Target(other, target.direction, layer=target.layer, readout=target.readout, max_length=target.max_length)
     method = table["method"].iloc[0] if len(table) else METHODS[0]
     return agreement(table, attribute(same, texts, method))
 

@@ -192,10 +192,17 @@ def percentile(replicates: np.ndarray) -> Interval:
 def best_layers(predictions: pd.DataFrame, control: str = "none") -> pd.DataFrame:
     """For every task and readout the layer with the best dev accuracy (then the fewest dev bits, then the lowest).
 
+    Where seeds carve sides of their own, a dev text that another seed tests on has no say, as long as others are left.
     Returns columns task, readout, probe, layer, dev (accuracy, or R2 of numbers; mean over seeds), best first within a
     task.
     """
-    rows = predictions[(predictions.control == control) & (predictions.split == "dev")]
+    of = predictions[predictions.control == control]
+    rows = of[of.split == "dev"]
+    if of.seed.nunique() > 1:
+        tested, asked = (pd.MultiIndex.from_frame(some[["task", "row"]]) for some in (of[of.split == "test"], rows))
+        unseen = ~asked.isin(tested)
+        left = rows.task.astype(str).isin(set(rows.task[unseen].astype(str)))
+        rows = rows[unseen | ~left]
     scored = (
         rows.assign(dev=scores(rows), bits=-rows.log2_probability)
         .groupby(["task", "readout", "probe", "layer"], observed=True)[["dev", "bits"]]

@@ -58,11 +58,10 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
 
     drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
     """
-    tokens = None if task.rows is None else states.where.ids.to_numpy()[task.rows]
-    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=tokens)
+    at = states.rows(task.texts) if task.rows is None else task.rows
+    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=states.where.ids.to_numpy()[at])
     used = parted.side != ""
     left_out = dict(parted.left_out)
-    at = states.rows(task.texts) if task.rows is None else task.rows
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[at]
         if short.sum() == used.sum():

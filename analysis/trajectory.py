@@ -3,26 +3,26 @@
 1. `Trajectory.look` reads one moment: every text once through the encoder as it is then, a linear probe on every cell,
    what each has gained since the start over the same texts, and how far it has moved, as unbiased CKA over the test
    texts (1: not at all, but for turning and scaling).
-2. `received`: how much of the attention of a text's words goes into [CLS], layer by layer.
+2. Beside it, how much of the attention of a text's words goes into [CLS], layer by layer.
 3. `same_kind` refuses checkpoints of different architectures before any of them is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import stats
+from analysis.attention import received
 from analysis.geometry import cka
 from probes.base import STRENGTHS, predict_each
 from probes.encoder import Description, Encoder
 from probes.errors import InputError
-from probes.extract import Extractor, evaluating
+from probes.extract import Extractor
 from probes.linear import LogisticProbe
 
 ATTENDED = 256  # texts over which attention is averaged
@@ -82,7 +82,10 @@ class Trajectory:
             gain_high=gained[1],
             cka=[cka([a, b])[0, 1] for a, b in zip(before, values[:, test], strict=True)],
         )
-        into = received(encoder, [self.texts[i] for i in test], self.max_length)
+        looked = [self.texts[i] for i in test[:ATTENDED]]
+        into: dict[int, float] = {}
+        with suppress(InputError):  # no [CLS], or an attention of another form
+            into = received(encoder, looked, max_length=self.max_length)
         table["received"] = np.where(table.readout == "cls", table.layer.map(into), np.nan)
         self._found.append(table)
 
@@ -93,34 +96,6 @@ class Trajectory:
         what [CLS] gets of the words' attention, in the block below.
         """
         return pd.concat(self._found, ignore_index=True)
-
-
-def received(encoder: Encoder, texts: Sequence[str], max_length: int | None = None) -> dict[int, float]:
-    """Layer -> the share of the attention of content tokens that goes into [CLS], mean over heads, tokens and texts.
-
-    Layer k is block k. Empty where the model has no [CLS] or gives no attention weights.
-    """
-    import torch
-
-    model: Any = deepcopy(encoder.model)  # asking for attention leaves hooks behind
-    try:
-        model.set_attn_implementation("eager")
-    except (AttributeError, ValueError):
-        return {}
-    own, total, tokens = replace(encoder, model=model), np.zeros(0), 0
-    rows = own.tokenize([texts[i] for i in range(min(ATTENDED, len(texts)))], max_length)
-    for start in range(0, len(rows), 32):
-        batch = own.batch(rows[start : start + 32])
-        first = batch.real & batch.special & (batch.ids == batch.cls_id)
-        with evaluating(model), torch.no_grad():
-            told = model(input_ids=batch.ids, attention_mask=batch.real.long(), output_attentions=True)
-        weights = getattr(told, "attentions", None)
-        if not weights or not bool(first.any(1).all()):
-            return {}
-        into = torch.stack([(each.float().mean(1) * first[:, None]).sum(2)[batch.content].sum() for each in weights])
-        total = total + into.double().cpu().numpy() if len(total) else into.double().cpu().numpy()
-        tokens += int(batch.content.sum())
-    return {layer: float(share) / max(tokens, 1) for layer, share in enumerate(total, 1)}
 
 
 def same_kind(described: Sequence[Description]) -> None:

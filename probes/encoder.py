@@ -222,6 +222,7 @@ class Encoder:
 
     adapter: where its layers are. blocks: the modules where layers 1, 2, ... are read (mostly they come out of them).
     untrained: the seed of its random weights, None for the trained ones. checked: what `self_check` measured.
+    one_at_a_time: cutting texts is a switch of the tokenizer itself, which threads would set for each other.
     """
 
     description: Description
@@ -233,6 +234,7 @@ class Encoder:
     untrained: int | None = None
     adapter: Adapter = ADAPTERS["bert"]
     checked: dict[str, Any] = field(default_factory=dict)
+    one_at_a_time: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def points(self) -> list[Point]:
@@ -284,15 +286,16 @@ class Encoder:
     def _coded_alike(self, texts: list[str], max_length: int | None) -> Rows:
         """Either texts or pairs."""
         paired = PAIRED in texts[0]
-        coded = self.tokenizer(
-            *(self._pairs(texts, max_length) if paired else [texts]),
-            split_special_tokens=True,
-            return_special_tokens_mask=True,
-            padding=False,
-            truncation=max_length is not None,
-            max_length=max_length,
-            verbose=False,
-        )
+        with self.one_at_a_time:
+            coded = self.tokenizer(
+                *(self._pairs(texts, max_length) if paired else [texts]),
+                split_special_tokens=True,
+                return_special_tokens_mask=True,
+                padding=False,
+                truncation=max_length is not None,
+                max_length=max_length,
+                verbose=False,
+            )
         lengths = np.fromiter(map(len, coded["input_ids"]), np.int32, len(texts))
 
         def packed(name: str, kind: type) -> np.ndarray:

@@ -26,6 +26,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 MEGABATCH = 32  # batches that are sorted by length together
 BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # padded tokens that go forward and back together
 SAVED = 120.0  # seconds between two checkpoints
+_DRAWING = Lock()  # torch's generator is everybody's: whoever seeds it draws alone
 ROOM = 1.1  # of its size: what a checkpoint wants to find free, beside the one that it replaces
 
 
@@ -180,9 +182,8 @@ def _with_new_token(encoder: Encoder) -> tuple[nn.Module, int]:
     if not isinstance(table, nn.Embedding):
         raise InputError(encoder.name, "has no table of words to put a new token in", "Leave new@ out of --readouts")
     known = table.weight.detach()
-    wider = nn.Embedding(len(known) + 1, known.shape[1], table.padding_idx, device=known.device, dtype=known.dtype)
-    wider.weight = nn.Parameter(torch.cat([known, known.mean(0, keepdim=True)]), requires_grad=False)
-    model.set_input_embeddings(wider)
+    wider = torch.cat([known, known.mean(0, keepdim=True)])
+    model.set_input_embeddings(nn.Embedding.from_pretrained(wider, padding_idx=table.padding_idx))
     return model, len(known)
 
 
@@ -250,7 +251,7 @@ class _Network(nn.Module):
         learned = isinstance(inner, Attention)
         self.query = nn.Parameter(torch.zeros(dim, device=encoder.device)) if learned else None
         width = dim if learned else readout.width(dim)
-        self.head = nn.Linear(width, classes, device=encoder.device)
+        self.head = nn.utils.skip_init(nn.Linear, width, classes, device=encoder.device)  # `_prepared` draws it
 
     def pooled(self, hidden: Tensor, batch: Batch, readout: Readout) -> Tensor:
         """(batch, token, dim) -> (batch, width), float32."""
@@ -369,6 +370,9 @@ def fine_tune(
         "dtype": dtype,
         "order": tuned.order,
         "data": _digest_of_data(texts, y),
+        "dev": _digest_of_data(*dev),
+        "max_length": max_length,
+        "head": None if head is None else _digest_of(head),
         "shapes": {name: list(one.shape) for name, one in parameters.items()},
     }
     kept = None if checkpoint is None else Checkpoint(checkpoint, key)
@@ -435,7 +439,11 @@ def _prepared(
     else:
         model.requires_grad_(True)
     if isinstance(encoder, Arranged) and encoder.new >= 0:
-        model.get_input_embeddings().weight.requires_grad_(True)
+        table = model.get_input_embeddings().weight.requires_grad_(True)
+        if recipe.lora:  # the rest of the table stays what it was, as for the other readouts
+            own = torch.zeros(len(table), 1, device=table.device, dtype=table.dtype)
+            own[encoder.new] = 1
+            table.register_hook(lambda gradient: gradient * own)
     network = _Network(encoder, readout, classes)
     generator = torch.Generator().manual_seed(recipe.seed)
     weights = torch.randn(network.head.weight.shape, generator=generator) * 0.02
@@ -456,20 +464,21 @@ def _adapt(model: Any, rank: int, name: str) -> None:
     inner = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     if not inner:
         raise InputError("--lora", f"{name} has no linear maps", "Leave it out")
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(inner)), model)
 
 
 def _optimiser(parameters: dict[str, nn.Parameter], recipe: Recipe, device: str) -> torch.optim.AdamW:
-    """Matrices decay, vectors do not; the head and a query of its own have a rate of their own."""
+    """Matrices decay, vectors and adapters do not; the head and a query of its own have a rate of their own."""
     groups = []
     for own in (False, True):
         for matrix in (False, True):
             chosen = [
                 p for name, p in parameters.items() if name.startswith("model.") != own and (p.ndim > 1) == matrix
             ]
-            rate, decay = (recipe.head_rate if own else recipe.rate), (recipe.decay if matrix else 0.0)
+            rate = recipe.head_rate if own else recipe.rate
+            decay = recipe.decay if matrix and (own or not recipe.lora) else 0.0
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=device in ("cpu", "cuda"))
@@ -495,10 +504,10 @@ def _leaks(encoder: Encoder) -> bool:
     return bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
 
 
-def _digest_of(steps: Sequence[np.ndarray]) -> str:
+def _digest_of(arrays: Sequence[np.ndarray]) -> str:
     total = sha256()
-    for rows in steps:
-        total.update(np.append(rows, -1).astype(np.int64).tobytes())
+    for one in arrays:
+        total.update(f"{one.dtype} {one.shape} ".encode() + one.tobytes())
     return total.hexdigest()
 
 
@@ -572,10 +581,6 @@ class Checkpoint:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise self._full(len(content), shutil.disk_usage(self.path.parent).free) from error
-
-    def remove(self) -> None:
-        """The run is finished."""
-        self.path.unlink(missing_ok=True)
 
     def _full(self, size: int, free: int) -> InputError:
         told = f"no room for checkpoints: {size / 1e6:,.0f} MB each, {free / 1e6:,.0f} MB are free"

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -212,7 +212,8 @@ class FineTuning(Run):
         from probes.train import present
 
         texts, longest = self.plan[3], self._longest(encoder)
-        parted = split(task, seed=self.seed, allow_overlap=self.allow_overlap)
+        read = encoder.tokenize(task.texts, longest).digests()
+        parted = split(task, seed=self.seed, allow_overlap=self.allow_overlap, tokens=read)
         used, left_out = parted.side != "", dict(parted.left_out)
         long = encoder.tokenize(task.texts).full > longest
         if self.long_rows == "error" and (used & long).any():
@@ -289,6 +290,7 @@ class FineTuning(Run):
                 epochs = schedule(encoder, part.of("train")[0], self._recipe(0, seed), longest)
                 total += sum(map(len, epochs)) * len(rates) * len(readouts)
         folder.begin()  # only now: an error about texts or names leaves nothing behind
+        log.info("training %s", counted(len(jobs), "encoder"))
         place = make_folder(folder.path / "trainings")
         threads = torch.get_num_threads()
         side_by_side = _side_by_side(encoder, threads, len(jobs))
@@ -348,8 +350,8 @@ class FineTuning(Run):
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
         return predictions, steps
 
-    def _frozen(self, encoder: Encoder, part: Part) -> Iterator[pd.DataFrame]:
-        """The probe on every readout of the encoder as it is, and the commonest class."""
+    def _frozen(self, encoder: Encoder, part: Part) -> Iterator[tuple[pd.DataFrame, bool]]:
+        """The probe on every readout of the encoder as it is, and the commonest class; whether each has converged."""
         import numpy as np
 
         from probes.base import STRENGTHS, predict_each
@@ -362,10 +364,10 @@ class FineTuning(Run):
         train, dev = (np.flatnonzero(part.side == name) for name in ("train", "dev"))
         seen = np.flatnonzero(part.side != "train")
         last = len(encoder.points) - 1
-        told = majority(part.texts, part.y, train, dev)
-        assert told.log2_proba is not None
-        bits = told.log2_proba[0, 0][seen]
-        yield _predictions(part, encoder.name, "majority", -1, "none", "none", self.seed, seen, bits)
+        common = majority(part.texts, part.y, train, dev)
+        assert common.log2_proba is not None
+        bits = common.log2_proba[0, 0][seen]
+        yield _predictions(part, encoder.name, "majority", -1, "none", "none", self.seed, seen, bits), True
         for name in self.plan[0]:
             made, how = arranged(encoder, name)
             extract = Extractor(made, [how], layers=[last], max_length=self._longest(encoder), long_rows="truncate")
@@ -380,9 +382,14 @@ class FineTuning(Run):
                 dev=(X[:, dev], part.y[dev, None]),
                 strengths=STRENGTHS,
             )
+            if out.failures:
+                raise InputError(
+                    f"--probes {self.probes[0]}", f"fails on {name}: {out.failures[0]}", "Name another probe"
+                )
             if out.log2_proba is None:
                 raise InputError("--probes", f"{self.probes[0]} gives no probabilities", "Name another probe")
-            yield _predictions(part, encoder.name, "none", last, name, "frozen", self.seed, seen, out.log2_proba[0, 0])
+            told = _predictions(part, encoder.name, "none", last, name, "frozen", self.seed, seen, out.log2_proba[0, 0])
+            yield told, bool(out.converged.all())
 
     def _on_the_way(self, encoder: Encoder, part: Part, rate: float) -> pd.DataFrame:
         """The trajectory of a training from [CLS], with the rate that dev has chosen for it."""
@@ -407,11 +414,13 @@ class FineTuning(Run):
         from probes.encoder import load_encoder
 
         follow = None
-        for name, described in zip(self.checkpoints, self._described(), strict=True):
+        last = [Path(name).name for name in self.checkpoints]
+        shown = last if len(set(last)) == len(last) else self.checkpoints
+        for name, moment, described in zip(self.checkpoints, shown, self._described(), strict=True):
             log.info("probing %s", name)
             encoder = load_encoder(described, device=self.device)
             follow = follow or self._trajectory(part, encoder)
-            follow.look(Path(name).name, encoder)
+            follow.look(moment, encoder)
         assert follow is not None
         return follow.table.assign(task=part.name)
 
@@ -478,10 +487,11 @@ class FineTuning(Run):
             along = [self._over_checkpoints(part) for part in parts]
         else:
             log.info("probing the frozen encoder")
-            frozen = [table for part in parts for table in self._frozen(encoder, part)]
+            frozen, converged = zip(*(one for part in parts for one in self._frozen(encoder, part)), strict=True)
             trained, tables["steps"] = self._trained(encoder, parts, folder)
             told = tables["predictions"] = pd.concat([trained, *frozen], ignore_index=True)
-            tables["results"] = results_of(told, parts)
+            ended = {(t.task.iloc[0], t.readout.iloc[0]) for t, ok in zip(frozen, converged, strict=True) if ok}
+            tables["results"] = results_of(told, parts, ended)
             log.info("probing a training from [CLS] on its way")
             rates = {part.name: chosen_rates(told[told.task == part.name])["cls"] for part in parts}
             along = [self._on_the_way(encoder, part, float(rates[part.name].removeprefix(TUNED))) for part in parts]
@@ -750,8 +760,8 @@ def show_trajectory(table: pd.DataFrame) -> tuple[Exhibit, ...]:
     return tuple(exhibits)
 
 
-def results_of(predictions: pd.DataFrame, parts: Sequence[Part]) -> pd.DataFrame:
-    """The results table of predictions."""
+def results_of(predictions: pd.DataFrame, parts: Sequence[Part], ended: Collection[tuple[str, str]]) -> pd.DataFrame:
+    """The results table of predictions. ended: task and readout of frozen probes that have converged."""
     import numpy as np
     import pandas as pd
 
@@ -762,8 +772,10 @@ def results_of(predictions: pd.DataFrame, parts: Sequence[Part]) -> pd.DataFrame
     for key, cell in predictions.groupby(list(KEY[:-1]), observed=True, sort=False):
         codes = pd.factorize(np.concatenate([cell.label, cell.predicted]))[0].reshape(2, -1)
         told = stats.intervals(codes[1:], codes[0], cell.log2_probability.to_numpy()[None])
+        task, readout, probe = key[1], key[4], key[5]
+        converged = probe.startswith(TUNED) or (task, readout) in ended
         rows += [
-            (*key, metric, *(float(one[0]) for one in numbers), trained[key[1]], len(cell), True)
+            (*key, metric, *(float(one[0]) for one in numbers), trained[key[1]], len(cell), converged)
             for metric, numbers in told.items()
         ]
     return check_results(pd.DataFrame(rows, columns=list(COLUMNS)))

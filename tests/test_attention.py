@@ -187,6 +187,20 @@ def test_value_zeroing_is_the_naive_loop(kind, loaded):
             np.testing.assert_allclose(scores(together, text)[layer], total[0], atol=1e-3)
 
 
+def test_texts_are_cut_where_they_are_told_to_be(bert):
+    cut = " ".join(LONG.split()[:6])  # and [CLS] and [SEP]
+    for method in METHODS:
+        told = mixing(bert, [LONG], method, max_length=8)["score"]
+        np.testing.assert_allclose(told, mixing(bert, [cut], method)["score"], atol=1e-6)
+    pd.testing.assert_frame_equal(attention(bert, [LONG], max_length=8), attention(bert, [cut]))
+
+
+def test_a_long_text_is_zeroed_some_tokens_at_a_time(bert, monkeypatch):
+    whole = mixing(bert, [LONG, *WORDY], "value_zeroing")
+    monkeypatch.setattr(module, "BUDGET", {"cpu": 100})
+    pd.testing.assert_frame_equal(whole, mixing(bert, [LONG, *WORDY], "value_zeroing"), atol=1e-6)
+
+
 def test_far_tokens_are_out_of_sight_of_local_layers(loaded):
     encoder = loaded("modernbert")  # windows of 8 in layer 2, all tokens in layers 1 and 3
     table = attention(encoder, [LONG])

@@ -135,6 +135,16 @@ def test_what_is_used_downstream_is_found_where_it_is(measured):
     assert (table[table.kind == "same number"].effect > -0.2).all()
 
 
+def test_words_alone_can_be_erased_before_the_first_block(encoder):
+    """A [CLS] that is read at layer 1 has no other place below it."""
+    task = planted.task(0, count=60)
+    states = Extractor(encoder, ["cls"])(task.texts)
+    places = [Place("content", 0)]
+    predictions, left = predictions_of(encoder, ask(task, states, 0), states, LogisticProbe(), (1, "cls"), places)
+    assert set(predictions.layer) == {0, 1}
+    assert set(left.layer) == {0}
+
+
 def test_the_leakage_is_that_of_erased_vectors(measured):
     asked, _, left = measured
     test = asked.rows_of("test")

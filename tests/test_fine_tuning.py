@@ -216,7 +216,7 @@ def test_attention_into_cls_is_what_the_weights_say(tmp_path):
     """Queries and keys of 0 look at all tokens alike."""
     import torch
 
-    from analysis.trajectory import received
+    from analysis.attention import received
     from probes import load_encoder
 
     encoder = load_encoder(str(models.save("bert", tmp_path, layers=2)), device="cpu")

@@ -46,6 +46,19 @@ def test_the_verdict_compares_the_two_halves(layer, values, outcome):
     assert verdict.low <= verdict.effect <= verdict.high
 
 
+def test_a_single_layer_has_no_halves():
+    verdict = Formation().judge(predictions(1, upper=0.5, lower=0.5))
+    assert verdict.outcome == "undecided"
+    assert "no upper half" in verdict.because
+
+
+def test_a_cut_off_cls_that_still_tells_texts_apart_is_not_passed_over():
+    table = predictions(4)
+    assert "still tells texts apart" in Formation().note(table)[0]
+    whole = (table["first"] == 1) & (table["last"] == 4)
+    assert "one class of all texts" in Formation().note(table.assign(predicted=table.predicted.mask(whole, "b")))[0]
+
+
 def test_tasks_that_disagree_leave_it_undecided():
     both = [predictions(4, task="file:a:x"), predictions(4, lower=0.5, upper=0.9, task="file:b:y")]
     verdict = Formation().judge(pd.concat(both))
@@ -113,7 +126,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     answer = Answer.load(out / "answers" / "formation.json")
     assert answer.verdict.outcome == "yes"
     assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "differences", "curves"}
-    assert "one vector for all texts" in answer.notes[0]
+    assert "one class of all texts" in answer.notes[0]
     assert (out / "report.html").stat().st_size > 10_000
     costs = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "differences").set_index("name")
     assert costs.outcome["[CLS] from the words, layer 4"] == "yes"
