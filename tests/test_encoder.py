@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -616,6 +619,28 @@ def test_batches_are_padded_on_the_right(saved):
             assert (batch.ids[i, n:] == encoder.tokenizer.pad_token_id).all()
             assert batch.real[i].tolist() == [True] * n + [False] * (len(batch.real[i]) - n)
             assert batch.special[i].nonzero().flatten().tolist() == [0, n - 1]
+
+
+def test_threads_take_turns_at_a_tokenizer():
+    """Cutting is a switch that the tokenizer keeps: two calls at once would cut each other's texts."""
+    encoder, inside, most = load_encoder(), [], []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(encoder.tokenizer, name)
+
+        def __call__(self, *given, **more):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)
+            inside.pop()
+            return encoder.tokenizer(*given, **more)
+
+    watched = replace(encoder, tokenizer=Watched())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda limit: watched.tokenize(TEXTS, limit).lengths.max(), [4, None] * 20))
+    assert max(most) == 1
+    assert found == [4, max(map(len, encoder.tokenizer(TEXTS)["input_ids"]))] * 20
 
 
 def test_tokenizing_is_the_tokenizers_own(saved):

@@ -310,13 +310,13 @@ def test_the_whole_of_it(small, tmp_path, monkeypatch):
 
 
 def test_over_checkpoints(small, model, tmp_path):
-    """The embedded weights, and others of the same shape."""
+    """The embedded weights, and others of the same shape; folders of one name are told apart by their paths."""
     import shutil
 
     import torch
     from safetensors.torch import load_file, save_file
 
-    later = tmp_path / "later"
+    later = tmp_path / "later" / model.name
     shutil.copytree(model, later)
     weights = load_file(later / "model.safetensors")
     noise = torch.Generator().manual_seed(0)
@@ -324,8 +324,8 @@ def test_over_checkpoints(small, model, tmp_path):
     save_file(more, later / "model.safetensors", {"format": "pt"})
     assert small("--checkpoints", f"{model},{later}", "--out", str(tmp_path / "out")) == 0
     table = pd.read_parquet(tmp_path / "out" / "tables" / "trajectory.parquet")
-    assert list(dict.fromkeys(table.moment)) == [model.name, "later"]
-    moved = table[(table.moment == "later") & (table.readout == "mean")]
+    assert list(dict.fromkeys(table.moment)) == [str(model), str(later)]
+    moved = table[(table.moment == str(later)) & (table.readout == "mean")]
     assert (moved.cka < 0.999).any()
     assert not (tmp_path / "out" / "predictions.parquet").exists()
 

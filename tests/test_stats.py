@@ -224,6 +224,15 @@ def test_ties_between_layers_go_to_fewer_bits_then_to_the_lower_layer():
     assert stats.best_layers(pd.concat(mute)).layer.tolist() == [1]
 
 
+def test_a_dev_text_that_another_seed_tests_on_has_no_say():
+    """Layer 2 is best on such texts alone; where there are no others they are all there is."""
+    shared, own = np.arange(10) < 6, np.arange(10) >= 6
+    parts = [predictions(own, layer=1, split="dev"), predictions(shared, layer=2, split="dev")]
+    parts += [predictions(own, layer=layer, seed=1).iloc[:6] for layer in (1, 2)]
+    assert stats.best_layers(pd.concat(parts)).layer.tolist() == [1]
+    assert stats.best_layers(pd.concat(parts)[lambda table: table.row < 6]).layer.tolist() == [2]
+
+
 def test_best_layers_compare_categories_as_they_compare_strings():
     half = np.arange(10) < 5
     table = pd.concat([predictions(half, layer=1, split="dev"), predictions(~half, layer=2, split="dev")])

@@ -52,6 +52,15 @@ def cell(made, layer, number):
     return made.shards[0][name_of(layer, made.readouts[number])]
 
 
+def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
+    one = task()
+    made = states([one])
+    made.where["ids"] = np.where(np.arange(150) == 149, made.where.ids.iloc[0], made.where.ids)  # the last of test
+    asked = ask(one, made, 0)
+    assert 0 not in asked.row
+    assert asked.left_out == {"train copies, to the encoder, of a test text": 1}
+
+
 def plant(vectors, of, d):
     """Move the second class by d along the first coordinate."""
     vectors[:, 0] += d * (of.y == "b")

@@ -322,6 +322,16 @@ def test_adapters_leave_the_weights_alone(encoder):
     assert any(one.abs().max() > 0 for name, one in weights(tuned).items() if "lora_B" in name)
 
 
+def test_with_adapters_only_the_row_of_a_new_token_is_learned(encoder, monkeypatch):
+    """What peft does to the model is left out here: without it everything but the new token stands still."""
+    monkeypatch.setattr(train, "_adapt", lambda model, rank, name: model.requires_grad_(False))
+    tuned = fine_tune(encoder, "new@first", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
+    known = encoder.model.get_input_embeddings().weight
+    table = tuned.network.model.get_input_embeddings().weight
+    assert torch.equal(table[:-1], known)
+    assert not torch.allclose(table[-1], known.mean(0))
+
+
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 
