@@ -172,7 +172,8 @@ def same_optimum(grid: Grid, n: int) -> list[float]:
     for cell, label_set, strength in drawn_problems(grid, n):
         X, y = grid.problem(cell, label_set)
         X, C = X.astype(np.float64), STRENGTHS[strength]
-        fitted = LogisticRegression(C=C, tol=1e-10, solver="newton-cholesky").fit(X, y)  # lbfgs takes minutes for each
+        solver = "newton-cholesky" if len(np.unique(y)) == 2 else "lbfgs"  # each where it is the faster by far
+        fitted = LogisticRegression(C=C, tol=1e-10, max_iter=100_000, solver=solver).fit(X, y)
         best = objective(X, y, fitted.coef_, fitted.intercept_, C)
         coef, intercept = (a[cell, label_set, strength].double().numpy() for a in (found.coef, found.intercept))
         if len(coef) == 2:
@@ -187,9 +188,7 @@ def same_accuracy(grid: Grid, strength: int = 2) -> np.ndarray:
     points = []
     for cell in range(len(grid.X)):
         X, y = grid.problem(cell, 0)
-        fitted = LogisticRegression(C=STRENGTHS[strength], tol=1e-8, solver="newton-cholesky").fit(
-            X.astype(np.float64), y
-        )
+        fitted = LogisticRegression(C=STRENGTHS[strength], tol=1e-8, max_iter=20_000).fit(X.astype(np.float64), y)
         Z = grid.X_test[cell] @ found.coef[cell, 0, strength].numpy().T + found.intercept[cell, 0, strength].numpy()
         right, theirs = Z.argmax(1) == grid.y_test[:, 0], fitted.predict(grid.X_test[cell]) == grid.y_test[:, 0]
         points.append(100 * (right.mean() - theirs.mean()))
