@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -284,56 +283,10 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
     return _tail(margin - abs(centre), variance, freedom)
 
 
-@dataclass(frozen=True)
-class Crossed:
-    """The mean of a - b with its 95 % interval, and three p.
-
-    p_equal: that a and b are equally good. p_apart: that they differ by the margin or more (two one-sided tests,
-    Schuirmann 1987). p_worse: that a is worse by no more than the margin (one-sided).
-    """
-
-    effect: float
-    low: float
-    high: float
-    p_equal: float
-    p_apart: float
-    p_worse: float
-
-
-def crossed(a: pd.DataFrame, b: pd.DataFrame, *, margin: float, seed: int = 0) -> Crossed:
-    """Mean of a - b, each (seed, row) within 0..1 as `correct` gives them, every seed on every text.
-
-    The two-way bootstrap of crossed factors (Owen 2007): a draw takes seeds with replacement, and texts with
-    replacement, and counts a text of a seed as often as both were drawn. What it varies by is that of the seeds, of the
-    texts, and of the two together; draws of texts alone tell them apart. The part of S seeds is S / (S - 1) times
-    larger than their resampling shows it, and asks for the t of S - 1 degrees of freedom: with two or three seeds the
-    percentiles themselves would be far too close. As in `paired_difference` two texts are added on which a and b
-    disagree, or ten texts without a difference would prove that there is none. Raises ValueError where a and b were not
-    measured on the same texts and seeds, all of them.
-    """
-    if not (a.index.equals(b.index) and a.columns.equals(b.columns)) or (a.isna() | b.isna()).to_numpy().any():
-        raise ValueError("crossed factors need both sides measured on the same texts with the same seeds")
-    difference = (a - b).to_numpy()
-    seeds, texts = difference.shape
-    padded = np.hstack([difference, np.ones((seeds, 1)), -np.ones((seeds, 1))])  # (seed, text)
-    of_texts = bootstrap(lambda counts: padded @ counts.T / (texts + 2), texts + 2, seed=seed)  # (seed, draw)
-    variance, freedom = [of_texts.mean(0).var(ddof=1)], [texts + 1]
-    if seeds > 1:
-        drawn = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS).T / seeds
-        both = (of_texts * drawn).sum(0).var(ddof=1)
-        variance.append(max(both - variance[0], 1e-12) * seeds / (seeds - 1))
-        freedom.append(seeds - 1)
-    parts = np.array(variance), np.array(freedom)
-    centre = padded.mean()
-    half = _reach((1 - LEVEL) / 2, *parts)
-    return Crossed(
-        float(difference.mean()),
-        float(centre - half),
-        float(centre + half),
-        p_equal=2 * _tail(abs(centre), *parts),
-        p_apart=_tail(margin - abs(centre), *parts),
-        p_worse=_tail(-margin - centre, *parts),
-    )
+def inferiority_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
+    """The p of "a is worse than b by no more than `margin`" (one-sided): small where a is clearly worse than that."""
+    _, centre, variance, freedom = _difference(a, b, shares=True)
+    return _tail(-margin - centre, variance, freedom)
 
 
 def _difference(a: pd.DataFrame, b: pd.DataFrame, shares: bool) -> tuple[float, float, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@
    same texts in the same order (`probes.train`). Dev chooses the rate of each readout.
 2. Beside each stand the frozen encoder's probe on the same readout, and the commonest class.
 3. The verdict is about the positions: every single token other than [CLS] against [CLS], over the same test texts and
-   seeds, two-way bootstrap, against a margin declared beforehand.
+   seeds, which are crossed, against a margin declared beforehand.
 4. The readout [CLS] is trained once more and probed on the way: what its layers gain and lose, and how far they move.
    With --checkpoints this is all that is done, over the models that are named.
 """
@@ -563,20 +563,23 @@ class FineTuning(Run):
         rates = chosen_rates(rows)
         right = {name: stats.correct(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
         others = [name for name in rates if name != "cls"]
-        told = [stats.crossed(right[name], right["cls"], margin=self.margin) for name in others]
+        pairs = [(right[name], right["cls"]) for name in others]
+        effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
         p_equal, p_apart, p_worse = (
-            stats.holm(np.array([getattr(one, what) for one in told])) for what in ("p_equal", "p_apart", "p_worse")
+            stats.holm(np.array([p(*pair) for pair in pairs]))
+            for p in (
+                stats.difference_p,
+                partial(stats.equivalence_p, margin=self.margin),
+                partial(stats.inferiority_p, margin=self.margin),
+            )
         )
-        outcomes = []
-        for one, worse in zip(told, p_worse, strict=True):
-            outcomes.append("yes" if one.low > -self.margin else "no" if worse < 0.025 else "undecided")
         return pd.DataFrame(
             {
                 "name": others,
-                "effect": [one.effect for one in told],
-                "low": [one.low for one in told],
-                "high": [one.high for one in told],
-                "outcome": outcomes,
+                "effect": effect,
+                "low": low,
+                "high": high,
+                "outcome": np.where(low > -self.margin, "yes", np.where(p_worse < 0.025, "no", "undecided")),
                 "rate": [rates[name].removeprefix(TUNED) for name in others],
                 "accuracy": [float(right[name].to_numpy().mean()) for name in others],
                 "of_cls": float(right["cls"].to_numpy().mean()),
@@ -596,7 +599,7 @@ class FineTuning(Run):
             exhibits += [
                 Exhibit(
                     f"Fine-tuned from each readout, accuracy minus that from [CLS] ({compared.of_cls.iloc[0]:.3f}), "
-                    f"over the same test texts and seeds, with 95 % intervals (two-way bootstrap); the rate of each "
+                    f"over the same test texts and seeds, which are crossed, with 95 % intervals; the rate of each "
                     f'is chosen on dev. Shaded: the margin of {100 * self.margin:.0f} points. "yes": no worse than '
                     f"[CLS] by more than the margin.",
                     compared[["name", "effect", "low", "high", "outcome"]],
