@@ -4,7 +4,8 @@
 2. The layer of a readout is the one with the fewest dev bits of the last decoder, which is the one that is judged.
 3. There `written` test texts, seeded, are written from their vectors: by every decoder, with beams where it has them,
    and by those that see nothing (no input, the mean vector, another text's) or remember (the nearest train text).
-4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decode/search.py).
+4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decode/search.py). Where the
+   likeliest one is spelled so that other tokens are read, as of [UNK], it stays: encoding says nothing about it.
 """
 
 from __future__ import annotations
@@ -162,8 +163,11 @@ def _derangement(n: int, seed: int) -> np.ndarray:
 def _searched(
     of: Texts, writer: Writer, told: Mapping[str, _Told], cell: int, rows: np.ndarray, corrections: int, seed: int
 ) -> dict[str, _Told]:
-    """The beams re-ranked by encoding them again, then corrected."""
-    target = of.vectors[cell, rows]
+    """The beams re-ranked by encoding them again, then corrected; first ones that are misread stay as they are."""
+    target, beams = of.vectors[cell, rows], told["vector"]
+    same = np.ones(len(rows), bool)
+    if writer.tongue is of.tongue:  # else texts are compared as they are read
+        same[:] = [np.array_equal(*pair) for pair in zip(writer.tongue.read(beams.texts), beams.ids, strict=True)]
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return of.encode(texts, of.cells[cell])
@@ -171,22 +175,24 @@ def _searched(
     def as_told(found: Found) -> _Told:
         """A candidate keeps its tokens: not every text is read as it was spelled."""
         ids = writer.tongue.read(found.texts)
-        for row, (text, every) in enumerate(zip(found.texts, told["vector"].others, strict=True)):
+        for row, (text, every) in enumerate(zip(found.texts, beams.others, strict=True)):
             if text in every:
-                ids[row] = told["vector"].beams[row][every.index(text)]
+                ids[row] = beams.beams[row][every.index(text)]
         return _Told(ids, found.texts)
 
-    first = nearest(told["vector"].others, target, encode)
+    def mutate(row: int, text: str, random: np.random.Generator) -> list[str]:
+        return _variants(text, pools[row], random) if same[row] else []
+
+    first = nearest(
+        [every if own else every[:1] for every, own in zip(beams.others, same, strict=True)], target, encode
+    )
     stages = {"re-ranked": as_told(first)}
     if corrections:
         pools = [
             " ".join([*others, near]).split()
-            for others, near in zip(told["vector"].others, told["nearest neighbour"].texts, strict=True)
+            for others, near in zip(beams.others, told["nearest neighbour"].texts, strict=True)
         ]
-        stages["corrected"] = as_told(
-            corrected(first, target, encode, lambda row, text, random: _variants(text, pools[row], random),
-                      rounds=corrections, seed=seed)
-        )  # fmt: skip
+        stages["corrected"] = as_told(corrected(first, target, encode, mutate, rounds=corrections, seed=seed))
     return stages
 
 

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import reconstruction
+from analysis import reconstruction, writing
 from analysis.sources import SourceOptions, load
 from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.reconstruct import Reconstruct, judged
 from probes import Extractor, load_encoder
+from probes.decode import base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,6 +182,85 @@ def test_every_exhibit_draws(tmp_path):
     assert words.table["bits gained"].eq(2).all()
     assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0]]
     assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+class Sure(base.Decoder):
+    """It writes the text that it is told the vectors of, then a wrong one."""
+
+    def __init__(self, ids, wrong):
+        super().__init__()
+        self.ids, self.wrong, self.tokens_ = ids, wrong, np.arange(20)
+
+    def cell(self, number):
+        return self
+
+    def bits(self, vectors, token_ids):
+        return np.full((len(vectors), len(token_ids)), 1.0)
+
+    def bits_by_slot(self, vectors, token_ids):
+        return np.ones((len(vectors), len(token_ids), 10))
+
+    def blind_bits(self, token_ids):
+        return np.full(len(token_ids), 2.0)
+
+    def blind_bits_by_slot(self, token_ids):
+        return np.full((len(token_ids), 10), 2.0)
+
+    def blind_text(self, *, beams=1):
+        return np.array([3])
+
+    def candidates(self, vectors, *, beams):
+        near = (vectors[0] @ np.stack([spelled(ids) for ids in self.ids]).T).argmax(1)
+        return [[[self.ids[i], self.wrong[i]] for i in near]]
+
+    _train = _bits = _generate = None
+
+
+KNOWN = ["[UNK]", "[", "]", "the", "cat", "dog", "bird", "sees", "runs", "red"]
+
+
+def spelled(ids):
+    """The vector of some tokens: brackets weigh much, so that a misread text is far off."""
+    table = np.random.default_rng(0).normal(size=(20, 40)) * np.where(np.isin(np.arange(20), (1, 2)), 5, 1)[:, None]
+    total = sum((1 + 0.1 * slot) * table[one] for slot, one in enumerate(ids))
+    return total / np.linalg.norm(total)
+
+
+def read_words(texts):
+    return [
+        np.array([KNOWN.index(w) if w in KNOWN[1:] else 0 for w in text.replace("[UNK]", "[ UNK ]").split()], np.int64)
+        for text in texts
+    ]
+
+
+def sure(texts, tongue=None):
+    """The table of texts that a decoder which is always right writes, beside a wrong candidate for each."""
+    own = writing.Tongue(
+        read_words, lambda ids: " ".join(KNOWN[i] for i in ids), lambda ids: [KNOWN[i] for i in ids], None
+    )
+    ids = read_words(texts)
+    wrong = [np.append(np.where(one == 0, 9, one)[:-1], 8) for one in ids]
+
+    def encode(some, cell):
+        return np.stack([spelled(one) for one in read_words(some)])
+
+    sides = {side: np.arange(len(texts)) for side in ("train", "dev", "test")}
+    vectors = np.stack([spelled(one) for one in ids])[None]
+    of = writing.Texts(texts, ids, own, vectors, [(3, "cls")], sides, {}, encode)
+    writer = writing.Writer(Sure(ids, wrong), tongue or own, ids)
+    return writing.tables(of, {"sequence": writer}, written=100, beams=2, corrections=2, seed=0)
+
+
+def test_an_exact_text_with_an_unknown_word_stays_exact():
+    """It is spelled [UNK], which is read as three tokens: encoding it again must not speak for the wrong candidate."""
+    texts = ["the cat sees the dog", "the zebra sees the dog", "the red gnu runs", "the bird sees the red cat"]
+    table, _ = sure(texts)
+    wrote = table[table.text.notna()]
+    for source in ("vector", "re-ranked", "corrected"):
+        assert wrote[wrote.source == source].exact.eq(1).all(), source
 
 
 # -------------------------------------------------------------------------------------------------------- the command
