@@ -514,26 +514,27 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
 
     tokens = vocabulary([ids[i] for i in rows["train"]])
-    if folder is not None:
-        folder.begin()  # only now: an error about the texts leaves nothing behind
     tongue = _own(encoder)
+    spoken = dict.fromkeys(study.decoders, (tongue, ids))
+    if study.decoder is not None:
+        spoken["sequence"] = _foreign(study.decoder, texts)
+    if folder is not None:
+        folder.begin()  # only now: an error about the texts or the decoder leaves nothing behind
     model: Any = encoder.model
     embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in study.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
-        foreign = study.decoder if name == "sequence" else None
-        spoken = _foreign(foreign) if foreign else tongue
-        own = spoken.read(texts) if foreign else ids
+        spelling, own = spoken[name]
         cut = {side: (vectors[:, at], [own[i] for i in at]) for side, at in rows.items()}
         made = _decoder(name, study, encoder.device.type, max(map(len, own)))
         made.fit(
             *cut["train"],
             dev=cut["dev"],
-            embeddings=None if foreign else embeddings,
+            embeddings=embeddings if spelling is tongue else None,
             keep=folder.place(f"weights/{name}.safetensors") if folder else None,
         )
-        writers[name] = Writer(made, spoken, own)
+        writers[name] = Writer(made, spelling, own)
 
     def encode(some: Sequence[str], cell: tuple[int, str]) -> np.ndarray:
         layer, readout = cell
@@ -624,19 +625,26 @@ def _own(encoder: Encoder) -> Tongue:
     )
 
 
-def _foreign(name: str) -> Tongue:
-    """Another model's tokenizer."""
+def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]:
+    """The tokenizer of another model, and the texts as it reads them. Raises InputError where the model is no decoder,
+    or has no places for so many tokens."""
     import numpy as np
 
     from probes.decode.sequence import load_causal
 
-    _, tokenizer = load_causal(name)
+    model, tokenizer = load_causal(name)
+    places = getattr(model.config, "max_position_embeddings", None)
 
     def read(texts: Sequence[str]) -> list[np.ndarray]:
         coded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         return [np.array(ids, np.int64) for ids in coded["input_ids"]]
 
-    return _tongue(tokenizer, read)
+    ids = read(texts)
+    most = max(map(len, ids))
+    if places is not None and most >= places:  # the prefix takes one
+        what = f"{name} has {places:,} places, and the longest text has {most:,} of its tokens and takes one more"
+        raise InputError("--decoder", what, "Pass fewer --slots and --long-rows drop")
+    return _tongue(tokenizer, read), ids
 
 
 def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from transformers import AutoModel, AutoModelForCausalLM
 
 from analysis import reconstruction, writing
 from analysis.sources import SourceOptions, load
@@ -340,6 +341,44 @@ def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, 
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert told in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def causal(folder, kind="gpt2", *, whole=True, **more):
+    """A model with a head of its own, and a tokenizer that knows the end of a text."""
+    config = models.config(kind)
+    for name, value in more.items():
+        setattr(config, name, value)
+    (AutoModelForCausalLM if whole else AutoModel).from_config(config).save_pretrained(folder)
+    spoken = models.tokenizer(kind)
+    spoken.eos_token = spoken.eos_token or spoken.sep_token or "</s>"
+    spoken.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: models.save("bert", folder), "has no token for the end of a text"),
+        (
+            lambda folder: causal(folder, "bert", is_decoder=False),
+            "see those that follow. Use a causal language model.",
+        ),
+        (lambda folder: causal(folder, "bert", is_decoder=True, whole=False), "lack cls.predictions"),
+        (lambda folder: models.save("t5", folder), "cannot be loaded as a causal language model"),
+        (lambda folder: causal(folder, n_positions=7), "has 7 places, and the longest text has 7 of its tokens"),
+        (lambda folder: causal(folder, vocab_size=20), "tokens, its embedding table 20. Use its own tokenizer."),
+    ],
+    ids=["no end", "sees ahead", "no head", "no causal model", "few places", "tokenizer of another"],
+)
+def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, tmp_path, capsys, make, told):
+    model = make(tmp_path / "other")
+    capsys.readouterr()  # bars of saving
+    assert ended(asked(toy, tmp_path / "run", "--decoder", str(model))) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    error = lines[0]
+    assert told in error
     assert not (tmp_path / "run").exists()
 
 
