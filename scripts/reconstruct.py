@@ -52,6 +52,7 @@ LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and m
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
 FEWEST_TOKENS = 20  # that a share is told of
 CHECKED, ALIKE = 16, 0.98  # texts and the least cosine of vectors that were given with those of the encoder
+MANTISSA = {"F64": 18, "F32": 18, "F16": 11, "BF16": 8}  # bits; float32 of another batch or machine differs in the last
 DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
 
 
@@ -66,7 +67,7 @@ class Ready:
     readouts: list[str]
     words: Mapping[str, Sequence[tuple[str, str]]]  # text -> words and parts of speech, where a source knows them
     contents: dict[str, str]  # what was read where the settings do not tell it -> its digest
-    stored: tuple[States, np.ndarray] | None  # the vectors that were given, and the row of every text
+    stored: tuple[States, np.ndarray, Vectors] | None  # the vectors that were given, the row of every text, their file
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +193,7 @@ class Reconstruct(Study):
         stored = None
         if vectors:
             at = np.array([number[text] for text in chosen])
-            stored = vectors.states(layers, readouts, vectors.check(at, layers, readouts)), at
+            stored = vectors.states(layers, readouts, vectors.check(at, layers, readouts)), at, vectors
             contents |= {str(self.vectors): vectors.digest}
         return Ready(chosen, rows, described, layers, readouts, words, contents, stored)
 
@@ -509,6 +510,8 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
         told = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
         raise InputError("--readouts", told, "Name readouts of one size")
     vectors = np.stack([states.cell(*cell, at[there]) for cell in states.cells])
+    if ready.stored:
+        ready.stored[2].check_same()
     task = Task("texts:all:none", texts, np.arange(len(texts), dtype=np.float64), kind="number")  # no labels: numbers
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
@@ -569,20 +572,45 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
 
 
 def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: Encoder) -> None:
-    """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes."""
+    """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes.
+
+    Vectors of one cell may all lie in one direction, whatever their texts are: their differences from the mean are
+    compared too, unless these are no more than what rounding leaves.
+    """
     import numpy as np
 
     from probes.extract import Extractor
 
+    def alike(a: np.ndarray, b: np.ndarray) -> float:
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return float(np.median((a * b).sum(1) / np.maximum(norms, 1e-30)))
+
     own = Extractor(encoder, states.readouts, layers=states.layers)(texts[:CHECKED])
     for layer, readout in states.cells:
         there = own.present[states.readouts.index(readout)]
-        a, b = states.cell(layer, readout, at[:CHECKED])[there], own.cell(layer, readout)[there]
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        close = float(np.median((a * b).sum(1) / np.maximum(norms, 1e-30))) if len(a) else 1.0
+        if not there.any():
+            continue
+        a, b = (
+            one.astype(np.float64)[there]
+            for one in (states.cell(layer, readout, at[:CHECKED]), own.cell(layer, readout))
+        )
+        close, mend = alike(a, b), "Name the encoder that made them with --model"
+        rounded = _kept(b, states.source["dtype"])
+        if close >= ALIKE and alike(rounded - rounded.mean(0), b - b.mean(0)) > (1 + ALIKE) / 2:
+            close, mend = alike(a - a.mean(0), b - b.mean(0)), "Give every row of the file its own vector, and --model"
         if close < ALIKE:
             what = f"its {readout} of layer {layer} is not that of {encoder.name} (cosine {close:.2f})"
-            raise InputError(states.source["model"], what, "Name the encoder that made them with --model")
+            raise InputError(states.source["model"], what, mend)
+
+
+def _kept(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Vectors as precise as a file of this kind of numbers can be relied on to keep them."""
+    import numpy as np
+
+    if bits := MANTISSA.get(kind):
+        part, power = np.frexp(vectors)
+        return np.ldexp(np.round(part * 2**bits), power - bits)
+    return np.round(vectors * (127 / max(np.abs(vectors).max(), 1e-30)))
 
 
 def _tokens(

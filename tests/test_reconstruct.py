@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import product
 
 import models
@@ -20,6 +21,7 @@ from clsprobe.cli import main
 from clsprobe.reconstruct import Reconstruct, judged
 from probes import Extractor, load_encoder
 from probes.decode import base
+from probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -420,6 +422,25 @@ def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_
     assert len(error) == 1
     assert told in error[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_vectors_in_the_order_of_other_texts_are_refused(toy, stored, tmp_path, capsys):
+    """All of [CLS] lies in one direction there, so that any text's vector is like any other's."""
+    kept = {"layer.00/cls": stored["layer.00/cls"], "layer.03/cls": np.roll(stored["layer.03/cls"], 5, 0)}
+    save_file(kept, tmp_path / "v.safetensors")
+    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    assert "error: v.safetensors: its cls of layer 3 is not that of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_path):
+    path = tmp_path / "v.safetensors"
+    save_file(stored, path)
+    study = Reconstruct(model=str(toy[0]), task=f"file:{toy[1]}", vectors=str(path), device="cpu")
+    assert study.ready.stored
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(InputError, match="changed while being read"):
+        study.measured()
 
 
 def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
