@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from analysis import reconstruction, writing
+from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
 from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
@@ -453,6 +454,23 @@ def test_texts_need_no_labels(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text\n" + "".join(f"number {i} and {i * i}\n" for i in range(60)))
     assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
+
+
+def test_what_an_overwritten_run_has_learned_goes(tmp_path):
+    def learn(seed, **more):
+        folder = RunFolder(tmp_path / "run", "reconstruct", {"seed": seed}, **more)
+        folder.begin()
+        folder.place(f"weights/of-{seed}.safetensors").write_bytes(b"")
+        return folder
+
+    def kept():
+        return sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
+
+    learn(0)
+    learn(0)  # it was interrupted: what it has learned is gone on with
+    assert kept() == ["of-0.safetensors"]
+    learn(1, overwrite=True).finish({})
+    assert kept() == ["of-1.safetensors"]
 
 
 def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):

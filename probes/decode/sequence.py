@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
-from probes.encoder import Description
+from probes.encoder import Description, find_causal
 from probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
@@ -74,7 +74,8 @@ class SequenceDecoder(Decoder):
             torch.manual_seed(self.random_state)
             self.writer_ = self._writer(table, codes).to(X.device)
             settings = self.name, self.frozen, self.width, self.depth, self.pace, self.random_state
-            made_of = digest_of(settings, X, codes, X_dev, codes_dev, table) if keep else ""
+            model = _folder_of(self.name).digest if keep and self.name else None
+            made_of = digest_of(settings, model, X, codes, X_dev, codes_dev, table) if keep else ""
             learned = dict(self.writer_.named_parameters())
             learned = {name: value for name, value in learned.items() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learned.items()}
@@ -344,7 +345,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused, find_causal
+    from probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused
 
     folder = find_causal(name)
     with _quiet_transformers(), _refused(name, "cannot be loaded as a causal language model"):
@@ -361,10 +362,15 @@ def load_causal(name: str) -> tuple[Any, Any]:
         raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
     with _refused(name, "cannot be run on embeddings"):
         rows = model.get_input_embeddings().weight.shape[0]
-        _refuse_foreign_tokenizer(Description(name, folder, {"vocab_size": rows}, 0, 0, 0), tokenizer)
+        _refuse_foreign_tokenizer(_folder_of(name, vocab_size=rows), tokenizer)
         if _sees_ahead(model):
             raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
     return model, tokenizer
+
+
+def _folder_of(name: str, **config: int) -> Description:
+    """As much of a causal model's description as can be asked of its folder: its name, and the digest of its files."""
+    return Description(name, find_causal(name), config, 0, 0, 0)
 
 
 @torch.no_grad()
