@@ -234,7 +234,7 @@ def _scored(
         blocks.append(
             pd.concat([block, compared(originals, ids)], axis=1).assign(
                 original=[of.tongue.spell(one) for one in originals],
-                text=one.texts,
+                text=one.texts if writer.tongue is of.tongue else [of.tongue.spell(each) for each in ids],
                 cosine=np.nan_to_num((vectors * target).sum(1) / np.maximum(norms, 1e-300)),  # NaN: no vector
             )
         )

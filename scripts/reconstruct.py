@@ -27,7 +27,7 @@ from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from clsprobe.run import Names, Specs, check_count, counted
 from probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
-from probes.errors import InputError, named_rows, unknown
+from probes.errors import InputError, unknown
 from probes.readout import OF_TOKENS, parse
 from probes.task import PAIRED
 
@@ -50,6 +50,7 @@ PRIVACY = (
 )
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
+FEWEST = 50  # texts that a decoder can learn from
 FEWEST_TOKENS = 20  # that a share is told of
 CHECKED, ALIKE = 16, 0.98  # texts and the least cosine of vectors that were given with those of the encoder
 MANTISSA = {"F64": 18, "F32": 18, "F16": 11, "BF16": 8}  # bits; float32 of another batch or machine differs in the last
@@ -97,7 +98,9 @@ class Reconstruct(Study):
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
     vectors: str | None = Field(
-        None, description="a .npy or .safetensors file with a vector for every row of file:PATH, made by --model"
+        None,
+        description="a .safetensors file with a vector for every row of file:PATH, made by --model, in tensors named "
+        "layer.06/cls",
     )
     text_column: str | None = Field(None, description="file, hf: the column with the texts [default: text]")
     encoding: str = Field("utf-8", description="file: the encoding of the text")
@@ -188,8 +191,7 @@ class Reconstruct(Study):
             from random import Random
 
             chosen = Random(self.seed).sample(chosen, self.max_texts)
-        if len(chosen) < 50:
-            raise InputError("--task", f"{counted(len(chosen), 'different text')}", "A decoder needs 50 at least")
+        _enough(chosen, {})
         stored = None
         if vectors:
             at = np.array([number[text] for text in chosen])
@@ -493,6 +495,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     ready = study.ready
     encoder = load_encoder(ready.described, device=study.device)
     texts, ids, left_out = _tokens(study, encoder, ready.texts)
+    _enough(texts, left_out)
     if ready.stored:
         states, row_of = ready.stored[0], dict(zip(ready.texts, ready.stored[1].tolist(), strict=True))
         at = np.array([row_of[text] for text in texts])
@@ -505,6 +508,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     if len(there) < len(texts):
         left_out["too short for a readout"] = len(texts) - len(there)
         texts, ids = [texts[i] for i in there], [ids[i] for i in there]
+    _enough(texts, left_out)
     sizes = {name: states.width(name) for name in states.readouts}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
@@ -571,6 +575,14 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     return Measured(table, slots, facts, notes)
 
 
+def _enough(texts: Sequence[str], left_out: Mapping[str, int]) -> None:
+    """Raise InputError where too few texts are there, or have been left: left_out, why and how many were not."""
+    if len(texts) < FEWEST:
+        told = counted(len(texts), "different text")
+        told += "".join(f", {n:,} left out: {why}" for why, n in left_out.items() if n)
+        raise InputError("--task", told, f"A decoder needs {FEWEST} at least")
+
+
 def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: Encoder) -> None:
     """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes.
 
@@ -623,7 +635,8 @@ def _tokens(
     most = min(study.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
     long = [i for i, one in enumerate(ids) if len(one) > most]
     if long and study.long_rows == "error":
-        what = f"{counted(len(long), 'text')} of more than {most} tokens (rows {named_rows(long, 5)})"
+        shown = ", ".join(f"'{texts[i] if len(texts[i]) < 50 else texts[i][:47] + '...'}'" for i in long[:2])
+        what = f"{counted(len(long), 'text')} of more than {most} tokens: {shown}{' ...' if len(long) > 2 else ''}"
         raise InputError("--slots", what, "Pass --long-rows drop, or more --slots")
     keep = [i for i, one in enumerate(ids) if 0 < len(one) <= most]
     left_out = {f"longer than {most} tokens": len(long), "without a token": len(ids) - len(long) - len(keep)}

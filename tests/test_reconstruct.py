@@ -235,9 +235,16 @@ def spelled(ids):
 
 def read_words(texts):
     return [
-        np.array([KNOWN.index(w) if w in KNOWN[1:] else 0 for w in text.replace("[UNK]", "[ UNK ]").split()], np.int64)
+        np.array(
+            [KNOWN.index(w) if w in KNOWN[1:] else 0 for w in text.lower().replace("[unk]", "[ unk ]").split()],
+            np.int64,
+        )
         for text in texts
     ]
+
+
+def names_of(ids):
+    return [KNOWN[i] for i in ids]
 
 
 def sure(texts, tongue=None):
@@ -265,6 +272,19 @@ def test_an_exact_text_with_an_unknown_word_stays_exact():
     wrote = table[table.text.notna()]
     for source in ("vector", "re-ranked", "corrected"):
         assert wrote[wrote.source == source].exact.eq(1).all(), source
+
+
+def test_a_text_of_another_tokenizer_is_spelled_as_the_original_is():
+    """Else a text that is read alike would differ in every capital letter and comma."""
+    loud = writing.Tongue(
+        read_words,
+        lambda ids: "  ".join(names_of(ids)).title(),
+        names_of,
+        None,
+    )
+    table, _ = sure(["the cat sees the dog", "the red bird runs"], loud)
+    wrote = table[(table.source == "vector") & table.text.notna()]
+    assert wrote.text.tolist() == wrote.original.tolist() == ["the cat sees the dog", "the red bird runs"]
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -335,7 +355,11 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         (["--readouts", "mean"], "error: --readouts: the question is about cls."),
         (["--readouts", "cls,flatten"], "error: --readouts: 'flatten' is no single vector of a text."),
         (["--readouts", "cls,cat(cls,mean)"], "error: --readouts: cls has 16 numbers, cat(cls,mean) has 32 numbers."),
-        (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens"),
+        (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens: 'the red cat sees in the cat', "),
+        (
+            ["--slots", "6", "--long-rows", "drop"],
+            "error: --task: 0 different texts, 240 left out: longer than 6 tokens. A decoder needs 50 at least.",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
