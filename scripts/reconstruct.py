@@ -528,7 +528,10 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     if folder is not None:
         folder.begin()  # only now: an error about the texts or the decoder leaves nothing behind
     model: Any = encoder.model
-    embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    try:
+        embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    except NotImplementedError:  # CANINE hashes characters: there is no table
+        embeddings = None
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in study.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
@@ -693,6 +696,7 @@ def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
     from probes.decode.sequence import SequenceDecoder
     from probes.decode.slot import SlotDecoder
 
+    device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
     settings: dict[str, Any] = {"slots": slots, "random_state": study.seed, "device": device}
     if name == "sequence":
         return SequenceDecoder(study.decoder, frozen=study.frozen, **settings)

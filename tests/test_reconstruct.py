@@ -19,7 +19,7 @@ from analysis.sources import SourceOptions, load
 from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
 from clsprobe.cli import main
-from clsprobe.reconstruct import Reconstruct, judged
+from clsprobe.reconstruct import Reconstruct, _decoder, judged
 from probes import Extractor, load_encoder
 from probes.decode import base
 from probes.errors import InputError
@@ -495,6 +495,19 @@ def test_what_an_overwritten_run_has_learned_goes(tmp_path):
     assert kept() == ["of-0.safetensors"]
     learn(1, overwrite=True).finish({})
     assert kept() == ["of-1.safetensors"]
+
+
+def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path, monkeypatch):
+    """CANINE hashes characters."""
+    (tmp_path / "few.csv").write_text("text\n" + "".join(f"a{i}\n" for i in range(10, 75)))
+    toy = models.save("canine", tmp_path / "canine"), tmp_path / "few.csv"
+    assert ended(asked(toy, tmp_path / "run", "--decoders", "bag,slot")) == 0
+
+
+@pytest.mark.parametrize("name", ["bag", "slot", "sequence"])
+def test_decoders_keep_off_a_device_without_float64(name):
+    assert _decoder(name, Reconstruct(), "mps", 5).device == "cpu"
+    assert _decoder(name, Reconstruct(), "cuda", 5).device == "cuda"
 
 
 def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
