@@ -71,7 +71,7 @@ def tables(
             at = of.rows[side]
             bits = _bits(writer, of.vectors[:, at], at)
             for (layer, readout), own in zip(of.cells, bits, strict=True):
-                blocks.append(_block(name, layer, readout, "vector", side, at, writer, own))
+                blocks.append(_block(of, name, layer, readout, "vector", side, at, writer, own))
     table = pd.concat(blocks, ignore_index=True)
     judged = list(writers)[-1]
     dev = table[(table.decoder == judged) & (table.split == "dev")]
@@ -86,7 +86,7 @@ def tables(
             told = _written(of, writer, cell, chosen, beams if name == judged else 1, seed)
             if name == judged:
                 told |= _searched(of, writer, told, cell, chosen, corrections, seed)
-                tokens.append(_tokens(of, writer, cell, chosen, list(told.values())[-1]))
+                tokens.append(_tokens(of, writer, cell, chosen, list(told.values())[-1], told["no input"]))
             parts.append(_scored(of, name, writer, cell, chosen, told))
     wrote = pd.concat(parts, ignore_index=True)
     key = ["decoder", "layer", "readout", "source", "split", "row"]
@@ -112,14 +112,17 @@ def _bits(writer: Writer, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _block(
-    name: str, layer: int, readout: str, source: str, side: str, rows: np.ndarray, writer: Writer, bits: np.ndarray
-) -> pd.DataFrame:
+    of: Texts, name: str, layer: int, readout: str, source: str, side: str, rows: np.ndarray, writer: Writer,
+    bits: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """length: in the encoder's tokens. tokens: those in the decoder's own that have bits."""
     ids = [writer.ids[i] for i in rows]
     known = [int(np.isin(one, writer.decoder.tokens_).sum()) for one in ids]
     return pd.DataFrame(
         {
             "decoder": name, "layer": layer, "readout": readout, "source": source, "split": side, "row": rows,
-            "tokens": known, "blind": writer.decoder.blind_bits(ids), "bits": bits,
+            "length": [len(of.ids[i]) for i in rows], "tokens": known,
+            "blind": writer.decoder.blind_bits(ids), "bits": bits,
         }
     )  # fmt: skip
 
@@ -131,7 +134,7 @@ def _written(of: Texts, writer: Writer, cell: int, rows: np.ndarray, beams: int,
     candidates = decoder.candidates(test[None], beams=beams)[0]
     first = [told[0] for told in candidates]
     others = [[writer.tongue.spell(one) for one in told] for told in candidates]
-    blind, average = decoder.blind_text(), train.mean(0, keepdims=True)
+    blind, average = decoder.blind_text(beams=beams), train.mean(0, keepdims=True)
     mean = decoder.candidates(average[None], beams=beams)[0][0][0]
     swapped = _derangement(len(rows), seed)
     unit = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-30)
@@ -225,7 +228,7 @@ def _scored(
     blocks = []
     for source, one in told.items():
         bits = np.full(len(rows), np.nan) if one.bits is None else one.bits
-        block = _block(name, layer, readout, source, "test", rows, writer, bits)
+        block = _block(of, name, layer, readout, source, "test", rows, writer, bits)
         ids = one.ids if writer.tongue is of.tongue else of.tongue.read(one.texts)
         every = list(dict.fromkeys(one.texts))
         place = {text: i for i, text in enumerate(every)}
@@ -241,18 +244,19 @@ def _scored(
     return pd.concat(blocks, ignore_index=True)
 
 
-def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told) -> pd.DataFrame:
-    """A row per token of the originals, in the decoder's own tongue."""
+def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told, blind_told: _Told) -> pd.DataFrame:
+    """A row per token of the originals, in the decoder's own tongue. hit, found: whether it was written there, or
+    anywhere; blind_hit, blind_found: without input."""
     layer, readout = of.cells[cell]
     own = [writer.ids[i] for i in rows]
     counts = Counter(int(one) for i in of.rows["train"] for one in writer.ids[i])
     bits = writer.decoder.cell(cell).bits_by_slot(of.vectors[cell, rows][None], own)[0]
     blind = writer.decoder.blind_bits_by_slot(own)
     ordered = bits.shape[1] > 1
-    written = told.ids if writer.tongue is of.tongue else writer.tongue.read(told.texts)
+    written = [one.ids if writer.tongue is of.tongue else writer.tongue.read(one.texts) for one in (told, blind_told)]
     found = []
-    for i, (row, original, text) in enumerate(zip(rows.tolist(), own, written, strict=True)):
-        left, whole = Counter(text.tolist()), of.texts[row]
+    for i, (row, original, *texts) in enumerate(zip(rows.tolist(), own, *written, strict=True)):
+        left, whole = [Counter(text.tolist()) for text in texts], of.texts[row]
         tags = [""] * len(original)
         if whole in of.words and writer.tongue.ends:
             each, ends = by_character(whole, of.words[whole]), writer.tongue.ends(whole)
@@ -260,10 +264,12 @@ def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told)
         for slot, (token, name, tag) in enumerate(
             zip(original.tolist(), writer.tongue.names(original), tags, strict=True)
         ):
-            hit = slot < len(text) and int(text[slot]) == token
-            there = left[token] > 0
-            left[token] -= there
+            hits = []
+            for text, rest in zip(texts, left, strict=True):
+                hits += [slot < len(text) and int(text[slot]) == token, rest[token] > 0]
+                rest[token] -= hits[-1]
             costs = (blind[i, slot], bits[i, slot]) if ordered else (np.nan, np.nan)
-            found.append((layer, readout, row, slot, name, tag, counts[token], *costs, hit, there))
-    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits", "hit", "found"]
+            found.append((layer, readout, row, slot, name, tag, counts[token], *costs, *hits))
+    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits"]
+    columns += ["hit", "found", "blind_hit", "blind_found"]
     return pd.DataFrame(found, columns=columns)

@@ -390,7 +390,7 @@ def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
             pd.DataFrame(scores),
         )
     )
-    exhibits += [_by(rows, "tokens", *LENGTHS, "length in tokens"), _by(
+    exhibits += [_by(rows, "length", *LENGTHS, "length in tokens"), _by(
         table[(table.split == "test") & table.text.notna() & (table.decoder == writer)], "novelty", *DISTANCES,
         "edit distance to the nearest train text",
     )]  # fmt: skip
@@ -413,21 +413,23 @@ def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
 
 
 def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence[str], told: str) -> Exhibit:
-    """F1, likeness, exact matches and bits of every readout in bins of a column."""
+    """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
     import pandas as pd
 
     from analysis.reconstruction import binned, gained
 
     found = []
     for readout, one in rows.groupby("readout", sort=False):
-        last, beam = _last(one), one[one.source == "vector"]
+        parts = _last(one), _floor(one)[0], one[one.source == "vector"]
         for name in names:
-            some, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in (last, beam))
+            some, floor, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in parts)
             if len(some):
-                gain = gained(bits)
-                found.append((name, readout, len(some), *gain, some.f1.mean(), some.likeness.mean(), some.exact.mean()))
-    columns = [told, "readout", "texts", "bits gained", "from", "to", "F1", "likeness", "exact"]
-    return Exhibit(f"By {told}: bits per token gained, and what was written.", pd.DataFrame(found, columns=columns))
+                scores = (part[score].mean() for score in ("f1", "likeness", "exact") for part in (some, floor))
+                found.append((name, readout, len(some), *gained(bits), *scores))
+    columns = [told, "readout", "texts", "bits gained", "from", "to"]
+    columns += ["F1", "F1 blind", "likeness", "likeness blind", "exact", "exact blind"]
+    what = f"By {told}: bits per token gained, and what was written, beside what the best blind decoder writes."
+    return Exhibit(what, pd.DataFrame(found, columns=columns))
 
 
 def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
@@ -441,19 +443,21 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
         if len(one) >= FEWEST_TOKENS:
             share = one.hit.mean()
             low, high = map(float, wilson(share, len(one)))
-            places.append((int(slot) + 1, readout, share, low, high, len(one), (one.blind - one.bits).mean()))
-    columns = ["position", "readout", "value", "low", "high", "texts", "bits gained"]
+            gain = (one.blind - one.bits).mean()
+            places.append((int(slot) + 1, readout, share, low, high, one.blind_hit.mean(), len(one), gain))
+    columns = ["position", "readout", "value", "low", "high", "blind", "texts", "bits gained"]
     slots = slots.assign(times=binned(slots["count"].to_numpy(), *COUNTS))
     exhibits = [
         Exhibit(
-            "By position in the text: how often the token written there is the original's, with 95 % bands.",
+            "By position in the text: how often the token written there is the original's, with 95 % bands; blind: "
+            "without input.",
             pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
             "curves",
             {"metric": "share of right tokens", "along": "position"},
         ),
         Exhibit(
             "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
-            "often it stands anywhere in what was written.",
+            "often it stands anywhere in what was written (blind: without input).",
             _tokens_by(slots, "times", "times in train"),
         ),
     ]
@@ -462,7 +466,7 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
         exhibits.append(
             Exhibit(
                 "By part of speech, of the texts whose source knows it: bits gained, and how often a token stands "
-                "anywhere in what was written.",
+                "anywhere in what was written (blind: without input).",
                 _tokens_by(tagged, "tag", "part of speech"),
             )
         )
@@ -472,7 +476,10 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
 def _tokens_by(slots: pd.DataFrame, column: str, told: str) -> pd.DataFrame:
     """Bits gained and the share that was written, of the tokens of every readout and value of a column."""
     groups = slots.assign(gained=slots.blind - slots.bits).groupby([column, "readout"], observed=True)
-    table = groups.agg(tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean")).reset_index()
+    table = groups.agg(
+        tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean"), blind=("blind_found", "mean")
+    )
+    table = table.reset_index()
     table = table[table.tokens >= FEWEST_TOKENS]
     return table.rename(columns={column: told, "gained": "bits gained"}).astype({told: str})
 

@@ -192,6 +192,15 @@ def test_what_can_follow_is_a_distribution(writer):
     assert sum(ended) + sum(open_) == pytest.approx(1, abs=1e-4)
 
 
+def test_the_blind_decoder_has_beams_too(writer):
+    """Else what it writes is worse than what is written from vectors for another reason than the vectors."""
+    decoder, *_ = writer
+    greedy, best = (decoder.blind_bits([decoder.blind_text(beams=beams)])[0] for beams in (1, 200))
+    assert best < greedy or decoder.blind_text(beams=200).tolist() == decoder.blind_text(beams=1).tolist()
+    every = [np.array(one) for n in range(3) for one in product(range(9), repeat=n)]
+    assert best <= decoder.blind_bits(every).min() + 1e-4
+
+
 def test_the_chunked_loss_is_cross_entropy(monkeypatch):
     monkeypatch.setattr(sequence, "CHUNK", 1)
     generator = torch.Generator().manual_seed(0)

@@ -136,7 +136,7 @@ def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
                 pd.DataFrame(
                     {
                         "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
-                        "row": np.arange(n), "tokens": 8, "blind": 40.0,
+                        "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
                         "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if asked else np.nan,
                         "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
                         "exact": (likeness > 0.98).astype(float), "original": "the cat" if wrote else None,
@@ -166,6 +166,12 @@ def test_texts_that_train_nearly_has_are_not_judged():
     assert judged(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
 
 
+def test_by_length_what_is_written_stands_beside_the_blind_decoders():
+    (told,) = (e.table for e in Reconstruct().show(made(0.7)) if "length in tokens" in e.table)
+    assert told["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
+    np.testing.assert_allclose(told[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
+
+
 def test_every_exhibit_draws(tmp_path):
     table = made(0.7)
     shown = Reconstruct().show(table)
@@ -177,14 +183,16 @@ def test_every_exhibit_draws(tmp_path):
         {
             "layer": 3, "readout": "cls", "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
             "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
-            "hit": np.arange(100) % 2 == 0, "found": True,
+            "hit": np.arange(100) % 2 == 0, "found": True, "blind_hit": np.arange(100) % 4 == 0,
+            "blind_found": np.arange(100) % 4 == 0,
         }
     )  # fmt: skip
     position, words, tags = Reconstruct().details(slots)
+    assert position.table.blind.tolist() == [1, 0, 0, 0]
     assert position.table.value.between(0, 1).all()
     position.draw()
     assert words.table["bits gained"].eq(2).all()
-    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0]]
+    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0, 0.5]]
     assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
 
 
@@ -213,7 +221,7 @@ class Sure(base.Decoder):
     def blind_bits_by_slot(self, token_ids):
         return np.full((len(token_ids), 10), 2.0)
 
-    def blind_text(self, *, beams=1):
+    def blind_text(self, *, beams):
         return np.array([3])
 
     def candidates(self, vectors, *, beams):
@@ -272,6 +280,14 @@ def test_an_exact_text_with_an_unknown_word_stays_exact():
     wrote = table[table.text.notna()]
     for source in ("vector", "re-ranked", "corrected"):
         assert wrote[wrote.source == source].exact.eq(1).all(), source
+
+
+def test_what_stands_there_without_input_is_counted_apart():
+    texts = ["the cat sees the dog", "the bird runs"]
+    _, slots = sure(texts)  # without input it writes "the"
+    assert slots.hit.all()
+    assert slots.blind_hit.tolist() == [True, *[False] * 4, True, *[False] * 2]
+    assert slots.blind_found.tolist() == slots.blind_hit.tolist()  # the second "the" is not written
 
 
 def test_a_text_of_another_tokenizer_is_spelled_as_the_original_is():
