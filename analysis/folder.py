@@ -41,6 +41,7 @@ class RunFolder:
         self.digest = sha256(json.dumps([command, self.settings], sort_keys=True).encode()).hexdigest()
         self._written: set[Path] = set()
         self._facts: dict[str, Any] = {}
+        self._others = False  # whether what lies there is of a run with other settings, to be overwritten
         shown = str(path)
         if "\0" in shown:
             raise InputError(f"--out {shown}", "holds a character that no name can", "Name another folder")
@@ -58,6 +59,7 @@ class RunFolder:
             raise InputError(f"--out {shown}", "exists and holds no run", "Name another folder")
         same = before.get("digest") == self.digest
         if overwrite:
+            self._others = not same
             return
         if before.get("finished"):
             raise InputError(f"--out {shown}", "holds a finished run", "Pass --overwrite, or another --out")
@@ -68,8 +70,10 @@ class RunFolder:
         self._facts = before
 
     def begin(self) -> None:
-        """Create the folder and mark the run as unfinished."""
+        """Create the folder and mark the run as unfinished; what another run has learned goes, ours is gone on with."""
         make_folder(self.path)
+        for stale in self.path.glob("weights/*") if self._others else ():
+            stale.unlink()
         self._describe(finished=False)
 
     def remember(self, **facts: Any) -> None:

@@ -4,7 +4,8 @@
 2. The layer of a readout is the one with the fewest dev bits of the last decoder, which is the one that is judged.
 3. There `written` test texts, seeded, are written from their vectors: by every decoder, with beams where it has them,
    and by those that see nothing (no input, the mean vector, another text's) or remember (the nearest train text).
-4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decode/search.py).
+4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decode/search.py). Where the
+   likeliest one is spelled so that other tokens are read, as of [UNK], it stays: encoding says nothing about it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def tables(
             at = of.rows[side]
             bits = _bits(writer, of.vectors[:, at], at)
             for (layer, readout), own in zip(of.cells, bits, strict=True):
-                blocks.append(_block(name, layer, readout, "vector", side, at, writer, own))
+                blocks.append(_block(of, name, layer, readout, "vector", side, at, writer, own))
     table = pd.concat(blocks, ignore_index=True)
     judged = list(writers)[-1]
     dev = table[(table.decoder == judged) & (table.split == "dev")]
@@ -85,7 +86,7 @@ def tables(
             told = _written(of, writer, cell, chosen, beams if name == judged else 1, seed)
             if name == judged:
                 told |= _searched(of, writer, told, cell, chosen, corrections, seed)
-                tokens.append(_tokens(of, writer, cell, chosen, list(told.values())[-1]))
+                tokens.append(_tokens(of, writer, cell, chosen, list(told.values())[-1], told["no input"]))
             parts.append(_scored(of, name, writer, cell, chosen, told))
     wrote = pd.concat(parts, ignore_index=True)
     key = ["decoder", "layer", "readout", "source", "split", "row"]
@@ -111,14 +112,17 @@ def _bits(writer: Writer, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _block(
-    name: str, layer: int, readout: str, source: str, side: str, rows: np.ndarray, writer: Writer, bits: np.ndarray
-) -> pd.DataFrame:
+    of: Texts, name: str, layer: int, readout: str, source: str, side: str, rows: np.ndarray, writer: Writer,
+    bits: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """length: in the encoder's tokens. tokens: those in the decoder's own that have bits."""
     ids = [writer.ids[i] for i in rows]
     known = [int(np.isin(one, writer.decoder.tokens_).sum()) for one in ids]
     return pd.DataFrame(
         {
             "decoder": name, "layer": layer, "readout": readout, "source": source, "split": side, "row": rows,
-            "tokens": known, "blind": writer.decoder.blind_bits(ids), "bits": bits,
+            "length": [len(of.ids[i]) for i in rows], "tokens": known,
+            "blind": writer.decoder.blind_bits(ids), "bits": bits,
         }
     )  # fmt: skip
 
@@ -130,7 +134,7 @@ def _written(of: Texts, writer: Writer, cell: int, rows: np.ndarray, beams: int,
     candidates = decoder.candidates(test[None], beams=beams)[0]
     first = [told[0] for told in candidates]
     others = [[writer.tongue.spell(one) for one in told] for told in candidates]
-    blind, average = decoder.blind_text(), train.mean(0, keepdims=True)
+    blind, average = decoder.blind_text(beams=beams), train.mean(0, keepdims=True)
     mean = decoder.candidates(average[None], beams=beams)[0][0][0]
     swapped = _derangement(len(rows), seed)
     unit = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-30)
@@ -162,8 +166,11 @@ def _derangement(n: int, seed: int) -> np.ndarray:
 def _searched(
     of: Texts, writer: Writer, told: Mapping[str, _Told], cell: int, rows: np.ndarray, corrections: int, seed: int
 ) -> dict[str, _Told]:
-    """The beams re-ranked by encoding them again, then corrected."""
-    target = of.vectors[cell, rows]
+    """The beams re-ranked by encoding them again, then corrected; first ones that are misread stay as they are."""
+    target, beams = of.vectors[cell, rows], told["vector"]
+    same = np.ones(len(rows), bool)
+    if writer.tongue is of.tongue:  # else texts are compared as they are read
+        same[:] = [np.array_equal(*pair) for pair in zip(writer.tongue.read(beams.texts), beams.ids, strict=True)]
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return of.encode(texts, of.cells[cell])
@@ -171,22 +178,24 @@ def _searched(
     def as_told(found: Found) -> _Told:
         """A candidate keeps its tokens: not every text is read as it was spelled."""
         ids = writer.tongue.read(found.texts)
-        for row, (text, every) in enumerate(zip(found.texts, told["vector"].others, strict=True)):
+        for row, (text, every) in enumerate(zip(found.texts, beams.others, strict=True)):
             if text in every:
-                ids[row] = told["vector"].beams[row][every.index(text)]
+                ids[row] = beams.beams[row][every.index(text)]
         return _Told(ids, found.texts)
 
-    first = nearest(told["vector"].others, target, encode)
+    def mutate(row: int, text: str, random: np.random.Generator) -> list[str]:
+        return _variants(text, pools[row], random) if same[row] else []
+
+    first = nearest(
+        [every if own else every[:1] for every, own in zip(beams.others, same, strict=True)], target, encode
+    )
     stages = {"re-ranked": as_told(first)}
     if corrections:
         pools = [
             " ".join([*others, near]).split()
-            for others, near in zip(told["vector"].others, told["nearest neighbour"].texts, strict=True)
+            for others, near in zip(beams.others, told["nearest neighbour"].texts, strict=True)
         ]
-        stages["corrected"] = as_told(
-            corrected(first, target, encode, lambda row, text, random: _variants(text, pools[row], random),
-                      rounds=corrections, seed=seed)
-        )  # fmt: skip
+        stages["corrected"] = as_told(corrected(first, target, encode, mutate, rounds=corrections, seed=seed))
     return stages
 
 
@@ -219,7 +228,7 @@ def _scored(
     blocks = []
     for source, one in told.items():
         bits = np.full(len(rows), np.nan) if one.bits is None else one.bits
-        block = _block(name, layer, readout, source, "test", rows, writer, bits)
+        block = _block(of, name, layer, readout, source, "test", rows, writer, bits)
         ids = one.ids if writer.tongue is of.tongue else of.tongue.read(one.texts)
         every = list(dict.fromkeys(one.texts))
         place = {text: i for i, text in enumerate(every)}
@@ -228,25 +237,26 @@ def _scored(
         blocks.append(
             pd.concat([block, compared(originals, ids)], axis=1).assign(
                 original=[of.tongue.spell(one) for one in originals],
-                text=one.texts,
+                text=one.texts if writer.tongue is of.tongue else [of.tongue.spell(each) for each in ids],
                 cosine=np.nan_to_num((vectors * target).sum(1) / np.maximum(norms, 1e-300)),  # NaN: no vector
             )
         )
     return pd.concat(blocks, ignore_index=True)
 
 
-def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told) -> pd.DataFrame:
-    """A row per token of the originals, in the decoder's own tongue."""
+def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told, blind_told: _Told) -> pd.DataFrame:
+    """A row per token of the originals, in the decoder's own tongue. hit, found: whether it was written there, or
+    anywhere; blind_hit, blind_found: without input."""
     layer, readout = of.cells[cell]
     own = [writer.ids[i] for i in rows]
     counts = Counter(int(one) for i in of.rows["train"] for one in writer.ids[i])
     bits = writer.decoder.cell(cell).bits_by_slot(of.vectors[cell, rows][None], own)[0]
     blind = writer.decoder.blind_bits_by_slot(own)
     ordered = bits.shape[1] > 1
-    written = told.ids if writer.tongue is of.tongue else writer.tongue.read(told.texts)
+    written = [one.ids if writer.tongue is of.tongue else writer.tongue.read(one.texts) for one in (told, blind_told)]
     found = []
-    for i, (row, original, text) in enumerate(zip(rows.tolist(), own, written, strict=True)):
-        left, whole = Counter(text.tolist()), of.texts[row]
+    for i, (row, original, *texts) in enumerate(zip(rows.tolist(), own, *written, strict=True)):
+        left, whole = [Counter(text.tolist()) for text in texts], of.texts[row]
         tags = [""] * len(original)
         if whole in of.words and writer.tongue.ends:
             each, ends = by_character(whole, of.words[whole]), writer.tongue.ends(whole)
@@ -254,10 +264,12 @@ def _tokens(of: Texts, writer: Writer, cell: int, rows: np.ndarray, told: _Told)
         for slot, (token, name, tag) in enumerate(
             zip(original.tolist(), writer.tongue.names(original), tags, strict=True)
         ):
-            hit = slot < len(text) and int(text[slot]) == token
-            there = left[token] > 0
-            left[token] -= there
+            hits = []
+            for text, rest in zip(texts, left, strict=True):
+                hits += [slot < len(text) and int(text[slot]) == token, rest[token] > 0]
+                rest[token] -= hits[-1]
             costs = (blind[i, slot], bits[i, slot]) if ordered else (np.nan, np.nan)
-            found.append((layer, readout, row, slot, name, tag, counts[token], *costs, hit, there))
-    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits", "hit", "found"]
+            found.append((layer, readout, row, slot, name, tag, counts[token], *costs, *hits))
+    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits"]
+    columns += ["hit", "found", "blind_hit", "blind_found"]
     return pd.DataFrame(found, columns=columns)

@@ -27,7 +27,7 @@ from analysis.sources import SourceOptions, load
 from analysis.study import Answer, Exhibit, Finished, Study, Verdict
 from clsprobe.run import Names, Specs, check_count, counted
 from probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
-from probes.errors import InputError, named_rows, unknown
+from probes.errors import InputError, unknown
 from probes.readout import OF_TOKENS, parse
 from probes.task import PAIRED
 
@@ -50,8 +50,10 @@ PRIVACY = (
 )
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
+FEWEST = 50  # texts that a decoder can learn from
 FEWEST_TOKENS = 20  # that a share is told of
 CHECKED, ALIKE = 16, 0.98  # texts and the least cosine of vectors that were given with those of the encoder
+MANTISSA = {"F64": 18, "F32": 18, "F16": 11, "BF16": 8}  # bits; float32 of another batch or machine differs in the last
 DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
 
 
@@ -66,7 +68,7 @@ class Ready:
     readouts: list[str]
     words: Mapping[str, Sequence[tuple[str, str]]]  # text -> words and parts of speech, where a source knows them
     contents: dict[str, str]  # what was read where the settings do not tell it -> its digest
-    stored: tuple[States, np.ndarray] | None  # the vectors that were given, and the row of every text
+    stored: tuple[States, np.ndarray, Vectors] | None  # the vectors that were given, the row of every text, their file
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,9 @@ class Reconstruct(Study):
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
     vectors: str | None = Field(
-        None, description="a .npy or .safetensors file with a vector for every row of file:PATH, made by --model"
+        None,
+        description="a .safetensors file with a vector for every row of file:PATH, made by --model, in tensors named "
+        "layer.06/cls",
     )
     text_column: str | None = Field(None, description="file, hf: the column with the texts [default: text]")
     encoding: str = Field("utf-8", description="file: the encoding of the text")
@@ -187,12 +191,11 @@ class Reconstruct(Study):
             from random import Random
 
             chosen = Random(self.seed).sample(chosen, self.max_texts)
-        if len(chosen) < 50:
-            raise InputError("--task", f"{counted(len(chosen), 'different text')}", "A decoder needs 50 at least")
+        _enough(chosen, {})
         stored = None
         if vectors:
             at = np.array([number[text] for text in chosen])
-            stored = vectors.states(layers, readouts, vectors.check(at, layers, readouts)), at
+            stored = vectors.states(layers, readouts, vectors.check(at, layers, readouts)), at, vectors
             contents |= {str(self.vectors): vectors.digest}
         return Ready(chosen, rows, described, layers, readouts, words, contents, stored)
 
@@ -387,7 +390,7 @@ def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
             pd.DataFrame(scores),
         )
     )
-    exhibits += [_by(rows, "tokens", *LENGTHS, "length in tokens"), _by(
+    exhibits += [_by(rows, "length", *LENGTHS, "length in tokens"), _by(
         table[(table.split == "test") & table.text.notna() & (table.decoder == writer)], "novelty", *DISTANCES,
         "edit distance to the nearest train text",
     )]  # fmt: skip
@@ -410,21 +413,23 @@ def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
 
 
 def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence[str], told: str) -> Exhibit:
-    """F1, likeness, exact matches and bits of every readout in bins of a column."""
+    """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
     import pandas as pd
 
     from analysis.reconstruction import binned, gained
 
     found = []
     for readout, one in rows.groupby("readout", sort=False):
-        last, beam = _last(one), one[one.source == "vector"]
+        parts = _last(one), _floor(one)[0], one[one.source == "vector"]
         for name in names:
-            some, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in (last, beam))
+            some, floor, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in parts)
             if len(some):
-                gain = gained(bits)
-                found.append((name, readout, len(some), *gain, some.f1.mean(), some.likeness.mean(), some.exact.mean()))
-    columns = [told, "readout", "texts", "bits gained", "from", "to", "F1", "likeness", "exact"]
-    return Exhibit(f"By {told}: bits per token gained, and what was written.", pd.DataFrame(found, columns=columns))
+                scores = (part[score].mean() for score in ("f1", "likeness", "exact") for part in (some, floor))
+                found.append((name, readout, len(some), *gained(bits), *scores))
+    columns = [told, "readout", "texts", "bits gained", "from", "to"]
+    columns += ["F1", "F1 blind", "likeness", "likeness blind", "exact", "exact blind"]
+    what = f"By {told}: bits per token gained, and what was written, beside what the best blind decoder writes."
+    return Exhibit(what, pd.DataFrame(found, columns=columns))
 
 
 def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
@@ -438,19 +443,21 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
         if len(one) >= FEWEST_TOKENS:
             share = one.hit.mean()
             low, high = map(float, wilson(share, len(one)))
-            places.append((int(slot) + 1, readout, share, low, high, len(one), (one.blind - one.bits).mean()))
-    columns = ["position", "readout", "value", "low", "high", "texts", "bits gained"]
+            gain = (one.blind - one.bits).mean()
+            places.append((int(slot) + 1, readout, share, low, high, one.blind_hit.mean(), len(one), gain))
+    columns = ["position", "readout", "value", "low", "high", "blind", "texts", "bits gained"]
     slots = slots.assign(times=binned(slots["count"].to_numpy(), *COUNTS))
     exhibits = [
         Exhibit(
-            "By position in the text: how often the token written there is the original's, with 95 % bands.",
+            "By position in the text: how often the token written there is the original's, with 95 % bands; blind: "
+            "without input.",
             pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
             "curves",
             {"metric": "share of right tokens", "along": "position"},
         ),
         Exhibit(
             "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
-            "often it stands anywhere in what was written.",
+            "often it stands anywhere in what was written (blind: without input).",
             _tokens_by(slots, "times", "times in train"),
         ),
     ]
@@ -459,7 +466,7 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
         exhibits.append(
             Exhibit(
                 "By part of speech, of the texts whose source knows it: bits gained, and how often a token stands "
-                "anywhere in what was written.",
+                "anywhere in what was written (blind: without input).",
                 _tokens_by(tagged, "tag", "part of speech"),
             )
         )
@@ -469,7 +476,10 @@ def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
 def _tokens_by(slots: pd.DataFrame, column: str, told: str) -> pd.DataFrame:
     """Bits gained and the share that was written, of the tokens of every readout and value of a column."""
     groups = slots.assign(gained=slots.blind - slots.bits).groupby([column, "readout"], observed=True)
-    table = groups.agg(tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean")).reset_index()
+    table = groups.agg(
+        tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean"), blind=("blind_found", "mean")
+    )
+    table = table.reset_index()
     table = table[table.tokens >= FEWEST_TOKENS]
     return table.rename(columns={column: told, "gained": "bits gained"}).astype({told: str})
 
@@ -492,6 +502,7 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     ready = study.ready
     encoder = load_encoder(ready.described, device=study.device)
     texts, ids, left_out = _tokens(study, encoder, ready.texts)
+    _enough(texts, left_out)
     if ready.stored:
         states, row_of = ready.stored[0], dict(zip(ready.texts, ready.stored[1].tolist(), strict=True))
         at = np.array([row_of[text] for text in texts])
@@ -504,36 +515,43 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     if len(there) < len(texts):
         left_out["too short for a readout"] = len(texts) - len(there)
         texts, ids = [texts[i] for i in there], [ids[i] for i in there]
+    _enough(texts, left_out)
     sizes = {name: states.width(name) for name in states.readouts}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
         raise InputError("--readouts", told, "Name readouts of one size")
     vectors = np.stack([states.cell(*cell, at[there]) for cell in states.cells])
+    if ready.stored:
+        ready.stored[2].check_same()
     task = Task("texts:all:none", texts, np.arange(len(texts), dtype=np.float64), kind="number")  # no labels: numbers
     sides = split(task, seed=study.seed, tokens=[one.tobytes() for one in ids])
     rows = {side: np.flatnonzero(sides.side == side) for side in ("train", "dev", "test")}
 
     tokens = vocabulary([ids[i] for i in rows["train"]])
-    if folder is not None:
-        folder.begin()  # only now: an error about the texts leaves nothing behind
     tongue = _own(encoder)
+    spoken = dict.fromkeys(study.decoders, (tongue, ids))
+    if study.decoder is not None:
+        spoken["sequence"] = _foreign(study.decoder, texts)
+    if folder is not None:
+        folder.begin()  # only now: an error about the texts or the decoder leaves nothing behind
     model: Any = encoder.model
-    embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    try:
+        embeddings = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    except NotImplementedError:  # CANINE hashes characters: there is no table
+        embeddings = None
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in study.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
-        foreign = study.decoder if name == "sequence" else None
-        spoken = _foreign(foreign) if foreign else tongue
-        own = spoken.read(texts) if foreign else ids
+        spelling, own = spoken[name]
         cut = {side: (vectors[:, at], [own[i] for i in at]) for side, at in rows.items()}
         made = _decoder(name, study, encoder.device.type, max(map(len, own)))
         made.fit(
             *cut["train"],
             dev=cut["dev"],
-            embeddings=None if foreign else embeddings,
+            embeddings=embeddings if spelling is tongue else None,
             keep=folder.place(f"weights/{name}.safetensors") if folder else None,
         )
-        writers[name] = Writer(made, spoken, own)
+        writers[name] = Writer(made, spelling, own)
 
     def encode(some: Sequence[str], cell: tuple[int, str]) -> np.ndarray:
         layer, readout = cell
@@ -567,21 +585,54 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     return Measured(table, slots, facts, notes)
 
 
+def _enough(texts: Sequence[str], left_out: Mapping[str, int]) -> None:
+    """Raise InputError where too few texts are there, or have been left: left_out, why and how many were not."""
+    if len(texts) < FEWEST:
+        told = counted(len(texts), "different text")
+        told += "".join(f", {n:,} left out: {why}" for why, n in left_out.items() if n)
+        raise InputError("--task", told, f"A decoder needs {FEWEST} at least")
+
+
 def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: Encoder) -> None:
-    """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes."""
+    """Raise InputError unless the vectors that were given, rows `at` of `states`, are those that the encoder makes.
+
+    Vectors of one cell may all lie in one direction, whatever their texts are: their differences from the mean are
+    compared too, unless these are no more than what rounding leaves.
+    """
     import numpy as np
 
     from probes.extract import Extractor
 
+    def alike(a: np.ndarray, b: np.ndarray) -> float:
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return float(np.median((a * b).sum(1) / np.maximum(norms, 1e-30)))
+
     own = Extractor(encoder, states.readouts, layers=states.layers)(texts[:CHECKED])
     for layer, readout in states.cells:
         there = own.present[states.readouts.index(readout)]
-        a, b = states.cell(layer, readout, at[:CHECKED])[there], own.cell(layer, readout)[there]
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        close = float(np.median((a * b).sum(1) / np.maximum(norms, 1e-30))) if len(a) else 1.0
+        if not there.any():
+            continue
+        a, b = (
+            one.astype(np.float64)[there]
+            for one in (states.cell(layer, readout, at[:CHECKED]), own.cell(layer, readout))
+        )
+        close, mend = alike(a, b), "Name the encoder that made them with --model"
+        rounded = _kept(b, states.source["dtype"])
+        if close >= ALIKE and alike(rounded - rounded.mean(0), b - b.mean(0)) > (1 + ALIKE) / 2:
+            close, mend = alike(a - a.mean(0), b - b.mean(0)), "Give every row of the file its own vector, and --model"
         if close < ALIKE:
             what = f"its {readout} of layer {layer} is not that of {encoder.name} (cosine {close:.2f})"
-            raise InputError(states.source["model"], what, "Name the encoder that made them with --model")
+            raise InputError(states.source["model"], what, mend)
+
+
+def _kept(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Vectors as precise as a file of this kind of numbers can be relied on to keep them."""
+    import numpy as np
+
+    if bits := MANTISSA.get(kind):
+        part, power = np.frexp(vectors)
+        return np.ldexp(np.round(part * 2**bits), power - bits)
+    return np.round(vectors * (127 / max(np.abs(vectors).max(), 1e-30)))
 
 
 def _tokens(
@@ -594,7 +645,8 @@ def _tokens(
     most = min(study.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
     long = [i for i, one in enumerate(ids) if len(one) > most]
     if long and study.long_rows == "error":
-        what = f"{counted(len(long), 'text')} of more than {most} tokens (rows {named_rows(long, 5)})"
+        shown = ", ".join(f"'{texts[i] if len(texts[i]) < 50 else texts[i][:47] + '...'}'" for i in long[:2])
+        what = f"{counted(len(long), 'text')} of more than {most} tokens: {shown}{' ...' if len(long) > 2 else ''}"
         raise InputError("--slots", what, "Pass --long-rows drop, or more --slots")
     keep = [i for i, one in enumerate(ids) if 0 < len(one) <= most]
     left_out = {f"longer than {most} tokens": len(long), "without a token": len(ids) - len(long) - len(keep)}
@@ -624,19 +676,26 @@ def _own(encoder: Encoder) -> Tongue:
     )
 
 
-def _foreign(name: str) -> Tongue:
-    """Another model's tokenizer."""
+def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]:
+    """The tokenizer of another model, and the texts as it reads them. Raises InputError where the model is no decoder,
+    or has no places for so many tokens."""
     import numpy as np
 
     from probes.decode.sequence import load_causal
 
-    _, tokenizer = load_causal(name)
+    model, tokenizer = load_causal(name)
+    places = getattr(model.config, "max_position_embeddings", None)
 
     def read(texts: Sequence[str]) -> list[np.ndarray]:
         coded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         return [np.array(ids, np.int64) for ids in coded["input_ids"]]
 
-    return _tongue(tokenizer, read)
+    ids = read(texts)
+    most = max(map(len, ids))
+    if places is not None and most >= places:  # the prefix takes one
+        what = f"{name} has {places:,} places, and the longest text has {most:,} of its tokens and takes one more"
+        raise InputError("--decoder", what, "Pass fewer --slots and --long-rows drop")
+    return _tongue(tokenizer, read), ids
 
 
 def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
@@ -644,6 +703,7 @@ def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
     from probes.decode.sequence import SequenceDecoder
     from probes.decode.slot import SlotDecoder
 
+    device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
     settings: dict[str, Any] = {"slots": slots, "random_state": study.seed, "device": device}
     if name == "sequence":
         return SequenceDecoder(study.decoder, frozen=study.frozen, **settings)

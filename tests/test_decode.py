@@ -8,9 +8,10 @@ import models
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from analysis.reconstruction import gained
-from probes.decode import base, sequence, slot
+from probes.decode import bag, base, sequence, slot
 from probes.decode.bag import BagDecoder
 from probes.decode.base import Pace
 from probes.decode.search import Found, beam_search, corrected, nearest
@@ -191,6 +192,15 @@ def test_what_can_follow_is_a_distribution(writer):
     assert sum(ended) + sum(open_) == pytest.approx(1, abs=1e-4)
 
 
+def test_the_blind_decoder_has_beams_too(writer):
+    """Else what it writes is worse than what is written from vectors for another reason than the vectors."""
+    decoder, *_ = writer
+    greedy, best = (decoder.blind_bits([decoder.blind_text(beams=beams)])[0] for beams in (1, 200))
+    assert best < greedy or decoder.blind_text(beams=200).tolist() == decoder.blind_text(beams=1).tolist()
+    every = [np.array(one) for n in range(3) for one in product(range(9), repeat=n)]
+    assert best <= decoder.blind_bits(every).min() + 1e-4
+
+
 def test_the_chunked_loss_is_cross_entropy(monkeypatch):
     monkeypatch.setattr(sequence, "CHUNK", 1)
     generator = torch.Generator().manual_seed(0)
@@ -287,29 +297,80 @@ def test_corrections_come_closer():
 # ------------------------------------------------------------------------------------------------- going on, bad input
 
 
-def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty):
+def tiny() -> SequenceDecoder:
+    return SequenceDecoder(width=16, depth=1, pace=Pace(4e-3, 64, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "judge", "files"),
+    [
+        (BagDecoder, "_bits", ["kept.safetensors"]),
+        (SlotDecoder, "_bits", ["kept.safetensors"]),
+        (tiny, "_nats", [f"kept.{what}.safetensors" for what in ("cell-1-of-1", "no-input-again", "no-input")]),
+    ],
+    ids=["bag", "slot", "sequence"],
+)
+def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty, make, judge, files):
     monkeypatch.setattr(base, "OFTEN", -1)
-    train, dev = planted("slot", 300, 0), planted("slot", 100, 1)
-    whole = SlotDecoder().fit(*train, dev=dev)
-    rounds, bits = [], SlotDecoder._bits
+    monkeypatch.setattr(bag, "PACE", Pace(rate=5e-3, batch=128, rounds=5))
+    train, dev = planted("slot", 200, 0), planted("slot", 60, 1)
+    whole = make().fit(*train, dev=dev)
+    kind, calls, judged = type(whole), [], getattr(type(whole), judge)
 
     def stopped(self, *rest):
-        rounds.append(1)
-        if len(rounds) == 4:
+        calls.append(1)
+        if len(calls) == 4:
             raise KeyboardInterrupt
-        return bits(self, *rest)
+        return judged(self, *rest)
 
-    monkeypatch.setattr(SlotDecoder, "_bits", stopped)
+    monkeypatch.setattr(kind, judge, stopped)
     with pytest.raises(KeyboardInterrupt):
-        SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
-    before = len(rounds)
-    again = SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
-    for name, value in whole.parameters_.items():
-        torch.testing.assert_close(again.parameters_[name], value, rtol=0, atol=0)
-    resumed = len(rounds) - before
-    SlotDecoder().fit(*train, dev=dev, keep=tmp_path / "slot.safetensors")
-    assert len(rounds) - before - resumed < 5  # what is finished is not trained again
-    assert [path.name for path in tmp_path.iterdir()] == ["slot.safetensors"]
+        make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
+    again = make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
+    for one, other in zip(learned(whole), learned(again), strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=0)
+    before = len(calls)
+    make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
+    assert len(calls) - before <= len(files) + 3  # what is finished is not trained again
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def learned(decoder):
+    return decoder.written_ if isinstance(decoder, SequenceDecoder) else [decoder.parameters_]
+
+
+def made_of(folder):
+    """What the trainings that are kept there were made of."""
+    found = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found.add(file.metadata()["made_of"])
+    return found
+
+
+@pytest.mark.parametrize("make", [BagDecoder, SlotDecoder, tiny], ids=["bag", "slot", "sequence"])
+def test_a_training_with_other_dev_vectors_is_not_gone_on_with(tmp_path, monkeypatch, hasty, make):
+    monkeypatch.setattr(bag, "PACE", Pace(rate=5e-3, batch=128, rounds=1))
+    train, (vectors, ids) = planted("slot", 120, 0), planted("slot", 60, 1)
+    for number, dev in enumerate((vectors, vectors, vectors[:, ::-1].copy())):
+        (tmp_path / str(number)).mkdir()
+        make().fit(*train, dev=(dev, ids), keep=tmp_path / str(number) / "kept.safetensors")
+    first, again, other = (made_of(tmp_path / str(number)) for number in range(3))
+    assert first == again
+    assert first.isdisjoint(other)
+
+
+def test_a_training_of_another_model_of_that_name_is_not_gone_on_with(tmp_path):
+    train, dev = planted("slot", 60, 0), planted("slot", 60, 1)
+    for number, layers in enumerate((1, 1, 2)):
+        models.save("gpt2", tmp_path / "gpt2", layers)
+        (tmp_path / str(number)).mkdir()
+        decoder = SequenceDecoder(str(tmp_path / "gpt2"), frozen=True, pace=Pace(2e-3, 64, 1))
+        decoder.fit(*train, dev=dev, keep=tmp_path / str(number) / "kept.safetensors")
+    first, again, other = (made_of(tmp_path / str(number)) for number in range(3))
+    assert first == again
+    assert first.isdisjoint(other)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", None], ids=["empty", "torn", "of other texts"])

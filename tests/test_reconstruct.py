@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import product
 
 import models
@@ -10,14 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from transformers import AutoModel, AutoModelForCausalLM
 
-from analysis import reconstruction
+from analysis import reconstruction, writing
+from analysis.folder import RunFolder
 from analysis.sources import SourceOptions, load
 from analysis.sources.treebank import read_treebank
 from analysis.study import Answer
 from clsprobe.cli import main
-from clsprobe.reconstruct import Reconstruct, judged
+from clsprobe.reconstruct import Reconstruct, _decoder, judged
 from probes import Extractor, load_encoder
+from probes.decode import base
+from probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -131,7 +136,7 @@ def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
                 pd.DataFrame(
                     {
                         "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
-                        "row": np.arange(n), "tokens": 8, "blind": 40.0,
+                        "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
                         "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if asked else np.nan,
                         "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
                         "exact": (likeness > 0.98).astype(float), "original": "the cat" if wrote else None,
@@ -161,6 +166,12 @@ def test_texts_that_train_nearly_has_are_not_judged():
     assert judged(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
 
 
+def test_by_length_what_is_written_stands_beside_the_blind_decoders():
+    (told,) = (e.table for e in Reconstruct().show(made(0.7)) if "length in tokens" in e.table)
+    assert told["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
+    np.testing.assert_allclose(told[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
+
+
 def test_every_exhibit_draws(tmp_path):
     table = made(0.7)
     shown = Reconstruct().show(table)
@@ -172,15 +183,124 @@ def test_every_exhibit_draws(tmp_path):
         {
             "layer": 3, "readout": "cls", "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
             "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
-            "hit": np.arange(100) % 2 == 0, "found": True,
+            "hit": np.arange(100) % 2 == 0, "found": True, "blind_hit": np.arange(100) % 4 == 0,
+            "blind_found": np.arange(100) % 4 == 0,
         }
     )  # fmt: skip
     position, words, tags = Reconstruct().details(slots)
+    assert position.table.blind.tolist() == [1, 0, 0, 0]
     assert position.table.value.between(0, 1).all()
     position.draw()
     assert words.table["bits gained"].eq(2).all()
-    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0]]
+    assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0, 0.5]]
     assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+class Sure(base.Decoder):
+    """It writes the text that it is told the vectors of, then a wrong one."""
+
+    def __init__(self, ids, wrong):
+        super().__init__()
+        self.ids, self.wrong, self.tokens_ = ids, wrong, np.arange(20)
+
+    def cell(self, number):
+        return self
+
+    def bits(self, vectors, token_ids):
+        return np.full((len(vectors), len(token_ids)), 1.0)
+
+    def bits_by_slot(self, vectors, token_ids):
+        return np.ones((len(vectors), len(token_ids), 10))
+
+    def blind_bits(self, token_ids):
+        return np.full(len(token_ids), 2.0)
+
+    def blind_bits_by_slot(self, token_ids):
+        return np.full((len(token_ids), 10), 2.0)
+
+    def blind_text(self, *, beams):
+        return np.array([3])
+
+    def candidates(self, vectors, *, beams):
+        near = (vectors[0] @ np.stack([spelled(ids) for ids in self.ids]).T).argmax(1)
+        return [[[self.ids[i], self.wrong[i]] for i in near]]
+
+    _train = _bits = _generate = None
+
+
+KNOWN = ["[UNK]", "[", "]", "the", "cat", "dog", "bird", "sees", "runs", "red"]
+
+
+def spelled(ids):
+    """The vector of some tokens: brackets weigh much, so that a misread text is far off."""
+    table = np.random.default_rng(0).normal(size=(20, 40)) * np.where(np.isin(np.arange(20), (1, 2)), 5, 1)[:, None]
+    total = sum((1 + 0.1 * slot) * table[one] for slot, one in enumerate(ids))
+    return total / np.linalg.norm(total)
+
+
+def read_words(texts):
+    return [
+        np.array(
+            [KNOWN.index(w) if w in KNOWN[1:] else 0 for w in text.lower().replace("[unk]", "[ unk ]").split()],
+            np.int64,
+        )
+        for text in texts
+    ]
+
+
+def names_of(ids):
+    return [KNOWN[i] for i in ids]
+
+
+def sure(texts, tongue=None):
+    """The table of texts that a decoder which is always right writes, beside a wrong candidate for each."""
+    own = writing.Tongue(
+        read_words, lambda ids: " ".join(KNOWN[i] for i in ids), lambda ids: [KNOWN[i] for i in ids], None
+    )
+    ids = read_words(texts)
+    wrong = [np.append(np.where(one == 0, 9, one)[:-1], 8) for one in ids]
+
+    def encode(some, cell):
+        return np.stack([spelled(one) for one in read_words(some)])
+
+    sides = {side: np.arange(len(texts)) for side in ("train", "dev", "test")}
+    vectors = np.stack([spelled(one) for one in ids])[None]
+    of = writing.Texts(texts, ids, own, vectors, [(3, "cls")], sides, {}, encode)
+    writer = writing.Writer(Sure(ids, wrong), tongue or own, ids)
+    return writing.tables(of, {"sequence": writer}, written=100, beams=2, corrections=2, seed=0)
+
+
+def test_an_exact_text_with_an_unknown_word_stays_exact():
+    """It is spelled [UNK], which is read as three tokens: encoding it again must not speak for the wrong candidate."""
+    texts = ["the cat sees the dog", "the zebra sees the dog", "the red gnu runs", "the bird sees the red cat"]
+    table, _ = sure(texts)
+    wrote = table[table.text.notna()]
+    for source in ("vector", "re-ranked", "corrected"):
+        assert wrote[wrote.source == source].exact.eq(1).all(), source
+
+
+def test_what_stands_there_without_input_is_counted_apart():
+    texts = ["the cat sees the dog", "the bird runs"]
+    _, slots = sure(texts)  # without input it writes "the"
+    assert slots.hit.all()
+    assert slots.blind_hit.tolist() == [True, *[False] * 4, True, *[False] * 2]
+    assert slots.blind_found.tolist() == slots.blind_hit.tolist()  # the second "the" is not written
+
+
+def test_a_text_of_another_tokenizer_is_spelled_as_the_original_is():
+    """Else a text that is read alike would differ in every capital letter and comma."""
+    loud = writing.Tongue(
+        read_words,
+        lambda ids: "  ".join(names_of(ids)).title(),
+        names_of,
+        None,
+    )
+    table, _ = sure(["the cat sees the dog", "the red bird runs"], loud)
+    wrote = table[(table.source == "vector") & table.text.notna()]
+    assert wrote.text.tolist() == wrote.original.tolist() == ["the cat sees the dog", "the red bird runs"]
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -251,7 +371,11 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         (["--readouts", "mean"], "error: --readouts: the question is about cls."),
         (["--readouts", "cls,flatten"], "error: --readouts: 'flatten' is no single vector of a text."),
         (["--readouts", "cls,cat(cls,mean)"], "error: --readouts: cls has 16 numbers, cat(cls,mean) has 32 numbers."),
-        (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens"),
+        (["--slots", "5"], "error: --slots: 240 texts of more than 5 tokens: 'the red cat sees in the cat', "),
+        (
+            ["--slots", "6", "--long-rows", "drop"],
+            "error: --task: 0 different texts, 240 left out: longer than 6 tokens. A decoder needs 50 at least.",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
@@ -260,6 +384,44 @@ def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, 
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert told in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def causal(folder, kind="gpt2", *, whole=True, **more):
+    """A model with a head of its own, and a tokenizer that knows the end of a text."""
+    config = models.config(kind)
+    for name, value in more.items():
+        setattr(config, name, value)
+    (AutoModelForCausalLM if whole else AutoModel).from_config(config).save_pretrained(folder)
+    spoken = models.tokenizer(kind)
+    spoken.eos_token = spoken.eos_token or spoken.sep_token or "</s>"
+    spoken.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: models.save("bert", folder), "has no token for the end of a text"),
+        (
+            lambda folder: causal(folder, "bert", is_decoder=False),
+            "see those that follow. Use a causal language model.",
+        ),
+        (lambda folder: causal(folder, "bert", is_decoder=True, whole=False), "lack cls.predictions"),
+        (lambda folder: models.save("t5", folder), "cannot be loaded as a causal language model"),
+        (lambda folder: causal(folder, n_positions=7), "has 7 places, and the longest text has 7 of its tokens"),
+        (lambda folder: causal(folder, vocab_size=20), "tokens, its embedding table 20. Use its own tokenizer."),
+    ],
+    ids=["no end", "sees ahead", "no head", "no causal model", "few places", "tokenizer of another"],
+)
+def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, tmp_path, capsys, make, told):
+    model = make(tmp_path / "other")
+    capsys.readouterr()  # bars of saving
+    assert ended(asked(toy, tmp_path / "run", "--decoder", str(model))) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    error = lines[0]
+    assert told in error
     assert not (tmp_path / "run").exists()
 
 
@@ -303,6 +465,25 @@ def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_vectors_in_the_order_of_other_texts_are_refused(toy, stored, tmp_path, capsys):
+    """All of [CLS] lies in one direction there, so that any text's vector is like any other's."""
+    kept = {"layer.00/cls": stored["layer.00/cls"], "layer.03/cls": np.roll(stored["layer.03/cls"], 5, 0)}
+    save_file(kept, tmp_path / "v.safetensors")
+    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    assert "error: v.safetensors: its cls of layer 3 is not that of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_path):
+    path = tmp_path / "v.safetensors"
+    save_file(stored, path)
+    study = Reconstruct(model=str(toy[0]), task=f"file:{toy[1]}", vectors=str(path), device="cpu")
+    assert study.ready.stored
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(InputError, match="changed while being read"):
+        study.measured()
+
+
 def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
     np.save(tmp_path / "v.npy", stored["layer.03/mean"])
     assert ended([*asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy")), "--layers", "1"]) == 2
@@ -313,6 +494,36 @@ def test_texts_need_no_labels(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text\n" + "".join(f"number {i} and {i * i}\n" for i in range(60)))
     assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
+
+
+def test_what_an_overwritten_run_has_learned_goes(tmp_path):
+    def learn(seed, **more):
+        folder = RunFolder(tmp_path / "run", "reconstruct", {"seed": seed}, **more)
+        folder.begin()
+        folder.place(f"weights/of-{seed}.safetensors").write_bytes(b"")
+        return folder
+
+    def kept():
+        return sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
+
+    learn(0)
+    learn(0)  # it was interrupted: what it has learned is gone on with
+    assert kept() == ["of-0.safetensors"]
+    learn(1, overwrite=True).finish({})
+    assert kept() == ["of-1.safetensors"]
+
+
+def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path, monkeypatch):
+    """CANINE hashes characters."""
+    (tmp_path / "few.csv").write_text("text\n" + "".join(f"a{i}\n" for i in range(10, 75)))
+    toy = models.save("canine", tmp_path / "canine"), tmp_path / "few.csv"
+    assert ended(asked(toy, tmp_path / "run", "--decoders", "bag,slot")) == 0
+
+
+@pytest.mark.parametrize("name", ["bag", "slot", "sequence"])
+def test_decoders_keep_off_a_device_without_float64(name):
+    assert _decoder(name, Reconstruct(), "mps", 5).device == "cpu"
+    assert _decoder(name, Reconstruct(), "cuda", 5).device == "cuda"
 
 
 def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):

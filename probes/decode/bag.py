@@ -56,7 +56,7 @@ class BagDecoder(Decoder):
         def judge() -> Tensor:
             return torch.from_numpy(self._bits(X_dev, np.arange(len(X)), codes_dev).sum((1, 2)))
 
-        made_of = digest_of("bag", PACE, self.random_state, X, codes, codes_dev) if keep else ""
+        made_of = digest_of("bag", PACE, self.random_state, X, codes, X_dev, codes_dev) if keep else ""
         with torch.no_grad():
             train(
                 self.parameters_, slope, judge, len(codes), PACE,

@@ -161,11 +161,10 @@ class Decoder(ABC):
         """text -> codes of the likeliest texts, for x (text, dim) and the decoder `number`."""
         return [[told] for told in self._generate(x[None], np.array([number]))[0]]
 
-    def blind_text(self) -> np.ndarray:
+    def blind_text(self, *, beams: int) -> np.ndarray:
         """The token ids that the blind decoder writes, whatever the text is."""
-        return self.tokens_[
-            self._generate(torch.zeros(1, 1, self.dim_, device=self.device), np.array([self.blind_]))[0][0]
-        ]
+        nothing = torch.zeros(1, self.dim_, device=self.device)
+        return self.tokens_[self._candidates(nothing, self.blind_, beams)[0][0]]
 
     def _read(self, vectors: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Standardised vectors (cell, text, dim), and the decoder of each: the blind one where they tell nothing."""

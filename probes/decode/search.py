@@ -2,7 +2,8 @@
 
 1. `beam_search`: the likeliest texts of a model that is asked for one token after another.
 2. `nearest`: of the candidates of a text the one whose own vector comes closest to the target. The likeliest text is
-   among them, so neither the cosine nor the number of exact matches can fall: an exact text has the target's vector.
+   among them, so the cosine cannot fall; nor can the number of exact matches, as long as an exact text is read as it
+   was written and so has the target's vector (one with [UNK] does not: the caller leaves it alone).
 3. `corrected`: rounds of changing one token, encoding the results again and keeping what comes closer (after vec2text,
    Morris et al. 2023, whose corrector is a model of its own).
 """

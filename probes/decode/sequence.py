@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
+from probes.encoder import Description, find_causal
 from probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
@@ -33,6 +34,7 @@ ADDED = ("prefix", "map", "bias")  # what such a model gets from us
 DROPOUT = 0.1
 CHUNK = 1 << 20  # logits that are held at once
 SAME = 1e-3  # standard deviations
+AHEAD = 1e-3  # of the largest hidden state: a causal model moves by rounding
 AT_ONCE = 512  # texts, where nothing is learned
 
 
@@ -72,7 +74,8 @@ class SequenceDecoder(Decoder):
             torch.manual_seed(self.random_state)
             self.writer_ = self._writer(table, codes).to(X.device)
             settings = self.name, self.frozen, self.width, self.depth, self.pace, self.random_state
-            made_of = digest_of(settings, X, codes, X_dev, codes_dev, table) if keep else ""
+            model = _folder_of(self.name).digest if keep and self.name else None
+            made_of = digest_of(settings, model, X, codes, X_dev, codes_dev, table) if keep else ""
             learned = dict(self.writer_.named_parameters())
             learned = {name: value for name, value in learned.items() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learned.items()}
@@ -336,17 +339,48 @@ class _Named(nn.Module):
 
 
 def load_causal(name: str) -> tuple[Any, Any]:
-    """A causal model of transformers and its tokenizer, from a folder, the cache or the hub. Raises InputError."""
+    """A causal model of transformers and its tokenizer, from a folder, the cache or the hub.
+
+    Raises InputError also where weights are missing, the tokenizer is another model's, or a token sees later ones.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from probes.encoder import _quiet_transformers, _refused, find_causal
+    from probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused
 
     folder = find_causal(name)
     with _quiet_transformers(), _refused(name, "cannot be loaded as a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        model, report = loaded
     if tokenizer.eos_token_id is None:
         raise InputError("--decoder", f"the tokenizer of {name} has no token for the end of a text", "Use another")
+    if lacking := sorted(report["missing_keys"]):
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        what = f"the weights of {name} lack {', '.join(lacking[:3])}{more}"
+        raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
+    with _refused(name, "cannot be run on embeddings"):
+        rows = model.get_input_embeddings().weight.shape[0]
+        _refuse_foreign_tokenizer(_folder_of(name, vocab_size=rows), tokenizer)
+        if _sees_ahead(model):
+            raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
     return model, tokenizer
+
+
+def _folder_of(name: str, **config: int) -> Description:
+    """As much of a causal model's description as can be asked of its folder: its name, and the digest of its files."""
+    return Description(name, find_causal(name), config, 0, 0, 0)
+
+
+@torch.no_grad()
+def _sees_ahead(model: Any) -> bool:
+    """Whether what stands at a place moves when a later token is another: seen as `_Named` uses the model."""
+    table = model.get_input_embeddings().weight
+    drawn = torch.randn(4, table.shape[1], generator=torch.Generator().manual_seed(0)) * table.std()
+    both = torch.stack([drawn, torch.cat([drawn[:-1], -drawn[-1:]])])
+    there = torch.ones(2, 4, dtype=torch.int64)
+    hidden = model.base_model.eval()(inputs_embeds=both, attention_mask=there, use_cache=False).last_hidden_state
+    hidden @ model.get_output_embeddings().weight.T  # an error here is one of the model
+    a, b = hidden[:, :-1]
+    return bool((a - b).abs().max() > AHEAD * a.abs().max())

@@ -71,7 +71,8 @@ class SlotDecoder(Decoder):
         def judge() -> Tensor:
             return torch.from_numpy(self._bits(X_dev, np.arange(len(X)), codes_dev).sum((1, 2)))
 
-        made_of = digest_of("slot", PACE, self.random_state, X, codes, codes_dev, self.table_) if keep else ""
+        settings = PACE, self.random_state, X, codes, X_dev, codes_dev, self.table_
+        made_of = digest_of("slot", *settings) if keep else ""
         with torch.no_grad():
             train(
                 self.parameters_, slope, judge, len(codes), PACE,
