@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def data_folder() -> Path:
 def a_cache_of_its_own(tmp_path_factory) -> None:
     """No test reads or writes the user's cache; the processes that tests start inherit the variable."""
     os.environ["CLSPROBE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Whoever runs the tests in the background has a shell that ignores Ctrl-C, and every process they start would."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
