@@ -437,6 +437,8 @@ def curves(
     for name in readouts:
         line, (colour, dashes, marker) = lines[name], looks[name]
         axes.fill_between(line["layer"], line["low"], line["high"], color=colour, alpha=band, linewidth=0, zorder=2)
+        if first == last:  # a band without width
+            axes.vlines(line["layer"], line["low"], line["high"], color=colour, linewidth=1.2, zorder=2)
         (drawn,) = axes.plot(line["layer"], line["value"], color=colour, linewidth=1.7, marker=marker, zorder=3)
         drawn.set(markersize=dot, markeredgecolor="white", markeredgewidth=0.5)
         if dashes:
@@ -461,7 +463,7 @@ def curves(
             leader.set_dashes(dashes)
         axes.text(edge + 0.4 * per_inch, at, text, va="center_baseline", size=size, color=INK if is_line else SOFT)
     if scale == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True, min_n_ticks=1))
     else:
         ticks = np.unique(table[along])[::-1]  # thinned from the end, so that the largest is named
         spaced = [n for i, n in enumerate(ticks) if i == 0 or ticks[i - 1] * 1.5 > n or ticks[i - 1] > 1.3 * n]

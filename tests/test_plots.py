@@ -160,6 +160,12 @@ def test_two_rows_for_one_cell_are_refused() -> None:
         plots.heatmap(pd.concat([cells(2), cells(2)]), metric="accuracy")
 
 
+def test_a_single_layer_has_a_single_tick() -> None:
+    axes = plots.curves(cells(7)[lambda table: table.layer == 6], metric="accuracy").axes[0]
+    ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    assert ticks == [6]
+
+
 def test_line_labels_do_not_overlap() -> None:
     figure = plots.curves(cells(7), metric="accuracy", baselines={f"b{i}": 0.5 + i / 1000 for i in range(6)})
     axes = figure.axes[0]
