@@ -641,12 +641,14 @@ def _tokens(
     """The texts that fit, their content tokens, and how many were left out and why."""
     import numpy as np
 
+    from analysis.sources.tables import shown
+
     ids = [row.ids[~row.special].astype(np.int64) for row in encoder.tokenize(texts)]
     most = min(study.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
     long = [i for i, one in enumerate(ids) if len(one) > most]
     if long and study.long_rows == "error":
-        shown = ", ".join(f"'{texts[i] if len(texts[i]) < 50 else texts[i][:47] + '...'}'" for i in long[:2])
-        what = f"{counted(len(long), 'text')} of more than {most} tokens: {shown}{' ...' if len(long) > 2 else ''}"
+        some = ", ".join(shown(texts[i], 50) for i in long[:2])
+        what = f"{counted(len(long), 'text')} of more than {most} tokens: {some}{' ...' if len(long) > 2 else ''}"
         raise InputError("--slots", what, "Pass --long-rows drop, or more --slots")
     keep = [i for i, one in enumerate(ids) if 0 < len(one) <= most]
     left_out = {f"longer than {most} tokens": len(long), "without a token": len(ids) - len(long) - len(keep)}
