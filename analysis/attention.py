@@ -110,8 +110,8 @@ def mixing(
 
     Columns: method, layer (1 is the first block), readout; text, token_index, token, special; score. NaN where a text
     lacks the position. Value zeroing runs a text as often as it has tokens. Texts are cut to `max_length` tokens, by
-    default the encoder's limit. Raises InputError for an unknown method, a
-    readout that is no position, and an encoder that cannot be asked in this way.
+    default the encoder's limit. Raises InputError for an unknown method, a readout that is no position, and an encoder
+    that cannot be asked in this way.
     """
     if method not in METHODS:
         raise unknown("--method", "method", method, METHODS)

@@ -141,7 +141,7 @@ def fit(
     fitters = {place: new_fitter(dim, len(asked.classes)) for place in places}
     means = {place: np.zeros((len(texts), dim)) for place in places}
     labels = torch.eye(len(asked.classes), dtype=torch.float64)[asked.y]
-    deepest = max(1, *(place.layer for place in places))  # layer 0 is seen on the way into block 1
+    deepest = max(1, max(place.layer for place in places))  # layer 0 is seen on the way into block 1
     with replay(encoder, texts, deepest, max_length=max_length) as chunks:
         for chunk in chunks:
             for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):

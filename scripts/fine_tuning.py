@@ -212,10 +212,10 @@ class FineTuning(Run):
         from probes.train import present
 
         texts, longest = self.plan[3], self._longest(encoder)
-        read = encoder.tokenize(task.texts, longest).digests()
-        parted = split(task, seed=self.seed, allow_overlap=self.allow_overlap, tokens=read)
+        read = encoder.tokenize(task.texts, longest)
+        parted = split(task, seed=self.seed, allow_overlap=self.allow_overlap, tokens=read.digests())
         used, left_out = parted.side != "", dict(parted.left_out)
-        long = encoder.tokenize(task.texts).full > longest
+        long = read.full > longest
         if self.long_rows == "error" and (used & long).any():
             what = f"{int((used & long).sum()):,} texts exceed {longest} tokens"
             raise InputError("--long-rows error", what, "Pass --long-rows truncate or drop")
