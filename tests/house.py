@@ -62,3 +62,37 @@ def imports(module: Module, *, at_import_time: bool = False) -> Iterator[str]:
             yield source
             yield from (f"{source}.{alias.name}" for alias in node.names)
         todo += ast.iter_child_nodes(node)
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports, deferred imports counted.
+
+    The lazy public faces are no nodes: they name what lies on every floor.
+    """
+    names = {module.name: module for module in modules() if module.tree.body}
+    faces = {name for name, module in names.items() if any("__getattr__" in ast.unparse(n) for n in module.tree.body)}
+    found = {}
+    for name, module in names.items():
+        if name in faces:
+            continue
+        # `from a import b` gives "a" and "a.b": what counts is the longer one where it is a module
+        seen = {each for each in imports(module) if each in names and each not in faces}
+        found[name] = {each for each in seen if each != name}
+    return found
+
+
+def cycles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other (the strongly connected components of more than one)."""
+    reached = {start: _reached(start, arrows) for start in arrows}
+    groups = {frozenset(b for b in arrows if b in reached[a] and a in reached[b]) for a in arrows}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def _reached(start: str, arrows: dict[str, set[str]]) -> set[str]:
+    seen, todo = set[str](), [start]
+    while todo:
+        for name in arrows.get(todo.pop(), ()):
+            if name not in seen:
+                seen.add(name)
+                todo.append(name)
+    return seen

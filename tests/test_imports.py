@@ -11,7 +11,7 @@ import sys
 import tomllib
 
 import pytest
-from house import PACKAGES, ROOT, Module, imports, modules
+from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 
 # Floors of the house: a module sees its own floor and those below it. What is named nowhere in probes/ is a probe.
 FLOORS = (
@@ -69,6 +69,16 @@ def test_an_import_from_above_would_be_seen():
     source = "import probes.task\ndef f():\n    from analysis import study\n    from .linear import LogisticProbe\n"
     planted = Module("probes.base", ROOT / "probes" / "base.py", ast.parse(source))
     assert set(wrong_ways(planted)) == {"analysis.study", "probes.linear", "probes.linear.LogisticProbe"}
+
+
+@pytest.mark.xfail(strict=True, reason="encoder, extract and selfcheck import each other; study and folder do too")
+def test_no_module_imports_itself_by_way_of_others():
+    assert not cycles(graph())
+
+
+def test_a_cycle_would_be_seen():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert not cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES_ONLY if name in NAMES])

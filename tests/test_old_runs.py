@@ -1,0 +1,46 @@
+"""Runs of clsprobe 0.1.0 still open: their answers load and draw, their page and tables can be made again.
+
+tests/data/runs_of_0_1 was written by that version: `run`, `geometry` and `formation` on the built-in sentences, without
+figures, vectors and predictions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.study import Answer
+from clsprobe.cli import main
+
+RUNS = sorted((Path(__file__).parent / "data" / "runs_of_0_1").iterdir())
+
+
+@pytest.mark.parametrize("path", [path for run in RUNS for path in run.glob("answers/*.json")], ids=lambda p: p.stem)
+def test_every_exhibit_of_an_old_answer_draws(path):
+    answer = Answer.load(path)
+    assert answer.question.endswith("?")
+    assert {exhibit.plot for exhibit in answer.exhibits if exhibit.plot}
+    for exhibit in answer.exhibits:
+        if exhibit.plot:
+            assert exhibit.draw().axes
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_page_of_an_old_run_is_made_again(run, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run), "--out", str(page)])
+    assert ended.value.code == 0
+    text = page.read_text(encoding="utf-8")
+    for path in run.glob("answers/*.json"):
+        assert Answer.load(path).question.replace("'", "&#39;") in text
+
+
+def test_the_results_of_an_old_run_are_exported(capsys):
+    run = next(run for run in RUNS if run.name == "run")
+    for format in ("csv", "latex"):
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(run), "--format", format])
+        assert ended.value.code == 0
+        assert "grammar" in capsys.readouterr().out
