@@ -4,9 +4,10 @@
 
 1. The ten tasks of a treebank (Universal Dependencies, English Web Treebank), seconds.
 2. A table of 1,000,000 rows (CSV, written for the purpose), seconds and peak resident memory of a process of its own.
-3. `clsprobe run --task conllu:...:all` on the embedded model: ten tasks, every layer, eight readouts, wall clock.
+3. The near copies among 20,000 random texts, and among 5,000 that differ in a number only, seconds.
+4. `clsprobe run --task conllu:...:all` on the embedded model: ten tasks, every layer, eight readouts, wall clock.
 
-The treebank is looked for in $CLSPROBE_DATA, default ../shared/data; 1 and 3 are left out without it.
+The treebank is looked for in $CLSPROBE_DATA, default ../shared/data; 1 and 4 are left out without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 from analysis.sources import SourceOptions, load
+from probes.duplicates import near
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROWS = 1_000_000
@@ -62,8 +66,20 @@ def table() -> None:
     print(f"CSV       {ROWS:,} rows, {size:.0f} MB  {told}", flush=True)
 
 
-def whole(folder: Path) -> None:
+def copies() -> None:
     """Print part 3."""
+    letters = np.random.default_rng(3).choice([*"abcdefghijklmnopqrstuvwxyz "], (20_000, 80))
+    template = [f"the film that we saw on the evening of day {i} was long" for i in range(5_000)]
+    for kind, texts in (("random", ["".join(row) for row in letters]), ("alike", template)):
+        start = time.perf_counter()
+        near(texts)
+        print(
+            f"near copies  {len(texts):,} texts, {kind}  {time.perf_counter() - start:5.1f} s (at most 5)", flush=True
+        )
+
+
+def whole(folder: Path) -> None:
+    """Print part 4."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "clsprobe", "run", "--task", f"conllu:{folder}:all", "--quiet"]
         start = time.perf_counter()
@@ -75,6 +91,7 @@ if __name__ == "__main__" and sys.argv[1:]:
     read(sys.argv[1])
 elif __name__ == "__main__":
     table()
+    copies()
     if (ewt := DATA / "ud_english_ewt").is_dir():
         treebank(ewt)
         whole(ewt)

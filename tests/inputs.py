@@ -1,7 +1,8 @@
 """What users give, made from tests/bad_inputs.yaml: bytes out of a few words, folders of files, models with faults.
 
 1. `content` turns what a row says of a file into bytes.
-2. `lay_out` writes the files of a row into a folder, over a copy of a whole model where it asks for one.
+2. `command` is what a row gives on the command line.
+3. `lay_out` writes the files of a row into a folder, over a copy of a whole model where it asks for one.
 """
 
 from __future__ import annotations
@@ -66,6 +67,14 @@ def _parquet(columns: dict[str, Any], types: dict[str, str]) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table({name: column(name, values) for name, values in columns.items()}), file)
     return file.getvalue()
+
+
+def command(row: dict[str, Any]) -> list[str]:
+    """The words of the row's command: `args`; or a run on `task`, by default the first of its files, and `flags`."""
+    if "args" in row:
+        return list(row["args"])
+    task = row.get("task", "grammar:tense" if row.get("model") else f"file:{next(iter(row.get('files', 'x')))}")
+    return ["run", "--task", task, *(["--model", "./m"] if row.get("model") else []), *row.get("flags", ())]
 
 
 def lay_out(row: dict[str, Any], folder: Path, model: Path) -> None:

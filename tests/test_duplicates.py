@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -119,17 +119,44 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (near(texts) == group).all()
 
 
-def test_twenty_thousand_texts_take_seconds() -> None:
-    draw = np.random.default_rng(3)
-    letters = draw.choice(LETTERS, (20_000, 80))
-    texts = ["".join(row) for row in letters]
-    start = time.process_time()
-    near(texts)
-    assert time.process_time() - start < 5
-    template = [f"the film that we saw on the evening of day {i} was long" for i in range(5_000)]
-    start = time.process_time()
-    assert len(set(near(template))) == 1
-    assert time.process_time() - start < 5
+def counted(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> tuple[int, int]:
+    """How many pairs of the texts are proposed, and how many of them are compared."""
+    proposals, comparisons = [0], [0]
+
+    def proposed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+        for pair in inner(texts):
+            proposals[0] += 1
+            yield pair
+
+    def compared(one: str, other: str) -> float:
+        comparisons[0] += 1
+        return jaccard(one, other)
+
+    inner = duplicates._proposed
+    with monkeypatch.context() as patched:
+        patched.setattr(duplicates, "_proposed", proposed)
+        patched.setattr(duplicates, "jaccard", compared)
+        near(texts)
+    return proposals[0], comparisons[0]
+
+
+def template(n: int) -> list[str]:
+    """Texts that are all nearly the same, by way of others."""
+    return [f"the film that we saw on the evening of day {i} was long" for i in range(n)]
+
+
+def test_a_template_is_one_group() -> None:
+    assert len(set(near(template(2_000)))) == 1
+
+
+def test_the_work_does_not_grow_with_the_square_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = np.random.default_rng(3).choice(LETTERS, (5_000, 80))
+    assert max(counted(monkeypatch, ["".join(row) for row in letters])) < 5  # of 12 million pairs
+    proposals, comparisons = counted(monkeypatch, template(2_000))
+    assert proposals < 50 * 2_000
+    assert comparisons < 2 * 2_000
+    monkeypatch.setattr(duplicates, "WINDOW", 2_000)  # the twin that looks at the whole of a bucket
+    assert counted(monkeypatch, template(400))[0] > 100 * 400
 
 
 def test_trec_as_by_all_pairs(data_folder: Path) -> None:

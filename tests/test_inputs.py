@@ -2,19 +2,17 @@
 
 A row says which files there are, which command is given, and the line on stderr: whole, or a regular expression where
 it starts with ^. Every row is a command run in this process with torch, transformers, scikit-learn and umap out of
-reach: it leaves with exit code 2, one line on stderr, nothing on stdout, within a second, and not one file changed. A
-row with `gives` is accepted, and says what must come out.
+reach: it leaves with exit code 2, one line on stderr, nothing on stdout, and not one file changed. A row with `gives`
+is accepted, and says what must come out. How long an error takes: benchmarks/errors.py.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import models
 import pytest
 import typer
-from inputs import ROWS, lay_out
+from inputs import ROWS, command, lay_out
 
 from analysis.sources import SourceOptions, load, tables
 from clsprobe.cli import app, main, make_study, register_studies
@@ -30,6 +28,7 @@ from clsprobe.run import Run
 from probes.errors import InputError
 
 HEAVY = ("torch", "transformers", "sklearn", "umap", "captum", "seaborn")
+NOR_THESE = {"pandas", "pyarrow", "scipy", "matplotlib", "datasets", "huggingface_hub", "tokenizers"}
 PARTS = [(f"{section} {n}", row) for section, rows in ROWS.items() for n, row in enumerate(rows, 1)]
 REFUSED = [pytest.param(row, id=name) for name, row in PARTS if "says" in row]
 ACCEPTED = [pytest.param(row, id=name) for name, row in PARTS if "gives" in row]
@@ -66,14 +65,6 @@ def desk(tmp_path, parser, monkeypatch) -> Iterator[Path]:
     signal.signal(signal.SIGALRM, before)
 
 
-def command(row: dict[str, Any]) -> list[str]:
-    """The words of the row's command: `args`; or a run on `task`, by default the first of its files, and `flags`."""
-    if "args" in row:
-        return list(row["args"])
-    task = row.get("task", "grammar:tense" if row.get("model") else f"file:{next(iter(row.get('files', 'x')))}")
-    return ["run", "--task", task, *(["--model", "./m"] if row.get("model") else []), *row.get("flags", ())]
-
-
 def everything(folder: Path) -> dict[str, Any]:
     """What lies in a folder: name -> content and time of every file."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
@@ -83,29 +74,23 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("section", ["files", "encodings", "columns", "rows", "labels", "flags", "configuration"])
-def test_as_a_process_of_its_own_it_is_as_quick_and_light(section, desk, model) -> None:
-    """What a shell sees of the first row of a section: less than a second from nothing to the line, no heavy module."""
+def test_a_process_of_its_own_loads_nothing_heavy(section, desk, model) -> None:
+    """What a shell sees of the first row of a section, from nothing to the line, and what is loaded on the way."""
     row = ROWS[section][0]
     lay_out(row, desk, model)
     code = (
         "import sys\nfrom clsprobe.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        f"finally: print({{*{HEAVY!r}, 'pandas', 'pyarrow'}} & set(sys.modules))\n"
+        f"finally: print({set(HEAVY) | NOR_THESE} & set(sys.modules))\n"
     )
-    seconds = []
-    while not seconds or (seconds[-1] >= 1 and len(seconds) < 3):  # the machine may be busy with something else
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code, *command(row)], capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    done = subprocess.run([sys.executable, "-c", code, *command(row)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
     assert re.fullmatch(r"error: .+\n", done.stderr)
-    assert min(seconds) < 1
 
 
 def call(*arguments: str) -> int:
-    """The exit code of the command, run in this process; an error after half a minute."""
-    signal.alarm(30)
+    """The exit code of the command, run in this process; an error after two minutes."""
+    signal.alarm(120)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     signal.alarm(0)
@@ -119,9 +104,7 @@ def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch,
     if not row.get("heavy"):
         for name in HEAVY:
             monkeypatch.setitem(sys.modules, name, None)  # importing it raises
-    start = time.thread_time()
     code = call(*command(row))
-    seconds = time.thread_time() - start
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: "), said.err
@@ -138,7 +121,6 @@ def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch,
     if row.get("heavy"):
         after.pop("cache", None)  # the folder itself, but nothing in it
     assert after == before
-    assert row.get("heavy") or seconds < 1
 
 
 @pytest.mark.parametrize("row", ACCEPTED)

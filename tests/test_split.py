@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -226,9 +225,7 @@ def test_trec(data_folder: Path) -> None:
     train = {text for text, side in zip(coarse.texts, coarse.split, strict=True) if side == "train"}  # type: ignore[arg-type]
     test = {text for text, side in zip(coarse.texts, coarse.split, strict=True) if side == "test"}  # type: ignore[arg-type]
     assert (len(train), len(train & test)) == (5381, 10)
-    start = time.perf_counter()
     found = split(coarse)
-    assert time.perf_counter() - start < 1
     # 11 rows of 10 texts; and "the 3rd president", where test asks for the 23rd
     assert found.left_out == {"train copies of a test text": 11, "train near copies of a test text": 1}
     assert Counter(found.side.tolist()) == {"train": 4895, "dev": 545, "test": 500, "": 12}

@@ -119,7 +119,7 @@ def test_nobody_waits_for_a_terminal(way):
     if way == "closed":
         command = ["bash", "-c", 'exec "$0" "$@" <&-', *command]
     try:
-        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120, check=False)
     finally:
         os.close(mine)
         os.close(theirs)
@@ -138,7 +138,7 @@ def test_a_pipe(tmp_path):
     for start in range(0, len(CSV), 700):
         process.stdin.write(CSV[start : start + 700])
         process.stdin.flush()
-    told, errors = process.communicate(timeout=60)
+    told, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert told.startswith(b"file:stdin:label: 60 texts, 2 classes")
     assert list(tmp_path.iterdir()) == []

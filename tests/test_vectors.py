@@ -409,16 +409,14 @@ def test_a_study_that_compares_needs_what_it_compares(tmp_path, monkeypatch, cap
     assert capsys.readouterr().err.startswith("error: v.npy: holds vector; this study compares other readouts with cls")
 
 
-def test_errors_need_no_torch_and_no_second(tmp_path):
+def test_errors_need_no_torch(tmp_path):
     table(tmp_path / "d.csv")
     npy(tmp_path / "v.npy", spoiled(3))
     code = (
-        "import sys, time\nfrom clsprobe.cli import main\n"
-        "start = time.process_time()\n"
+        "import sys\nfrom clsprobe.cli import main\n"
         "try: main(['run', '--task', 'file:d.csv', '--vectors', 'v.npy'])\n"
         "except SystemExit as stop: assert stop.code == 2\n"
-        "assert not {'torch', 'sklearn', 'umap'} & set(sys.modules)\n"
-        "assert time.process_time() - start < 1\n"
+        "assert not {'torch', 'transformers', 'sklearn', 'umap', 'scipy', 'pandas', 'safetensors'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
