@@ -37,9 +37,11 @@ lint: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A type checker cannot follow pyproject's package-dir: give it a folder in which scripts/ is called clsprobe.
+# A type checker cannot follow pyproject's package-dir: it gets a folder laid out as the package is installed, a link for
+# every file of scripts/ and one for every other package.
 types: install
-	@mkdir -p build/types && ln -sfn ../../scripts build/types/clsprobe
+	@rm -rf build/types && mkdir -p build/types/clsprobe
+	@ln -s ../../../scripts/*.py* ../../../scripts/py.typed ../../../probes ../../../analysis ../../../reports build/types/clsprobe/
 	$(BIN)/mypy
 
 format: install

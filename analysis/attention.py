@@ -28,11 +28,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.attribution import token_columns
-from probes.encoder import Encoder, Row, Rows
-from probes.errors import InputError, unknown
-from probes.extract import BUDGET, Extractor, evaluating, plan
-from probes.readout import Position
+from clsprobe.analysis.attribution import token_columns
+from clsprobe.probes.encoder import Encoder, Row, Rows
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.extract import BUDGET, Extractor, evaluating, plan
+from clsprobe.probes.readout import Position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -33,11 +33,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from probes.encoder import Encoder, Rows, load_encoder
-from probes.errors import InputError, unknown
-from probes.extract import Extractor, evaluating, plan, tap
-from probes.linear import LogisticProbe, RidgeProbe
-from probes.readout import Batch, Normed, Readout
+from clsprobe.probes.encoder import Encoder, Rows, load_encoder
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.extract import Extractor, evaluating, plan, tap
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.readout import Batch, Normed, Readout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import stats
-from analysis.table import NUMBERS
-from probes.task import readable
+from clsprobe.analysis import stats
+from clsprobe.analysis.table import NUMBERS
+from clsprobe.probes.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
 SHOWN = {  # control -> how a reader calls it

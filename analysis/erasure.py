@@ -25,19 +25,19 @@ import torch
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
-from analysis import stats
-from analysis.knockout import Cell, fill, read
-from analysis.sweep import Asked
-from probes.base import STRENGTHS, predict_each
-from probes.encoder import Encoder
-from probes.extract import States
-from probes.intervene import Recorded, altered, replay, tokens_of
+from clsprobe.analysis import stats
+from clsprobe.analysis.knockout import Cell, fill, read
+from clsprobe.analysis.sweep import Asked
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.extract import States
+from clsprobe.probes.intervene import Recorded, altered, replay, tokens_of
 
 if TYPE_CHECKING:
     from concept_erasure import LeaceFitter
     from torch import Tensor
 
-    from probes.readout import Batch
+    from clsprobe.probes.readout import Batch
 
 KINDS = ("leace", "same variance", "same number")
 TOLERANCE = 1e-9  # a correlation with the label below this is rounding
@@ -167,7 +167,7 @@ def leakage(asked: Asked, fitted: Fitted) -> pd.DataFrame:
 
     Columns kind ("none" before erasure), tokens, layer, moved (share of the variance), value, low, high (accuracy).
     """
-    from probes.linear import LogisticProbe
+    from clsprobe.probes.linear import LogisticProbe
 
     train, dev, test = (asked.rows_of(side) for side in ("train", "dev", "test"))
     found = []

@@ -18,9 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.study import read_json
-from probes.errors import InputError
-from probes.write import make_folder, write_parquet, write_text
+from clsprobe.analysis.study import read_json
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.write import make_folder, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ class RunFolder:
 
     def load(self, name: str) -> pd.DataFrame:
         """A table saved before."""
-        from analysis.table import read_table
+        from clsprobe.analysis.table import read_table
 
         self._written.add(self._table(name))
         return read_table(self._table(name))

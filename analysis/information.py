@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from analysis import stats
-from analysis.choose import Chosen
-from analysis.sweep import Asked, features
-from probes.codelength import OnlineCode, v_information
-from probes.extract import States
+from clsprobe.analysis import stats
+from clsprobe.analysis.choose import Chosen
+from clsprobe.analysis.sweep import Asked, features
+from clsprobe.probes.codelength import OnlineCode, v_information
+from clsprobe.probes.extract import States
 
 BAG = (0, "mean")  # the embeddings of a text's words, without their context
 LEARNING = ("task", "name", "n", "value", "low", "high", "bits")

@@ -25,13 +25,13 @@ from scipy.stats import rankdata
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
-from analysis import stats
-from analysis.sweep import Asked, features
-from probes.base import STRENGTHS, predict_each
-from probes.encoder import Encoder
-from probes.extract import States
-from probes.intervene import Recorded, knockout, replay
-from probes.readout import parse
+from clsprobe.analysis import stats
+from clsprobe.analysis.sweep import Asked, features
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.extract import States
+from clsprobe.probes.intervene import Recorded, knockout, replay
+from clsprobe.probes.readout import parse
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from probes.errors import InputError
+from clsprobe.probes.errors import InputError
 
 SMALLEST = 10  # texts; UMAP needs more points than neighbours
 NEIGHBOURS = 15

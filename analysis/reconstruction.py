@@ -21,7 +21,7 @@ import pandas as pd
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
-from analysis import stats
+from clsprobe.analysis import stats
 
 NOVEL = 0.2  # of the characters: a text this near to a train text is not new
 AT_ONCE = 256  # texts compared with all of train together

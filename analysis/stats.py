@@ -21,8 +21,8 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
-from analysis.table import KEY, NUMBERS
-from probes import metric
+from clsprobe.analysis.table import KEY, NUMBERS
+from clsprobe.probes import metric
 
 DRAWS = 2000
 LEVEL = 0.95

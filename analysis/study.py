@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from probes.errors import InputError
-from probes.write import write_parquet, write_text
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.write import write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from analysis.folder import RunFolder
+    from clsprobe.analysis.folder import RunFolder
 
 Outcome = Literal["yes", "no", "undecided"]
 
@@ -89,7 +89,7 @@ class Exhibit:
         """A matplotlib figure of the exhibit. Raises ValueError where the exhibit is a bare table."""
         if self.plot is None:
             raise ValueError(f"exhibit {self.caption!r} is a table without a plot")
-        from analysis import plots
+        from clsprobe.analysis import plots
 
         drawing: Any = getattr(plots, self.plot, None)
         if self.plot.startswith("_") or not hasattr(drawing, "__wrapped__"):  # whatever a saved answer may name
@@ -141,7 +141,7 @@ class Answer:
     @classmethod
     def load(cls, path: Path | str) -> Answer:
         """Read an answer that `save` wrote; draws again without a model. Raises InputError for anything else."""
-        from analysis.table import read_table
+        from clsprobe.analysis.table import read_table
 
         path = Path(path)
         try:
@@ -159,7 +159,7 @@ class Answer:
     def _repr_html_(self) -> str:
         from html import escape
 
-        from analysis.plots import svg
+        from clsprobe.analysis.plots import svg
 
         verdict = self.verdict
         head = (

@@ -15,17 +15,25 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
-from analysis import stats
-from analysis.table import COLUMNS, NO_LAYER, NO_READOUT, NUMBERS, PREDICTIONS, check_predictions, check_results
-from probes.base import STRENGTHS, Predictions, predict_each
-from probes.baseline import BASELINES, Baseline, on_features
-from probes.control import CONTROLS, labelled
-from probes.errors import InputError
-from probes.extract import States
-from probes.pooling import learned
-from probes.registry import fitting
-from probes.split import check_numbers, split
-from probes.task import Task
+from clsprobe.analysis import stats
+from clsprobe.analysis.table import (
+    COLUMNS,
+    NO_LAYER,
+    NO_READOUT,
+    NUMBERS,
+    PREDICTIONS,
+    check_predictions,
+    check_results,
+)
+from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
+from clsprobe.probes.baseline import BASELINES, Baseline, on_features
+from clsprobe.probes.control import CONTROLS, labelled
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import States
+from clsprobe.probes.pooling import learned
+from clsprobe.probes.registry import fitting
+from clsprobe.probes.split import check_numbers, split
+from clsprobe.probes.task import Task
 
 CHUNK = 64 << 20  # bytes of training features fitted at once
 EVALUATED = ("dev", "test")

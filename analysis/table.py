@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import union_categoricals
 
-from probes.errors import InputError
+from clsprobe.probes.errors import InputError
 
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")

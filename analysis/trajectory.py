@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import stats
-from analysis.attention import received
-from analysis.geometry import cka
-from probes.base import STRENGTHS, predict_each
-from probes.encoder import Description, Encoder
-from probes.errors import InputError
-from probes.extract import Extractor
-from probes.linear import LogisticProbe
+from clsprobe.analysis import stats
+from clsprobe.analysis.attention import received
+from clsprobe.analysis.geometry import cka
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.encoder import Description, Encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.linear import LogisticProbe
 
 ATTENDED = 256  # texts over which attention is averaged
 

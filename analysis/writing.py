@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.reconstruction import by_character, compared
-from probes.decode.base import Decoder
-from probes.decode.search import Found, corrected, nearest
+from clsprobe.analysis.reconstruction import by_character, compared
+from clsprobe.probes.decode.base import Decoder
+from clsprobe.probes.decode.search import Found, corrected, nearest
 
 TokenIds = Sequence[np.ndarray]
 VARIANTS = 10  # of a text in a round of correction

@@ -22,13 +22,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from analysis import attribution
-from analysis.attribution import STEPS, Target, attribute, direction_of
-from analysis.sources import SourceOptions, load
-from probes import Extractor, LogisticProbe, load_encoder
-from probes.encoder import Encoder
-from probes.extract import BUDGET, plan
-from probes.split import take
+from clsprobe import Extractor, LogisticProbe, load_encoder
+from clsprobe.analysis import attribution
+from clsprobe.analysis.attribution import STEPS, Target, attribute, direction_of
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.extract import BUDGET, plan
+from clsprobe.probes.split import take
 
 TEXTS, FEW, TIMES, LAYER = 500, 40, 3, 5
 

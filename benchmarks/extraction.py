@@ -31,12 +31,12 @@ from statistics import median
 import numpy as np
 import torch
 
-from analysis.sources import SourceOptions, load
-from analysis.sweep import sweep
-from probes import Extractor, LogisticProbe, load_encoder
-from probes.encoder import Encoder, has_bfloat16
-from probes.extract import evaluating, plan
-from probes.split import take
+from clsprobe import Extractor, LogisticProbe, load_encoder
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.sweep import sweep
+from clsprobe.probes.encoder import Encoder, has_bfloat16
+from clsprobe.probes.extract import evaluating, plan
+from clsprobe.probes.split import take
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROUNDS = int(sys.argv[1]) if len(sys.argv) == 2 else 5
@@ -157,7 +157,7 @@ def memory() -> None:
         return
     code = (
         "import re, sys, pathlib\n"
-        "from probes import Extractor, load_encoder\n"
+        "from clsprobe import Extractor, load_encoder\n"
         "texts = [f'the {i} birds sing' for i in range(int(sys.argv[1]))]\n"
         "extract = Extractor(load_encoder(device='cpu'), ['cls', 'mean'], cache=pathlib.Path(sys.argv[2]))\n"
         "states = extract(texts)\n"

@@ -60,8 +60,8 @@ def agreement() -> None:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from analysis.sources import SourceOptions, load
-    from probes import Extractor, LogisticProbe, load_encoder
+    from clsprobe import Extractor, LogisticProbe, load_encoder
+    from clsprobe.analysis.sources import SourceOptions, load
 
     task = load(f"file:{DATA / 'trec'}", SourceOptions(label_column=("coarse",))).tasks[0]
     states = Extractor(load_encoder(), sorted({readout for _, readout in AGREED}))(task.texts)

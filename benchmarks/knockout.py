@@ -14,12 +14,12 @@ import time
 
 import numpy as np
 
-from analysis.knockout import INTACT, vectors_of, windows
-from analysis.sources import SourceOptions, load
-from probes.encoder import load_encoder
-from probes.extract import Extractor
-from probes.intervene import check_changes, knockout
-from probes.split import take
+from clsprobe.analysis.knockout import INTACT, vectors_of, windows
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.intervene import check_changes, knockout
+from clsprobe.probes.split import take
 
 
 def main(count: int = 1000) -> None:

@@ -34,11 +34,11 @@ import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from probes import Extractor, load_encoder
-from probes.base import STRENGTHS
-from probes.control import shuffled
-from probes.linear import _moments, _standardised
-from probes.solver import Solution, solve
+from clsprobe import Extractor, load_encoder
+from clsprobe.probes.base import STRENGTHS
+from clsprobe.probes.control import shuffled
+from clsprobe.probes.linear import _moments, _standardised
+from clsprobe.probes.solver import Solution, solve
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TIMED, COMPARED = 40, 50
@@ -208,9 +208,9 @@ def swept(cache: Path) -> None:
     """Write vectors to `cache`, sweep over them, and print this process's peak resident bytes."""
     import pandas as pd
 
-    from analysis.sweep import sweep
-    from probes import LogisticProbe, States, Task
-    from probes.store import Store, name_of
+    from clsprobe import LogisticProbe, States, Task
+    from clsprobe.analysis.sweep import sweep
+    from clsprobe.probes.store import Store, name_of
 
     random, names = np.random.default_rng(0), tuple(f"readout {i}" for i in range(READOUTS))
     y, rows = random.integers(0, 2, TEXTS), 500  # a shard

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from analysis import stats
+from clsprobe.analysis import stats
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.sources import SourceOptions, load
-from probes.duplicates import near
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.probes.duplicates import near
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROWS = 1_000_000

@@ -27,8 +27,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from probes import load_encoder, train
-from probes.encoder import Encoder, has_bfloat16
+from clsprobe import load_encoder
+from clsprobe.probes import train
+from clsprobe.probes.encoder import Encoder, has_bfloat16
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TEXTS, TURNS = 512, 3
@@ -42,7 +43,7 @@ def read() -> tuple[list[str], np.ndarray]:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
         drawn = np.random.default_rng(0).permutation(len(rows))[:TEXTS]
         return [rows[i][2] for i in drawn], np.unique([rows[i][0] for i in drawn], return_inverse=True)[1]
-    from analysis.sources import SourceOptions, load
+    from clsprobe.analysis.sources import SourceOptions, load
 
     task = load("grammar:tense", SourceOptions()).tasks[0]
     return list(task.texts[:TEXTS]), np.unique(task.y[:TEXTS], return_inverse=True)[1]

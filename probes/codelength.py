@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from probes import base
-from probes.base import Predictions, predict_each
+from clsprobe.probes import base
+from clsprobe.probes.base import Predictions, predict_each
 
 ENDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1)
 STRENGTHS = (1e-7, 1e-5, *base.STRENGTHS)

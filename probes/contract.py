@@ -22,8 +22,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 
-from probes import metric
-from probes.base import Predictions, predict_each
+from clsprobe.probes import metric
+from clsprobe.probes.base import Predictions, predict_each
 
 ROWS, DIM = 300, 6  # of each side
 SIGNAL, NULL, GAPS = range(3)  # label sets

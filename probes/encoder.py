@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.adapters import ADAPTERS, SUPPORTED, Adapter, Point, adapter_of
-from probes.errors import InputError, did_you_mean, unknown
-from probes.readout import Batch, text_seed
-from probes.task import PAIRED, parts
+from clsprobe.probes.adapters import ADAPTERS, SUPPORTED, Adapter, Point, adapter_of
+from clsprobe.probes.errors import InputError, did_you_mean, unknown
+from clsprobe.probes.readout import Batch, text_seed
+from clsprobe.probes.task import PAIRED, parts
 
 if TYPE_CHECKING:
     import torch
@@ -492,7 +492,7 @@ def load_encoder(
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from probes.selfcheck import confirm, self_check
+    from clsprobe.probes.selfcheck import confirm, self_check
 
     kind, chosen = getattr(torch, dtype), _choose_device(device)
     with _quiet_transformers():

@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from probes.adapters import Point
-from probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
-from probes.errors import InputError, named_rows
-from probes.readout import DEFAULT, Normed, Readout, parse, within
-from probes.store import Memory, States, Store, name_of
+from clsprobe.probes.adapters import Point
+from clsprobe.probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
+from clsprobe.probes.errors import InputError, named_rows
+from clsprobe.probes.readout import DEFAULT, Normed, Readout, parse, within
+from clsprobe.probes.store import Memory, States, Store, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -629,7 +629,9 @@ def _code(readout: Readout) -> str:
 
     total, own = sha256(), True
     for part in within(readout):
-        kinds = [kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "probes.readout")]
+        kinds = [
+            kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "clsprobe.probes.readout")
+        ]
         own = own and not kinds
         try:
             for kind in kinds:

@@ -1,4 +1,4 @@
-"""Hooks that *change* the forward pass; `probes.tap` only looks.
+"""Hooks that *change* the forward pass; `clsprobe.tap` only looks.
 
 1. A change is the hook of every block for the length of a `with`: `knockout` masks edges of attention, `altered` puts
    other hidden states into a block. The hooks are gone afterwards, also after an error, and the encoder is as it was.
@@ -30,10 +30,10 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from probes.encoder import Encoder, Rows, check_layers
-from probes.errors import InputError, unknown
-from probes.extract import BUDGET, evaluating, plan, tap
-from probes.readout import Batch, Position, parse
+from clsprobe.probes.encoder import Encoder, Rows, check_layers
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.extract import BUDGET, evaluating, plan, tap
+from clsprobe.probes.readout import Batch, Position, parse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
-from probes.base import CellProbe
-from probes.solver import Solution, solve
+from clsprobe.probes.base import CellProbe
+from clsprobe.probes.solver import Solution, solve
 
 
 class LogisticProbe(ClassifierMixin, CellProbe):

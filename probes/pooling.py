@@ -20,9 +20,9 @@ import torch
 from sklearn.base import ClassifierMixin
 from torch import Tensor
 
-from probes import descent
-from probes.base import CellProbe
-from probes.linear import _moments
+from clsprobe.probes import descent
+from clsprobe.probes.base import CellProbe
+from clsprobe.probes.linear import _moments
 
 RATE = 1e-2
 

@@ -25,7 +25,7 @@ from functools import cache, cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor

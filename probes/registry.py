@@ -12,8 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probes.errors import InputError, unknown
-from probes.task import Task
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.task import Task
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probes.adapters import SUPPORTED, Adapter
-from probes.encoder import Encoder, Row
-from probes.errors import InputError
-from probes.extract import evaluating, tap
+from clsprobe.probes.adapters import SUPPORTED, Adapter
+from clsprobe.probes.encoder import Encoder, Row
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import evaluating, tap
 
 if TYPE_CHECKING:
     from torch import Tensor

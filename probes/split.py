@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from probes import duplicates
-from probes.errors import InputError, named_rows
-from probes.task import Task
+from clsprobe.probes import duplicates
+from clsprobe.probes.errors import InputError, named_rows
+from clsprobe.probes.task import Task
 
 SIDES = ("train", "dev", "test")
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest

@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.errors import InputError, printable
-from probes.readout import of_last
-from probes.write import (
+from clsprobe.probes.errors import InputError, printable
+from clsprobe.probes.readout import of_last
+from clsprobe.probes.write import (
     Lock,
     make_folder,
     replacing,

@@ -35,14 +35,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from probes.encoder import Encoder, Row, Rows
-from probes.errors import InputError
-from probes.extract import evaluating, plan, tap
-from probes.readout import Attention, Batch, New, Normed, Readout, arrangement, parse, within
-from probes.write import make_folder, replacing
+from clsprobe.probes.encoder import Encoder, Row, Rows
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import evaluating, plan, tap
+from clsprobe.probes.readout import (
+    Attention,
+    Batch,
+    New,
+    Normed,
+    Readout,
+    arrangement,
+    parse,
+    within,
+)
+from clsprobe.probes.write import make_folder, replacing
 
 if TYPE_CHECKING:
-    from probes.linear import LogisticProbe
+    from clsprobe.probes.linear import LogisticProbe
 
 MEGABATCH = 32  # batches that are sorted by length together
 BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # padded tokens that go forward and back together

@@ -30,8 +30,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from probes.errors import InputError, did_you_mean, named_rows, printable, unknown
-from probes.store import States, name_of
+from clsprobe.probes.errors import InputError, did_you_mean, named_rows, printable, unknown
+from clsprobe.probes.store import States, name_of
 
 SUFFIXES = (".npy", ".safetensors")
 # Of integers only those that vectors are quantised to, and float32 holds exactly: int32 and int64 are ids or labels.

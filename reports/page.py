@@ -25,11 +25,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.plots import point_styles, shown, signed, svg
-from probes.write import write_text
+from clsprobe.analysis.plots import point_styles, shown, signed, svg
+from clsprobe.probes.write import write_text
 
 if TYPE_CHECKING:
-    from analysis.study import Answer, Exhibit
+    from clsprobe.analysis.study import Answer, Exhibit
 
 ROWS = 300  # of a folded table; the Parquet file beside the answer has them all
 POINTS = 5_000  # of an interactive scatter

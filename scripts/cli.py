@@ -28,13 +28,13 @@ import typer
 from pydantic import ValidationError
 
 from clsprobe.config import read_config
-from probes.errors import InputError, did_you_mean, printable, unknown
+from clsprobe.probes.errors import InputError, did_you_mean, printable, unknown
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from analysis.folder import RunFolder
-    from analysis.study import Answer, Study
+    from clsprobe.analysis.folder import RunFolder
+    from clsprobe.analysis.study import Answer, Study
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds that a run has to end by itself after Ctrl-C
@@ -160,7 +160,7 @@ def _mended(error: Exception, given: Sequence[str]) -> InputError:
 
 def studies() -> dict[str, type[Study]]:
     """Sub-command -> study: every module of this package that defines a class with a question of its own."""
-    from analysis.study import Study
+    from clsprobe.analysis.study import Study
 
     found: dict[str, Any] = {}
     package = import_module("clsprobe")
@@ -272,7 +272,7 @@ def _invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputEr
 
 def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) -> None:
     """Run a study into a folder and write its page, or say what that would take."""
-    from analysis.folder import RunFolder
+    from clsprobe.analysis.folder import RunFolder
 
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for told in study.prepare():
@@ -306,9 +306,9 @@ def _effect(answer: Answer) -> str:
 
 def _write(folder: RunFolder, answers: Mapping[str, Answer], title: str | None) -> None:
     """Answers, figures and page of a run."""
-    from analysis.plots import svg
-    from probes.write import write_text
-    from reports.page import write_page
+    from clsprobe.analysis.plots import svg
+    from clsprobe.probes.write import write_text
+    from clsprobe.reports.page import write_page
 
     for key, answer in answers.items():
         answer.save(folder.place(f"answers/{key}.json"))
@@ -342,8 +342,8 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """A page again, or several runs on one page, without a model."""
-    from analysis.study import Answer
-    from reports.page import write_page
+    from clsprobe.analysis.study import Answer
+    from clsprobe.reports.page import write_page
 
     answers = {}
     for run in runs:
@@ -372,8 +372,8 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
-    from analysis.table import read_results, to_csv, to_latex
-    from probes.write import write_text
+    from clsprobe.analysis.table import read_results, to_csv, to_latex
+    from clsprobe.probes.write import write_text
 
     makers = {"csv": to_csv, "latex": to_latex}
     if format not in makers:
@@ -387,7 +387,7 @@ def export(
 
 
 def _finished(run: Path) -> None:
-    from analysis.folder import read_run
+    from clsprobe.analysis.folder import read_run
 
     content = read_run(run)
     if content is None:
@@ -406,7 +406,7 @@ def cache(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The vectors that are kept on disk: list them, read them against their digests, or remove them."""
-    from probes.store import cache_folder, listing, purge, verify
+    from clsprobe.probes.store import cache_folder, listing, purge, verify
 
     if what not in ("ls", "verify", "purge"):
         raise unknown("cache", "action", what, ("ls", "verify", "purge"))
@@ -469,7 +469,7 @@ def list_(
 
 
 def _list_models() -> dict[str, str]:
-    from probes.encoder import BLOCKS, describe
+    from clsprobe.probes.encoder import BLOCKS, describe
 
     embedded = describe()
     return {
@@ -479,7 +479,7 @@ def _list_models() -> dict[str, str]:
 
 
 def _list_tasks() -> dict[str, str]:
-    from analysis.sources.grammar import DEMO, PROPERTIES, SIZE
+    from clsprobe.analysis.sources.grammar import DEMO, PROPERTIES, SIZE
 
     return {
         **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
@@ -496,7 +496,7 @@ def _list_tasks() -> dict[str, str]:
 
 def _describe_spec(spec: str) -> list[str]:
     """Rows by class and side of every task of a SPEC, then the rows left out by reason, then what else was noticed."""
-    from analysis.sources import SourceOptions, load
+    from clsprobe.analysis.sources import SourceOptions, load
 
     loaded = load(spec, SourceOptions())
     lines = []
@@ -523,6 +523,6 @@ def _list_readouts() -> dict[str, str]:
 
 
 def _list_probes() -> dict[str, str]:
-    from probes.registry import registered
+    from clsprobe.probes.registry import registered
 
     return registered() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}

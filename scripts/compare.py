@@ -8,16 +8,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from analysis.study import Answer, Exhibit, Verdict
+from clsprobe.analysis.study import Answer, Exhibit, Verdict
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import parse
 from clsprobe.run import Measured, Run, short
-from probes.errors import InputError
-from probes.readout import parse
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.sweep import Asked
-    from probes.extract import States
+    from clsprobe.analysis.sweep import Asked
+    from clsprobe.probes.extract import States
 
 
 class AgainstCls(Run):
@@ -60,7 +60,7 @@ class AgainstCls(Run):
         """
         import pandas as pd
 
-        from analysis.choose import chosen_cell, difference
+        from clsprobe.analysis.choose import chosen_cell, difference
 
         rows = self.judged(rows)
         cls, found = chosen_cell(rows, "cls"), []
@@ -76,8 +76,8 @@ class AgainstCls(Run):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task the paired differences from [CLS], and the readouts over the layers."""
-        from analysis import stats
-        from analysis.choose import baselines_of, chosen_cell
+        from clsprobe.analysis import stats
+        from clsprobe.analysis.choose import baselines_of, chosen_cell
 
         exhibits = []
         for task in table.task.unique():

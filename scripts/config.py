@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from probes.errors import InputError, did_you_mean
+from clsprobe.probes.errors import InputError, did_you_mean
 
 LARGEST = 1 << 20  # bytes
 DEEPEST = 10  # collections within each other; two are of use

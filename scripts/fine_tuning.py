@@ -28,24 +28,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from analysis.folder import RunFolder
-from analysis.study import Answer, Exhibit, Finished, Outcome, Verdict
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.study import Answer, Exhibit, Finished, Outcome, Verdict
+from clsprobe.probes.encoder import describe
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import arrangement
+from clsprobe.probes.split import split, take
+from clsprobe.probes.write import make_folder, write_parquet
 from clsprobe.run import Names, Ready, Run, Specs, check_classes, counted, short
-from probes.encoder import describe
-from probes.errors import InputError
-from probes.readout import arrangement
-from probes.split import split, take
-from probes.write import make_folder, write_parquet
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from tqdm import tqdm
 
-    from analysis.trajectory import Trajectory
-    from probes.encoder import Description, Encoder
-    from probes.task import Task
-    from probes.train import Recipe
+    from clsprobe.analysis.trajectory import Trajectory
+    from clsprobe.probes.encoder import Description, Encoder
+    from clsprobe.probes.task import Task
+    from clsprobe.probes.train import Recipe
 
 log = logging.getLogger("clsprobe")
 
@@ -175,7 +175,7 @@ class FineTuning(Run):
         return replace(ready, readouts=self.plan[0])
 
     def _described(self) -> list[Description]:
-        from analysis.trajectory import same_kind
+        from clsprobe.analysis.trajectory import same_kind
 
         if len(self.checkpoints) < 2:
             raise InputError("--checkpoints", "one model has no trajectory", "Name two or more, in order")
@@ -209,7 +209,7 @@ class FineTuning(Run):
         """Split, leave out what any readout lacks or no training text is labelled with, and cut train and dev."""
         import numpy as np
 
-        from probes.train import present
+        from clsprobe.probes.train import present
 
         texts, longest = self.plan[3], self._longest(encoder)
         read = encoder.tokenize(task.texts, longest)
@@ -263,14 +263,14 @@ class FineTuning(Run):
         return limit - any(name.startswith("new@") for name in self.plan[0])
 
     def _precision(self) -> str:
-        from probes.encoder import has_bfloat16
+        from clsprobe.probes.encoder import has_bfloat16
 
         if self.dtype != "auto":
             return self.dtype
         return "bfloat16" if has_bfloat16(self.device) else "float32"
 
     def _recipe(self, rate: float, seed: int) -> Recipe:
-        from probes.train import Recipe
+        from clsprobe.probes.train import Recipe
 
         return Recipe(rate=rate, epochs=self.epochs, seed=seed, lora=self.lora)
 
@@ -280,7 +280,7 @@ class FineTuning(Run):
         import torch
         from tqdm import tqdm
 
-        from probes.train import schedule
+        from clsprobe.probes.train import schedule
 
         readouts, rates, seeds, _ = self.plan
         jobs = [(p, name, rate, seed) for p in parts for seed in seeds for rate in rates for name in readouts]
@@ -319,7 +319,7 @@ class FineTuning(Run):
         import numpy as np
         import pandas as pd
 
-        from probes.train import fine_tune
+        from clsprobe.probes.train import fine_tune
 
         told = [part.name, readout, rate, seed, self._precision(), self.ready.contents, len(part.texts)]
         name = sha256(json.dumps([told, encoder.description.digest, self.settings()]).encode()).hexdigest()[:16]
@@ -354,12 +354,12 @@ class FineTuning(Run):
         """The probe on every readout of the encoder as it is, and the commonest class; whether each has converged."""
         import numpy as np
 
-        from probes.base import STRENGTHS, predict_each
-        from probes.baseline import majority
-        from probes.extract import Extractor
-        from probes.pooling import learned
-        from probes.registry import find_probe
-        from probes.train import arranged
+        from clsprobe.probes.base import STRENGTHS, predict_each
+        from clsprobe.probes.baseline import majority
+        from clsprobe.probes.extract import Extractor
+        from clsprobe.probes.pooling import learned
+        from clsprobe.probes.registry import find_probe
+        from clsprobe.probes.train import arranged
 
         train, dev = (np.flatnonzero(part.side == name) for name in ("train", "dev"))
         seen = np.flatnonzero(part.side != "train")
@@ -393,7 +393,7 @@ class FineTuning(Run):
 
     def _on_the_way(self, encoder: Encoder, part: Part, rate: float) -> pd.DataFrame:
         """The trajectory of a training from [CLS], with the rate that dev has chosen for it."""
-        from probes.train import Tuned, fine_tune, schedule
+        from clsprobe.probes.train import Tuned, fine_tune, schedule
 
         recipe, longest = self._recipe(rate, self.seed), self._longest(encoder)
         total = sum(map(len, schedule(encoder, part.of("train")[0], recipe, longest)))
@@ -411,7 +411,7 @@ class FineTuning(Run):
 
     def _over_checkpoints(self, part: Part) -> pd.DataFrame:
         """The trajectory over the models that are named."""
-        from probes.encoder import load_encoder
+        from clsprobe.probes.encoder import load_encoder
 
         follow = None
         last = [Path(name).name for name in self.checkpoints]
@@ -428,7 +428,7 @@ class FineTuning(Run):
         """Of at most `PROBED` training texts, drawn evenly: six grids take their time."""
         import numpy as np
 
-        from analysis.trajectory import Trajectory
+        from clsprobe.analysis.trajectory import Trajectory
 
         train = np.flatnonzero(part.side == "train")
         kept = part.side != "train"
@@ -477,7 +477,7 @@ class FineTuning(Run):
         """All tables, and what else is known, as run.json keeps it."""
         import pandas as pd
 
-        from probes.encoder import load_encoder
+        from clsprobe.probes.encoder import load_encoder
 
         described = describe(self.checkpoints[0]) if self.checkpoints else self.ready.described
         encoder = load_encoder(described, device=self.device)
@@ -558,7 +558,7 @@ class FineTuning(Run):
         import numpy as np
         import pandas as pd
 
-        from analysis import stats
+        from clsprobe.analysis import stats
 
         rates = chosen_rates(rows)
         right = {name: stats.correct(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
@@ -630,7 +630,7 @@ class FineTuning(Run):
         import numpy as np
         import pandas as pd
 
-        from analysis import stats
+        from clsprobe.analysis import stats
 
         rates, found = chosen_rates(rows), []
         p = compared.set_index("name")
@@ -674,7 +674,7 @@ def chosen_rates(rows: pd.DataFrame) -> dict[str, str]:
 
     rows: predictions of one task.
     """
-    from analysis import stats
+    from clsprobe.analysis import stats
 
     best = stats.best_layers(rows[rows.probe.str.startswith(TUNED)])
     order = list(dict.fromkeys(rows[rows.probe.str.startswith(TUNED)].readout))
@@ -684,7 +684,7 @@ def chosen_rates(rows: pd.DataFrame) -> dict[str, str]:
 
 def sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy of every readout at every rate: columns readout, `RATE`, value, low, high."""
-    from analysis import stats
+    from clsprobe.analysis import stats
 
     tuned = rows[rows.probe.str.startswith(TUNED) & (rows.split == "test")]
     table = stats.accuracies(tuned, ["readout", "probe"])
@@ -695,7 +695,7 @@ def sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
 
 def learning(predictions: pd.DataFrame, steps: pd.DataFrame) -> tuple[Exhibit, ...]:
     """Dev accuracy over the steps, of every readout at its rate."""
-    from analysis import stats
+    from clsprobe.analysis import stats
 
     exhibits = []
     for task in steps.task.unique():
@@ -768,8 +768,8 @@ def results_of(predictions: pd.DataFrame, parts: Sequence[Part], ended: Collecti
     import numpy as np
     import pandas as pd
 
-    from analysis import stats
-    from analysis.table import COLUMNS, KEY, check_results
+    from clsprobe.analysis import stats
+    from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
     trained, rows = {part.name: int((part.side == "train").sum()) for part in parts}, []
     for key, cell in predictions.groupby(list(KEY[:-1]), observed=True, sort=False):
@@ -807,7 +807,7 @@ def _predictions(
     import numpy as np
     import pandas as pd
 
-    from analysis.table import PREDICTIONS
+    from clsprobe.analysis.table import PREDICTIONS
 
     known = np.full((len(seen), len(part.classes)), -np.inf)
     known[:, : bits.shape[1]] = bits

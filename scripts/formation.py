@@ -23,22 +23,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from analysis.folder import RunFolder
-from analysis.study import Answer, Exhibit, Finished, Verdict
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.study import Answer, Exhibit, Finished, Verdict
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import NAMED, of_last, parse
+from clsprobe.probes.registry import find_probe
 from clsprobe.run import Measured, Names, Ready, Run, Specs, check_classes, short
-from probes.errors import InputError
-from probes.readout import NAMED, of_last, parse
-from probes.registry import find_probe
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from analysis.knockout import Cell
-    from analysis.sweep import Asked
-    from probes.encoder import Encoder
-    from probes.extract import States
-    from probes.task import Task
+    from clsprobe.analysis.knockout import Cell
+    from clsprobe.analysis.sweep import Asked
+    from clsprobe.probes.encoder import Encoder
+    from clsprobe.probes.extract import States
+    from clsprobe.probes.task import Task
 
 log = logging.getLogger("clsprobe")
 
@@ -112,9 +112,9 @@ class Formation(Run):
         """The sweep, and the tables of `TABLES`."""
         import pandas as pd
 
-        from analysis.sweep import ask
-        from probes.encoder import load_encoder
-        from probes.intervene import check_changes
+        from clsprobe.analysis.sweep import ask
+        from clsprobe.probes.encoder import load_encoder
+        from clsprobe.probes.intervene import check_changes
 
         ready = self.ready
         if not any(ready.layers):
@@ -145,7 +145,7 @@ class Formation(Run):
 
     def _cells(self, predictions: pd.DataFrame) -> list[Cell]:
         """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer."""
-        from analysis.choose import chosen_cell
+        from clsprobe.analysis.choose import chosen_cell
 
         rows = self.judged(predictions)
         layer = chosen_cell(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
@@ -155,7 +155,7 @@ class Formation(Run):
     def _intervened(
         self, encoder: Encoder, asked: Asked, states: States, cells: list[Cell], seed: int
     ) -> dict[str, pd.DataFrame]:
-        from analysis import erasure, knockout
+        from clsprobe.analysis import erasure, knockout
 
         probe, (layer, _) = find_probe(self.probes[0]), cells[0]
         cuts = knockout.windows([EVERYTHING], layer)
@@ -174,11 +174,11 @@ class Formation(Run):
         import numpy as np
         import pandas as pd
 
-        from analysis import attribution, knockout
-        from analysis.attention import mixing
-        from analysis.sweep import features
-        from probes.base import STRENGTHS
-        from probes.linear import LogisticProbe
+        from clsprobe.analysis import attribution, knockout
+        from clsprobe.analysis.attention import mixing
+        from clsprobe.analysis.sweep import features
+        from clsprobe.probes.base import STRENGTHS
+        from clsprobe.probes.linear import LogisticProbe
 
         layer, task, note = cell[0], asked.task.name, ""
         test, limit = asked.rows_of("test"), states.source["max_length"]
@@ -242,8 +242,8 @@ class Formation(Run):
     def _halves(self, rows: pd.DataFrame, task: str) -> Verdict:
         import numpy as np
 
-        from analysis import stats
-        from analysis.knockout import INTACT, Window, right
+        from clsprobe.analysis import stats
+        from clsprobe.analysis.knockout import INTACT, Window, right
 
         rows = rows[rows.readout == "cls"]
         layer = int(rows.layer.iloc[0])
@@ -274,7 +274,7 @@ class Formation(Run):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task the windows in which [CLS] is cut off, and every kind of edges layer by layer."""
-        from analysis.knockout import INTACT, effects
+        from clsprobe.analysis.knockout import INTACT, effects
 
         exhibits = []
         for (task, layer, readout), rows in effects(table).groupby(["task", "layer", "readout"], sort=False):
@@ -313,7 +313,7 @@ class Formation(Run):
 
     def _grid(self, rows: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
         """Columns layer (the first of a window), readout (its last), value, low, high: accuracies."""
-        from analysis import stats
+        from clsprobe.analysis import stats
 
         tested = len(rows[["seed", "row"]].drop_duplicates()) // rows.seed.nunique()
         low, high = stats.wilson(windows.value.to_numpy(), tested)
@@ -328,7 +328,7 @@ class Formation(Run):
         return pd.DataFrame(found, columns=["name", "effect", "low", "high"]).assign(outcome=outcomes)
 
     def _of_erasure(self, tables: Mapping[str, pd.DataFrame]) -> list[Exhibit]:
-        from analysis.erasure import effects
+        from clsprobe.analysis.erasure import effects
 
         exhibits = []
         for task, rows in effects(tables["erasure"]).groupby("task", sort=False):
@@ -397,7 +397,7 @@ class Formation(Run):
 
     def note(self, table: pd.DataFrame) -> list[str]:
         """What a cut can and cannot show, and the free controls."""
-        from analysis.knockout import effects
+        from clsprobe.analysis.knockout import effects
 
         told, own = effects(table), table[table.readout == "cls"]
         off, said = (
@@ -459,7 +459,7 @@ def _profile(values: np.ndarray) -> dict[str, np.ndarray]:
     """value, low, high (layer,): the mean over texts with its 95 % interval, as shares of the largest layer."""
     import numpy as np
 
-    from analysis import stats
+    from clsprobe.analysis import stats
 
     known = values[~np.isnan(values).any(1)]
     mean = known.mean(0)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from analysis.study import Exhibit, Verdict
+from clsprobe.analysis.study import Exhibit, Verdict
 from clsprobe.compare import AgainstCls
 from clsprobe.run import Names, Specs, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.choose import Chosen
+    from clsprobe.analysis.choose import Chosen
 
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLAT = ("flatten_projected", "flatten")  # the first that was read is judged
@@ -61,7 +61,7 @@ class Order(AgainstCls):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
-        from analysis.choose import chosen_cell
+        from clsprobe.analysis.choose import chosen_cell
 
         parts = {}
         for task in table.task.unique():
@@ -72,7 +72,7 @@ class Order(AgainstCls):
 
     def _kept(self, rows: pd.DataFrame, cell: Chosen, task: str) -> Verdict:
         """Whether one cell tells more than the best baseline that sees no order."""
-        from analysis.choose import chosen_cell, difference
+        from clsprobe.analysis.choose import chosen_cell, difference
 
         found = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
         blind = max(found, key=lambda chosen: chosen.dev)
@@ -81,7 +81,7 @@ class Order(AgainstCls):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task what each readout keeps, at its best layer and at layer 0, and the curves."""
-        from analysis.choose import chosen_cell
+        from clsprobe.analysis.choose import chosen_cell
 
         exhibits = []
         for task in table.task.unique():

@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from analysis.folder import RunFolder
-from analysis.sources import SourceOptions, load
-from analysis.study import Answer, Exhibit, Finished, Study, Verdict
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.study import Answer, Exhibit, Finished, Study, Verdict
+from clsprobe.probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.readout import OF_TOKENS, parse
+from clsprobe.probes.task import PAIRED
 from clsprobe.run import Names, Specs, check_count, counted
-from probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
-from probes.errors import InputError, unknown
-from probes.readout import OF_TOKENS, parse
-from probes.task import PAIRED
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from analysis.writing import Tongue
-    from probes.decode.base import Decoder
-    from probes.encoder import Encoder
-    from probes.store import States
-    from probes.vectors import Vectors
+    from clsprobe.analysis.writing import Tongue
+    from clsprobe.probes.decode.base import Decoder
+    from clsprobe.probes.encoder import Encoder
+    from clsprobe.probes.store import States
+    from clsprobe.probes.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -201,7 +201,7 @@ class Reconstruct(Study):
 
     def _given(self, described: Description) -> tuple[Vectors, list[int], list[str]]:
         """The file of vectors, and those of its layers and readouts that are asked for."""
-        from probes.vectors import read_vectors
+        from clsprobe.probes.vectors import read_vectors
 
         if len(self.task) > 1:
             raise InputError("--vectors", "belong to the rows of one file", "Give one --task")
@@ -269,7 +269,7 @@ class Reconstruct(Study):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """The share of what the best blind decoder misses that is put right from [CLS]: yes above the margin."""
-        from analysis.reconstruction import gained, recovered
+        from clsprobe.analysis.reconstruction import gained, recovered
 
         rows = judged(table)
         cls = rows[rows.readout == "cls"]
@@ -304,7 +304,7 @@ class Reconstruct(Study):
 def judged(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that texts were written for by the decoder that is judged, of test texts that are new (of all where
     fewer than ten are)."""
-    from analysis.reconstruction import NOVEL
+    from clsprobe.analysis.reconstruction import NOVEL
 
     rows = table[(table.split == "test") & table.text.notna() & (table.decoder == table.decoder.iloc[-1])]
     new = rows[rows.novelty >= NOVEL]
@@ -319,7 +319,7 @@ def _last(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _floor(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The blind decoder that is likest to the originals, and its name: chosen on test, which is against the claim."""
-    from analysis.reconstruction import BLIND
+    from clsprobe.analysis.reconstruction import BLIND
 
     blind = rows[rows.source.isin(BLIND)]
     best = str(blind.groupby("source", sort=False).likeness.mean().idxmax())
@@ -329,7 +329,7 @@ def _floor(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
     import pandas as pd
 
-    from analysis.reconstruction import corpus, gained, gains, marked, mean_of, recovered, signatures
+    from clsprobe.analysis.reconstruction import corpus, gained, gains, marked, mean_of, recovered, signatures
 
     writer = table.decoder.iloc[-1]
     test = table[(table.split == "test") & (table.source == "vector") & table.bits.notna()]
@@ -416,7 +416,7 @@ def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence
     """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
     import pandas as pd
 
-    from analysis.reconstruction import binned, gained
+    from clsprobe.analysis.reconstruction import binned, gained
 
     found = []
     for readout, one in rows.groupby("readout", sort=False):
@@ -435,8 +435,8 @@ def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence
 def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
     import pandas as pd
 
-    from analysis.reconstruction import binned
-    from analysis.stats import wilson
+    from clsprobe.analysis.reconstruction import binned
+    from clsprobe.analysis.stats import wilson
 
     places = []
     for (readout, slot), one in slots.groupby(["readout", "slot"], sort=False):
@@ -490,14 +490,14 @@ def _tokens_by(slots: pd.DataFrame, column: str, told: str) -> pd.DataFrame:
 def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     import numpy as np
 
-    from analysis.reconstruction import novelty
-    from analysis.writing import Texts, Writer, tables
-    from probes.decode.base import vocabulary
-    from probes.encoder import load_encoder
-    from probes.extract import Extractor
-    from probes.split import split
-    from probes.store import usable_folder
-    from probes.task import Task
+    from clsprobe.analysis.reconstruction import novelty
+    from clsprobe.analysis.writing import Texts, Writer, tables
+    from clsprobe.probes.decode.base import vocabulary
+    from clsprobe.probes.encoder import load_encoder
+    from clsprobe.probes.extract import Extractor
+    from clsprobe.probes.split import split
+    from clsprobe.probes.store import usable_folder
+    from clsprobe.probes.task import Task
 
     ready = study.ready
     encoder = load_encoder(ready.described, device=study.device)
@@ -601,7 +601,7 @@ def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: 
     """
     import numpy as np
 
-    from probes.extract import Extractor
+    from clsprobe.probes.extract import Extractor
 
     def alike(a: np.ndarray, b: np.ndarray) -> float:
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -641,7 +641,7 @@ def _tokens(
     """The texts that fit, their content tokens, and how many were left out and why."""
     import numpy as np
 
-    from analysis.sources.tables import shown
+    from clsprobe.analysis.sources.tables import shown
 
     ids = [row.ids[~row.special].astype(np.int64) for row in encoder.tokenize(texts)]
     most = min(study.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
@@ -657,7 +657,7 @@ def _tokens(
 
 def _tongue(tokenizer: Any, read: Callable[[Sequence[str]], list[np.ndarray]]) -> Tongue:
     """A tokenizer of transformers; read: texts -> token ids, special ones left out."""
-    from analysis.writing import Tongue
+    from clsprobe.analysis.writing import Tongue
 
     def ends(text: str) -> list[int]:
         coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
@@ -683,7 +683,7 @@ def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]
     or has no places for so many tokens."""
     import numpy as np
 
-    from probes.decode.sequence import load_causal
+    from clsprobe.probes.decode.sequence import load_causal
 
     model, tokenizer = load_causal(name)
     places = getattr(model.config, "max_position_embeddings", None)
@@ -701,9 +701,9 @@ def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]
 
 
 def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
-    from probes.decode.bag import BagDecoder
-    from probes.decode.sequence import SequenceDecoder
-    from probes.decode.slot import SlotDecoder
+    from clsprobe.probes.decode.bag import BagDecoder
+    from clsprobe.probes.decode.sequence import SequenceDecoder
+    from clsprobe.probes.decode.slot import SlotDecoder
 
     device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
     settings: dict[str, Any] = {"slots": slots, "random_state": study.seed, "device": device}
@@ -714,7 +714,7 @@ def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
 
 def _told_of(table: pd.DataFrame) -> list[str]:
     """Layer-0 [CLS], the free negative control; the other readouts beside [CLS]; the gain of encoding again."""
-    from analysis.reconstruction import gained
+    from clsprobe.analysis.reconstruction import gained
 
     notes = []
     zero = table[(table.layer == 0) & (table.readout == "cls") & (table.split == "test") & (table.source == "vector")]

@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from analysis.folder import RunFolder
-from analysis.sources import SourceOptions, load
-from analysis.study import Answer, Exhibit, Finished, Study, Verdict
-from probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
-from probes.errors import InputError
-from probes.readout import DEFAULT, parse, separated
-from probes.registry import check_name, find_probe, fitting
-from probes.split import split, take
-from probes.task import Task, readable
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.study import Answer, Exhibit, Finished, Study, Verdict
+from clsprobe.probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import DEFAULT, parse, separated
+from clsprobe.probes.registry import check_name, find_probe, fitting
+from clsprobe.probes.split import split, take
+from clsprobe.probes.task import Task, readable
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from analysis.choose import Chosen
-    from analysis.sweep import Asked
-    from probes.extract import States
-    from probes.vectors import Vectors
+    from clsprobe.analysis.choose import Chosen
+    from clsprobe.analysis.sweep import Asked
+    from clsprobe.probes.extract import States
+    from clsprobe.probes.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -217,7 +217,7 @@ class Run(Study):
 
     def _vectors(self) -> Vectors:
         """The file of vectors. Raises InputError where a flag of the encoder is given too."""
-        from probes.vectors import read_vectors
+        from clsprobe.probes.vectors import read_vectors
 
         for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -266,8 +266,8 @@ class Run(Study):
     def measured(self) -> Measured:
         """Encode, sweep, project."""
         ready = self.ready
-        from analysis.sweep import ask, describe_rows, layer0_check, sweep
-        from analysis.table import joined
+        from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+        from clsprobe.analysis.table import joined
 
         trained, *untrained = self._states(ready)
         drop = trained.truncated if self.long_rows == "drop" else None
@@ -319,9 +319,9 @@ class Run(Study):
         """Learning curves and bits of the chosen cells of every task (analysis.information), and what to say of it."""
         import pandas as pd
 
-        from analysis.choose import SHOWN, chosen_cell
-        from analysis.information import BAG, INFORMATION, LEARNING, information
-        from probes.control import coverage, word_type
+        from clsprobe.analysis.choose import SHOWN, chosen_cell
+        from clsprobe.analysis.information import BAG, INFORMATION, LEARNING, information
+        from clsprobe.probes.control import coverage, word_type
 
         notes: list[str] = []
         parts: list[tuple[pd.DataFrame, ...]] = [(pd.DataFrame(columns=LEARNING), pd.DataFrame(columns=INFORMATION))]
@@ -360,9 +360,9 @@ class Run(Study):
         return [ready.vectors.states(ready.layers, ready.readouts, ready.ids)]
 
     def _encode(self, ready: Ready) -> list[States]:
-        from probes.encoder import has_bfloat16, load_encoder
-        from probes.extract import Extractor
-        from probes.store import usable_folder
+        from clsprobe.probes.encoder import has_bfloat16, load_encoder
+        from clsprobe.probes.extract import Extractor
+        from clsprobe.probes.store import usable_folder
 
         texts, dtype = ready.texts, self.dtype
         if self.fast and has_bfloat16(self.device):
@@ -390,9 +390,9 @@ class Run(Study):
         import numpy as np
         import pandas as pd
 
-        from analysis.choose import bands
-        from analysis.projection import SMALLEST, umap_of
-        from analysis.stats import best_layers
+        from clsprobe.analysis.choose import bands
+        from clsprobe.analysis.projection import SMALLEST, umap_of
+        from clsprobe.analysis.stats import best_layers
 
         parts = []
         for one in asked:
@@ -434,7 +434,7 @@ class Run(Study):
 
         predictions: those of one task.
         """
-        from analysis.choose import BASELINES
+        from clsprobe.analysis.choose import BASELINES
 
         read = predictions.control.isin(BASELINES) & (predictions.control != "untrained")
         return predictions[(predictions.probe == self._judge_of(predictions)) | read]
@@ -446,7 +446,7 @@ class Run(Study):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""
-        from analysis.choose import best_baseline, difference
+        from clsprobe.analysis.choose import best_baseline, difference
 
         parts = {}
         for task in table.task.unique():
@@ -458,14 +458,14 @@ class Run(Study):
         return Verdict.over(parts)
 
     def _subject(self, rows: pd.DataFrame) -> Chosen:
-        from analysis.choose import chosen_cell
+        from clsprobe.analysis.choose import chosen_cell
 
         read = list(rows[rows.control == "none"].readout.unique())
         return chosen_cell(rows, "cls" if "cls" in read else None)
 
     def note(self, table: pd.DataFrame) -> list[str]:
         """Sentences a reader should not miss: where the last layer would mislead."""
-        from analysis import stats
+        from clsprobe.analysis import stats
 
         falls = []
         for task in table.task.unique():
@@ -489,8 +489,8 @@ class Run(Study):
 
         Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
         """
-        from analysis import stats
-        from analysis.choose import baselines_of, by_number, chosen_cell
+        from clsprobe.analysis import stats
+        from clsprobe.analysis.choose import baselines_of, by_number, chosen_cell
 
         exhibits = []
         for task in table.task.unique():
@@ -557,8 +557,8 @@ class Run(Study):
 
     def summaries(self, measured: Measured) -> tuple[Exhibit, ...]:
         """What needs the results table and the texts: gains, selectivity, corrections; where readouts disagree."""
-        from analysis.choose import chosen_cell, disagreements, summary
-        from analysis.stats import of_numbers
+        from clsprobe.analysis.choose import chosen_cell, disagreements, summary
+        from clsprobe.analysis.stats import of_numbers
 
         exhibits = []
         texts = {task.name: task.texts for task in self.ready.tasks}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.study import Answer, Exhibit, Verdict
+from clsprobe.analysis.study import Answer, Exhibit, Verdict
 
 READOUTS = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
 CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")

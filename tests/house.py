@@ -10,7 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # folder -> the name it is imported by
-PACKAGES = {"probes": "probes", "analysis": "analysis", "reports": "reports", "scripts": "clsprobe"}
+PACKAGES = {
+    "probes": "clsprobe.probes",
+    "analysis": "clsprobe.analysis",
+    "reports": "clsprobe.reports",
+    "scripts": "clsprobe",
+}
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,11 @@ def imports(module: Module, *, at_import_time: bool = False) -> Iterator[str]:
 def graph() -> dict[str, set[str]]:
     """Module -> modules of ours that it imports, deferred imports counted.
 
-    The lazy public faces are no nodes: they name what lies on every floor.
+    The lazy public face is no node: it names what lies on every floor.
     """
     names = {module.name: module for module in modules() if module.tree.body}
-    faces = {name for name, module in names.items() if any("__getattr__" in ast.unparse(n) for n in module.tree.body)}
-    found = {}
-    for name, module in names.items():
-        if name in faces:
-            continue
-        # `from a import b` gives "a" and "a.b": what counts is the longer one where it is a module
-        seen = {each for each in imports(module) if each in names and each not in faces}
-        found[name] = {each for each in seen if each != name}
-    return found
+    del names["clsprobe"]
+    return {name: {each for each in imports(module) if each in names} - {name} for name, module in names.items()}
 
 
 def cycles(arrows: dict[str, set[str]]) -> list[list[str]]:

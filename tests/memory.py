@@ -45,7 +45,7 @@ def run(encoder: Any, count: int, how: list[str]) -> None:
     """One extraction, and a look at its vectors."""
     import resource
 
-    from probes import extract, store
+    from clsprobe.probes import extract, store
 
     if "small" in how:
         extract.WINDOW, extract.SHARD = 256, 1 << 19
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     import pyarrow.parquet  # noqa: F401
     import torch
 
-    from probes.encoder import load_encoder
+    from clsprobe.probes.encoder import load_encoder
 
     torch.set_num_threads(1)
     loaded = load_encoder(sys.argv[1])

@@ -14,8 +14,8 @@ import pandas as pd
 from scipy.integrate import quad
 from scipy.stats import binom, norm, rankdata
 
-from analysis import stats
-from probes import metric
+from clsprobe.analysis import stats
+from clsprobe.probes import metric
 
 SIMULATIONS = 2000
 SIZES = (200, 500, 2000)  # test texts

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS
 
 Cell = tuple[str, int, str]  # control, layer, readout
 

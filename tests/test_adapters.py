@@ -17,11 +17,11 @@ from test_extract import hooks, tapped
 from transformers import AutoModel
 from vectors import stacked
 
-from probes.adapters import ADAPTERS, SUPPORTED
-from probes.encoder import Encoder, describe, load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor, plan, tap
-from probes.readout import DEFAULT, parse
+from clsprobe.probes.adapters import ADAPTERS, SUPPORTED
+from clsprobe.probes.encoder import Encoder, describe, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, plan, tap
+from clsprobe.probes.readout import DEFAULT, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,14 +11,14 @@ import torch
 from models import TEXTS, save
 from transformers import AutoModel
 
-from analysis import attention as module
-from analysis import plots
-from analysis.attention import METHODS, attention, heads, mixing
-from analysis.attribution import agreement
-from probes import load_encoder
-from probes.encoder import Encoder
-from probes.errors import InputError
-from probes.extract import tap
+from clsprobe import load_encoder
+from clsprobe.analysis import attention as module
+from clsprobe.analysis import plots
+from clsprobe.analysis.attention import METHODS, attention, heads, mixing
+from clsprobe.analysis.attribution import agreement
+from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import tap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,14 +16,23 @@ import torch
 from models import TEXTS, save, tokenizer
 from scipy.stats import spearmanr
 
-from analysis import attribution
-from analysis.attribution import METHODS, MOST, Target, agreement, attribute, direction_of, infidelity, randomised
-from probes import load_encoder
-from probes.adapters import Adapter
-from probes.encoder import Description, Encoder
-from probes.errors import InputError
-from probes.extract import Extractor, tap
-from probes.linear import LogisticProbe, RidgeProbe
+from clsprobe import load_encoder
+from clsprobe.analysis import attribution
+from clsprobe.analysis.attribution import (
+    METHODS,
+    MOST,
+    Target,
+    agreement,
+    attribute,
+    direction_of,
+    infidelity,
+    randomised,
+)
+from clsprobe.probes.adapters import Adapter
+from clsprobe.probes.encoder import Description, Encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, tap
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

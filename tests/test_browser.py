@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from answers import answer
 
-from reports.page import write_page
+from clsprobe.reports.page import write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from tables import first, predictions
 
-from analysis import choose, stats
-from analysis.table import COLUMNS, KEY, check_results
+from clsprobe.analysis import choose, stats
+from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
 
 def table():
@@ -175,14 +175,14 @@ def test_a_real_sweep_gives_gains_and_selectivity():
     """Categories, as the sweep writes them, and predictions that come in parts."""
     from test_sweep import PROBES, cell, plant, states, task
 
-    from analysis.sweep import sweep
+    from clsprobe.analysis.sweep import sweep
 
     one = task()
     made = states([one])
     plant(cell(made, 1, 1), one, 3)
     blocks = []
     results = sweep([one], made, PROBES, keep=blocks.append, seeds=(0, 1))
-    from analysis.table import joined
+    from clsprobe.analysis.table import joined
 
     for told in (joined(blocks), pd.concat(blocks)):
         gains = choose.gain(results, told)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.table import check_results
+from clsprobe.analysis.table import check_results
 from clsprobe.cli import main, studies
 
 
@@ -88,7 +88,7 @@ def test_every_study_is_a_sub_command_with_its_fields_as_flags(capsys):
 def test_lists(capsys):
     for what, expected in (
         ("models", "all-MiniLM-L6-v2"), ("tasks", "grammar:tense"), ("readouts", "token[K]"),
-        ("probes", "probes.linear:LogisticProbe"), ("studies", "Is mean pooling inferior to [CLS]?"),
+        ("probes", "clsprobe.probes.linear:LogisticProbe"), ("studies", "Is mean pooling inferior to [CLS]?"),
     ):  # fmt: skip
         assert call("list", what) == 0
         assert expected in capsys.readouterr().out

@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import StandardScaler
 
-from probes import codelength, descent
-from probes.codelength import OnlineCode, block_ends, v_information
-from probes.linear import LogisticProbe
-from probes.mlp import MLPProbe
+from clsprobe.probes import codelength, descent
+from clsprobe.probes.codelength import OnlineCode, block_ends, v_information
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.mlp import MLPProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TREC = np.array([86, 1162, 1250, 1223, 835, 896]) / 5452  # how common the six classes of questions are

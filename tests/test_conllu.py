@@ -19,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.sources import Loaded, SourceOptions, load, treebank
-from analysis.sources import conllu as source
-from analysis.sources.conllu import FLOOR, PROPERTIES
-from analysis.sources.treebank import Sentence, Treebank, read_treebank
-from probes.errors import InputError
-from probes.split import split
-from probes.task import Task
+from clsprobe.analysis.sources import Loaded, SourceOptions, load, treebank
+from clsprobe.analysis.sources import conllu as source
+from clsprobe.analysis.sources.conllu import FLOOR, PROPERTIES
+from clsprobe.analysis.sources.treebank import Sentence, Treebank, read_treebank
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.split import split
+from clsprobe.probes.task import Task
 
 
 def conllu(*sentences: str) -> str:
@@ -531,7 +531,7 @@ def test_order_and_process_do_not_matter(german: Path, loaded: Loaded, tmp_path:
         (other / path.name.replace("dice-ud-", "dice-ud-b-")).write_text("\n\n".join(blocks[:half]), encoding="utf-8")
     assert {task.label: sorted(rows_of(task)) for task in read(other).tasks} == wanted
     code = (
-        "from analysis.sources import load, SourceOptions\n"
+        "from clsprobe.analysis.sources import load, SourceOptions\n"
         f"for t in load({f'conllu:{german}:all'!r}, SourceOptions()).tasks:\n"
         "    print(hash(tuple(map(len, t.texts))), t.label, sum(map(len, t.texts)), *t.y[:50], *list(t.texts)[:3])"
     )
@@ -731,7 +731,7 @@ def test_any_bytes(tmp_path: Path, content: bytes, good: bool) -> None:
 def test_errors_load_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "d.conllu").write_bytes(LINES[1])
     code = (
-        "import sys; from analysis.sources import load, SourceOptions\n"
+        "import sys; from clsprobe.analysis.sources import load, SourceOptions\n"
         f"try: load('conllu:{tmp_path / 'd.conllu'}:tense', SourceOptions())\n"
         "except Exception as e: print(type(e).__name__, {'torch', 'pandas', 'sklearn', 'pyarrow'} & set(sys.modules))"
     )

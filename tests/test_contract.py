@@ -18,12 +18,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.estimator_checks import check_estimator
 
-from probes import check_evaluation, check_probe, descent
-from probes.base import CellProbe, predict_each
-from probes.linear import LogisticProbe, RidgeProbe
-from probes.mlp import MLPProbe
-from probes.pooling import AttentionProbe
-from probes.registry import find_probe, registered
+from clsprobe import check_evaluation, check_probe
+from clsprobe.probes import descent
+from clsprobe.probes.base import CellProbe, predict_each
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.mlp import MLPProbe
+from clsprobe.probes.pooling import AttentionProbe
+from clsprobe.probes.registry import find_probe, registered
 
 FEW = range(3)
 MANY = pytest.param(range(3, 20), marks=pytest.mark.long, id="seeds 3-19")

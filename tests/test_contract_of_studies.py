@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.study import Verdict
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis.study import Verdict
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
 from clsprobe.geometry import Geometry

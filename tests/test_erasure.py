@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from analysis.erasure import (
+from clsprobe.analysis.erasure import (
     KINDS,
     Eraser,
     Place,
@@ -20,10 +20,10 @@ from analysis.erasure import (
     new_fitter,
     predictions_of,
 )  # fmt: skip
-from analysis.sweep import ask
-from probes.encoder import load_encoder
-from probes.extract import Extractor
-from probes.linear import LogisticProbe
+from clsprobe.analysis.sweep import ask
+from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.linear import LogisticProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,7 +163,7 @@ def test_every_token_of_a_place_teaches_its_eraser_and_only_train_does(encoder, 
     found = fit(encoder, asked, [place])
     rows = encoder.tokenize(texts)
     batch = encoder.batch(rows)
-    from probes.extract import tap
+    from clsprobe.probes.extract import tap
 
     seen = []
     with tap(encoder, lambda layer, hidden: seen.append(hidden.double()), [1]):

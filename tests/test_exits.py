@@ -29,12 +29,12 @@ from transformers import CanineTokenizer
 from transformers.utils import logging
 from vectors import stacked
 
-from probes.adapters import ADAPTERS, Adapter, Point
-from probes.encoder import Encoder, load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor, tap
-from probes.readout import Batch, Readout
-from probes.selfcheck import self_check
+from clsprobe.probes.adapters import ADAPTERS, Adapter, Point
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, tap
+from clsprobe.probes.readout import Batch, Readout
+from clsprobe.probes.selfcheck import self_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,10 @@ from models import DIM, KINDS, TEXTS
 from transformers import AutoConfig, AutoModel
 from vectors import stacked
 
-from probes.encoder import Encoder, load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor, plan, tap
-from probes.readout import DEFAULT, Readout, parse
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, plan, tap
+from clsprobe.probes.readout import DEFAULT, Readout, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -28,10 +28,10 @@ from disk import Disk, Record
 from runs import Forker, encode, folder_of, kept
 
 from clsprobe import cli
-from probes import extract, store, write
-from probes.encoder import Encoder, load_encoder
-from probes.errors import InputError
-from probes.store import read_manifest
+from clsprobe.probes import extract, store, write
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.store import read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_small")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -425,7 +425,7 @@ def test_ctrl_c_while_it_encodes_and_while_it_probes(tmp_path):
     """The command as a shell runs it: one line that says how to go on, and the rerun goes on."""
     flags = ["run", "--task", "grammar:tense", "--max-texts", "300", "--cache", "cache", "--out", "out"]
     code = (
-        "import time\nfrom probes import extract, store\nfrom clsprobe.cli import main\n"
+        "import time\nfrom clsprobe.probes import extract, store\nfrom clsprobe.cli import main\n"
         "extract.SHARD, add = 30 * 56 * 384 * 4, store.Store.add\n"
         "store.Store.add = lambda *given: (time.sleep({}), add(*given))[1]\nmain()"
     )
@@ -478,7 +478,7 @@ def test_a_run_that_does_not_heed_ctrl_c_is_ended(tmp_path):
 def test_ctrl_c_at_any_moment(model, tmp_path):
     table = tmp_path / "d.csv"
     table.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(runs.TEXTS)))
-    forker = Forker(model, "clsprobe.cli", "analysis.sweep")
+    forker = Forker(model, "clsprobe.cli", "clsprobe.analysis.sweep")
     flags = ["run", "--task", f"file:{table}", "--model", model, "--cache", tmp_path / "cache"]
     takes = np.inf
     for number in range(2):  # the first one compiles, or the machine is busy

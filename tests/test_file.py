@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.sources import Loaded, SourceOptions, load
-from analysis.sources.tables import ArrowTexts, Texts
-from probes.task import Task
+from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.analysis.sources.tables import ArrowTexts, Texts
+from clsprobe.probes.task import Task
 
 ROWS = [
     ("NA", "01"),

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from tables import first, predictions
 
-from analysis import stats
-from analysis.study import Answer
 from clsprobe import fine_tuning
+from clsprobe.analysis import stats
+from clsprobe.analysis.study import Answer
 from clsprobe.fine_tuning import TUNED, FineTuning, check_orders, chosen_rates, judge_trajectory
 
 
@@ -104,7 +104,7 @@ def test_readouts_that_saw_other_orders_are_refused():
 
 def test_the_study_notices_a_trainer_whose_order_depends_on_the_readout(small, tmp_path, monkeypatch):
     """The twin: the texts are shuffled anew for every readout."""
-    from probes import train
+    from clsprobe.probes import train
 
     schedule, calls = train.schedule, iter(range(100))
     monkeypatch.setattr(
@@ -190,8 +190,8 @@ def test_attention_into_cls_is_what_the_weights_say(tmp_path):
     """Queries and keys of 0 look at all tokens alike."""
     import torch
 
-    from analysis.attention import received
-    from probes import load_encoder
+    from clsprobe import load_encoder
+    from clsprobe.analysis.attention import received
 
     encoder = load_encoder(str(models.save("bert", tmp_path, layers=2)), device="cpu")
     with torch.no_grad():
@@ -245,7 +245,7 @@ def small(data, model, one_thread, monkeypatch):
 
 def test_the_whole_of_it(small, tmp_path, monkeypatch):
     """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
-    from probes import train
+    from clsprobe.probes import train
 
     few = ["--readouts", "cls,token1,mean", "--rates", "1e-3"]
     monkeypatch.setattr(fine_tuning, "MOMENTS", (0.0, 0.3, 1.0))
@@ -338,7 +338,7 @@ def test_what_a_user_can_mend(small, model, tmp_path, capsys, flags, says):
 
 
 def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, capsys, monkeypatch):
-    from probes import train
+    from clsprobe.probes import train
 
     capsys.readouterr()
     assert small("--max-texts", "40", "--out", str(tmp_path / "few")) == 2

@@ -8,8 +8,8 @@ import os
 import pandas as pd
 import pytest
 
-from analysis.folder import RunFolder, read_run
-from probes.errors import InputError
+from clsprobe.analysis.folder import RunFolder, read_run
+from clsprobe.probes.errors import InputError
 
 TABLE = pd.DataFrame({"a": [1, 2]})
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
+from clsprobe.analysis.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
 from clsprobe.formation import EVERYTHING, Formation
-from probes.errors import InputError
+from clsprobe.probes.errors import InputError
 
 
 def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task="file:made:label"):
@@ -100,9 +100,9 @@ def test_agreement_is_the_rank_correlation_of_the_profiles():
 def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp_path, monkeypatch):
     import planted_transformer as planted
 
-    from analysis.study import Answer
+    from clsprobe.analysis.study import Answer
     from clsprobe.cli import main
-    from probes.encoder import load_encoder
+    from clsprobe.probes.encoder import load_encoder
 
     folder = planted.save(tmp_path / "model")
     encoder = load_encoder(str(folder), device="cpu")

@@ -34,16 +34,16 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from inputs import content
 
-from analysis.folder import read_run
-from analysis.sources import SourceOptions, load
-from analysis.sources.conllu import PROPERTIES
-from analysis.sources.treebank import read_treebank
-from analysis.study import Answer
-from analysis.table import read_results
+from clsprobe.analysis.folder import read_run
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.sources.conllu import PROPERTIES
+from clsprobe.analysis.sources.treebank import read_treebank
+from clsprobe.analysis.study import Answer
+from clsprobe.analysis.table import read_results
 from clsprobe.cli import make_study
+from clsprobe.probes.encoder import describe, load_encoder, parse_layers
+from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
-from probes.encoder import describe, load_encoder, parse_layers
-from probes.errors import InputError
 
 FILES = 50  # of a round
 QUICK, LONG = 30, 60.0  # rounds of every reader; seconds
@@ -362,7 +362,13 @@ def test_atheris_finds_nothing_either(name) -> None:
 def _with_atheris(name: str, seconds: str) -> None:
     import atheris
 
-    for module in ("analysis.sources", "clsprobe.config", "probes.encoder", "analysis.study", "analysis.folder"):
+    for module in (
+        "clsprobe.analysis.sources",
+        "clsprobe.config",
+        "clsprobe.probes.encoder",
+        "clsprobe.analysis.study",
+        "clsprobe.analysis.folder",
+    ):
         for there in [m for m in sys.modules if m.startswith(module)]:
             for value in vars(sys.modules[there]).values():
                 if getattr(value, "__module__", None) == there and callable(value) and hasattr(value, "__code__"):

@@ -10,13 +10,23 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, special_ortho_group
 
-from analysis import geometry as measured
-from analysis.geometry import COLUMNS, Pairs, cka, comparable, dimension, effective_rank, geometry, nearest, shape
-from analysis.study import Answer
+from clsprobe.analysis import geometry as measured
+from clsprobe.analysis.geometry import (
+    COLUMNS,
+    Pairs,
+    cka,
+    comparable,
+    dimension,
+    effective_rank,
+    geometry,
+    nearest,
+    shape,
+)
+from clsprobe.analysis.study import Answer
 from clsprobe.cli import main, make_study
 from clsprobe.geometry import Geometry
-from probes.errors import InputError
-from probes.store import States, name_of
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.store import States, name_of
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -397,7 +407,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_loaded(flags, messag
 
 def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, one_thread):
     """From a table of few labels, all texts of one class, to the page; UMAP is another test's."""
-    from analysis import projection
+    from clsprobe.analysis import projection
 
     monkeypatch.setattr(projection, "umap_of", lambda vectors, seed: projection.pca_of(vectors))
     monkeypatch.chdir(tmp_path)

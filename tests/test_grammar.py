@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.sources import SourceOptions, grammar, lexicon, load
-from probes.baseline import bag_of_words
-from probes.errors import InputError
-from probes.task import Task
+from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load
+from clsprobe.probes.baseline import bag_of_words
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.task import Task
 
 SIDES = ("train", "dev", "test")
 # Whoever changes the sentences on purpose writes the new digest here, and says so in the changelog.

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analysis.sources import Loaded, SourceOptions, hf, load
-from probes.errors import InputError
-from probes.task import Task, parts
+from clsprobe.analysis.sources import Loaded, SourceOptions, hf, load
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.task import Task, parts
 
 OLD, NEW = "a" * 40, "b" * 40
 LABELLED = {"text": ["one", "two", "three", "four"], "label": [0, 1, 1, 0]}
@@ -380,7 +380,7 @@ def test_another_revision_is_no_answer(cache: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("offline", ["1", "0"])  # said to be, and found to be by asking once
 def test_no_network(tmp_path: Path, offline: str) -> None:
     code = (
-        "import socket, sys, time; from analysis.sources import load, SourceOptions\n"
+        "import socket, sys, time; from clsprobe.analysis.sources import load, SourceOptions\n"
         "connect, tried, slept = socket.socket.connect, [], []\n"
         "socket.socket.connect = lambda *where: (tried.append(where), connect(*where))\n"
         "time.sleep = slept.append  # the hub's own calls try again and again, and sleep in between\n"

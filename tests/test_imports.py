@@ -16,24 +16,30 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 # Floors of the house: a module sees its own floor and those below it. What is named nowhere in probes/ is a probe.
 FLOORS = (
     (
-        "probes.errors",
-        "probes.write",
-        "probes.task",
-        "probes.duplicates",
-        "probes.split",
-        "probes.control",
-        "probes.metric",
-        "probes.readout",
-        "probes.adapters",
+        "clsprobe.probes.errors",
+        "clsprobe.probes.write",
+        "clsprobe.probes.task",
+        "clsprobe.probes.duplicates",
+        "clsprobe.probes.split",
+        "clsprobe.probes.control",
+        "clsprobe.probes.metric",
+        "clsprobe.probes.readout",
+        "clsprobe.probes.adapters",
     ),
-    ("probes.encoder", "probes.extract", "probes.selfcheck", "probes.store", "probes.vectors"),
-    ("probes.base",),
-    ("probes",),
-    ("analysis",),
-    ("reports",),
+    (
+        "clsprobe.probes.encoder",
+        "clsprobe.probes.extract",
+        "clsprobe.probes.selfcheck",
+        "clsprobe.probes.store",
+        "clsprobe.probes.vectors",
+    ),
+    ("clsprobe.probes.base",),
+    ("clsprobe.probes",),
+    ("clsprobe.analysis",),
+    ("clsprobe.reports",),
     ("clsprobe",),
 )
-TABLES_ONLY = ("analysis.study", "analysis.stats", "analysis.plots")
+TABLES_ONLY = ("clsprobe.analysis.study", "clsprobe.analysis.stats", "clsprobe.analysis.plots")
 HEAVY = {"torch", "transformers", "sklearn", "umap", "captum", "seaborn"}
 NAMES = {module.name for module in modules()}
 
@@ -59,16 +65,22 @@ def wrong_ways(module: Module) -> list[str]:
     ]
 
 
-# probes/__init__.py is the front of its package: it names what lies on every floor of it, and loads it lazily.
-@pytest.mark.parametrize("module", [m for m in modules() if m.name != "probes"], ids=str)
+@pytest.mark.parametrize("module", modules(), ids=str)
 def test_imports_run_one_way(module):
     assert not wrong_ways(module), f"{module.name} imports from above"
 
 
 def test_an_import_from_above_would_be_seen():
-    source = "import probes.task\ndef f():\n    from analysis import study\n    from .linear import LogisticProbe\n"
-    planted = Module("probes.base", ROOT / "probes" / "base.py", ast.parse(source))
-    assert set(wrong_ways(planted)) == {"analysis.study", "probes.linear", "probes.linear.LogisticProbe"}
+    source = (
+        "import clsprobe.probes.task\n"
+        "def f():\n    from clsprobe.analysis import study\n    from .linear import LogisticProbe\n"
+    )
+    planted = Module("clsprobe.probes.base", ROOT / "probes" / "base.py", ast.parse(source))
+    assert set(wrong_ways(planted)) == {
+        "clsprobe.analysis.study",
+        "clsprobe.probes.linear",
+        "clsprobe.probes.linear.LogisticProbe",
+    }
 
 
 @pytest.mark.xfail(strict=True, reason="encoder, extract and selfcheck import each other; study and folder do too")
@@ -86,7 +98,7 @@ def test_conclusions_see_tables_only(name):
     (module,) = (m for m in modules() if m.name == name)
     seen = set(imports(module))
     assert not {each.split(".")[0] for each in seen} & {"torch", "transformers", "sklearn"}
-    assert not [each for each in seen if each.startswith("probes.") and floor(each) != 0]
+    assert not [each for each in seen if each.startswith("clsprobe.probes.") and floor(each) != 0]
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
@@ -96,18 +108,19 @@ def test_drawing_and_explaining_libraries_are_imported_where_they_are_used(modul
 
 
 LIGHT = {
-    "probes": HEAVY | {"pandas"},
-    "probes.errors": HEAVY | {"pandas", "numpy"},
-    "probes.write": HEAVY | {"pandas", "numpy"},
-    "probes.task": HEAVY | {"pandas"},
-    "probes.vectors": HEAVY | {"pandas"},
-    "analysis.study": HEAVY,
-    "analysis.stats": {"torch", "transformers", "sklearn"},
-    "analysis.plots": {"torch", "transformers", "sklearn", "umap", "captum"},
-    "analysis.sources": HEAVY | {"pandas"},
-    "analysis.sources.grammar": HEAVY | {"pandas"},
-    "analysis.sources.file": HEAVY,
-    "reports.page": {"torch", "transformers", "sklearn", "umap", "captum"},
+    "clsprobe": HEAVY | {"pandas", "numpy"},
+    "clsprobe.probes": HEAVY | {"pandas", "numpy"},
+    "clsprobe.probes.errors": HEAVY | {"pandas", "numpy"},
+    "clsprobe.probes.write": HEAVY | {"pandas", "numpy"},
+    "clsprobe.probes.task": HEAVY | {"pandas"},
+    "clsprobe.probes.vectors": HEAVY | {"pandas"},
+    "clsprobe.analysis.study": HEAVY,
+    "clsprobe.analysis.stats": {"torch", "transformers", "sklearn"},
+    "clsprobe.analysis.plots": {"torch", "transformers", "sklearn", "umap", "captum"},
+    "clsprobe.analysis.sources": HEAVY | {"pandas"},
+    "clsprobe.analysis.sources.grammar": HEAVY | {"pandas"},
+    "clsprobe.analysis.sources.file": HEAVY,
+    "clsprobe.reports.page": {"torch", "transformers", "sklearn", "umap", "captum"},
     "clsprobe.cli": HEAVY,
 }
 

@@ -9,10 +9,10 @@ from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
 from test_sweep import cell, states, task
 
-from analysis.choose import Chosen
-from analysis.information import INFORMATION, LEARNING, information
-from analysis.sweep import ask
-from probes.linear import LogisticProbe
+from clsprobe.analysis.choose import Chosen
+from clsprobe.analysis.information import INFORMATION, LEARNING, information
+from clsprobe.analysis.sweep import ask
+from clsprobe.probes.linear import LogisticProbe
 
 
 def chosen(layer, readout):

@@ -22,10 +22,10 @@ import pytest
 import typer
 from inputs import ROWS, command, lay_out
 
-from analysis.sources import SourceOptions, load, tables
+from clsprobe.analysis.sources import SourceOptions, load, tables
 from clsprobe.cli import app, main, make_study, register_studies
+from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
-from probes.errors import InputError
 
 HEAVY = ("torch", "transformers", "sklearn", "umap", "captum", "seaborn")
 NOR_THESE = {"pandas", "pyarrow", "scipy", "matplotlib", "datasets", "huggingface_hub", "tokenizers"}

@@ -10,11 +10,11 @@ import models
 import pytest
 import torch
 
-from probes import intervene
-from probes.encoder import load_encoder
-from probes.errors import InputError
-from probes.extract import evaluating, tap
-from probes.intervene import EDGES, altered, check_changes, knockout, recording, replay, tokens_of
+from clsprobe.probes import intervene
+from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import evaluating, tap
+from clsprobe.probes.intervene import EDGES, altered, check_changes, knockout, recording, replay, tokens_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

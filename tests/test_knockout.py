@@ -6,13 +6,13 @@ import numpy as np
 import planted_transformer as planted
 import pytest
 
-from analysis import knockout as cutting
-from analysis.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
-from analysis.sweep import ask
-from probes import intervene
-from probes.encoder import load_encoder
-from probes.extract import Extractor
-from probes.linear import LogisticProbe
+from clsprobe.analysis import knockout as cutting
+from clsprobe.analysis.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
+from clsprobe.analysis.sweep import ask
+from clsprobe.probes import intervene
+from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.linear import LogisticProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = [f"token[{k}]" for k in range(1, 6)]

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from probes.base import STRENGTHS, predict_each
-from probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 
 
 def cells(n=240, dim=8, classes=3, dtype=np.float32, seed=0):
@@ -245,8 +245,8 @@ def questions(folder, side):
 
 def agreement(folder, cells, train_texts):
     """How often our predictions on TREC's test are those of scikit-learn's at the same strength, for every cell."""
-    from probes.encoder import load_encoder
-    from probes.extract import Extractor
+    from clsprobe.probes.encoder import load_encoder
+    from clsprobe.probes.extract import Extractor
 
     (texts, y), (test_texts, _) = questions(folder, "train"), questions(folder, "test")
     texts, y = texts[:train_texts], y[:train_texts]

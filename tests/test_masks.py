@@ -22,9 +22,9 @@ import torch
 from test_adapters import fitting
 from test_exits import few_characters
 
-from probes.encoder import Encoder, load_encoder
-from probes.extract import Extractor, tap
-from probes.readout import DEFAULT, Batch, Readout, Weighted, parse, text_seed
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.extract import Extractor, tap
+from clsprobe.probes.readout import DEFAULT, Batch, Readout, Weighted, parse, text_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, r2_score
 
-from probes import metric
+from clsprobe.probes import metric
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from probes import descent
-from probes.base import STRENGTHS
-from probes.linear import LogisticProbe
-from probes.mlp import MLPProbe
-from probes.pooling import AttentionProbe
+from clsprobe.probes import descent
+from clsprobe.probes.base import STRENGTHS
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.mlp import MLPProbe
+from clsprobe.probes.pooling import AttentionProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_rounds")
 

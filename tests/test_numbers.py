@@ -17,20 +17,20 @@ from sklearn.linear_model import Ridge
 from test_cli import call
 from vectors import states_of
 
-from analysis import choose, stats
-from analysis.sweep import ask, describe_rows, layer0_check, sweep
-from analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis import choose, stats
+from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.poolings import Poolings
+from clsprobe.probes import metric
+from clsprobe.probes.base import STRENGTHS
+from clsprobe.probes.control import coverage, labelled, word_type
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.split import split
+from clsprobe.probes.store import name_of
+from clsprobe.probes.task import Task
 from clsprobe.run import Run
-from probes import metric
-from probes.base import STRENGTHS
-from probes.control import coverage, labelled, word_type
-from probes.errors import InputError
-from probes.linear import LogisticProbe, RidgeProbe
-from probes.split import split
-from probes.store import name_of
-from probes.task import Task
 
 BOTH = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
 RIDGE = {"ridge": RidgeProbe()}
@@ -187,7 +187,7 @@ def test_classes_are_as_they_are_without_numbers(mixed, tmp_path):
 
 @pytest.mark.parametrize("which", [slice(None), slice(-3, None)])  # with classes; numbers alone, whose labels are empty
 def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
-    from probes.write import write_parquet
+    from clsprobe.probes.write import write_parquet
 
     predictions = joined(mixed[-1][which])
     write_parquet(tmp_path / "p.parquet", predictions)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.study import Answer
+from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 
 RUNS = sorted((Path(__file__).parent / "data" / "runs_of_0_1").iterdir())

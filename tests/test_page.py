@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 from answers import answer, points, recalls
 
-from analysis.study import Answer, Exhibit, Verdict
-from reports.page import POINTS, ROWS, render, write_page
+from clsprobe.analysis.study import Answer, Exhibit, Verdict
+from clsprobe.reports.page import POINTS, ROWS, render, write_page
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -221,5 +221,5 @@ def test_write_page_replaces_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["torch", "sklearn", "umap", "transformers"])
 def test_the_page_loads_no_model_library(module: str) -> None:
-    code = f"import sys, reports.page; raise SystemExit({module!r} in sys.modules)"
+    code = f"import sys, clsprobe.reports.page; raise SystemExit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

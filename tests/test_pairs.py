@@ -22,13 +22,13 @@ from test_cli import call
 from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer
 
-from analysis.sources import Loaded, SourceOptions, load
-from probes import duplicates
-from probes.baseline import bag_of_words, length
-from probes.encoder import Encoder, load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor, States
-from probes.task import PAIRED, pair, parts, readable
+from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.probes import duplicates
+from clsprobe.probes.baseline import bag_of_words, length
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, States
+from clsprobe.probes.task import PAIRED, pair, parts, readable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,10 +7,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from analysis import stats
-from probes import metric
-from probes.base import STRENGTHS, predict_each
-from probes.linear import LogisticProbe
+from clsprobe.analysis import stats
+from clsprobe.probes import metric
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.linear import LogisticProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from answers import CLASSES, answer, cells, confusions, effects, pairs, points, recalls, scored
 
-from analysis import plots
-from analysis.plots import shown, svg
+from clsprobe.analysis import plots
+from clsprobe.analysis.plots import shown, svg
 
 HOSTILE = (
     "_x",

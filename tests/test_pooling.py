@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from probes import descent, pooling
-from probes.base import STRENGTHS
-from probes.linear import LogisticProbe
-from probes.pooling import AttentionProbe
+from clsprobe.probes import descent, pooling
+from clsprobe.probes.base import STRENGTHS
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.pooling import AttentionProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, DIM = 12, 6

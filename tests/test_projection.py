@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.projection import pca_of, umap_of
-from probes.errors import InputError
+from clsprobe.analysis.projection import pca_of, umap_of
+from clsprobe.probes.errors import InputError
 
 
 def clusters(n: int = 60, seed: int = 0) -> np.ndarray:

@@ -13,16 +13,16 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from analysis import reconstruction, writing
-from analysis.folder import RunFolder
-from analysis.sources import SourceOptions, load
-from analysis.sources.treebank import read_treebank
-from analysis.study import Answer
+from clsprobe import Extractor, load_encoder
+from clsprobe.analysis import reconstruction, writing
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.sources.treebank import read_treebank
+from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
+from clsprobe.probes.decode import base
+from clsprobe.probes.errors import InputError
 from clsprobe.reconstruct import Reconstruct, _decoder, judged
-from probes import Extractor, load_encoder
-from probes.decode import base
-from probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -337,7 +337,7 @@ def ended(arguments):
 
 
 def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
-    from probes.decode import sequence
+    from clsprobe.probes.decode import sequence
 
     monkeypatch.setattr(sequence.SequenceDecoder.__init__, "__kwdefaults__", {
         **sequence.SequenceDecoder.__init__.__kwdefaults__, "width": 32, "depth": 1, "pace": sequence.Pace(4e-3, 64, 4)
@@ -379,7 +379,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
     ],
 )
 def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
-    monkeypatch.setattr("probes.encoder._hub_answers", lambda: False)
+    monkeypatch.setattr("clsprobe.probes.encoder._hub_answers", lambda: False)
     assert ended(asked(toy, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1

@@ -11,10 +11,10 @@ from typing import Any
 import models
 import pytest
 
-from analysis.sources import SourceOptions, load
+from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.cli import main
-from probes.duplicates import plain
-from probes.split import split
+from clsprobe.probes.duplicates import plain
+from clsprobe.probes.split import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

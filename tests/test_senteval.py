@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from analysis.sources import Loaded, SourceOptions, load
-from analysis.sources.senteval import detokenised
-from probes.split import split
+from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.analysis.sources.senteval import detokenised
+from clsprobe.probes.split import split
 
 ROWS = [
     (part, label, f"{what} number {i} is n't `` here '' , she said .")

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from probes.solver import solve
+from clsprobe.probes.solver import solve
 
 STRENGTHS = [1e-3, 1e-2, 1e-1, 1.0, 1e1]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -142,7 +142,7 @@ def test_axes():
 def test_many_classes_are_solved_a_few_problems_at_a_time(monkeypatch):
     X, y = made()
     whole = solved(X, np.stack([y, y % 2], 1))
-    monkeypatch.setattr("probes.solver.LARGEST", 3 * 6 * len(X))
+    monkeypatch.setattr("clsprobe.probes.solver.LARGEST", 3 * 6 * len(X))
     parts = solved(X, np.stack([y, y % 2], 1))
     assert torch.allclose(whole.loss, parts.loss, rtol=1e-7)
     assert whole.coef.shape == parts.coef.shape

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from analysis.sources import SourceOptions, load
-from probes.errors import InputError
-from probes.split import split, take
-from probes.task import Task
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.split import split, take
+from clsprobe.probes.task import Task
 
 
 def made(n: int = 300, classes: int = 3, **changes: object) -> Task:
@@ -314,7 +314,7 @@ def test_twins_of_the_source_are_no_news() -> None:
 def test_near_copies_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = made()
     split(task)
-    monkeypatch.setattr("probes.duplicates.near", lambda texts: pytest.fail("looked again"))
+    monkeypatch.setattr("clsprobe.probes.duplicates.near", lambda texts: pytest.fail("looked again"))
     split(task, seed=1)
 
 

@@ -9,8 +9,8 @@ import simulations
 from scipy.stats import binom, binomtest, fisher_exact, norm, t
 from simulations import LEVELS, SIZES, covered
 
-from analysis import stats
-from probes import metric
+from clsprobe.analysis import stats
+from clsprobe.probes import metric
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (40, 50), (50, 50), (800, 1000), (1, 3)])

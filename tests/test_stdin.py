@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import call
 
-from analysis.sources import Loaded, SourceOptions, load
-from probes.errors import InputError
-from probes.write import spooled
+from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.write import spooled
 
 TEXTS = [f"the house number {i} is {'big' if i % 2 else 'small'}" for i in range(60)]
 LABELS = [str(i % 2) for i in range(60)]
@@ -154,7 +154,7 @@ def test_a_run_is_gone_on_with_for_the_same_rows_only(given_stdin, tmp_path, cap
     assert digests["same"] == digests["again"] != digests["other"]
     assert "contents" not in Run(task="grammar:tense").settings()
 
-    from analysis.folder import RunFolder
+    from clsprobe.analysis.folder import RunFolder
 
     folder = RunFolder(tmp_path / "out", "run", json.loads(digests["same"]))
     folder.begin()

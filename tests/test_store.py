@@ -37,12 +37,12 @@ from runs import TEXTS, encode, folder_of, kept
 from test_cli import call
 from vectors import stacked
 
-from probes import extract, store, write
-from probes.encoder import Encoder, load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor
-from probes.readout import Readout
-from probes.store import MANIFEST, ROWS, listing, purge, usable_folder, verify
+from clsprobe.probes import extract, store, write
+from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.readout import Readout
+from clsprobe.probes.store import MANIFEST, ROWS, listing, purge, usable_folder, verify
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_small")
 not_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may do everything")
@@ -505,7 +505,7 @@ def test_a_key_that_leaves_something_out_would_be_caught(variations, monkeypatch
 
 
 OWN = """
-from probes.readout import Readout
+from clsprobe.probes.readout import Readout
 class Scaled(Readout):
     name = "scaled"
     def __init__(self, factor, more=None):

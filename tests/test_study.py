@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from tables import first, predictions
 
-from analysis.study import Answer, Exhibit, Verdict
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis.study import Answer, Exhibit, Verdict
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
+from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
-from probes.errors import InputError
 
 
 @pytest.mark.parametrize(

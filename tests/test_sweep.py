@@ -12,14 +12,14 @@ from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
 from vectors import stacked, states_of
 
-from analysis import stats
-from analysis import sweep as module
-from analysis.sweep import ask, describe_rows, layer0_check, sweep
-from analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
-from probes.errors import InputError
-from probes.linear import LogisticProbe
-from probes.store import name_of
-from probes.task import Task
+from clsprobe.analysis import stats
+from clsprobe.analysis import sweep as module
+from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.store import name_of
+from clsprobe.probes.task import Task
 
 PROBES = {"logistic": LogisticProbe()}
 SMALL = (60, 30, 60)  # train, dev, test

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from probes import Extractor, InputError, LogisticProbe, load_encoder, train
-from probes.task import pair
-from probes.train import Arranged, Recipe, arranged, batches, fine_tune, optimum
+from clsprobe import Extractor, InputError, LogisticProbe, load_encoder
+from clsprobe.probes import train
+from clsprobe.probes.task import pair
+from clsprobe.probes.train import Arranged, Recipe, arranged, batches, fine_tune, optimum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -385,7 +386,7 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from probes import load_encoder, train
+from clsprobe import load_encoder; from clsprobe.probes import train
 from test_train import DEV, TRAIN
 train.SAVED = -1.0
 encoder = load_encoder({folder!r}, device="cpu")

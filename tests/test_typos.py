@@ -14,15 +14,15 @@ from random import Random
 
 import pytest
 
-from analysis.sources import SOURCES, SourceOptions, load
-from analysis.sources.conllu import PROPERTIES
-from analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe import cli
+from clsprobe.analysis.sources import SOURCES, SourceOptions, load
+from clsprobe.analysis.sources.conllu import PROPERTIES
+from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe.cli import make_study, studies
+from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.readout import NAMED, parse
+from clsprobe.probes.registry import check_name, registered
 from clsprobe.run import Run
-from probes.errors import InputError, did_you_mean
-from probes.readout import NAMED, parse
-from probes.registry import check_name, registered
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLUMNS = ["text", "label", "sentence", "stars", "category", "split", "group", "review_id", "Author", "question type"]
@@ -124,7 +124,7 @@ def test_a_guesser_that_knows_no_swaps_would_be_seen(tmp_path, monkeypatch) -> N
     def careless(name: str, known: object) -> str | None:
         return next((each for each in known if len(each) == len(name)), None)  # type: ignore[attr-defined]
 
-    for module in ("probes.errors", "analysis.sources.tables", "clsprobe.cli", "clsprobe.config"):
+    for module in ("clsprobe.probes.errors", "clsprobe.analysis.sources.tables", "clsprobe.cli", "clsprobe.config"):
         monkeypatch.setattr(import_module(module), "did_you_mean", careless)
     found = shares(tmp_path)
     assert sum(right for right, _ in found.values()) < SHARE * sum(tried for _, tried in found.values())

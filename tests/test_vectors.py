@@ -23,15 +23,15 @@ import torch
 from safetensors.torch import save_file
 from test_cli import call
 
-from analysis.sources import SourceOptions, load
-from analysis.sweep import ask, sweep
-from probes.encoder import load_encoder
-from probes.errors import InputError
-from probes.extract import Extractor, States
-from probes.linear import LogisticProbe
-from probes.split import take
-from probes.task import Task
-from probes.vectors import Vectors, read_vectors
+from clsprobe.analysis.sources import SourceOptions, load
+from clsprobe.analysis.sweep import ask, sweep
+from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extract import Extractor, States
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.split import take
+from clsprobe.probes.task import Task
+from clsprobe.probes.vectors import Vectors, read_vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from house import Module, modules
 
-from probes import write
+from clsprobe.probes import write
 
 # Calls that write to what they are given, which must then be a file that `replacing` opened, or a buffer in memory.
 SAVERS = {"save", "savez", "savez_compressed", "savetxt", "tofile", "save_file", "savefig", "save_pretrained"} | {
@@ -78,7 +78,7 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if m.name != "probes.write"], ids=str)
+@pytest.mark.parametrize("module", [m for m in modules() if m.name != "clsprobe.probes.write"], ids=str)
 def test_nothing_writes_by_itself(module):
     assert not writes(module), f"{module.path}: write through probes/write.py"
 
@@ -157,7 +157,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     write.write_text(path, "old")
     code = f"""
 import os
-from probes.write import replacing
+from clsprobe.probes.write import replacing
 with replacing({str(path)!r}) as file:
     file.write(b"half of the ne")
     file.flush()

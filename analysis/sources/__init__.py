@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
 
-from probes.errors import InputError, unknown
-from probes.task import Task
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.task import Task
 
 SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
@@ -93,4 +93,4 @@ def load(spec: str, options: SourceOptions) -> Loaded:
     if options.vectors and source != "file":
         what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
         raise InputError("--vectors", what, "Give the labels as file:PATH")
-    return import_module(f"analysis.sources.{source}").load(rest, options)
+    return import_module(f"clsprobe.analysis.sources.{source}").load(rest, options)

@@ -33,12 +33,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.sources import Loaded, SourceOptions
-from analysis.sources.lines import find
-from analysis.sources.tables import Texts, shown
-from analysis.sources.treebank import Sentence, Token, Treebank, likeness, read_treebank, same, written
-from probes.errors import InputError, unknown
-from probes.task import Task
+from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.lines import find
+from clsprobe.analysis.sources.tables import Texts, shown
+from clsprobe.analysis.sources.treebank import Sentence, Token, Treebank, likeness, read_treebank, same, written
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.task import Task
 
 FLOOR = 30  # sentences that a class needs
 BINS = ((5, 8), (9, 12), (13, 16), (17, 20), (21, 25), (26, 28))  # words, SentEval's sentence lengths

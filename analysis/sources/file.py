@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.sources import Loaded, SourceOptions
-from analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
-from probes.errors import InputError, did_you_mean, named_rows
-from probes.task import PAIRED, Task, pair
+from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
+from clsprobe.probes.errors import InputError, did_you_mean, named_rows
+from clsprobe.probes.task import PAIRED, Task, pair
 
 SIDES = ("train", "dev", "test")
 ALIASES = {

@@ -24,10 +24,10 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from analysis.sources import Loaded, SourceOptions, lexicon
-from analysis.sources.lexicon import ADJECTIVES, NOUNS, OBJECTS, STRICT, VERBS, Lemma, Lexicon
-from probes.errors import InputError, unknown
-from probes.task import Task
+from clsprobe.analysis.sources import Loaded, SourceOptions, lexicon
+from clsprobe.analysis.sources.lexicon import ADJECTIVES, NOUNS, OBJECTS, STRICT, VERBS, Lemma, Lexicon
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.task import Task
 
 T = TypeVar("T")
 BEINGS = ("people", "animals")

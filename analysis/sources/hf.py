@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from analysis.sources import Loaded, SourceOptions
-from analysis.sources.tables import ArrowTexts, shown
-from probes.errors import InputError, did_you_mean, named_rows, unknown
-from probes.task import PAIRED, Task
+from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.tables import ArrowTexts, shown
+from clsprobe.probes.errors import InputError, did_you_mean, named_rows, unknown
+from clsprobe.probes.task import PAIRED, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
-from probes.errors import InputError, did_you_mean
-from probes.task import PAIRED
+from clsprobe.analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
+from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.task import PAIRED
 
 GZIP = b"\x1f\x8b"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.sources import Loaded, SourceOptions
-from analysis.sources.lines import find, read_lines
-from analysis.sources.tables import Findings, Texts, shown
-from probes.errors import InputError
-from probes.task import Task
+from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.lines import find, read_lines
+from clsprobe.analysis.sources.tables import Findings, Texts, shown
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.task import Task
 
 PARTS = {"tr": "train", "va": "dev", "te": "test"}
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
 
-from analysis.sources import SourceOptions
-from probes.errors import InputError, did_you_mean, named_rows
-from probes.write import spooled
+from clsprobe.analysis.sources import SourceOptions
+from clsprobe.probes.errors import InputError, did_you_mean, named_rows
+from clsprobe.probes.write import spooled
 
 if TYPE_CHECKING:
     import pyarrow as pa

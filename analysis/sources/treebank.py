@@ -24,9 +24,9 @@ from typing import NamedTuple
 from conllu.exceptions import ParseException
 from conllu.parser import parse_dict_value, parse_id_value, parse_int_value
 
-from analysis.sources.lines import read_lines
-from analysis.sources.tables import Findings, shown
-from probes.errors import InputError
+from clsprobe.analysis.sources.lines import read_lines
+from clsprobe.analysis.sources.tables import Findings, shown
+from clsprobe.probes.errors import InputError
 
 SIDES = ("train", "dev", "test")
 

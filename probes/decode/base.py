@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probes.encoder import has_bfloat16
-from probes.errors import InputError, named_rows
-from probes.linear import _moments
-from probes.write import replacing
+from clsprobe.probes.encoder import has_bfloat16
+from clsprobe.probes.errors import InputError, named_rows
+from clsprobe.probes.linear import _moments
+from clsprobe.probes.write import replacing
 
 TokenIds = Sequence[np.ndarray]
 """(text,) arrays of token ids, special tokens left out."""

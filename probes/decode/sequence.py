@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
-from probes.encoder import Description, find_causal
-from probes.errors import InputError
+from clsprobe.probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
+from clsprobe.probes.encoder import Description, find_causal
+from clsprobe.probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
 TUNED = 5e-5  # the length of the first steps of a model that was trained before
@@ -180,7 +180,7 @@ class SequenceDecoder(Decoder):
 
     @torch.no_grad()
     def _candidates(self, x: Tensor, number: int, beams: int) -> list[list[np.ndarray]]:
-        from probes.decode.search import beam_search
+        from clsprobe.probes.decode.search import beam_search
 
         self._load(self.written_[number])
         self.writer_.eval()
@@ -345,7 +345,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused
+    from clsprobe.probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused
 
     folder = find_causal(name)
     with _quiet_transformers(), _refused(name, "cannot be loaded as a causal language model"):

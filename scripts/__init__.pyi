@@ -1,0 +1,32 @@
+# The public face of clsprobe, for type checkers and, through lazy_loader, at run time: one list of names for both.
+
+from .analysis.sources import SourceOptions as SourceOptions
+from .analysis.sources import load as load
+from .analysis.study import Answer as Answer
+from .analysis.study import Exhibit as Exhibit
+from .analysis.study import Study as Study
+from .analysis.study import Verdict as Verdict
+from .analysis.sweep import sweep as sweep
+from .probes.base import CellProbe as CellProbe
+from .probes.base import predict_each as predict_each
+from .probes.codelength import OnlineCode as OnlineCode
+from .probes.codelength import v_information as v_information
+from .probes.contract import check_evaluation as check_evaluation
+from .probes.contract import check_probe as check_probe
+from .probes.decode.bag import BagDecoder as BagDecoder
+from .probes.decode.sequence import SequenceDecoder as SequenceDecoder
+from .probes.decode.slot import SlotDecoder as SlotDecoder
+from .probes.encoder import Encoder as Encoder
+from .probes.encoder import load_encoder as load_encoder
+from .probes.errors import InputError as InputError
+from .probes.extract import Extractor as Extractor
+from .probes.extract import States as States
+from .probes.extract import tap as tap
+from .probes.linear import LogisticProbe as LogisticProbe
+from .probes.linear import RidgeProbe as RidgeProbe
+from .probes.mlp import MLPProbe as MLPProbe
+from .probes.pooling import AttentionProbe as AttentionProbe
+from .probes.readout import Batch as Batch
+from .probes.readout import Readout as Readout
+from .probes.readout import Weighted as Weighted
+from .probes.task import Task as Task
