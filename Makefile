@@ -41,7 +41,7 @@ lint: install types
 # every file of scripts/ and one for every other package.
 types: install
 	@rm -rf build/types && mkdir -p build/types/clsprobe
-	@ln -s ../../../scripts/*.py* ../../../scripts/py.typed ../../../probes ../../../analysis ../../../reports build/types/clsprobe/
+	@for path in scripts/*.py* scripts/py.typed probes analysis reports; do ln -s ../../../$$path build/types/clsprobe/; done
 	$(BIN)/mypy
 
 format: install
