@@ -12,10 +12,10 @@ from models import TEXTS, save
 from transformers import AutoModel
 
 from clsprobe import load_encoder
-from clsprobe.analysis import attention as module
 from clsprobe.analysis import plots
-from clsprobe.analysis.attention import METHODS, attention, heads, mixing
-from clsprobe.analysis.attribution import agreement
+from clsprobe.analysis.formation import attention as module
+from clsprobe.analysis.formation.attention import METHODS, attention, heads, mixing
+from clsprobe.analysis.formation.attribution import agreement
 from clsprobe.probes.encoder import Encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extract import tap

@@ -1,0 +1,1 @@
+"""Where and how [CLS] gathers the sentence: knockout, erasure, attention, attribution."""

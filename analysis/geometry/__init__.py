@@ -1,0 +1,1 @@
+"""What kind of space the vectors lie in."""

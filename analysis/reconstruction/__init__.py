@@ -1,0 +1,1 @@
+"""Getting the text back from one vector."""

@@ -1,0 +1,1 @@
+"""The layer x readout x probe grid, and what is concluded from it."""
