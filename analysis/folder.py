@@ -12,20 +12,27 @@ same settings is gone on with. Imports no torch, and pandas only to read.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsprobe.analysis.study import read_json
+from clsprobe.analysis.study import AGAIN, Measured
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import make_folder, write_parquet, write_text
+from clsprobe.probes.write import make_folder, read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from clsprobe.analysis.study import Study
+
+log = logging.getLogger("clsprobe")
+
 MAIN = ("results", "predictions")
+UNFINISHED = "trainings"  # the folder of work that a measurement is made of
 
 
 class RunFolder:
@@ -40,7 +47,7 @@ class RunFolder:
         self.command, self.settings = command, dict(settings)
         self.digest = sha256(json.dumps([command, self.settings], sort_keys=True).encode()).hexdigest()
         self._written: set[Path] = set()
-        self._facts: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}  # the run.json of an interrupted start of this run
         self._others = False  # whether what lies there is of a run with other settings, to be overwritten
         shown = str(path)
         if "\0" in shown:
@@ -67,7 +74,7 @@ class RunFolder:
             raise InputError(
                 f"--out {shown}", "holds an unfinished run with other settings", "Pass --overwrite, or another --out"
             )
-        self._facts = before
+        self._before = before
 
     def begin(self) -> None:
         """Create the folder and mark the run as unfinished; what another run has learned goes, ours is gone on with."""
@@ -76,25 +83,32 @@ class RunFolder:
             stale.unlink()
         self._describe(finished=False)
 
-    def remember(self, **facts: Any) -> None:
-        """Add to run.json what is known so far."""
-        self._describe(finished=False, **facts)
+    def measure(self, study: Study) -> Measured:
+        """What an interrupted start of this very run has measured already; else what the study measures now, saved."""
+        if saved := self._before.get("measured"):
+            log.info("going on: the measurement in %s is complete", self.path)
+            tables = {name: self._load(name) for name in saved["tables"]}
+            measured = Measured(tables, **{name: saved[name] for name in ("facts", "notes", "failures")})
+        else:
+            measured = study.measure(self)
+            self.begin()  # only now, unless the study has done so: an error about a text too long leaves nothing behind
+            for name, table in measured.tables.items():
+                write_parquet(self.place(self._table(name).relative_to(self.path).as_posix()), table)
+            saved = {"facts": measured.facts, "notes": list(measured.notes), "failures": list(measured.failures)}
+            # last: it says that the tables are complete
+            self._describe(finished=False, measured=saved | {"tables": list(measured.tables)})
+        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+        return measured
 
-    def remembered(self, name: str) -> Any:
-        """What an earlier, interrupted start of this very run has remembered under `name`, else None."""
-        return self._facts.get(name)
+    def unfinished(self) -> Path:
+        """The folder, made, for work that an interrupted run goes on with; gone once the measurement is saved."""
+        return make_folder(self.path / UNFINISHED)
 
-    def load(self, name: str) -> pd.DataFrame:
-        """A table saved before."""
+    def _load(self, name: str) -> pd.DataFrame:
         from clsprobe.analysis.table import read_table
 
         self._written.add(self._table(name))
         return read_table(self._table(name))
-
-    def save(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table: results and predictions at the top, others under tables/."""
-        path = self.place(self._table(name).relative_to(self.path).as_posix())
-        write_parquet(path, table)
 
     def place(self, name: str) -> Path:
         """The path of a file of this run, its folder made."""
@@ -124,7 +138,7 @@ def read_run(path: Path | str) -> dict[str, Any] | None:
     path = Path(path) / "run.json"
     if not os.path.lexists(path):
         return None
-    content = read_json(path)
+    content = read_json(path, AGAIN)
     if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
         raise InputError(str(path), "is not what a clsprobe command writes", "Name another folder, or run again")
     return content

@@ -1,7 +1,8 @@
 """From a table to an answer: Study, Verdict, Exhibit, Answer.
 
 1. A `Study` asks one question. Its fields are its settings (and its flags on the command line).
-2. `measure` is its only slow step and returns a table; `judge` and `show` are pure functions of that table.
+2. `measure` is its only slow step and returns `Measured` tables; `judge` and `show` are pure functions of these, for
+   one task at a time. What unites tasks, orders exhibits and resumes is written once, here and in `analysis.folder`.
 3. A `Verdict` says yes, no or undecided to the study's claim, with the effect and its 95 % interval.
 4. An `Exhibit` is a table, a caption, and the name of the function in `analysis.plots` that draws it.
 5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model.
@@ -12,16 +13,17 @@ Sees tables only: no torch, no scikit-learn.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import write_parquet, write_text
+from clsprobe.probes.write import read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.folder import RunFolder
 
+AGAIN = "Run its command again with --overwrite"
 Outcome = Literal["yes", "no", "undecided"]
 
 
@@ -145,7 +148,7 @@ class Answer:
 
         path = Path(path)
         try:
-            saved = _Saved.model_validate(read_json(path))
+            saved = _Saved.model_validate(read_json(path, AGAIN))
         except ValidationError as error:
             problem = error.errors()[0]
             what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
@@ -199,33 +202,49 @@ class _Saved(BaseModel):
     exhibits: list[_SavedExhibit]
 
 
-AGAIN = "Run its command again with --overwrite"
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a study has measured.
 
+    tables: name -> table. Those with a column `task` hold the rows of every task. facts: for run.json and the end of
+    the page: "rows" (task -> which of its rows were used), "read" (SPEC -> rows read), "model", "versions".
+    notes: sentences a reader should not miss. failures: a sentence for every plug-in that failed.
+    """
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run holds. Raises InputError where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        reason = "nested too deep"
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-    raise InputError(str(path), f"cannot be read ({reason})", AGAIN)
+    tables: Mapping[str, pd.DataFrame]
+    facts: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    failures: Sequence[str] = ()
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order in which they were named."""
+        return list(self.facts["rows"])
+
+    def rows(self, table: str, task: str) -> pd.DataFrame:
+        """The rows of one task in a table."""
+        whole = self.tables[table]
+        return whole[whole.task == task] if "task" in whole else whole
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a study leaves: answers by name, facts for run.json, a sentence for every plug-in that failed, and what the
-    page is called (the question, without a title)."""
+    """What a run of a study leaves: its measurement, and the answers that follow from it, by name.
+
+    title: what the page is called; None: by its question.
+    """
 
     answers: Mapping[str, Answer]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    failures: Sequence[str] = ()
+    measured: Measured
     title: str | None = None
 
 
 class Study(BaseModel, ABC):
-    """One question put to an encoder. Subclass it in a file of scripts/: its fields become the flags of a command."""
+    """One question put to an encoder. Subclass it in a file of scripts/: its fields become the flags of a command.
+
+    A study is its question, its settings (groups of fields, see `analysis.settings`) and three methods: `measure`
+    everything once, `judge` one task, `show` one task.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -233,22 +252,23 @@ class Study(BaseModel, ABC):
     claim: ClassVar[str]  # the statement that the verdict says yes or no to
     margin: ClassVar[float]  # declared before measuring
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
+    judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
 
     @abstractmethod
-    def measure(self) -> pd.DataFrame:
-        """The table the study judges; the only slow step."""
+    def measure(self, folder: RunFolder | None = None) -> Measured:
+        """The only slow step. folder: where work that an interrupted run should not repeat may be kept meanwhile."""
 
     @abstractmethod
-    def judge(self, table: pd.DataFrame) -> Verdict:
-        """What the table says to the claim. Pure."""
+    def judge(self, rows: pd.DataFrame) -> Verdict:
+        """What the rows of one task in the table `judged` say to the claim. Pure."""
 
     @abstractmethod
-    def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
-        """The evidence, the most telling first. Pure."""
+    def show(self, measured: Measured, task: str) -> list[Exhibit]:
+        """The evidence of one task, the most telling first. Pure."""
 
-    def settings(self) -> dict[str, Any]:
-        """What tells one run of this study from another: plain JSON."""
-        return self.model_dump(mode="json")
+    def note(self, measured: Measured) -> list[str]:
+        """Sentences about this question that a reader should not miss. Pure."""
+        return []
 
     def prepare(self) -> list[str]:
         """Check all that can be checked without a heavy library, and say in sentences what a run would take.
@@ -257,11 +277,84 @@ class Study(BaseModel, ABC):
         """
         return []
 
-    def run(self, folder: RunFolder) -> Finished:
-        """Measure into a folder, judge, show."""
-        folder.begin()
-        table = self.measure()
-        folder.save("measured", table)
-        settings = {"Settings": self.model_dump(mode="json")}
-        answer = Answer(self.question, self.claim, self.judge(table), self.show(table), settings=settings)
-        return Finished({type(self).__name__.lower(): answer})
+    def settings(self) -> dict[str, Any]:
+        """What tells one run of this study from another: plain JSON."""
+        return self.model_dump(mode="json")
+
+    def shown_settings(self) -> dict[str, Any]:
+        """The settings as the page lists them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def name(cls) -> str:
+        """The name of its answer, "fine_tuning" for FineTuning."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def can_judge(cls, measured: Measured) -> bool:
+        """Whether a measurement, maybe that of another study, holds what this question is about."""
+        return cls.judged in measured.tables
+
+    @classmethod
+    def sharing(cls, other: Study) -> Self:
+        """This study with the settings that another one has too."""
+        shared = cls.model_fields.keys() & type(other).model_fields.keys()
+        return cls(**{field: getattr(other, field) for field in shared})
+
+    def verdict(self, measured: Measured) -> Verdict:
+        """The verdict over all tasks."""
+        return Verdict.over({task: self.judge(measured.rows(self.judged, task)) for task in measured.tasks})
+
+    def answer(self, measured: Measured) -> Answer:
+        """The answer to the question: verdict, evidence task by task, notes, settings and facts."""
+        exhibits = [replace(e, section=short(task)) for task in measured.tasks for e in self.show(measured, task)]
+        notes = (*self.note(measured), *measured.notes)
+        headed = {"Settings": _lines(self.shown_settings()), **_headed(measured.facts)}
+        return Answer(self.question, self.claim, self.verdict(measured), tuple(exhibits), notes, headed)
+
+    def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
+        """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
+        measured = self.measure() if folder is None else folder.measure(self)
+        studies = [
+            self if type(self) is kind else kind.sharing(self)
+            for kind in (type(self), *others)
+            if kind.can_judge(measured)
+        ]
+        once = replace(measured, notes=())  # what holds for the whole measurement is said in the first answer
+        answers = {s.name(): s.answer(once if i else measured) for i, s in enumerate(studies)}
+        tasks = ", ".join(filter(None, map(short, measured.tasks)))
+        return Finished(answers, measured, f"{measured.facts['model']['model']} on {tasks}" if tasks else None)
+
+
+def short(task: str) -> str:
+    """A task's name as a heading: without its source ("file:trec:coarse" -> "trec: coarse")."""
+    return task.partition(":")[2].replace(":", ": ")
+
+
+def counted(n: int, noun: str) -> str:
+    """ "1 task", "2,000 texts"."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _headed(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Facts under the headings of the page."""
+    rows = {
+        f"{name}: {what}": value
+        for part in ("read", "rows")
+        for name, counts in facts[part].items()
+        for what, value in counts.items()
+    }
+    return {"Rows": rows, "Model": _lines(facts["model"]), "Versions": dict(facts["versions"])}
+
+
+def _lines(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists and figures in one line, and no line for what was not asked for."""
+    return {name: _line(value) for name, value in values.items() if value not in (None, False)}
+
+
+def _line(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {v:.2g}" if isinstance(v, float) else f"{name} {v}" for name, v in value.items())
+    return value

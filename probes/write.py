@@ -26,7 +26,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from clsprobe.probes.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,3 +242,14 @@ def _flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """What a JSON file holds. Raises InputError, with this mend, where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        reason = "nested too deep"
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+    raise InputError(str(path), f"cannot be read ({reason})", mend)

@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.study import Exhibit, Verdict
-from clsprobe.compare import AgainstCls
-from clsprobe.run import Names, Specs, short
+from clsprobe.analysis.settings import Names, Specs
+from clsprobe.analysis.study import Exhibit, Measured, Verdict, short
+from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLAT = ("flatten_projected", "flatten")  # the first that was read is judged
 
 
-class Order(AgainstCls):
+class Order(SweepStudy):
     """Which readouts keep the order of the words."""
 
     question: ClassVar[str] = "Does flattening destroy order? Which readouts keep it?"
@@ -38,7 +39,7 @@ class Order(AgainstCls):
         "baseline that sees no order"
     )
     margin: ClassVar[float] = 0.0
-    beside_untrained: ClassVar[bool] = False  # it sees order too
+    untrained: ClassVar[bool] = False  # such an encoder sees order too
 
     task: Specs = Field(
         ("grammar:bigram_shift:2400", "grammar:word_order:2400"),
@@ -50,71 +51,62 @@ class Order(AgainstCls):
     )
 
     @classmethod
-    def rivals(cls, readouts: list[str]) -> list[str]:
-        """The flattened tokens."""
-        return [name for name in FLAT if name in readouts]
+    def comparable(cls, readouts: Sequence[str]) -> bool:
+        """[CLS] and the flattened tokens."""
+        return "cls" in readouts and any(name in readouts for name in FLAT)
 
-    @classmethod
-    def shown(cls, readouts: list[str]) -> list[str]:
-        """All others."""
-        return [name for name in readouts if name != "cls"]
-
-    def judge(self, table: pd.DataFrame) -> Verdict:
+    def judge(self, rows: pd.DataFrame) -> Verdict:
         """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
         from clsprobe.analysis.sweep.choose import chosen_cell
 
-        parts = {}
-        for task in table.task.unique():
-            rows = self.judged(table[table.task == task])
-            subject = next(name for name in FLAT if name in set(rows.readout))
-            parts[task] = self._kept(rows, chosen_cell(rows, subject), str(task))
-        return Verdict.over(parts)
+        rows = self.judged_rows(rows)
+        readout = next(name for name in FLAT if name in set(rows.readout))
+        return self._keeps_order(rows, chosen_cell(rows, readout))
 
-    def _kept(self, rows: pd.DataFrame, cell: Chosen, task: str) -> Verdict:
+    def _keeps_order(self, rows: pd.DataFrame, cell: Chosen) -> Verdict:
         """Whether one cell tells more than the best baseline that sees no order."""
         from clsprobe.analysis.sweep.choose import chosen_cell, difference
 
-        found = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
-        blind = max(found, key=lambda chosen: chosen.dev)
-        because = f"On {short(task)}, {cell.does}, the best baseline without order ({blind.told}) {blind.test:.3f}."
+        baselines = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
+        blind = max(baselines, key=lambda baseline: baseline.dev)
+        because = (
+            f"On {short(rows.task.iloc[0])}, {cell.does}, the best baseline without order ({blind.told}) "
+            f"{blind.test:.3f}."
+        )
         return Verdict.decide(because, *difference(rows, cell.where, blind.where), threshold=self.margin)
 
-    def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
-        """For every task what each readout keeps, at its best layer and at layer 0, and the curves."""
+    def show(self, measured: Measured, task: str) -> list[Exhibit]:
+        """What each readout keeps, at its best layer and at layer 0, and the curves."""
         from clsprobe.analysis.sweep.choose import chosen_cell
+        from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
+        rows = self.judged_rows(measured.rows("predictions", task))
+        names = read_readouts(rows)
+        places = [("at the layer that dev chooses", rows)]
+        if 0 in set(rows[rows.control == "none"].layer):
+            places.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
         exhibits = []
-        for task in table.task.unique():
-            rows = self.judged(table[table.task == task])
-            read = rows[rows.control == "none"]
-            names = [str(name) for name in read.readout.unique()]
-            places = [("at the layer that dev chooses", rows)]
-            if 0 in set(read.layer):
-                places.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
-            for where, some in places:
-                cells = [chosen_cell(some, name) for name in names]
-                exhibits.append(
-                    Exhibit(
-                        f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, "
-                        f"over the same test texts, with 95 % intervals.",
-                        self._differences(some, cells, str(task)),
-                        "differences",
-                        {"margin": self.margin, "metric": cells[0].metric},
-                        short(task),
-                    )
+        for where, of_layers in places:
+            cells = [chosen_cell(of_layers, name) for name in names]
+            exhibits.append(
+                Exhibit(
+                    f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, over "
+                    f"the same test texts, with 95 % intervals.",
+                    self._differences(of_layers, cells),
+                    "differences",
+                    {"margin": self.margin, "metric": cells[0].metric},
                 )
-        curves = [exhibit for exhibit in super().show(table) if exhibit.plot == "curves"]
-        sections = [exhibit.section for exhibit in exhibits]
-        return tuple(sorted([*exhibits, *curves], key=lambda exhibit: sections.index(exhibit.section)))
+            )
+        return [*exhibits, curves_exhibit(rows, names, chosen_cell(rows, "cls"))]
 
-    def _differences(self, rows: pd.DataFrame, cells: list[Chosen], task: str) -> pd.DataFrame:
+    def _differences(self, rows: pd.DataFrame, cells: list[Chosen]) -> pd.DataFrame:
         import pandas as pd
 
-        kept = [(cell.told, self._kept(rows, cell, task)) for cell in cells]
-        found = [(told, verdict.effect, verdict.low, verdict.high, verdict.outcome) for told, verdict in kept]
-        return pd.DataFrame(found, columns=["name", "effect", "low", "high", "outcome"])
+        verdicts = [(cell.told, self._keeps_order(rows, cell)) for cell in cells]
+        differences = [(name, v.effect, v.low, v.high, v.outcome) for name, v in verdicts]
+        return pd.DataFrame(differences, columns=["name", "effect", "low", "high", "outcome"])
 
-    def note(self, table: pd.DataFrame) -> list[str]:
+    def note(self, measured: Measured) -> list[str]:
         """What the readouts can and cannot show."""
         return [
             "Flatten keeps order by construction: a word's place is its index. It has as many numbers as 32 "

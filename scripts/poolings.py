@@ -8,18 +8,20 @@ between mean and [CLS] over the same test texts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from clsprobe.compare import AgainstCls
-from clsprobe.run import Names
+from clsprobe.analysis.settings import Names
+from clsprobe.analysis.study import Exhibit, Measured, Verdict
+from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Poolings(AgainstCls):
+class Poolings(SweepStudy):
     """Whether mean pooling tells as much as [CLS]."""
 
     question: ClassVar[str] = "Is mean pooling inferior to [CLS]?"
@@ -29,16 +31,25 @@ class Poolings(AgainstCls):
     readouts: Names = Field(("cls", "mean", "max"), description="what to compare: cls, mean, and other poolings")
 
     @classmethod
-    def rivals(cls, readouts: list[str]) -> list[str]:
-        """Mean: the claim is about it alone."""
-        return [name for name in readouts if name == "mean"]
+    def comparable(cls, readouts: Sequence[str]) -> bool:
+        """Both [CLS] and mean."""
+        return {"cls", "mean"} <= set(readouts)
 
-    @classmethod
-    def shown(cls, readouts: list[str]) -> list[str]:
-        """Mean and max."""
-        return [name for name in readouts if name in ("mean", "max")]
+    def judge(self, rows: pd.DataFrame) -> Verdict:
+        """Mean minus [CLS]; the claim is about mean alone."""
+        from clsprobe.analysis.sweep.exhibits import judge_best_rival
 
-    def note(self, table: pd.DataFrame) -> list[str]:
+        return judge_best_rival(self.judged_rows(rows), ["mean"], self.margin)
+
+    def show(self, measured: Measured, task: str) -> list[Exhibit]:
+        """The differences of mean and max from [CLS], and the curves."""
+        from clsprobe.analysis.sweep.exhibits import comparison_exhibits
+
+        rows = self.judged_rows(measured.rows("predictions", task))
+        poolings = [name for name in read_readouts(rows) if name in ("mean", "max")]
+        return comparison_exhibits(rows, poolings, self.margin)
+
+    def note(self, measured: Measured) -> list[str]:
         """What pooling means, and what the embedded model was trained for."""
         return [
             "Mean and max pool all real tokens, special ones included. A model trained through one pooling favours it."

@@ -4,7 +4,6 @@
    what each has gained since the start over the same texts, and how far it has moved, as unbiased CKA over the test
    texts (1: not at all, but for turning and scaling).
 2. Beside it, how much of the attention of a text's words goes into [CLS], layer by layer.
-3. `same_kind` refuses checkpoints of different architectures before any of them is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.formation.attention import received
 from clsprobe.analysis.geometry.measures import cka
 from clsprobe.probes.base import STRENGTHS, predict_each
-from clsprobe.probes.encoder import Description, Encoder
+from clsprobe.probes.encoder import Encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extract import Extractor
 from clsprobe.probes.linear import LogisticProbe
@@ -96,18 +95,3 @@ class Trajectory:
         what [CLS] gets of the words' attention, in the block below.
         """
         return pd.concat(self._found, ignore_index=True)
-
-
-def same_kind(described: Sequence[Description]) -> None:
-    """Raise InputError where models are not checkpoints of one: another architecture, depth, width, or vocabulary."""
-    first = described[0]
-    for other in described[1:]:
-        for what, of in (
-            ("architecture", lambda one: one.model_type),
-            ("number of layers", lambda one: one.layers),
-            ("width", lambda one: one.dim),
-            ("vocabulary", lambda one: one.config.get("vocab_size")),
-        ):
-            if of(first) != of(other):
-                told = f"{other.name} has another {what} than {first.name} ({of(other)}, {of(first)})"
-                raise InputError("--checkpoints", told, "Name checkpoints of one model")

@@ -50,6 +50,7 @@ class Window(NamedTuple):
 
 
 INTACT = Window("none", 0, 0)
+EVERYTHING = "rest->cls"  # the edges into [CLS] from all other tokens
 KEY = [*Window._fields, "layer", "readout"]  # what names a cut and who reads
 PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
 

@@ -30,6 +30,7 @@ SHOWN = {  # control -> how a reader calls it
     "shuffled": "shuffled labels",
     "word_type": "control task (word types)",
 }
+DISAGREEMENTS = ("right", "text", "label", "the other says", "row")
 NUMBERS_SHOWN = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # the same where labels are numbers
 
 
@@ -80,6 +81,32 @@ def chosen_cell(rows: pd.DataFrame, readout: str | None, control: str = "none") 
     chosen = Chosen(where, told, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
     on_test = stats.accuracies(chosen.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
     return replace(chosen, test=float(on_test.value), low=float(on_test.low), high=float(on_test.high))
+
+
+def judged_probe(rows: pd.DataFrame, names: Sequence[str]) -> str:
+    """The first of the named probes that has read this task. rows: predictions of one task."""
+    read = set(rows[rows.control == "none"].probe)
+    return next(name for name in names if name in read)
+
+
+def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The rows of the probe that is judged, with the baselines; an untrained encoder is read by that probe too.
+
+    rows: predictions of one task.
+    """
+    baselines = rows.control.isin(BASELINES) & (rows.control != "untrained")
+    return rows[(rows.probe == judged_probe(rows, names)) | baselines]
+
+
+def subject_cell(rows: pd.DataFrame) -> Chosen:
+    """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
+    return chosen_cell(rows, "cls" if (rows[rows.control == "none"].readout == "cls").any() else None)
+
+
+def accuracy_by_cell(rows: pd.DataFrame, readouts: Sequence[str] | None = None) -> pd.DataFrame:
+    """Test accuracy of the cells (`stats.accuracies`), of these readouts or of all. rows: predictions of one task."""
+    chosen = rows[(rows.split == "test") & (rows.control == "none")]
+    return stats.accuracies(chosen if readouts is None else chosen[chosen.readout.isin(readouts)], ["layer", "readout"])
 
 
 def _shown(rows: pd.DataFrame) -> dict[str, str]:

@@ -56,6 +56,16 @@ class Asked:
     left_out: dict[str, int]
     notes: list[str]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the rows used."""
+        return [self.task.texts[i] for i in self.row.tolist()]
+
+    def of(self, side: str) -> tuple[list[str], np.ndarray]:
+        """The texts and labels of a side."""
+        rows = self.rows_of(side)
+        return [self.task.texts[i] for i in self.row[rows].tolist()], self.y[rows]
+
     def rows_of(self, *sides: str) -> np.ndarray:
         """Positions within the arrays of the rows on these sides."""
         return np.flatnonzero(np.isin(self.side, sides))

@@ -1,0 +1,190 @@
+"""From settings to tasks that are read and checked, before torch is imported.
+
+1. `load_all` reads every SPEC; `read_corpus` makes tasks of them, `--max-texts` applied.
+2. `read_inputs` adds what the tasks are put to: an encoder's description with its layers and readouts, or a file of
+   vectors.
+
+All of these raise InputError for whatever the user can mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clsprobe.analysis.settings import (
+    EncoderSettings,
+    LabelSettings,
+    TextSettings,
+    VectorSettings,
+)
+from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.analysis.study import counted
+from clsprobe.probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import parse
+from clsprobe.probes.split import take
+from clsprobe.probes.task import Task
+
+if TYPE_CHECKING:
+    from clsprobe.probes.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tasks of a run. Dictionaries say where rows went, for the page and run.json.
+
+    rows: SPEC -> rows read and left out. contents: SPEC or file -> digest of what was read where the settings do not
+    tell it. beyond: task -> rows beyond --max-texts.
+    """
+
+    tasks: list[Task]
+    rows: dict[str, dict[str, int]]
+    notes: list[str]
+    contents: dict[str, str]
+    beyond: dict[str, int]
+
+    @property
+    def texts(self) -> list[str]:
+        """Every distinct text of all tasks, once."""
+        return list(dict.fromkeys(text for task in self.tasks for text in task.texts))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study reads: a corpus, and an encoder or vectors.
+
+    description: None where vectors were given. vector_ids: (row of the vectors,) equal for equal vectors.
+    """
+
+    corpus: Corpus
+    description: Description | None
+    layers: list[int]
+    readouts: list[str]
+    vectors: Vectors | None = None
+    vector_ids: np.ndarray | None = None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks of the corpus."""
+        return self.corpus.tasks
+
+
+def load_all(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
+    """Every SPEC with what its source has read. options: of SourceOptions, instead of those in the settings."""
+    fields = SourceOptions.__dataclass_fields__
+    chosen = SourceOptions(**{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options)
+    for spec in settings.task:
+        yield spec, load(spec, chosen)
+
+
+def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:
+    """The tasks of all SPECs. vectors: there must be one for every row that is read."""
+    if not settings.label_column:
+        raise InputError("--label-column", "no column named", "Name one")
+    corpus = Corpus([], {}, [], {}, {})
+    for spec, loaded in load_all(settings):
+        if vectors:
+            check_count(vectors, spec, loaded.rows)
+        left_out = {f"left out: {reason}": n for reason, n in loaded.left_out.items() if n}
+        corpus.rows[spec] = {"rows": loaded.rows} | left_out
+        corpus.notes.extend(loaded.notes)
+        if loaded.digest:
+            corpus.contents[spec] = loaded.digest
+        for task in loaded.tasks:
+            kept = take(task, settings.max_texts, seed=seed) if settings.max_texts else task
+            corpus.tasks.append(kept)
+            corpus.beyond[task.name] = len(task.texts) - len(kept.texts)
+    if not corpus.tasks:
+        raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
+    names = [task.name for task in corpus.tasks]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError("--task", f"two tasks are called '{repeated}'", "Rename a file, or run them apart")
+    return corpus
+
+
+def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
+    """The description of the encoder, and its layers."""
+    check_device(settings.device)
+    description = describe(settings.model)
+    return description, parse_layers(settings.layers, description)
+
+
+def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]], bool] = bool) -> Inputs:
+    """Corpus and encoder, or corpus and vectors where `--vectors` names a file.
+
+    settings: `VectorSettings` and `LabelSettings`, maybe `FileOfVectors`. comparable: whether the readouts of such a
+    file hold what the study compares.
+    """
+    check_device(settings.device)
+    if settings.fast and settings.dtype != "float32":
+        raise InputError("--fast", f"is bfloat16, and --dtype says {settings.dtype}", "Give one of them")
+    if not getattr(settings, "vectors", None):
+        readouts = [readout.name for readout in parse(settings.readouts)]
+        description, layers = read_encoder(settings)
+        return Inputs(read_corpus(settings, seed=seed), description, layers, readouts)
+    vectors = _read_vectors(settings)
+    layers, readouts = _chosen_cells(settings, vectors, comparable)
+    corpus = read_corpus(settings, seed=seed, vectors=vectors)
+    rows = np.concatenate([task.rows for task in corpus.tasks if task.rows is not None])
+    ids = vectors.check(rows, layers, readouts)
+    corpus.contents[str(settings.vectors)] = vectors.digest
+    textless = corpus.tasks[0].textless
+    lacking = ["untrained encoder", *(["length", "bag of words"] if textless else [])]
+    corpus.notes.append(
+        f"No encoder was run: the vectors are those of {vectors.name}. Baselines that are left out for want of "
+        f"an encoder{' and of texts (--text-column)' if textless else ''}: {', '.join(lacking)}."
+    )
+    return Inputs(corpus, None, layers, readouts, vectors, ids)
+
+
+def _read_vectors(settings: VectorSettings) -> Vectors:
+    """The file of vectors; no flag of the encoder may be given beside it."""
+    from clsprobe.probes.vectors import read_vectors
+
+    for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(flag, "is for an encoder, and --vectors needs none", "Leave one of them out")
+    return read_vectors(str(getattr(settings, "vectors", None)))
+
+
+def _chosen_cells(
+    settings: VectorSettings, vectors: Vectors, comparable: Callable[[Sequence[str]], bool]
+) -> tuple[list[int], list[str]]:
+    """Layers and readouts among those of a file; where none are named, all."""
+    default = type(settings).model_fields["readouts"].default
+    readouts = vectors.readouts if settings.readouts == default else vectors.chosen_readouts(settings.readouts)
+    if not comparable(readouts):
+        what = f"holds {', '.join(readouts)}; this study compares other readouts with cls"
+        raise InputError(vectors.name, what, "Name tensors as in layer.07/cls and layer.07/mean")
+    if settings.layers.strip() == "all":
+        return vectors.layers, readouts
+    return vectors.chosen_layers(layer_numbers(settings.layers, vectors.layers[-1])), readouts
+
+
+def check_count(vectors: Vectors, spec: str, rows: int) -> None:
+    """Raise InputError unless there is one vector a row."""
+    count = vectors.shape[0]
+    if count == rows:
+        return
+    mend = "Give one vector for every row, in their order, also for rows that are left out"
+    if rows == len(vectors.layers) > 1:
+        mend = "Are its axes (layer, row, dim)? Save it as (row, layer, dim)"
+    raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", mend)
+
+
+def check_classes(tasks: list[Task]) -> None:
+    """Raise InputError where the labels of a task are numbers."""
+    for task in tasks:
+        if task.kind == "number":
+            raise InputError(task.name, "holds numbers, and this study reads classes", "Leave --target number out")
+
+
+def unnamed_contents(settings: TextSettings, contents: Mapping[str, str]) -> dict[str, Any]:
+    """Digests that tell one run from another where its settings do not: of standard input, of a file of vectors."""
+    told = getattr(settings, "vectors", None) or any(spec.startswith("file:-") for spec in settings.task)
+    return {"contents": dict(contents)} if told and contents else {}

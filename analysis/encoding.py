@@ -1,0 +1,68 @@
+"""The corpus as vectors: every text once through the encoder, or the vectors that were given."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clsprobe.analysis.corpus import Inputs
+from clsprobe.analysis.settings import VectorSettings
+from clsprobe.analysis.study import counted
+from clsprobe.probes.encoder import has_bfloat16, load_encoder
+from clsprobe.probes.extract import Extractor
+from clsprobe.probes.store import States, usable_folder
+
+log = logging.getLogger("clsprobe")
+
+
+def encode_inputs(settings: VectorSettings, inputs: Inputs, *, untrained: Iterable[int] = ()) -> list[States]:
+    """The States of the encoder, then those of the same encoder with random weights under each of these seeds.
+
+    Vectors that were given are the only States there are.
+    """
+    if inputs.vectors is not None:
+        assert inputs.vector_ids is not None
+        return [inputs.vectors.states(inputs.layers, inputs.readouts, inputs.vector_ids)]
+    texts, dtype = inputs.corpus.texts, settings.dtype
+    if settings.fast and has_bfloat16(settings.device):
+        dtype = "bfloat16"
+    elif settings.fast:
+        log.info("--fast: no bfloat16 in this hardware; float32 it is")
+    states = []
+    for seed in (None, *untrained):
+        what = "the encoder" if seed is None else f"an untrained one (seed {seed})"
+        log.info("encoding %s with %s", counted(len(texts), "text"), what)
+        extract = Extractor(
+            load_encoder(inputs.description, device=settings.device, dtype=dtype, untrained=seed),
+            inputs.readouts,
+            layers=inputs.layers,
+            max_length=settings.max_length,
+            long_rows="error" if settings.long_rows == "error" else "truncate",
+            cache=usable_folder(settings.cache),  # not made before a model is known to load
+        )
+        states.append(extract(texts))
+    return states
+
+
+def facts_of(
+    settings: VectorSettings, inputs: Inputs, states: States, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """What run.json and the end of the page say of a measurement. rows: task -> which of them were used."""
+    truncated = 0 if settings.long_rows == "drop" else len(states.truncated)
+    model = {name: value for name, value in states.source.items() if name not in ("versions", "control", "seed")}
+    return {
+        "rows": rows,
+        "read": inputs.corpus.rows,
+        "model": model | {"truncated texts": truncated},
+        "versions": states.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
+    }
+
+
+def half_precision(states: States) -> list[str]:
+    """A sentence on the cells that half precision moves too far, where there are such."""
+    moved = states.source["moved by half precision"]
+    cells = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
+    what = "Half precision moves these cells by more than 5 % of their spread; do not read them"
+    return [f"{what}: {cells}."] if moved else []

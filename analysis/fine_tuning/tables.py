@@ -1,0 +1,142 @@
+"""Tables out of tables: which learning rate dev chooses, readouts against [CLS], results, accuracies.
+
+rows: predictions of one task. The probe of a fine-tuned encoder is called "fine-tuned RATE", that of the encoder as it
+was "frozen".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from clsprobe.analysis import stats
+from clsprobe.analysis.table import COLUMNS, KEY, check_results
+
+TUNED = "fine-tuned "  # what the name of such a probe begins with; its rate follows
+POOLED = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
+RATE = "rate (millionths)"
+ACCURACIES = (
+    "readout", "rate", "fine-tuned", "low", "high", "seeds", "frozen", "gained", "p_equal", "p_apart",
+)  # fmt: skip
+
+
+def is_pooled(readout: str) -> bool:
+    """Whether a readout is made of many tokens."""
+    return readout.partition("@")[0].partition("(")[0].partition("[")[0] in POOLED
+
+
+def choose_rates(rows: pd.DataFrame) -> dict[str, str]:
+    """Readout -> the fine-tuned probe (a rate) with the best dev accuracy over all seeds, then the fewest dev bits."""
+    tuned = rows[rows.probe.str.startswith(TUNED)]
+    best = stats.best_layers(tuned).drop_duplicates("readout").set_index("readout").probe
+    return {str(readout): str(best[readout]) for readout in dict.fromkeys(tuned.readout)}
+
+
+def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Every readout less [CLS], each at the rate that dev chooses, over the same test texts and seeds.
+
+    Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (that they
+    are equally good) and p_apart (that they are apart by the margin), both Holm's.
+    """
+    rates = choose_rates(rows)
+    right = {name: stats.correct(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
+    others = [name for name in rates if name != "cls"]
+    pairs = [(right[name], right["cls"]) for name in others]
+    effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
+    p_equal, p_apart, p_worse = (
+        stats.holm(np.array([p(*pair) for pair in pairs]))
+        for p in (
+            stats.difference_p,
+            partial(stats.equivalence_p, margin=margin),
+            partial(stats.inferiority_p, margin=margin),
+        )
+    )
+    return pd.DataFrame(
+        {
+            "name": others,
+            "effect": effect,
+            "low": low,
+            "high": high,
+            "outcome": np.where(low > -margin, "yes", np.where(p_worse < 0.025, "no", "undecided")),
+            "rate": [rates[name].removeprefix(TUNED) for name in others],
+            "accuracy": [float(right[name].to_numpy().mean()) for name in others],
+            "of_cls": float(right["cls"].to_numpy().mean()),
+            "p_equal": p_equal,
+            "p_apart": p_apart,
+        }
+    )
+
+
+def accuracies(rows: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
+    """Every readout fine-tuned and frozen, then the majority: columns `ACCURACIES`. compared: `compare_with_cls`."""
+    p, table = compared.set_index("name"), []
+    for name, rate in choose_rates(rows).items():
+        right = stats.correct(rows, control="none", readout=name, probe=rate).to_numpy()
+        frozen = float(stats.correct(rows, control="none", readout=name, probe="frozen").to_numpy().mean())
+        low, high = stats.wilson(right.mean(), right.shape[1])
+        spread = right.mean(1).std(ddof=1) if len(right) > 1 else np.nan
+        tests = [p.p_equal.get(name, np.nan), p.p_apart.get(name, np.nan)]
+        gained = right.mean() - frozen
+        table.append((name, rate.removeprefix(TUNED), right.mean(), low, high, spread, frozen, gained, *tests))
+    sorted_table = pd.DataFrame(table, columns=[*ACCURACIES]).sort_values("fine-tuned", ascending=False, kind="stable")
+    majority = {
+        "readout": "commonest class",
+        "frozen": float(stats.correct(rows, control="majority").to_numpy().mean()),
+    }
+    last = pd.DataFrame([majority], columns=[*ACCURACIES]).astype(sorted_table.dtypes)
+    return pd.concat([sorted_table, last], ignore_index=True)
+
+
+def sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy of every readout at every rate: columns readout, `RATE`, value, low, high."""
+    table = stats.accuracies(rows[rows.probe.str.startswith(TUNED) & (rows.split == "test")], ["readout", "probe"])
+    rates = [1e6 * float(probe.removeprefix(TUNED)) for probe in table.probe]
+    return table.assign(**{RATE: rates}).drop(columns=["probe", "count"])
+
+
+def learning_curves(rows: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Dev accuracy over the steps, of every readout at its rate: columns readout, step, value, low, high.
+
+    steps: of the same task.
+    """
+    rates = {name: float(rate.removeprefix(TUNED)) for name, rate in choose_rates(rows).items()}
+    chosen = steps[steps.dev.notna() & (steps.rate == steps.readout.map(rates))]
+    table = chosen.groupby(["readout", "step"], sort=False).dev.mean().rename("value").reset_index()
+    table["low"], table["high"] = stats.wilson(table.value.to_numpy(), rows[rows.split == "dev"].row.nunique())
+    return table
+
+
+def results_of(
+    predictions: pd.DataFrame, n_train: dict[str, int], converged: Collection[tuple[str, str]]
+) -> pd.DataFrame:
+    """The results table of predictions. n_train: by task. converged: task and readout of such frozen probes."""
+    rows = []
+    for key, cell in predictions.groupby(list(KEY[:-1]), observed=True, sort=False):
+        codes = pd.factorize(np.concatenate([cell.label, cell.predicted]))[0].reshape(2, -1)
+        measured = stats.intervals(codes[1:], codes[0], cell.log2_probability.to_numpy()[None])
+        task, readout, probe = key[1], key[4], key[5]
+        sound = probe.startswith(TUNED) or (task, readout) in converged
+        rows += [
+            (*key, metric, *(float(each[0]) for each in numbers), n_train[task], len(cell), sound)
+            for metric, numbers in measured.items()
+        ]
+    return check_results(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def check_orders(steps: pd.DataFrame) -> pd.DataFrame:
+    """The table itself. Raises RuntimeError where two readouts saw their texts in different orders."""
+    for (task, seed), orders in steps.groupby(["task", "seed"]).order:
+        if orders.nunique() > 1:
+            raise RuntimeError(f"with seed {seed} the trainings on {task} saw their texts in different orders")
+    return steps
+
+
+def worst_position(compared: pd.DataFrame) -> tuple[pd.Series, Sequence[str], int]:
+    """The other position that is worst, the outcomes of all, and their number; of all readouts where no position is."""
+    positions = compared[~compared.name.map(is_pooled)]
+    if positions.empty:
+        positions = compared
+    return positions.loc[positions.effect.idxmin()], list(positions.outcome), len(positions)

@@ -1,0 +1,128 @@
+"""What the page shows of how [CLS] forms, one task at a time. Pure: rows of tables in, exhibits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from clsprobe.analysis import stats
+from clsprobe.analysis.formation import erasure
+from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, effects
+from clsprobe.analysis.study import Exhibit, Verdict
+
+EDGES = {  # as a reader calls them
+    "rest->cls": "[CLS] from all others",
+    "content->cls": "[CLS] from the words",
+    "sep->cls": "[CLS] from [SEP]",
+    "cls->content": "the words from [CLS]",
+}
+
+
+def knockout_exhibits(knockout: pd.DataFrame, margin: float) -> list[Exhibit]:
+    """The windows in which [CLS] is cut off, and every kind of edges layer by layer, for every readout.
+
+    knockout: rows of one task, `knockout.PREDICTIONS`.
+    """
+    exhibits = []
+    for (layer, readout), rows in effects(knockout).groupby(["layer", "readout"], sort=False):
+        intact = rows[rows.edges == INTACT.edges].iloc[0]
+        windows = rows[rows.edges == EVERYTHING]
+        if readout == "cls":
+            whole = windows[(windows["first"] == 1) & (windows["last"] == layer)].value.iloc[0]
+            exhibits.append(
+                Exhibit(
+                    f"[CLS] cut off from all other tokens in a window of layers, from the layer of the row to that "
+                    f"of the column: accuracy of its fixed probe at layer {layer}, with 95 % intervals. Intact: "
+                    f"{intact.value:.3f}. Cut off in all of them: {whole:.3f}.",
+                    _windows(knockout[knockout.readout == readout], windows),
+                    "heatmap",
+                    {"metric": "accuracy"},
+                )
+            )
+        single = rows[(rows["first"] == rows["last"]) & (rows.edges != INTACT.edges)]
+        single = single[(single.edges == EVERYTHING) | (readout == "cls")]
+        names = [f"{EDGES[row.edges]}, layer {row.first}" for row in single.itertuples()]
+        exhibits.append(
+            Exhibit(
+                f"What cutting edges in one layer costs the fixed probe of {readout} at layer {layer} "
+                f"({intact.value:.3f} intact), over the same test texts, with 95 % intervals. "
+                f'Shaded: the margin of {100 * margin:.0f} points. "yes": it loses more than that.',
+                _losses(names, single, margin),
+                "differences",
+                {"margin": margin, "metric": "accuracy"},
+            )
+        )
+    return exhibits
+
+
+def _windows(rows: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+    """Columns layer (the first of a window), readout (its last), value, low, high: accuracies."""
+    tested = len(rows[["seed", "row"]].drop_duplicates()) // rows.seed.nunique()
+    low, high = stats.wilson(windows.value.to_numpy(), tested)
+    grid = windows.assign(layer=windows["first"], readout="to " + windows["last"].astype(str), low=low, high=high)
+    return grid.sort_values(["last", "first"])[["layer", "readout", "value", "low", "high"]]
+
+
+def _losses(names: Sequence[str], rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Columns name, effect, low, high, outcome: whether more is lost than the margin."""
+    table = rows[["effect", "low", "high"]].reset_index(drop=True)
+    ends = table.itertuples(index=False)
+    outcomes = [Verdict.decide("", -e, -high, -low, threshold=margin).outcome for e, low, high in ends]
+    table.insert(0, "name", list(names))
+    return table.assign(outcome=outcomes)
+
+
+def erasure_exhibits(erased: pd.DataFrame, leakage: pd.DataFrame, margin: float) -> list[Exhibit]:
+    """What erasing costs the probe at the end, and what is left where it was erased. Rows of one task each."""
+    rows = erasure.effects(erased)
+    names = [f"{'[CLS]' if r.tokens == 'cls' else 'words'}, layer {r.layer}: {r.kind}" for r in rows.itertuples()]
+    rows_at_end = rows.rename(columns={"value": "at the end", "effect": "change"})
+    left = leakage[leakage.seed == leakage.seed.min()].drop(columns=["task", "seed"])
+    columns = [*left.columns[:3], "at the end", "change", "beyond", "beyond low", "beyond high"]
+    return [
+        Exhibit(
+            "The property erased in one place by LEACE, and the network run on: what the fixed probe of [CLS] loses at "
+            "the end, with 95 % intervals. Beside it random directions: of the same variance, which is the control, "
+            "and of the same number.",
+            _losses(names, rows, margin),
+            "differences",
+            {"margin": margin, "metric": "accuracy"},
+        ),
+        Exhibit(
+            "What is left where it was erased: test accuracy of a linear probe that was trained on erased vectors; "
+            "moved, the share of their variance that was taken out. Then the accuracy at the end, its change, and what "
+            "of that goes beyond random directions of the same variance.",
+            left.merge(rows_at_end[columns], on=columns[:3], how="left"),
+        ),
+    ]
+
+
+def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens: pd.DataFrame) -> list[Exhibit]:
+    """Knockout, attention and attribution layer by layer, how far they agree, and words in some texts. Of one task."""
+    agreement = agreement.drop(columns="task")
+    correlations = "; ".join(
+        f"{row.other} {row.correlation:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        for row in agreement[agreement.one == "knockout"].itertuples()
+    )
+    return [
+        Exhibit(
+            "Three kinds of evidence for where [CLS] receives, each as a share of its largest layer. Knockout: what "
+            "being cut off in that layer alone costs. Attention: the weight that [CLS] gives to content tokens; value "
+            "zeroing: how far it turns without their values. Attribution: by how much more than one layer below the "
+            "words move [CLS] along the probe's direction. Attention and attribution are correlations; the verdict is "
+            f"that of the knockout. Rank correlation with it over the layers, with the 95 % interval of a bootstrap "
+            f"over texts: {correlations}.",
+            profiles.drop(columns="task"),
+            "curves",
+            {"metric": "share of the largest layer"},
+        ),
+        Exhibit("How far they agree: rank correlations over the layers.", agreement),
+        Exhibit(
+            "What every word does to the number that the probe reads of [CLS], towards the text's own label, in some "
+            "test texts (integrated gradients; the baseline is a text without words).",
+            tokens.drop(columns="task"),
+            "token_strips",
+            {"metric": "attribution"},
+        ),
+    ]

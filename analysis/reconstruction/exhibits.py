@@ -1,0 +1,266 @@
+"""What the page shows of a reconstruction. Every function is pure: tables in, exhibits and sentences out.
+
+texts: a row per decoder, layer, readout, source and text (see `measure`). slots: a row per token of the chosen cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from clsprobe.analysis.reconstruction.scores import (
+    BLIND,
+    NOVEL,
+    binned,
+    corpus,
+    gained,
+    gains,
+    marked,
+    mean_of,
+    recovered,
+    signatures,
+)
+from clsprobe.analysis.stats import wilson
+from clsprobe.analysis.study import Exhibit
+
+STAGES = ("vector", "re-ranked", "corrected")  # of writing
+LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
+COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
+DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
+FEWEST_TOKENS = 20  # that a share is told of
+ESTIMATES = {
+    "sequence": "the only ones that estimate information",
+    "slot": "tokens taken for independent of each other",
+    "bag": "which tokens there are, order ignored",
+}
+
+
+# ------------------------------------------------------------------------------------------------- rows of the tables
+
+
+def judged_texts(texts: pd.DataFrame) -> pd.DataFrame:
+    """The rows that texts were written for by the decoder that is judged, of test texts that are new (of all where
+    fewer than ten are)."""
+    rows = texts[(texts.split == "test") & texts.text.notna() & (texts.decoder == texts.decoder.iloc[-1])]
+    new = rows[rows.novelty >= NOVEL]
+    return new if new.row.nunique() >= 10 else rows
+
+
+def last_stage(rows: pd.DataFrame) -> pd.DataFrame:
+    """The texts of the last stage of writing that there is."""
+    stage = next(stage for stage in reversed(STAGES) if (rows.source == stage).any())
+    return rows[rows.source == stage].sort_values("row")
+
+
+def best_blind(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The blind decoder that is likest to the originals, and its name: chosen on test, which is against the claim."""
+    blind = rows[rows.source.isin(BLIND)]
+    best = str(blind.groupby("source", sort=False).likeness.mean().idxmax())
+    return blind[blind.source == best].sort_values("row"), best
+
+
+def shares_recovered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns name, value, low, high, count: of every readout, what the best blind decoder misses that is put right."""
+    shares = []
+    for readout, of_readout in rows.groupby("readout", sort=False):
+        written, (blind, _) = last_stage(of_readout), best_blind(of_readout)
+        share = recovered(written.likeness.to_numpy(float), blind.likeness.to_numpy(float))
+        shares.append((f"{readout}, layer {written.layer.iloc[0]}", *share, len(written)))
+    return pd.DataFrame(shares, columns=["name", "value", "low", "high", "count"])
+
+
+# ----------------------------------------------------------------------------------------------------------- exhibits
+
+
+def text_exhibits(texts: pd.DataFrame, margin: float) -> list[Exhibit]:
+    """Recovered shares, bits over the layers, all scores, by length and novelty, and examples."""
+    rows, written = judged_texts(texts), texts[(texts.split == "test") & texts.text.notna()]
+    return [
+        Exhibit(
+            "Share of what the best blind decoder gets wrong that is put right from the vector (0: nothing, 1: every "
+            "text word for word), with 95 % intervals; each readout at the layer that dev chooses. Texts are compared "
+            "by the edit distance of their tokens.",
+            shares_recovered(rows),
+            "intervals",
+            {"metric": "share put right", "reference": {"margin": margin}},
+        ),
+        *_gain_exhibits(texts),
+        Exhibit(
+            f"All scores on the {written.row.nunique():,} test texts that were written. Bits are teacher-forced: every "
+            f"token given the true ones before it, 'from' and 'to' their 95 % interval per token; all else is of texts "
+            f"that were written freely. F1 counts repeated tokens; cosine is that of the vector of what was written. "
+            f"{'; '.join(signatures())}.",
+            _scores(written),
+        ),
+        _binned_exhibit(rows, "length", *LENGTHS, "length in tokens"),
+        _binned_exhibit(
+            written[written.decoder == texts.decoder.iloc[-1]],
+            "novelty",
+            *DISTANCES,
+            "edit distance to the nearest train text",
+        ),
+        *_example_exhibits(rows),
+    ]
+
+
+def _gain_exhibits(texts: pd.DataFrame) -> list[Exhibit]:
+    """Bits per token gained over the layers, of every decoder, the last one first."""
+    test = texts[(texts.split == "test") & (texts.source == "vector") & texts.bits.notna()]
+    grid = gains(test, ["decoder", "layer", "readout"])
+    return [
+        Exhibit(
+            f"Bits per token that the vector takes off the blind {decoder} decoder's, over the layers, with 95 % "
+            f"bands; {ESTIMATES[decoder]}. Bits of different decoders cannot be compared.",
+            grid[grid.decoder == decoder].drop(columns=["decoder", "texts"]).reset_index(drop=True),
+            "curves",
+            {"metric": "bits per token gained", "baselines": {"blind": 0.0}},
+        )
+        for decoder in reversed(list(grid.decoder.unique()))
+    ]
+
+
+def _scores(written: pd.DataFrame) -> pd.DataFrame:
+    """Every score of every decoder, readout and source."""
+    scores = []
+    for (decoder, readout, source), rows in written.groupby(
+        ["decoder", "readout", "source"], sort=False, observed=True
+    ):
+        gain = gained(rows) if rows.bits.notna().all() else (float("nan"),) * 3
+        f1 = mean_of(rows.f1.to_numpy())
+        scores.append(
+            {
+                "decoder": decoder, "readout": readout, "layer": int(rows.layer.iloc[0]), "written by": source,
+                "bits gained": gain[0], "from": gain[1], "to": gain[2],
+                "precision": rows.precision.mean(), "recall": rows.recall.mean(), "F1": f1[0], "F1 from": f1[1],
+                "F1 to": f1[2], "exact": rows.exact.mean(), "likeness": rows.likeness.mean(),
+                **corpus(list(rows.original), list(rows.text)), "cosine": rows.cosine.mean(),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(scores)
+
+
+def _binned_exhibit(
+    rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence[str], heading: str
+) -> Exhibit:
+    """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
+    table = []
+    for readout, of_readout in rows.groupby("readout", sort=False):
+        parts = last_stage(of_readout), best_blind(of_readout)[0], of_readout[of_readout.source == "vector"]
+        for name in names:
+            written, blind, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in parts)
+            if len(written):
+                scores = (part[score].mean() for score in ("f1", "likeness", "exact") for part in (written, blind))
+                table.append((name, readout, len(written), *gained(bits), *scores))
+    columns = [heading, "readout", "texts", "bits gained", "from", "to"]
+    columns += ["F1", "F1 blind", "likeness", "likeness blind", "exact", "exact blind"]
+    caption = f"By {heading}: bits per token gained, and what was written, beside what the best blind decoder writes."
+    return Exhibit(caption, pd.DataFrame(table, columns=columns))
+
+
+def _example_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
+    """The best, the middle and the worst texts of every readout."""
+    exhibits = []
+    for readout, of_readout in rows.groupby("readout", sort=False):
+        written = last_stage(of_readout).sort_values("likeness", ascending=False, kind="stable")
+        middle = len(written) // 2
+        parts = {
+            "best": written.head(5),
+            "median": written.iloc[max(0, middle - 2) : middle + 3],
+            "worst": written.tail(5),
+        }
+        examples = [
+            (which, text.likeness, *marked(text.original, text.text))
+            for which, part in parts.items()
+            for text in part.itertuples()
+        ]
+        exhibits.append(
+            Exhibit(
+                f"What was written from {readout} of layer {written.layer.iloc[0]}, beside the originals as the "
+                f"encoder's tokenizer spells them: the best, the middle and the worst. In brackets, what the other "
+                f"side lacks.",
+                pd.DataFrame(examples, columns=["which", "likeness", "original", "written"]),
+            )
+        )
+    return exhibits
+
+
+def token_exhibits(slots: pd.DataFrame) -> list[Exhibit]:
+    """By position in the text, by how often train has a token, by part of speech."""
+    places = []
+    for (readout, slot), rows in slots.groupby(["readout", "slot"], sort=False):
+        if len(rows) >= FEWEST_TOKENS:
+            share, gain = rows.hit.mean(), (rows.blind - rows.bits).mean()
+            low, high = map(float, wilson(share, len(rows)))
+            places.append((int(slot) + 1, readout, share, low, high, rows.blind_hit.mean(), len(rows), gain))
+    columns = ["position", "readout", "value", "low", "high", "blind", "texts", "bits gained"]
+    slots = slots.assign(times=binned(slots["count"].to_numpy(), *COUNTS))
+    exhibits = [
+        Exhibit(
+            "By position in the text: how often the token written there is the original's, with 95 % bands; blind: "
+            "without input.",
+            pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
+            "curves",
+            {"metric": "share of right tokens", "along": "position"},
+        ),
+        Exhibit(
+            "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
+            "often it stands anywhere in what was written (blind: without input).",
+            _tokens_by(slots, "times", "times in train"),
+        ),
+    ]
+    if len(tagged := slots[slots.tag != ""]):
+        exhibits.append(
+            Exhibit(
+                "By part of speech, of the texts whose source knows it: bits gained, and how often a token stands "
+                "anywhere in what was written (blind: without input).",
+                _tokens_by(tagged, "tag", "part of speech"),
+            )
+        )
+    return exhibits
+
+
+def _tokens_by(slots: pd.DataFrame, column: str, heading: str) -> pd.DataFrame:
+    """Bits gained and the share that was written, of the tokens of every readout and value of a column."""
+    groups = slots.assign(gained=slots.blind - slots.bits).groupby([column, "readout"], observed=True)
+    table = groups.agg(
+        tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean"), blind=("blind_found", "mean")
+    )
+    table = table.reset_index()
+    table = table[table.tokens >= FEWEST_TOKENS]
+    return table.rename(columns={column: heading, "gained": "bits gained"}).astype({heading: str})
+
+
+# -------------------------------------------------------------------------------------------------------------- notes
+
+
+def reconstruction_notes(texts: pd.DataFrame) -> list[str]:
+    """Layer-0 [CLS], the free negative control; the other readouts beside [CLS]; the gain of encoding again."""
+    notes = []
+    vectors = texts[(texts.split == "test") & (texts.source == "vector")]
+    layer0 = vectors[(vectors.layer == 0) & (vectors.readout == "cls")]
+    for decoder, rows in layer0.groupby("decoder", sort=False):
+        value, low, high = gained(rows)
+        verdict = "nothing, as it must be" if low <= 0 <= high else "it should tell nothing"
+        notes.append(f"[CLS] of layer 0 tells the {decoder} decoder {value:.3f} bits a token: {verdict}.")
+    writer = texts.decoder.iloc[-1]
+    written, bits = texts[(texts.decoder == writer) & texts.text.notna()], vectors[vectors.decoder == writer]
+    layers = written.groupby("readout", sort=False).layer.first()
+    of_readout = {name: bits[(bits.readout == name) & (bits.layer == layer)] for name, layer in layers.items()}
+    for readout, rows in of_readout.items():
+        if readout != "cls":
+            of_cls = of_readout["cls"].set_index("row").bits.loc[rows.row].to_numpy()
+            value, low, high = gained(rows.assign(blind=of_cls))
+            notes.append(
+                f"{readout} of layer {layers[readout]} tells {value:.2f} bits a token more than cls of layer "
+                f"{layers['cls']} ({low:.2f} to {high:.2f}, over the same texts)."
+            )
+    for readout, rows in written.groupby("readout", sort=False):
+        stages = [(stage, part) for stage in STAGES if len(part := rows[rows.source == stage])]
+        if len(stages) > 1:
+            scores = ", ".join(
+                f"{stage} {part.exact.mean():.1%} / {part.f1.mean():.3f} / {part.cosine.mean():.3f}"
+                for stage, part in stages
+            )
+            notes.append(f"{readout}: exact matches / F1 / cosine by stage of writing: {scores}.")
+    return notes

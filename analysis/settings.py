@@ -1,0 +1,134 @@
+"""Groups of settings that studies are composed of. Each field is a flag, a key of `--config` and an argument in Python.
+
+    class Poolings(SweepSettings, Study): ...          # fields of its own come below
+
+A study has the groups whose flags it can use, and gives a field another default or range by declaring it again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from clsprobe.probes.readout import DEFAULT, separated
+
+PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> the probe that reads it unless another is named
+
+
+def _separated(value: Any) -> Any:
+    """Lists are comma-separated, or the flag is repeated."""
+    parts = [value] if isinstance(value, str) else list(value)
+    return tuple(name for part in parts for name in separated(str(part)))
+
+
+def _repeated(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+Specs = Annotated[tuple[str, ...], BeforeValidator(_repeated)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Settings(BaseModel):
+    """What all groups have in common: values are given once, and unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextSettings(Settings):
+    """Where texts come from and how they are read."""
+
+    task: Specs = Field(("grammar:demo",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
+    text_column: str | None = Field(
+        None, description="file, hf: the column with the texts, or two of them for pairs: A,B [default: text]"
+    )
+    encoding: str = Field("utf-8", description="file: the encoding of the text")
+    sep: str | None = Field(None, description="file: what separates the fields of a .csv")
+    drop_empty: bool = Field(False, description="file, hf, senteval: leave rows without a text out")
+    replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
+    detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
+    split: str | None = Field(None, description="hf: what to read, train[:1000] or train[:1000],test")
+    max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
+
+
+class LabelSettings(TextSettings):
+    """Which labels the texts have."""
+
+    label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
+    target: Literal["class", "number"] | None = Field(None, description="file, hf: read labels as classes or numbers")
+    drop_missing_labels: bool = Field(False, description="file, hf: leave rows without a label out")
+
+
+class TaskSettings(LabelSettings):
+    """Which texts may be learned from, and which are tested on."""
+
+    split_column: str | None = Field(None, description="file: a column with train, dev, test")
+    group_column: str | None = Field(None, description="file, hf: rows with one value stay on one side")
+    allow_overlap: bool = Field(False, description="keep texts that stand, or nearly stand, in train and test")
+
+
+class ModelSettings(Settings):
+    """Which encoder."""
+
+    model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
+
+
+class ReadingSettings(Settings):
+    """How an encoder is run over texts."""
+
+    layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
+    max_length: int | None = Field(
+        None, ge=3, le=10**6, description="longest input in tokens; default: the model's own"
+    )
+    long_rows: Literal["error", "truncate", "drop"] = Field("error", description="what to do with longer texts")
+    device: Device = Field("auto", description="where the encoder runs")
+
+
+class EncoderSettings(ReadingSettings, ModelSettings):
+    """The encoder, and what is read of it."""
+
+    readouts: Names = Field(DEFAULT, description="what to read at every layer")
+
+
+class VectorSettings(EncoderSettings):
+    """An encoder whose vectors are kept on disk."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the encoder")
+    fast: bool = Field(False, description="the encoder in bfloat16, where the hardware has it")
+    cache: str | None = Field(  # where the vectors lie changes no result: not among the settings of a run
+        None, exclude=True, description="where vectors are kept [default: $CLSPROBE_HOME, else ~/.cache/clsprobe]"
+    )
+
+
+class FileOfVectors(Settings):
+    """Vectors that are read from a file instead."""
+
+    vectors: str | None = Field(
+        None,
+        description="no encoder: a .npy or .safetensors file with a vector for every row of file:PATH; --text-column "
+        "is then for the baselines only",
+    )
+
+
+class ProbeSettings(Settings):
+    """The probes, and how often they are fitted."""
+
+    probes: Names = Field(
+        tuple(PROBES.values()),
+        description="registered names or package.module:Class; the first that reads a task's labels is judged",
+    )
+    seeds: int = Field(
+        1, ge=1, le=1000, description="how many seeds; they move carved splits, controls, untrained weights"
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
+
+    @property
+    def every_seed(self) -> range:
+        """The seeds, the first one first."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+class SweepSettings(ProbeSettings, VectorSettings, FileOfVectors, TaskSettings):
+    """Everything that the layer x readout x probe sweep needs."""

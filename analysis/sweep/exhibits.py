@@ -1,0 +1,179 @@
+"""What the page shows of a sweep, one task at a time. Every function is pure: rows of tables in, exhibits out.
+
+rows: the judged predictions of one task (`choose.judged_rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from clsprobe.analysis import stats
+from clsprobe.analysis.study import Exhibit, Verdict, short
+from clsprobe.analysis.sweep.choose import (
+    Chosen,
+    accuracy_by_cell,
+    baselines_of,
+    by_number,
+    chosen_cell,
+    difference,
+    subject_cell,
+    summary,
+)
+
+COMPARED = ["name", "effect", "low", "high", "outcome", "dev", "because"]
+SUMMARY = (
+    "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
+    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, whose "
+    "labels belong to words at random (Hewitt & Liang 2019); p that nothing is told at all, corrected for all cells of "
+    "the grid (max-T)."
+)
+SUMMARY_OF_NUMBERS = (
+    "Every readout at the layer that dev chooses, measured once on test: R2, the share of the numbers' variance that "
+    "is explained, and Spearman's correlation, with 95 % intervals; gain in R2 over the best baseline; selectivity, R2 "
+    "less that on the control task, whose numbers belong to words at random (Hewitt & Liang 2019)."
+)
+LEARNING = (
+    "What more texts would teach: test accuracy by the number of training texts, with 95 % intervals. The layers are "
+    "those that dev chooses with all of them."
+)
+BITS = (
+    "In bits. Codelength: what the labels of train take when they are sent block by block, each with a probe trained "
+    "on those before (Voita & Titov 2020); compression: how many times fewer than without a probe. V-information: the "
+    "bits that a cell takes off the label of a test text (Xu et al. 2020); what it adds: off what the mean of layer 0, "
+    "words without their context, leaves (Hewitt et al. 2021). 95 % intervals over the test texts; it may be negative."
+)
+MAPS = (
+    "UMAP of test texts, [CLS] and mean side by side, each at the layer that dev chooses; colours are labels. "
+    "Neighbours mean something here; distances between clusters do not."
+)
+
+
+def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
+    """The grid, the curves and the baselines; of the chosen cell what it takes for what.
+
+    Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
+    """
+    subject, best, lines = subject_cell(rows), chosen_cell(rows, None), baselines_of(rows)
+    grid = accuracy_by_cell(rows)
+    exhibits = [
+        Exhibit(
+            f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals; outlined, the cell "
+            f"that dev chooses ({best.told}). Layer 0 is what enters the first block.",
+            grid,
+            "heatmap",
+            {"metric": best.metric, "best": [best.layer, best.readout]},
+        ),
+        Exhibit(
+            "The same over the layers, with baselines as dashed lines.",
+            grid,
+            "curves",
+            {"metric": best.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
+        ),
+        Exhibit(
+            f"{subject.told} beside its baselines and controls; each chosen on dev, measured on test.",
+            baselines_of(rows, subject),
+            "intervals",
+            {"metric": best.metric},
+        ),
+    ]
+    cell = subject.rows(rows[rows.split == "test"])
+    if stats.of_numbers(cell):
+        caption = (
+            f"What {subject.told} takes the numbers of the test texts for, band by band: their mean, the mean of what "
+            f"is predicted, and how far off it is (root of the mean squared error)."
+        )
+        return [*exhibits, Exhibit(caption, by_number(cell))]
+    counts = cell.groupby(["label", "predicted"], observed=True).size().rename("count").reset_index()
+    return [
+        *exhibits,
+        Exhibit(
+            f"What {subject.told} takes for what: test texts by their label (rows) and the predicted one (columns).",
+            counts.astype({"label": str, "predicted": str}),
+            "confusion",
+        ),
+        Exhibit(
+            f"Recall of every class, {subject.told}.",
+            stats.accuracies(cell.astype({"label": str}), ["label"]).rename(columns={"label": "name"}),
+            "intervals",
+            {"metric": "recall"},
+        ),
+    ]
+
+
+def summary_exhibit(rows: pd.DataFrame, results: pd.DataFrame) -> Exhibit:
+    """Every readout at its layer: gains, selectivity, corrections. results: the whole results table."""
+    return Exhibit(SUMMARY_OF_NUMBERS if stats.of_numbers(rows) else SUMMARY, summary(rows, results))
+
+
+def information_exhibits(learning: pd.DataFrame, information: pd.DataFrame) -> list[Exhibit]:
+    """Learning curves and bits of the chosen cells of one task; none where nothing was measured."""
+    if learning.empty:
+        return []
+    curves = learning.drop(columns="task").rename(columns={"name": "readout", "n": "training texts"})
+    bits = information.drop(columns=["task", "layer", "readout", "converged"])
+    along = {"metric": "accuracy", "along": "training texts", "scale": "log"}
+    return [Exhibit(LEARNING, curves, "curves", along), Exhibit(BITS, bits)]
+
+
+def disagreement_exhibits(disagreements: pd.DataFrame) -> list[Exhibit]:
+    """Where [CLS] and mean of one task disagree, if both were read."""
+    caption = "Test texts that one of [CLS] and mean gets right and the other wrong, the clearest first."
+    return [Exhibit(caption, disagreements.drop(columns="task").reset_index(drop=True))] if len(disagreements) else []
+
+
+def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
+    """The UMAPs of one task, if any was drawn."""
+    return [Exhibit(MAPS, projection.drop(columns="task").reset_index(drop=True), "scatter")] if len(projection) else []
+
+
+# ------------------------------------------------------------------------------------------ readouts against [CLS]
+
+
+def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> pd.DataFrame:
+    """Each readout minus [CLS] over the same test texts, both at the layer that dev chooses.
+
+    Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin.
+    """
+    cls, compared = chosen_cell(rows, "cls"), []
+    for readout in readouts:
+        other = chosen_cell(rows, readout)
+        effect, low, high = difference(rows, other.where, cls.where)
+        because = f"{other.does}, {cls.told} {cls.test:.3f}."
+        outcome = Verdict.decide(because, effect, low, high, threshold=-margin).outcome
+        compared.append((other.told, effect, low, high, outcome, other.dev, because))
+    table = pd.DataFrame(compared, columns=COMPARED)
+    return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
+
+
+def judge_best_rival(rows: pd.DataFrame, rivals: Sequence[str], margin: float) -> Verdict:
+    """Yes where the whole interval of (the rival that is best on dev - [CLS]) lies above -margin, no where below."""
+    best = compare_with_cls(rows, rivals, margin).iloc[0]
+    because = f"On {short(rows.task.iloc[0])}, {best.because}"
+    return Verdict.decide(because, best.effect, best.low, best.high, threshold=-margin)
+
+
+def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> list[Exhibit]:
+    """The paired differences of the readouts from [CLS], and all of them over the layers."""
+    cls = chosen_cell(rows, "cls")
+    differences = Exhibit(
+        f"{cls.metric.capitalize()} of each readout minus that of {cls.told} ({cls.test:.3f}), over the same test "
+        f"texts, with 95 % intervals; every layer chosen on dev. Shaded: the margin of {100 * margin:.0f} points. "
+        f'"yes": no worse than [CLS] by more than the margin.',
+        compare_with_cls(rows, readouts, margin).drop(columns="because"),
+        "differences",
+        {"margin": margin, "metric": cls.metric},
+    )
+    return [differences, curves_exhibit(rows, ["cls", *readouts], cls)]
+
+
+def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: Chosen) -> Exhibit:
+    """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
+    lines = baselines_of(rows)
+    return Exhibit(
+        f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
+        accuracy_by_cell(rows, readouts),
+        "curves",
+        {"metric": cell.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
+    )

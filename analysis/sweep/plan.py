@@ -1,0 +1,72 @@
+"""What is known of a sweep before torch is imported: can its tasks be split and probed, and what would it take?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clsprobe.analysis.corpus import Inputs
+from clsprobe.analysis.settings import PROBES, ProbeSettings
+from clsprobe.analysis.study import counted
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.registry import check_name, find_probe, fitting
+from clsprobe.probes.split import split
+from clsprobe.probes.task import Task
+
+FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
+
+
+def check_probes(settings: ProbeSettings) -> None:
+    """Raise InputError where no probe is named, or one that there is not."""
+    if not settings.probes:
+        raise InputError("--probes", "no probe is named", "Name one, such as logistic")
+    for name in settings.probes:
+        check_name(name)
+
+
+def check_tasks(settings: Any, inputs: Inputs) -> None:
+    """Raise InputError where a task cannot be split under every seed, or no probe reads its labels.
+
+    settings: `ProbeSettings` and `TaskSettings`.
+    """
+    for task in inputs.tasks:
+        tokens = None if inputs.vector_ids is None else inputs.vector_ids[task.rows]
+        for seed in settings.every_seed:
+            split(task, seed=seed, allow_overlap=settings.allow_overlap, tokens=tokens)
+        probes_of(task, settings.probes)
+        pooled = [name for name in inputs.readouts if name.startswith("attention")]
+        if task.kind == "number" and pooled:
+            what = f"learns its pooling from classes, and {task.name} has numbers"
+            raise InputError(pooled[0], what, "Leave this readout out, or the task")
+
+
+def probes_of(task: Task, names: tuple[str, ...]) -> list[str]:
+    """The named probes that read a task; InputError where none does. The default ones need not be loaded to know."""
+    if names == tuple(PROBES.values()):
+        return [PROBES[task.kind]]
+    return [*fitting({name: find_probe(name) for name in names}, task)]
+
+
+def describe_sweep(inputs: Inputs, *, probes: tuple[str, ...] = (), encoders: int = 1) -> list[str]:
+    """What a sweep would take: rows, and rough figures for time (two cores) and disk. encoders: untrained ones too."""
+    sentences = [f"{task.name}: {len(task.texts):,} texts, {_labels(task)}" for task in inputs.tasks]
+    size = f"{counted(len(inputs.layers), 'layer')} x {counted(len(inputs.readouts), 'readout')}"
+    cells = len(inputs.layers) * len(inputs.readouts)
+    fits = sum(len(task.texts) * len(probes_of(task, probes) if probes else ()) for task in inputs.tasks) * cells
+    if inputs.description is None:
+        assert inputs.vectors is not None
+        rows, dim = inputs.vectors.shape
+        sentences.append(f"{counted(rows, 'vector')} of {dim:,} dimensions from {inputs.vectors.name}, {size}")
+        return [*sentences, f"about {max(fits * dim / VALUES / 60, 0.5):.1f} minutes on two cores"]
+    texts, dim = inputs.corpus.texts, inputs.description.dim
+    tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
+    flops = 24 * inputs.description.layers * dim**2 * tokens * encoders
+    minutes = (flops / FLOPS + fits * dim * encoders / VALUES) / 60
+    disk = cells * len(texts) * dim * 4 * encoders / 1e9
+    sentences.append(f"{counted(len(texts), 'distinct text')}, {inputs.description.name}, {size}")
+    return [*sentences, f"about {max(minutes, 0.5):.1f} minutes on two cores, {disk:.2f} GB of vectors on disk"]
+
+
+def _labels(task: Task) -> str:
+    if task.kind == "class":
+        return f"{len(set(task.y))} classes"
+    return f"numbers from {task.y.min():g} to {task.y.max():g}"

@@ -1,0 +1,79 @@
+"""What every study over the layer x readout sweep has: its settings, checked inputs, and measurement.
+
+Such a study adds its question and what follows from the predictions: `judge` and `show`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clsprobe.analysis.corpus import Inputs, read_inputs, unnamed_contents
+from clsprobe.analysis.settings import SweepSettings
+from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.readout import parse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clsprobe.analysis.folder import RunFolder
+
+
+class SweepStudy(SweepSettings, Study):
+    """A study that judges the predictions of a sweep."""
+
+    untrained: ClassVar[bool] = True  # whether untrained encoders are among the baselines
+    details: ClassVar[bool] = False  # whether maps and bits are measured too, see `measure_sweep`
+
+    @classmethod
+    def comparable(cls, readouts: Sequence[str]) -> bool:
+        """Whether these readouts hold what the question is about."""
+        return len(readouts) > 0
+
+    @classmethod
+    def can_judge(cls, measured: Measured) -> bool:
+        """Its predictions are there, of readouts that the question is about."""
+        return super().can_judge(measured) and cls.comparable(read_readouts(measured.tables["predictions"]))
+
+    def model_post_init(self, context: Any) -> None:
+        """Raise InputError where there is nothing to compare; a file of vectors is asked when it is read."""
+        if not self.vectors and not self.comparable([readout.name for readout in parse(self.readouts)]):
+            raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Tasks, encoder and probes, checked. Raises InputError; imports no torch."""
+        check_probes(self)
+        inputs = read_inputs(self, seed=self.seed, comparable=self.comparable)
+        check_tasks(self, inputs)
+        return inputs
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, and digests of what they do not tell."""
+        return super().settings() | unnamed_contents(self, self.inputs.corpus.contents)
+
+    def prepare(self) -> list[str]:
+        """Read and check; what a run would take."""
+        return describe_sweep(self.inputs, probes=self.probes, encoders=1 + self.seeds * self.untrained)
+
+    def measure(self, folder: RunFolder | None = None) -> Measured:
+        """Encode every text once, sweep the probes over all cells."""
+        from clsprobe.analysis.encoding import encode_inputs
+        from clsprobe.analysis.sweep.measure import measure_sweep
+
+        states = encode_inputs(self, self.inputs, untrained=self.every_seed if self.untrained else ())
+        return measure_sweep(self, self.inputs, states, details=self.details)
+
+    def judged_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Of the predictions of one task those that are judged: of the first of the named probes that reads it."""
+        from clsprobe.analysis.sweep.choose import judged_rows
+
+        return judged_rows(rows, self.probes)
+
+
+def read_readouts(predictions: pd.DataFrame) -> list[str]:
+    """The readouts that were probed, in order of their first appearance."""
+    return [str(name) for name in predictions[predictions.control == "none"].readout.unique()]

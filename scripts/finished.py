@@ -1,0 +1,69 @@
+"""Finished runs: their page again, and their results for other programs. No model is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clsprobe.probes.errors import InputError, unknown
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """A page again, or several runs on one page, without a model."""
+    from clsprobe.analysis.study import Answer
+    from clsprobe.reports.page import write_page
+
+    answers = {}
+    for run in runs:
+        _finished(run)
+        if not (paths := sorted((run / "answers").glob("*.json"))):
+            raise InputError(str(run), "holds no answers", "Run its command again with --overwrite")
+        for path in paths:
+            answers[path.stem if len(runs) == 1 else f"{run.name}: {path.stem}"] = Answer.load(path)
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}", "its folder does not exist", "Name another file")
+    try:
+        write_page(out, answers)
+    except OSError:
+        raise
+    except Exception as error:  # of a table that is not what its plot was made for
+        where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
+        raise InputError(where, what, "Run its command again with --overwrite") from error
+    typer.echo(out)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="DIR")],
+    format: Annotated[str, typer.Option(help="csv or latex")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="a file; default: standard output")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """The results table of a run, for a spreadsheet or a paper."""
+    from clsprobe.analysis.table import read_results, to_csv, to_latex
+    from clsprobe.probes.write import write_text
+
+    makers = {"csv": to_csv, "latex": to_latex}
+    if format not in makers:
+        raise unknown("--format", "format", format, makers)
+    _finished(run)
+    text = makers[format](read_results(run / "results.parquet"))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+def _finished(run: Path) -> None:
+    from clsprobe.analysis.folder import read_run
+
+    content = read_run(run)
+    if content is None:
+        raise InputError(str(run), "is not a folder of a run", "Name the --out of a clsprobe command")
+    if not content.get("finished"):
+        raise InputError(str(run), "its run is not finished", "Run the same command again; it goes on")

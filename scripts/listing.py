@@ -1,0 +1,95 @@
+"""What there is to choose from: models, tasks, readouts, probes, studies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clsprobe.probes.errors import InputError, printable, unknown
+
+
+def list_choices(
+    what: Annotated[str, typer.Argument(help="models, tasks, readouts, probes or studies")],
+    task: Annotated[str | None, typer.Option(help="tasks: a SPEC, for its rows by class and those left out")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """What there is to choose from."""
+    from clsprobe.studies import studies
+
+    kinds = {
+        "models": _list_models, "tasks": _list_tasks, "readouts": _list_readouts, "probes": _list_probes,
+        "studies": lambda: {name: kind.question for name, kind in studies().items()},
+    }  # fmt: skip
+    if what not in kinds:
+        raise unknown("list", "kind", what, kinds)
+    if task is not None:
+        if what != "tasks":
+            raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
+        for line in _describe_spec(task):
+            typer.echo(line)
+        return
+    lines = kinds[what]()
+    width = max(map(len, lines))
+    for name, told in lines.items():
+        typer.echo(f"{name:<{width}}  {told}")
+
+
+def _list_models() -> dict[str, str]:
+    from clsprobe.probes.encoder import BLOCKS, describe
+
+    embedded = describe()
+    return {
+        embedded.name: f"embedded, the default: layers 0..{embedded.layers}, {embedded.dim} dimensions",
+        "ORG/NAME or a folder": f"any encoder of these architectures: {', '.join(sorted(BLOCKS))}",
+    }
+
+
+def _list_tasks() -> dict[str, str]:
+    from clsprobe.analysis.sources.grammar import DEMO, PROPERTIES, SIZE
+
+    return {
+        **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
+        "grammar:demo": f"{', '.join(DEMO)}; the default",
+        "grammar:all": "all of them",
+        "grammar:NAME:SIZE": f"as many sentences as you say instead of {SIZE:,}",
+        "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
+        "file:-": "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say",
+        "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
+        "senteval:PATH": "a SentEval probing file",
+        "hf:ORG/NAME[:CONFIG][@REVISION]": "a Hugging Face dataset; --split takes its slice syntax",
+    }
+
+
+def _describe_spec(spec: str) -> list[str]:
+    """Rows by class and side of every task of a SPEC, then the rows left out by reason, then what else was noticed."""
+    from clsprobe.analysis.sources import SourceOptions, load
+
+    loaded = load(spec, SourceOptions())
+    lines = []
+    for name, classes in loaded.classes.items():
+        rows = sum(sum(sides.values()) for sides in classes.values())
+        lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
+        for label, sides in classes.items():
+            told = ", ".join(f"{n:,}" if side == "all" else f"{side} {n:,}" for side, n in sides.items())
+            lines.append(f"  {printable(label)}: {told}")
+    lines += [f"left out, {why}: {n:,}" for why, n in loaded.left_out.items() if n]
+    return [*lines, *loaded.notes]
+
+
+def _list_readouts() -> dict[str, str]:
+    return {
+        "cls": "the [CLS] token",
+        "sep": "the last separator",
+        "token[K]": "the K-th content token; token[-1] is the last; token1 and token-1 work too",
+        "random": "one content token, drawn by the text",
+        "mean": "mean over all real tokens",
+        "max": "maximum of every coordinate over all real tokens",
+        "cls+norm": "cls, or any other, after the norm that follows the last layer, where the model has one",
+    }
+
+
+def _list_probes() -> dict[str, str]:
+    from clsprobe.probes.registry import registered
+
+    return registered() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}
