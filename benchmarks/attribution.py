@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from clsprobe import Extractor, LogisticProbe, load_encoder
-from clsprobe.analysis import attribution
-from clsprobe.analysis.attribution import STEPS, Target, attribute, direction_of
+from clsprobe.analysis.formation import attribution
+from clsprobe.analysis.formation.attribution import STEPS, Target, attribute, direction_of
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.probes.encoder import Encoder
 from clsprobe.probes.extract import BUDGET, plan

@@ -33,7 +33,7 @@ import torch
 
 from clsprobe import Extractor, LogisticProbe, load_encoder
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.analysis.sweep import sweep
+from clsprobe.analysis.sweep.grid import sweep
 from clsprobe.probes.encoder import Encoder, has_bfloat16
 from clsprobe.probes.extract import evaluating, plan
 from clsprobe.probes.split import take

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from clsprobe.analysis.geometry import KEPT, Pairs, cka, dimension, nearest, shape
+from clsprobe.analysis.geometry.measures import KEPT, Pairs, cka, dimension, nearest, shape
 
 OUT = Path("out") / "bench"
 SETS = 300  # simulated data sets of a figure

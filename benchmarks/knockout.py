@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from clsprobe.analysis.knockout import INTACT, vectors_of, windows
+from clsprobe.analysis.formation.knockout import INTACT, vectors_of, windows
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.probes.encoder import load_encoder
 from clsprobe.probes.extract import Extractor

@@ -209,7 +209,7 @@ def swept(cache: Path) -> None:
     import pandas as pd
 
     from clsprobe import LogisticProbe, States, Task
-    from clsprobe.analysis.sweep import sweep
+    from clsprobe.analysis.sweep.grid import sweep
     from clsprobe.probes.store import Store, name_of
 
     random, names = np.random.default_rng(0), tuple(f"readout {i}" for i in range(READOUTS))

@@ -51,7 +51,7 @@ class Aggregate(AgainstCls):
         return Verdict.over(parts)
 
     def _both(self, rows: pd.DataFrame, task: str) -> Verdict:
-        from clsprobe.analysis.choose import best_baseline, chosen_cell, difference
+        from clsprobe.analysis.sweep.choose import best_baseline, chosen_cell, difference
 
         cls = chosen_cell(rows, "cls")
         verdicts = []
@@ -64,7 +64,7 @@ class Aggregate(AgainstCls):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task [CLS] layer by layer against the best baseline and against mean, and the curves."""
-        from clsprobe.analysis.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import chosen_cell
 
         exhibits = []
         for task in table.task.unique():
@@ -85,7 +85,7 @@ class Aggregate(AgainstCls):
         return tuple(sorted([*exhibits, *curves], key=lambda exhibit: sections.index(exhibit.section)))
 
     def _by_layer(self, rows: pd.DataFrame) -> pd.DataFrame:
-        from clsprobe.analysis.choose import best_baseline, difference
+        from clsprobe.analysis.sweep.choose import best_baseline, difference
 
         baseline, probe, found = best_baseline(rows), self._judge_of(rows), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):

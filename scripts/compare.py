@@ -16,7 +16,7 @@ from clsprobe.run import Measured, Run, short
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clsprobe.analysis.sweep import Asked
+    from clsprobe.analysis.sweep.grid import Asked
     from clsprobe.probes.extract import States
 
 
@@ -60,7 +60,7 @@ class AgainstCls(Run):
         """
         import pandas as pd
 
-        from clsprobe.analysis.choose import chosen_cell, difference
+        from clsprobe.analysis.sweep.choose import chosen_cell, difference
 
         rows = self.judged(rows)
         cls, found = chosen_cell(rows, "cls"), []
@@ -77,7 +77,7 @@ class AgainstCls(Run):
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task the paired differences from [CLS], and the readouts over the layers."""
         from clsprobe.analysis import stats
-        from clsprobe.analysis.choose import baselines_of, chosen_cell
+        from clsprobe.analysis.sweep.choose import baselines_of, chosen_cell
 
         exhibits = []
         for task in table.task.unique():

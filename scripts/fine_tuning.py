@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
 
-    from clsprobe.analysis.trajectory import Trajectory
+    from clsprobe.analysis.fine_tuning.trajectory import Trajectory
     from clsprobe.probes.encoder import Description, Encoder
     from clsprobe.probes.task import Task
     from clsprobe.probes.train import Recipe
@@ -175,7 +175,7 @@ class FineTuning(Run):
         return replace(ready, readouts=self.plan[0])
 
     def _described(self) -> list[Description]:
-        from clsprobe.analysis.trajectory import same_kind
+        from clsprobe.analysis.fine_tuning.trajectory import same_kind
 
         if len(self.checkpoints) < 2:
             raise InputError("--checkpoints", "one model has no trajectory", "Name two or more, in order")
@@ -428,7 +428,7 @@ class FineTuning(Run):
         """Of at most `PROBED` training texts, drawn evenly: six grids take their time."""
         import numpy as np
 
-        from clsprobe.analysis.trajectory import Trajectory
+        from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 
         train = np.flatnonzero(part.side == "train")
         kept = part.side != "train"

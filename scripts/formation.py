@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from clsprobe.analysis.knockout import Cell
-    from clsprobe.analysis.sweep import Asked
+    from clsprobe.analysis.formation.knockout import Cell
+    from clsprobe.analysis.sweep.grid import Asked
     from clsprobe.probes.encoder import Encoder
     from clsprobe.probes.extract import States
     from clsprobe.probes.task import Task
@@ -112,7 +112,7 @@ class Formation(Run):
         """The sweep, and the tables of `TABLES`."""
         import pandas as pd
 
-        from clsprobe.analysis.sweep import ask
+        from clsprobe.analysis.sweep.grid import ask
         from clsprobe.probes.encoder import load_encoder
         from clsprobe.probes.intervene import check_changes
 
@@ -145,7 +145,7 @@ class Formation(Run):
 
     def _cells(self, predictions: pd.DataFrame) -> list[Cell]:
         """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer."""
-        from clsprobe.analysis.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import chosen_cell
 
         rows = self.judged(predictions)
         layer = chosen_cell(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
@@ -155,7 +155,7 @@ class Formation(Run):
     def _intervened(
         self, encoder: Encoder, asked: Asked, states: States, cells: list[Cell], seed: int
     ) -> dict[str, pd.DataFrame]:
-        from clsprobe.analysis import erasure, knockout
+        from clsprobe.analysis.formation import erasure, knockout
 
         probe, (layer, _) = find_probe(self.probes[0]), cells[0]
         cuts = knockout.windows([EVERYTHING], layer)
@@ -174,9 +174,9 @@ class Formation(Run):
         import numpy as np
         import pandas as pd
 
-        from clsprobe.analysis import attribution, knockout
-        from clsprobe.analysis.attention import mixing
-        from clsprobe.analysis.sweep import features
+        from clsprobe.analysis.formation import attribution, knockout
+        from clsprobe.analysis.formation.attention import mixing
+        from clsprobe.analysis.sweep.grid import features
         from clsprobe.probes.base import STRENGTHS
         from clsprobe.probes.linear import LogisticProbe
 
@@ -243,7 +243,7 @@ class Formation(Run):
         import numpy as np
 
         from clsprobe.analysis import stats
-        from clsprobe.analysis.knockout import INTACT, Window, right
+        from clsprobe.analysis.formation.knockout import INTACT, Window, right
 
         rows = rows[rows.readout == "cls"]
         layer = int(rows.layer.iloc[0])
@@ -274,7 +274,7 @@ class Formation(Run):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task the windows in which [CLS] is cut off, and every kind of edges layer by layer."""
-        from clsprobe.analysis.knockout import INTACT, effects
+        from clsprobe.analysis.formation.knockout import INTACT, effects
 
         exhibits = []
         for (task, layer, readout), rows in effects(table).groupby(["task", "layer", "readout"], sort=False):
@@ -328,7 +328,7 @@ class Formation(Run):
         return pd.DataFrame(found, columns=["name", "effect", "low", "high"]).assign(outcome=outcomes)
 
     def _of_erasure(self, tables: Mapping[str, pd.DataFrame]) -> list[Exhibit]:
-        from clsprobe.analysis.erasure import effects
+        from clsprobe.analysis.formation.erasure import effects
 
         exhibits = []
         for task, rows in effects(tables["erasure"]).groupby("task", sort=False):
@@ -397,7 +397,7 @@ class Formation(Run):
 
     def note(self, table: pd.DataFrame) -> list[str]:
         """What a cut can and cannot show, and the free controls."""
-        from clsprobe.analysis.knockout import effects
+        from clsprobe.analysis.formation.knockout import effects
 
         told, own = effects(table), table[table.readout == "cls"]
         off, said = (

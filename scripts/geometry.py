@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.projection import SMALLEST
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Verdict
+from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.readout import parse
 from clsprobe.probes.task import Task, readable
@@ -116,7 +116,7 @@ class Geometry(Run):
         import numpy as np
         import pandas as pd
 
-        from clsprobe.analysis.geometry import SAMPLE, comparable, geometry
+        from clsprobe.analysis.geometry.measures import SAMPLE, comparable, geometry
 
         ready = self.ready
         (states,) = self._states(ready)
@@ -160,7 +160,7 @@ class Geometry(Run):
         import numpy as np
         import pandas as pd
 
-        from clsprobe.analysis.projection import pca_of, umap_of
+        from clsprobe.analysis.sweep.maps import pca_of, umap_of
 
         chosen = np.arange(len(used))
         if len(chosen) > PROJECTED:
@@ -324,7 +324,7 @@ def cells(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def _measures(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
     """What each cell is like by itself."""
-    from clsprobe.analysis.geometry import MEASURES
+    from clsprobe.analysis.geometry.measures import MEASURES
 
     here = rows[rows.measure.isin(MEASURES) & (rows.layer == layer)]
     order = list(here.readout.unique())

@@ -23,7 +23,7 @@ from clsprobe.run import Names, Specs, short
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clsprobe.analysis.choose import Chosen
+    from clsprobe.analysis.sweep.choose import Chosen
 
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLAT = ("flatten_projected", "flatten")  # the first that was read is judged
@@ -61,7 +61,7 @@ class Order(AgainstCls):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
-        from clsprobe.analysis.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import chosen_cell
 
         parts = {}
         for task in table.task.unique():
@@ -72,7 +72,7 @@ class Order(AgainstCls):
 
     def _kept(self, rows: pd.DataFrame, cell: Chosen, task: str) -> Verdict:
         """Whether one cell tells more than the best baseline that sees no order."""
-        from clsprobe.analysis.choose import chosen_cell, difference
+        from clsprobe.analysis.sweep.choose import chosen_cell, difference
 
         found = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
         blind = max(found, key=lambda chosen: chosen.dev)
@@ -81,7 +81,7 @@ class Order(AgainstCls):
 
     def show(self, table: pd.DataFrame) -> tuple[Exhibit, ...]:
         """For every task what each readout keeps, at its best layer and at layer 0, and the curves."""
-        from clsprobe.analysis.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import chosen_cell
 
         exhibits = []
         for task in table.task.unique():

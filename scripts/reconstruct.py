@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from clsprobe.analysis.writing import Tongue
+    from clsprobe.analysis.reconstruction.writing import Tongue
     from clsprobe.probes.decode.base import Decoder
     from clsprobe.probes.encoder import Encoder
     from clsprobe.probes.store import States
@@ -269,7 +269,7 @@ class Reconstruct(Study):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """The share of what the best blind decoder misses that is put right from [CLS]: yes above the margin."""
-        from clsprobe.analysis.reconstruction import gained, recovered
+        from clsprobe.analysis.reconstruction.scores import gained, recovered
 
         rows = judged(table)
         cls = rows[rows.readout == "cls"]
@@ -304,7 +304,7 @@ class Reconstruct(Study):
 def judged(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that texts were written for by the decoder that is judged, of test texts that are new (of all where
     fewer than ten are)."""
-    from clsprobe.analysis.reconstruction import NOVEL
+    from clsprobe.analysis.reconstruction.scores import NOVEL
 
     rows = table[(table.split == "test") & table.text.notna() & (table.decoder == table.decoder.iloc[-1])]
     new = rows[rows.novelty >= NOVEL]
@@ -319,7 +319,7 @@ def _last(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _floor(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The blind decoder that is likest to the originals, and its name: chosen on test, which is against the claim."""
-    from clsprobe.analysis.reconstruction import BLIND
+    from clsprobe.analysis.reconstruction.scores import BLIND
 
     blind = rows[rows.source.isin(BLIND)]
     best = str(blind.groupby("source", sort=False).likeness.mean().idxmax())
@@ -329,7 +329,7 @@ def _floor(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _exhibits(study: Reconstruct, table: pd.DataFrame) -> tuple[Exhibit, ...]:
     import pandas as pd
 
-    from clsprobe.analysis.reconstruction import corpus, gained, gains, marked, mean_of, recovered, signatures
+    from clsprobe.analysis.reconstruction.scores import corpus, gained, gains, marked, mean_of, recovered, signatures
 
     writer = table.decoder.iloc[-1]
     test = table[(table.split == "test") & (table.source == "vector") & table.bits.notna()]
@@ -416,7 +416,7 @@ def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence
     """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
     import pandas as pd
 
-    from clsprobe.analysis.reconstruction import binned, gained
+    from clsprobe.analysis.reconstruction.scores import binned, gained
 
     found = []
     for readout, one in rows.groupby("readout", sort=False):
@@ -435,7 +435,7 @@ def _by(rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence
 def _details(slots: pd.DataFrame) -> tuple[Exhibit, ...]:
     import pandas as pd
 
-    from clsprobe.analysis.reconstruction import binned
+    from clsprobe.analysis.reconstruction.scores import binned
     from clsprobe.analysis.stats import wilson
 
     places = []
@@ -490,8 +490,8 @@ def _tokens_by(slots: pd.DataFrame, column: str, told: str) -> pd.DataFrame:
 def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
     import numpy as np
 
-    from clsprobe.analysis.reconstruction import novelty
-    from clsprobe.analysis.writing import Texts, Writer, tables
+    from clsprobe.analysis.reconstruction.scores import novelty
+    from clsprobe.analysis.reconstruction.writing import Texts, Writer, tables
     from clsprobe.probes.decode.base import vocabulary
     from clsprobe.probes.encoder import load_encoder
     from clsprobe.probes.extract import Extractor
@@ -657,7 +657,7 @@ def _tokens(
 
 def _tongue(tokenizer: Any, read: Callable[[Sequence[str]], list[np.ndarray]]) -> Tongue:
     """A tokenizer of transformers; read: texts -> token ids, special ones left out."""
-    from clsprobe.analysis.writing import Tongue
+    from clsprobe.analysis.reconstruction.writing import Tongue
 
     def ends(text: str) -> list[int]:
         coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
@@ -714,7 +714,7 @@ def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
 
 def _told_of(table: pd.DataFrame) -> list[str]:
     """Layer-0 [CLS], the free negative control; the other readouts beside [CLS]; the gain of encoding again."""
-    from clsprobe.analysis.reconstruction import gained
+    from clsprobe.analysis.reconstruction.scores import gained
 
     notes = []
     zero = table[(table.layer == 0) & (table.readout == "cls") & (table.split == "test") & (table.source == "vector")]

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from clsprobe.analysis.choose import Chosen
-    from clsprobe.analysis.sweep import Asked
+    from clsprobe.analysis.sweep.choose import Chosen
+    from clsprobe.analysis.sweep.grid import Asked
     from clsprobe.probes.extract import States
     from clsprobe.probes.vectors import Vectors
 
@@ -266,7 +266,7 @@ class Run(Study):
     def measured(self) -> Measured:
         """Encode, sweep, project."""
         ready = self.ready
-        from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+        from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
         from clsprobe.analysis.table import joined
 
         trained, *untrained = self._states(ready)
@@ -319,8 +319,8 @@ class Run(Study):
         """Learning curves and bits of the chosen cells of every task (analysis.information), and what to say of it."""
         import pandas as pd
 
-        from clsprobe.analysis.choose import SHOWN, chosen_cell
-        from clsprobe.analysis.information import BAG, INFORMATION, LEARNING, information
+        from clsprobe.analysis.sweep.choose import SHOWN, chosen_cell
+        from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
         from clsprobe.probes.control import coverage, word_type
 
         notes: list[str] = []
@@ -390,9 +390,9 @@ class Run(Study):
         import numpy as np
         import pandas as pd
 
-        from clsprobe.analysis.choose import bands
-        from clsprobe.analysis.projection import SMALLEST, umap_of
         from clsprobe.analysis.stats import best_layers
+        from clsprobe.analysis.sweep.choose import bands
+        from clsprobe.analysis.sweep.maps import SMALLEST, umap_of
 
         parts = []
         for one in asked:
@@ -434,7 +434,7 @@ class Run(Study):
 
         predictions: those of one task.
         """
-        from clsprobe.analysis.choose import BASELINES
+        from clsprobe.analysis.sweep.choose import BASELINES
 
         read = predictions.control.isin(BASELINES) & (predictions.control != "untrained")
         return predictions[(predictions.probe == self._judge_of(predictions)) | read]
@@ -446,7 +446,7 @@ class Run(Study):
 
     def judge(self, table: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""
-        from clsprobe.analysis.choose import best_baseline, difference
+        from clsprobe.analysis.sweep.choose import best_baseline, difference
 
         parts = {}
         for task in table.task.unique():
@@ -458,7 +458,7 @@ class Run(Study):
         return Verdict.over(parts)
 
     def _subject(self, rows: pd.DataFrame) -> Chosen:
-        from clsprobe.analysis.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import chosen_cell
 
         read = list(rows[rows.control == "none"].readout.unique())
         return chosen_cell(rows, "cls" if "cls" in read else None)
@@ -490,7 +490,7 @@ class Run(Study):
         Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
         """
         from clsprobe.analysis import stats
-        from clsprobe.analysis.choose import baselines_of, by_number, chosen_cell
+        from clsprobe.analysis.sweep.choose import baselines_of, by_number, chosen_cell
 
         exhibits = []
         for task in table.task.unique():
@@ -557,8 +557,8 @@ class Run(Study):
 
     def summaries(self, measured: Measured) -> tuple[Exhibit, ...]:
         """What needs the results table and the texts: gains, selectivity, corrections; where readouts disagree."""
-        from clsprobe.analysis.choose import chosen_cell, disagreements, summary
         from clsprobe.analysis.stats import of_numbers
+        from clsprobe.analysis.sweep.choose import chosen_cell, disagreements, summary
 
         exhibits = []
         texts = {task.name: task.texts for task in self.ready.tasks}

@@ -17,8 +17,8 @@ from models import TEXTS, save, tokenizer
 from scipy.stats import spearmanr
 
 from clsprobe import load_encoder
-from clsprobe.analysis import attribution
-from clsprobe.analysis.attribution import (
+from clsprobe.analysis.formation import attribution
+from clsprobe.analysis.formation.attribution import (
     METHODS,
     MOST,
     Target,

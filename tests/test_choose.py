@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from tables import first, predictions
 
-from clsprobe.analysis import choose, stats
+from clsprobe.analysis import stats
+from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
 
@@ -175,7 +176,7 @@ def test_a_real_sweep_gives_gains_and_selectivity():
     """Categories, as the sweep writes them, and predictions that come in parts."""
     from test_sweep import PROBES, cell, plant, states, task
 
-    from clsprobe.analysis.sweep import sweep
+    from clsprobe.analysis.sweep.grid import sweep
 
     one = task()
     made = states([one])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clsprobe.analysis.reconstruction import gained
+from clsprobe.analysis.reconstruction.scores import gained
 from clsprobe.probes.decode import bag, base, sequence, slot
 from clsprobe.probes.decode.bag import BagDecoder
 from clsprobe.probes.decode.base import Pace

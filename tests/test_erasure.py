@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from clsprobe.analysis.erasure import (
+from clsprobe.analysis.formation.erasure import (
     KINDS,
     Eraser,
     Place,
@@ -20,7 +20,7 @@ from clsprobe.analysis.erasure import (
     new_fitter,
     predictions_of,
 )  # fmt: skip
-from clsprobe.analysis.sweep import ask
+from clsprobe.analysis.sweep.grid import ask
 from clsprobe.probes.encoder import load_encoder
 from clsprobe.probes.extract import Extractor
 from clsprobe.probes.linear import LogisticProbe

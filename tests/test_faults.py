@@ -478,7 +478,7 @@ def test_a_run_that_does_not_heed_ctrl_c_is_ended(tmp_path):
 def test_ctrl_c_at_any_moment(model, tmp_path):
     table = tmp_path / "d.csv"
     table.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(runs.TEXTS)))
-    forker = Forker(model, "clsprobe.cli", "clsprobe.analysis.sweep")
+    forker = Forker(model, "clsprobe.cli", "clsprobe.analysis.sweep.grid")
     flags = ["run", "--task", f"file:{table}", "--model", model, "--cache", tmp_path / "cache"]
     takes = np.inf
     for number in range(2):  # the first one compiles, or the machine is busy

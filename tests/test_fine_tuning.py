@@ -191,7 +191,7 @@ def test_attention_into_cls_is_what_the_weights_say(tmp_path):
     import torch
 
     from clsprobe import load_encoder
-    from clsprobe.analysis.attention import received
+    from clsprobe.analysis.formation.attention import received
 
     encoder = load_encoder(str(models.save("bert", tmp_path, layers=2)), device="cpu")
     with torch.no_grad():

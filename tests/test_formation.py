@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clsprobe.analysis.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
+from clsprobe.analysis.formation.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
 from clsprobe.formation import EVERYTHING, Formation
 from clsprobe.probes.errors import InputError
 

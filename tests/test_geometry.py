@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, special_ortho_group
 
-from clsprobe.analysis import geometry as measured
-from clsprobe.analysis.geometry import (
+from clsprobe.analysis.geometry import measures as measured
+from clsprobe.analysis.geometry.measures import (
     COLUMNS,
     Pairs,
     cka,
@@ -407,7 +407,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_loaded(flags, messag
 
 def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, one_thread):
     """From a table of few labels, all texts of one class, to the page; UMAP is another test's."""
-    from clsprobe.analysis import projection
+    from clsprobe.analysis.sweep import maps as projection
 
     monkeypatch.setattr(projection, "umap_of", lambda vectors, seed: projection.pca_of(vectors))
     monkeypatch.chdir(tmp_path)

@@ -9,9 +9,9 @@ from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
 from test_sweep import cell, states, task
 
-from clsprobe.analysis.choose import Chosen
-from clsprobe.analysis.information import INFORMATION, LEARNING, information
-from clsprobe.analysis.sweep import ask
+from clsprobe.analysis.sweep.choose import Chosen
+from clsprobe.analysis.sweep.grid import ask
+from clsprobe.analysis.sweep.information import INFORMATION, LEARNING, information
 from clsprobe.probes.linear import LogisticProbe
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import planted_transformer as planted
 import pytest
 
-from clsprobe.analysis import knockout as cutting
-from clsprobe.analysis.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
-from clsprobe.analysis.sweep import ask
+from clsprobe.analysis.formation import knockout as cutting
+from clsprobe.analysis.formation.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
+from clsprobe.analysis.sweep.grid import ask
 from clsprobe.probes import intervene
 from clsprobe.probes.encoder import load_encoder
 from clsprobe.probes.extract import Extractor

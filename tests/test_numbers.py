@@ -18,8 +18,9 @@ from test_cli import call
 from vectors import states_of
 
 from clsprobe.aggregate import Aggregate
-from clsprobe.analysis import choose, stats
-from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis import stats
+from clsprobe.analysis.sweep import choose
+from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
 from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric

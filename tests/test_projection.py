@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clsprobe.analysis.projection import pca_of, umap_of
+from clsprobe.analysis.sweep.maps import pca_of, umap_of
 from clsprobe.probes.errors import InputError
 
 

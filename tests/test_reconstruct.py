@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from clsprobe import Extractor, load_encoder
-from clsprobe.analysis import reconstruction, writing
 from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.reconstruction import scores as reconstruction
+from clsprobe.analysis.reconstruction import writing
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer

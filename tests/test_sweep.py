@@ -13,8 +13,8 @@ from sklearn.linear_model import RidgeClassifier
 from vectors import stacked, states_of
 
 from clsprobe.analysis import stats
-from clsprobe.analysis import sweep as module
-from clsprobe.analysis.sweep import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.sweep import grid as module
+from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
 from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.linear import LogisticProbe

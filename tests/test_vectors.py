@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from test_cli import call
 
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.analysis.sweep import ask, sweep
+from clsprobe.analysis.sweep.grid import ask, sweep
 from clsprobe.probes.encoder import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extract import Extractor, States

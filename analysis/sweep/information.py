@@ -13,8 +13,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.choose import Chosen
-from clsprobe.analysis.sweep import Asked, features
+from clsprobe.analysis.sweep.choose import Chosen
+from clsprobe.analysis.sweep.grid import Asked, features
 from clsprobe.probes.codelength import OnlineCode, v_information
 from clsprobe.probes.extract import States
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from clsprobe.analysis.reconstruction import by_character, compared
+from clsprobe.analysis.reconstruction.scores import by_character, compared
 from clsprobe.probes.decode.base import Decoder
 from clsprobe.probes.decode.search import Found, corrected, nearest
 

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.attention import received
-from clsprobe.analysis.geometry import cka
+from clsprobe.analysis.formation.attention import received
+from clsprobe.analysis.geometry.measures import cka
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoder import Description, Encoder
 from clsprobe.probes.errors import InputError

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clsprobe.analysis.attribution import token_columns
+from clsprobe.analysis.formation.attribution import token_columns
 from clsprobe.probes.encoder import Encoder, Row, Rows
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.extract import BUDGET, Extractor, evaluating, plan

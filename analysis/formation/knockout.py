@@ -26,7 +26,7 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep import Asked, features
+from clsprobe.analysis.sweep.grid import Asked, features
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoder import Encoder
 from clsprobe.probes.extract import States

@@ -26,8 +26,8 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.knockout import Cell, fill, read
-from clsprobe.analysis.sweep import Asked
+from clsprobe.analysis.formation.knockout import Cell, fill, read
+from clsprobe.analysis.sweep.grid import Asked
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoder import Encoder
 from clsprobe.probes.extract import States

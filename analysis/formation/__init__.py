@@ -1,0 +1,1 @@
+"""How the vector of a text is formed: knockout, erasure, attribution, attention."""

@@ -1,0 +1,1 @@
+"""What of a text can be written down again from one vector."""
