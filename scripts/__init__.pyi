@@ -6,7 +6,7 @@ from .analysis.study import Answer as Answer
 from .analysis.study import Exhibit as Exhibit
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
-from .analysis.sweep import sweep as sweep
+from .analysis.sweep.grid import sweep as sweep
 from .probes.base import CellProbe as CellProbe
 from .probes.base import predict_each as predict_each
 from .probes.codelength import OnlineCode as OnlineCode

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clsprobe.analysis.plots import curves, forest, grids, points, strips  # noqa: F401: they register their plots
+# Imported for what they register.
+from clsprobe.analysis.plots import curves, forest, grids, points, strips  # noqa: F401
 from clsprobe.analysis.plots.style import PLOTS
 
 if TYPE_CHECKING:
