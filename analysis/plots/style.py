@@ -208,6 +208,7 @@ def signed(number: float) -> str:
 
 
 def format_number(number: float, decimals: int = 2) -> str:
+    """0.716 -> 0.72, with a true minus."""
     return f"{number:.{decimals}f}".replace("-", "−")
 
 
