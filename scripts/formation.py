@@ -105,7 +105,7 @@ class Formation(Run):
         return super().inform([], states, predictions)
 
     def measure(self) -> pd.DataFrame:
-        """What the fixed probes say after every cut (`analysis.knockout.PREDICTIONS`)."""
+        """What the fixed probes say after every cut (`analysis.formation.knockout.PREDICTIONS`)."""
         return self._gather()[1]["knockout"]
 
     def _gather(self) -> tuple[Measured, dict[str, pd.DataFrame]]:

@@ -316,7 +316,7 @@ class Run(Study):
     def inform(
         self, asked: list[Asked], states: States, predictions: pd.DataFrame
     ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-        """Learning curves and bits of the chosen cells of every task (analysis.information), and what to say of it."""
+        """Learning curves and bits of the chosen cells of every task (sweep.information), and what to say of it."""
         import pandas as pd
 
         from clsprobe.analysis.sweep.choose import SHOWN, chosen_cell

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from answers import CLASSES, answer, cells, confusions, effects, pairs, points, recalls, scored
 
-from clsprobe.analysis.plots import draw
+from clsprobe.analysis.plots import PLOTS, draw
 from clsprobe.analysis.plots.curves import curves
 from clsprobe.analysis.plots.forest import differences, intervals
 from clsprobe.analysis.plots.grids import confusion, heatmap, squares
@@ -245,3 +245,10 @@ def test_a_missing_glyph_is_no_warning() -> None:
 
 def test_exhibits_of_the_example_draw() -> None:
     assert [bool(exhibit.draw()) for exhibit in answer().exhibits if exhibit.plot] == [True] * 6
+
+
+@pytest.mark.parametrize("name", ["pie", "draw", "_grid", "style", "svg", ""])
+def test_only_what_is_registered_is_drawn(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^there is no plot '{name}'$"):
+        draw(name, cells(4), {})
+    assert set(PLOTS) == set(TABLES)
