@@ -7,8 +7,7 @@
 3. `best_layers`: the layer of every readout, chosen on dev.
 4. `paired_difference`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p`
    and `equivalence_p` are the tests that this interval decides, `difference_intervals` one seed of many cells at once.
-5. `crossed`: the same by a two-way bootstrap, with both tests.
-6. Many comparisons: `holm` over a few, `max_t` over the cells of a grid (`above_chance`).
+5. Many comparisons: `holm` over a few, `max_t` over the cells of a grid (`above_chance`).
 """
 
 from __future__ import annotations

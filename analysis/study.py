@@ -4,7 +4,7 @@
 2. `measure` is its only slow step and returns `Measured` tables; `judge` and `show` are pure functions of these, for
    one task at a time. What unites tasks, orders exhibits and resumes is written once, here and in `analysis.folder`.
 3. A `Verdict` says yes, no or undecided to the study's claim, with the effect and its 95 % interval.
-4. An `Exhibit` is a table, a caption, and the name of the function in `analysis.plots` that draws it.
+4. An `Exhibit` is a table, a caption, and the name of the plot in `analysis.plots` that draws it.
 5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model.
 
 Sees tables only: no torch, no scikit-learn.
@@ -77,7 +77,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """One piece of evidence: `table` drawn by `analysis.plots.<plot>(table, **arguments)`; no plot shows the table.
+    """One piece of evidence: `table` drawn by `analysis.plots.draw(plot, table, arguments)`; no plot shows the table.
 
     section: the heading it stands under (a task's name, say); exhibits of one section follow each other.
     """
@@ -92,12 +92,9 @@ class Exhibit:
         """A matplotlib figure of the exhibit. Raises ValueError where the exhibit is a bare table."""
         if self.plot is None:
             raise ValueError(f"exhibit {self.caption!r} is a table without a plot")
-        from clsprobe.analysis import plots
+        from clsprobe.analysis.plots import draw
 
-        drawing: Any = getattr(plots, self.plot, None)
-        if self.plot.startswith("_") or not hasattr(drawing, "__wrapped__"):  # whatever a saved answer may name
-            raise ValueError(f"there is no plot '{self.plot}'")
-        return drawing(self.table, **self.arguments)
+        return draw(self.plot, self.table, self.arguments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +159,7 @@ class Answer:
     def _repr_html_(self) -> str:
         from html import escape
 
-        from clsprobe.analysis.plots import svg
+        from clsprobe.analysis.plots.svg import svg
 
         verdict = self.verdict
         head = (

@@ -79,29 +79,10 @@ def to_latex(table: pd.DataFrame) -> str:
     parts = []
     for (task, probe, metric), rows in chosen.groupby(["task", "probe", "metric"], sort=False):
         told, scale, places = ("accuracy in %", 100, 1) if metric == "accuracy" else ("R2", 1, 3)
-        grid = rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * scale
-        columns = " & ".join(["layer", *map(_escaped, grid.columns)])
-        lines = [
-            " & ".join([str(layer), *(f"{v:.{places}f}" for v in row)]) + r" \\" for layer, *row in grid.itertuples()
-        ]
+        grid = (rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * scale).reset_index()
+        align, number = "r" * grid.shape[1], f"%.{places}f"
         parts += [
-            f"% {_escaped(task)}, {_escaped(probe)} probe: test {told}",
-            rf"\begin{{tabular}}{{r{'r' * grid.shape[1]}}}",
-            r"\toprule",
-            columns + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
+            "% " + " ".join(f"{task}, {probe} probe: test {told}".split()),  # a comment is one line
+            grid.to_latex(index=False, escape=True, column_format=align, float_format=number, na_rep="--"),
         ]
     return "\n".join(parts)
-
-
-def _escaped(text: object) -> str:
-    special = {c: "\\" + c for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
-    return "".join(special.get(c, c) for c in " ".join(str(text).split()))

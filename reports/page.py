@@ -25,7 +25,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from clsprobe.analysis.plots import point_styles, shown, signed, svg
+from clsprobe.analysis.plots.points import point_styles
+from clsprobe.analysis.plots.style import shown, signed
+from clsprobe.analysis.plots.svg import svg
 from clsprobe.probes.write import write_text
 
 if TYPE_CHECKING:

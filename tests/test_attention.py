@@ -12,7 +12,6 @@ from models import TEXTS, save
 from transformers import AutoModel
 
 from clsprobe import load_encoder
-from clsprobe.analysis import plots
 from clsprobe.analysis.formation import attention as module
 from clsprobe.analysis.formation.attention import METHODS, attention, heads, mixing
 from clsprobe.analysis.formation.attribution import agreement
@@ -294,14 +293,3 @@ def test_tables_can_be_compared_with_each_other(bert):
     told = agreement(*last)
     assert told["text"].tolist() == list(range(len(WORDY)))
     assert told["correlation"].between(-1, 1).all()
-
-
-def test_heads_are_drawn():
-    rows = [(layer, head, layer + head / 10) for layer in range(1, 7) for head in range(12)]
-    table = pd.DataFrame(rows, columns=["layer", "head", "value"])
-    table.loc[3, "value"] = np.nan
-    for some in (table, table[table["layer"] == 1], table.head(0), table.assign(value=np.nan)):
-        assert plots.svg(plots.head_map(some, metric="share of $content_"), prefix="p")
-    axes = plots.head_map(table, metric="share").axes[0]
-    assert [patch.get_xy() for patch in axes.patches if patch.get_hatch()] == [(3, 0)]
-    assert len(axes.texts) == 71

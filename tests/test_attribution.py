@@ -128,7 +128,7 @@ class _Stop(Exception):
 
 
 def number(encoder: Encoder, direction: np.ndarray, layer: int):
-    """ids, mask -> (text,) [CLS] of a layer along a direction, written without analysis.attribution."""
+    """ids, mask -> (text,) [CLS] of a layer along a direction, written without that module."""
 
     def forward(ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         seen = {}

@@ -93,7 +93,7 @@ def test_a_cycle_would_be_seen():
     assert not cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES_ONLY if name in NAMES])
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith(TABLES_ONLY)))
 def test_conclusions_see_tables_only(name):
     (module,) = (m for m in modules() if m.name == name)
     seen = set(imports(module))

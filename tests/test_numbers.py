@@ -374,7 +374,6 @@ def test_readouts_are_compared_on_numbers_too(mean, outcome):
     assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
     assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks it the other way round
     assert {exhibit.arguments["metric"] for exhibit in Aggregate().show(rows)} == {"R2"}
-    assert choose.confirm(rows, readout="cls").p < 1e-6
 
 
 def test_the_page_of_numbers_draws():

@@ -13,8 +13,13 @@ import pandas as pd
 import pytest
 from answers import CLASSES, answer, cells, confusions, effects, pairs, points, recalls, scored
 
-from clsprobe.analysis import plots
-from clsprobe.analysis.plots import shown, svg
+from clsprobe.analysis.plots import PLOTS, draw
+from clsprobe.analysis.plots.curves import curves
+from clsprobe.analysis.plots.forest import differences, intervals
+from clsprobe.analysis.plots.grids import confusion, heatmap, squares
+from clsprobe.analysis.plots.points import point_styles, scatter
+from clsprobe.analysis.plots.style import PALETTE, shown, styles
+from clsprobe.analysis.plots.svg import svg
 
 HOSTILE = (
     "_x",
@@ -52,7 +57,7 @@ def texts(picture: str) -> list[str]:
 @pytest.mark.parametrize("plot", TABLES)
 def test_labels_are_shown_as_typed(plot: str) -> None:
     build, arguments = TABLES[plot]
-    written = texts(svg(getattr(plots, plot)(build(HOSTILE), **arguments), prefix="p"))
+    written = texts(svg(draw(plot, build(HOSTILE), arguments), prefix="p"))
     short = [name for name in HOSTILE if len(name) < 20]
     assert [name for name in short if shown(name) not in written] == []
     (long,) = {text for text in written if text.startswith("xxxx")}
@@ -62,10 +67,10 @@ def test_labels_are_shown_as_typed(plot: str) -> None:
 @pytest.mark.parametrize("plot", TABLES)
 def test_the_svg_is_the_same_bytes_and_its_ids_are_its_own(plot: str) -> None:
     build, arguments = TABLES[plot]
-    figure = getattr(plots, plot)(build(CLASSES), **arguments)
+    figure = draw(plot, build(CLASSES), arguments)
     picture = svg(figure, prefix="left")
     assert picture == svg(figure, prefix="left")
-    assert picture == svg(getattr(plots, plot)(build(CLASSES), **arguments), prefix="left")
+    assert picture == svg(draw(plot, build(CLASSES), arguments), prefix="left")
     root = ET.fromstring(picture)
     ids = {element.get("id") for element in root.iter() if element.get("id")}
     used = set(re.findall(r"url\(#([^)]+)\)", picture)) | set(re.findall(r'href="#([^"]+)"', picture))
@@ -83,11 +88,11 @@ def test_the_svg_is_the_same_bytes_and_its_ids_are_its_own(plot: str) -> None:
 def test_every_table_can_be_empty_or_without_values(plot: str) -> None:
     build, arguments = TABLES[plot]
     table = build(CLASSES)
-    assert "no rows to draw" in texts(svg(getattr(plots, plot)(table.head(0), **arguments), prefix="p"))
+    assert "no rows to draw" in texts(svg(draw(plot, table.head(0), arguments), prefix="p"))
     numbers = [name for name in ("value", "low", "high", "effect", "x", "y", "score") if name in table]
-    assert svg(getattr(plots, plot)(table.assign(**dict.fromkeys(numbers, np.nan)), **arguments), prefix="p")
+    assert svg(draw(plot, table.assign(**dict.fromkeys(numbers, np.nan)), arguments), prefix="p")
     with pytest.raises(ValueError, match=f"{plot}: the table lacks "):
-        getattr(plots, plot)(table.iloc[:, 1:], **arguments)
+        draw(plot, table.iloc[:, 1:], arguments)
 
 
 @pytest.mark.parametrize("plot", TABLES)
@@ -99,37 +104,37 @@ def test_a_plot_leaves_nothing_behind(plot: str) -> None:
     copy = table.copy()
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40, "axes.facecolor": "red"}):
         before = dict(matplotlib.rcParams)
-        picture = svg(getattr(plots, plot)(table, **arguments), prefix="p")
+        picture = svg(draw(plot, table, arguments), prefix="p")
         assert dict(matplotlib.rcParams) == before
-    assert picture == svg(getattr(plots, plot)(table, **arguments), prefix="p"), "the user's settings reach the figure"
+    assert picture == svg(draw(plot, table, arguments), prefix="p"), "the user's settings reach the figure"
     assert not matplotlib._pylab_helpers.Gcf.figs
     pd.testing.assert_frame_equal(table, copy)
 
 
 def test_big_tables_stay_legible() -> None:
-    grid = svg(plots.heatmap(cells(25, tuple(f"readout{i}" for i in range(12))), metric="bits"), prefix="p")
+    grid = svg(heatmap(cells(25, tuple(f"readout{i}" for i in range(12))), metric="bits"), prefix="p")
     assert not [text for text in texts(grid) if "–" in text], "the interval leaves when there are too many cells"
     thirty = MANY[:30]
-    assert set(thirty) <= set(texts(svg(plots.confusion(confusions(thirty)), prefix="p")))
-    assert set(thirty) <= set(texts(svg(plots.intervals(recalls(thirty), metric="recall"), prefix="p")))
-    assert set(thirty) <= set(texts(svg(plots.scatter(points(300, thirty)), prefix="p")))
+    assert set(thirty) <= set(texts(svg(confusion(confusions(thirty)), prefix="p")))
+    assert set(thirty) <= set(texts(svg(intervals(recalls(thirty), metric="recall"), prefix="p")))
+    assert set(thirty) <= set(texts(svg(scatter(points(300, thirty)), prefix="p")))
 
 
 def test_a_thousand_classes_are_folded() -> None:
     rng = np.random.default_rng(0)
     pairs = pd.DataFrame({"label": rng.choice(MANY, 4000), "predicted": rng.choice(MANY, 4000), "count": 1})
-    written = texts(svg(plots.confusion(pairs), prefix="p"))
+    written = texts(svg(confusion(pairs), prefix="p"))
     assert any(re.fullmatch(r"9\d\d other classes", text) for text in written)
     shares = [int(text.replace(",", "")) for text in written if re.fullmatch(r"[\d,]+", text)]
     assert sum(shares) == 4000
-    assert "940 more rows in the table" in texts(svg(plots.intervals(recalls(MANY), metric="recall"), prefix="p"))
-    assert any("other labels" in text for text in texts(svg(plots.scatter(points(2000, MANY)), prefix="p")))
+    assert "940 more rows in the table" in texts(svg(intervals(recalls(MANY), metric="recall"), prefix="p"))
+    assert any("other labels" in text for text in texts(svg(scatter(points(2000, MANY)), prefix="p")))
 
 
 def test_a_blank_cell_is_hatched_and_the_chosen_one_outlined() -> None:
     table = cells(3)
     table.loc[(table["layer"] == 1) & (table["readout"] == "sep"), "value"] = np.nan
-    figure = plots.heatmap(table, metric="accuracy", best=[2, "cls"])
+    figure = heatmap(table, metric="accuracy", best=[2, "cls"])
     axes = figure.axes[0]
     hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
     outlined = {patch.get_xy() for patch in axes.patches if not patch.get_fill()}
@@ -142,32 +147,32 @@ def test_a_blank_cell_is_hatched_and_the_chosen_one_outlined() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_few_layers_and_one_readout_draw(layers: int) -> None:
     table = cells(layers, ("cls",))
-    assert svg(plots.heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
-    assert svg(plots.curves(table, metric="accuracy"), prefix="p")
+    assert svg(heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
+    assert svg(curves(table, metric="accuracy"), prefix="p")
 
 
 def test_squares_write_every_pair_until_there_are_too_many() -> None:
-    figure = plots.squares(pairs(("a", "b", "c")), metric="CKA", label="layer")
+    figure = squares(pairs(("a", "b", "c")), metric="CKA", label="layer")
     first = figure.axes[1]
     assert sum(bool(re.fullmatch(r"1\.00|−?\.\d\d", text.get_text())) for text in first.texts) == 8
     assert sum(bool(patch.get_hatch()) for patch in first.patches) == 1
     assert first.get_ylim() == (0, 3), "the first row is at the bottom"
-    assert not plots.squares(pairs(MANY[:25]), metric="CKA", label="layer").axes[1].texts
+    assert not squares(pairs(MANY[:25]), metric="CKA", label="layer").axes[1].texts
 
 
 def test_two_rows_for_one_cell_are_refused() -> None:
     with pytest.raises(ValueError, match="duplicate"):
-        plots.heatmap(pd.concat([cells(2), cells(2)]), metric="accuracy")
+        heatmap(pd.concat([cells(2), cells(2)]), metric="accuracy")
 
 
 def test_a_single_layer_has_a_single_tick() -> None:
-    axes = plots.curves(cells(7)[lambda table: table.layer == 6], metric="accuracy").axes[0]
+    axes = curves(cells(7)[lambda table: table.layer == 6], metric="accuracy").axes[0]
     ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     assert ticks == [6]
 
 
 def test_line_labels_do_not_overlap() -> None:
-    figure = plots.curves(cells(7), metric="accuracy", baselines={f"b{i}": 0.5 + i / 1000 for i in range(6)})
+    figure = curves(cells(7), metric="accuracy", baselines={f"b{i}": 0.5 + i / 1000 for i in range(6)})
     axes = figure.axes[0]
     height = axes.get_position().height * figure.get_figheight()
     low, high = axes.get_ylim()
@@ -179,16 +184,16 @@ def test_line_labels_do_not_overlap() -> None:
 
 
 def test_outcomes_differ_in_colour_and_in_marker() -> None:
-    figure = plots.differences(effects(), margin=0.02, metric="accuracy")
+    figure = differences(effects(), margin=0.02, metric="accuracy")
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_marker() != "None"}
     assert len(looks) == len({c for c, _ in looks}) == len({m for _, m in looks}) == 3
 
 
 def test_no_two_of_48_labels_look_alike() -> None:
-    looks = plots.styles(range(60))
+    looks = styles(range(60))
     assert len({looks[i] for i in range(48)}) == 48
     assert len({looks[i] for i in range(48, 60)}) == 1
-    assert list(plots.point_styles(pd.Series(["class 10", "class 2", "_"]))) == ["_", "class 2", "class 10"]
+    assert list(point_styles(pd.Series(["class 10", "class 2", "_"]))) == ["_", "class 2", "class 10"]
 
 
 def test_the_palette_is_apart_for_colour_blind_readers() -> None:
@@ -209,7 +214,7 @@ def test_the_palette_is_apart_for_colour_blind_readers() -> None:
             [0.02590404, 0.78277177, -0.80867577],
         ]
     )
-    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in plots.PALETTE])
+    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in PALETTE])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for name, matrix in sight.items():
         lab = np.cbrt(np.clip(linear @ np.array(matrix).T, 0, 1) @ to_lms.T) @ to_lab.T
@@ -229,14 +234,21 @@ def test_shown_keeps_what_is_typed_and_escapes_what_misleads() -> None:
 
 def test_a_prefix_must_be_an_id() -> None:
     with pytest.raises(ValueError, match="is no id"):
-        svg(plots.confusion(confusions()), prefix='"><script>')
+        svg(confusion(confusions()), prefix='"><script>')
 
 
 def test_a_missing_glyph_is_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg(plots.scatter(points(20, ("漢字", "ᚠ", "\U0001f9ff"))), prefix="p")
+        svg(scatter(points(20, ("漢字", "ᚠ", "\U0001f9ff"))), prefix="p")
 
 
 def test_exhibits_of_the_example_draw() -> None:
     assert [bool(exhibit.draw()) for exhibit in answer().exhibits if exhibit.plot] == [True] * 6
+
+
+@pytest.mark.parametrize("name", ["pie", "draw", "_grid", "style", "svg", ""])
+def test_only_what_is_registered_is_drawn(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^there is no plot '{name}'$"):
+        draw(name, cells(4), {})
+    assert set(PLOTS) == set(TABLES)

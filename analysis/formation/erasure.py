@@ -7,7 +7,7 @@
 3. Two controls take out random directions: of the *same variance* as LEACE moves, by which it is judged, and the *same
    number* of directions, which moves the vectors far less.
 4. The erased hidden states go into the next block, and the fixed probe is asked at the end, as after a cut
-   (`analysis.knockout`).
+   (`analysis.formation.knockout`).
 """
 
 from __future__ import annotations

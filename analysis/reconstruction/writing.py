@@ -64,7 +64,7 @@ class Texts:
 def tables(
     of: Texts, writers: Mapping[str, Writer], *, written: int, beams: int, corrections: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of texts and that of tokens (`clsprobe.reconstruct.Measured`)."""
+    """The table of texts and that of tokens (`clsprobe.reconstruct.Reconstruct.measure`)."""
     blocks = []
     for name, writer in writers.items():
         for side in ("dev", "test"):

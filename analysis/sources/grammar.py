@@ -60,7 +60,7 @@ class _Dice(Random):
         return self.random() < probability
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """Fisher and Yates; `Random.shuffle` may change between versions."""
+        """Fisher and Yates; `random.shuffle` may change between versions."""
         items = list(items)
         for i in range(len(items) - 1, 0, -1):
             j = int(self.random() * (i + 1))

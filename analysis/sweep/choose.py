@@ -2,7 +2,7 @@
 
 1. The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once
    (`chosen_cell`, `best_baseline`; functions of a table of predictions of one task).
-2. `confirm`: that one reading against a baseline, with its interval and p. Nothing was chosen on test, so nothing needs
+2. `difference`: that one reading against a baseline, with its interval. Nothing was chosen on test, so nothing needs
    correcting.
 3. `gain` and `selectivity`: every cell less the best baseline, and less its own control task; joins over the results.
 """
@@ -135,33 +135,6 @@ def baselines_of(rows: pd.DataFrame, *first: Chosen) -> pd.DataFrame:
     chosen = [(cell.told, cell) for cell in first]
     chosen += [(_shown(rows)[control], chosen_cell(rows, None, control)) for control in controls]
     return pd.DataFrame([{"name": n, "value": c.test, "low": c.low, "high": c.high} for n, c in chosen])
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """One cell against one baseline on test, each chosen on dev.
-
-    effect, low, high: the paired difference of their accuracies, or R2; p: two-sided, that there is none.
-    """
-
-    cell: Chosen
-    baseline: Chosen
-    effect: float
-    low: float
-    high: float
-    p: float
-
-
-def confirm(rows: pd.DataFrame, *, readout: str | None = None, against: str | None = None) -> Confirmation:
-    """The cell that dev chooses, once on test, against the best baseline or the one named `against`.
-
-    rows: predictions of one task. readout: choose among its layers only.
-    """
-    cell = chosen_cell(rows, readout)
-    baseline = chosen_cell(rows, None, against) if against else best_baseline(rows)
-    sides = stats.correct(rows, **cell.where), stats.correct(rows, **baseline.where)
-    p = stats.difference_p(*sides, shares=not stats.of_numbers(rows))
-    return Confirmation(cell, baseline, *difference(rows, cell.where, baseline.where), p)
 
 
 def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,263 @@
+"""How every figure looks: the palette, the house style, text that fits its place, and the register of plots.
+
+`register_plot` makes a function of a table a plot: its columns are checked, it is drawn in the house style, and it has
+a name. Figures are made in matplotlib's default style under a context: no pyplot figure, nothing left in rcParams,
+nothing taken from the user's. Labels are shown as typed (``$`` starts no mathematics, ``_x`` stays in the legend).
+Margins are computed from the text they hold.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+Key = TypeVar("Key")
+
+PLOTS: dict[str, Callable[..., Figure]] = {}  # name -> plot; `register_plot` fills it
+
+INK, SOFT, FAINT = "#1f2328", "#59636e", "#d0d7de"  # text, secondary text, rules
+# Eight colours searched for the largest smallest distance (Oklab) under normal sight, deuteranopia, protanopia and
+# tritanopia (Machado et al. 2009) at a contrast of 2.5 or more on white: 0.088, against 0.032 for seaborn's colorblind.
+PALETTE = ("#1a5cad", "#c0540a", "#07906f", "#c491bb", "#de8f14", "#5b9df5", "#2c3a4c", "#764008")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+_STYLE = {
+    "text.parse_math": False,  # a label "$5" is not mathematics
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clsprobe",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "grid.color": "#eaeef2",
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "hatch.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+# Fonts asked in turn for a glyph; only those installed count, DejaVu Sans comes with matplotlib.
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+    "Noto Sans Devanagari",
+    "Arial Unicode MS",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Segoe UI",
+)
+
+
+def shown(text: object, limit: int | None = None) -> str:
+    """`text` as typed, control and direction characters as escapes; over `limit` characters the middle is left out."""
+    whole = str(text)
+    if limit is not None and len(whole) > limit:
+        head = (limit - 1) - (limit - 1) // 2
+        whole = f"{whole[:head]}…{whole[len(whole) - (limit - 1) // 2 :]}"
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in whole)
+
+
+def _is_harmless(character: str) -> bool:
+    """Printable, a space of any width, or one of the two joiners that Persian, Hindi and emoji are written with."""
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a label is drawn everywhere it appears."""
+
+    colour: str
+    marker: str
+
+
+def styles(labels: Sequence[Key]) -> dict[Key, Look]:
+    """A colour for every label, in the order given; from the ninth on the marker changes, so that no two look alike.
+
+    Past 48 labels the rest share one grey look.
+    """
+    looks = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]
+    return {label: looks[i] if i < len(looks) else Look("#9aa3ad", "o") for i, label in enumerate(labels)}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Within the block matplotlib draws in its default style and ours, whatever the user has set."""
+    import matplotlib.style
+    from matplotlib import font_manager
+
+    with warnings.catch_warnings():
+        # A glyph that no font here has is drawn as a box at worst; in SVG the reader's own fonts draw it anyway.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        installed = set(font_manager.get_font_names())
+        family = {"font.family": [name for name in _FONTS if name in installed]}
+        with matplotlib.style.context(["default", _STYLE | family], after_reset=True):
+            yield
+
+
+def register_plot(*columns: str) -> Callable[[Callable[Concatenate[pd.DataFrame, P], Figure]], Callable[..., Figure]]:
+    """Put a function of a table with these columns into `PLOTS`, under its own name.
+
+    The columns are checked first; it is drawn in the house style, and blank where the table has no row.
+    """
+
+    def decorate(
+        plot: Callable[Concatenate[pd.DataFrame, P], Figure],
+    ) -> Callable[Concatenate[pd.DataFrame, P], Figure]:
+        @wraps(plot)
+        def drawing(table: pd.DataFrame, *args: P.args, **kwargs: P.kwargs) -> Figure:
+            wanted = (str(kwargs.get("along", name)) if name == "layer" else name for name in columns)
+            if missing := [name for name in wanted if name not in table.columns]:
+                there = ", ".join(map(str, table.columns))
+                raise ValueError(f"{plot.__name__}: the table lacks {', '.join(missing)}; it has {there}")
+            with house_style():
+                return plot(table, *args, **kwargs) if len(table) else _nothing()
+
+        PLOTS[plot.__name__] = drawing
+        return drawing
+
+    return decorate
+
+
+def _nothing() -> Figure:
+    figure, axes = make_axes(3.0, 0.5)
+    axes.axis("off")
+    axes.text(0.0, 0.5, "no rows to draw", color=SOFT, va="center", transform=axes.transAxes)
+    figure.set_label("An empty figure: the table has no rows.")
+    return figure
+
+
+def make_axes(
+    width: float, height: float, *, left: float = 0.1, right: float = 0.1, top: float = 0.1, bottom: float = 0.1
+) -> tuple[Figure, Axes]:
+    """A figure whose axes measure width x height inches, with margins around them in inches."""
+    from matplotlib.figure import Figure
+
+    whole, tall = left + width + right, bottom + height + top
+    figure = Figure(figsize=(whole, tall))
+    return figure, figure.add_axes((left / whole, bottom / tall, width / whole, height / tall))
+
+
+@lru_cache(maxsize=4096)
+def _advance(character: str) -> float:
+    """The width of a character in DejaVu Sans, in em."""
+    from matplotlib import font_manager
+
+    if unicodedata.combining(character):
+        return 0.0
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    if not font.get_char_index(ord(character)):  # another font draws it: CJK and emoji are one em wide
+        return 1.05
+    font.set_size(72, 72)
+    return font.load_char(ord(character)).horiAdvance / 64 / 72
+
+
+def text_width(text: str, size: float = 9.0) -> float:
+    """The width of a line of text in inches."""
+    return sum(map(_advance, text)) * size / 72
+
+
+def fit_text(text: object, inches: float, size: float = 9.0) -> str:
+    """`text` as shown, the middle left out until it fits in so many inches."""
+    line = shown(text, 200)
+    limit = len(line)
+    while text_width(line, size) > inches and limit > 3:
+        limit -= 1
+        line = shown(text, limit)
+    return line
+
+
+def format_short(number: float) -> str:
+    """0.716 -> .72: two decimals, the form of the small print."""
+    return f"{number:.2f}".replace("0.", ".", 1).replace("-", "−") if abs(number) < 0.995 else f"{number:.2f}"
+
+
+def signed(number: float) -> str:
+    """+0.021: an effect with its sign, three decimals, a true minus; a dash where there is none."""
+    if not np.isfinite(number):
+        return "–"
+    return f"{number:+.3f}".replace("-", "−")
+
+
+def format_number(number: float, decimals: int = 2) -> str:
+    """0.716 -> 0.72, with a true minus."""
+    return f"{number:.{decimals}f}".replace("-", "−")
+
+
+def padded_range(*numbers: Any, pad: float = 0.04) -> tuple[float, float]:
+    """The range of all finite numbers, padded; never empty."""
+    values = np.concatenate([np.asarray(n, float).ravel() for n in numbers])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    margin = (high - low) * pad if high > low else 0.05
+    return low - margin, high + margin
+
+
+def text_colour(colour: tuple[float, ...]) -> str:
+    """The ink that reads better on this colour (WCAG relative luminance)."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.064 else INK
+
+
+def place_legend(texts: Sequence[str], room: float, size: float = 8.5) -> list[tuple[float, int]]:
+    """Where each entry of a legend starts (inches) and on which line, as words flow in a paragraph."""
+    found, at, line = [], 0.0, 0
+    for text in texts:
+        need = 0.2 + text_width(text, size) + 0.2
+        if at and at + need > room + 0.2:
+            at, line = 0.0, line + 1
+        found.append((at, line))
+        at += need
+    return found
+
+
+def draw_legend(
+    figure: Figure,
+    axes: Axes,
+    texts: Sequence[str],
+    looks: Sequence[tuple[str, str, bool]],
+    places: Sequence[tuple[float, int]],
+    *,
+    above: float,
+) -> None:
+    """A legend of (colour, marker, hollow) looks, its first line `above` inches over the top left corner of the axes.
+
+    Our own, because matplotlib's leaves out the labels that begin with an underscore.
+    """
+    box, (width, height) = axes.get_position(), figure.get_size_inches()
+    sheet = figure.transFigure
+    for text, (colour, marker, hollow), (at, line) in zip(texts, looks, places, strict=True):
+        x, y = box.x0 + at / width, box.y1 + (above - 0.18 * line) / height
+        face = "white" if hollow else colour
+        (dot,) = axes.plot([x + 0.06 / width], [y], marker, color=colour, transform=sheet, clip_on=False)
+        dot.set(markerfacecolor=face, markersize=6)
+        axes.text(x + 0.17 / width, y, text, size=8.5, va="center_baseline", transform=sheet)
