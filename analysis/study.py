@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import write_parquet, write_text
+from clsprobe.probes.files import write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clsprobe.analysis.plots import point_styles, shown, signed, svg
-from clsprobe.probes.write import write_text
+from clsprobe.probes.files import write_text
 
 if TYPE_CHECKING:
     from clsprobe.analysis.study import Answer, Exhibit

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class _Stop:
     """Ctrl-C: one line that says how to go on, and the end of the process within two seconds, whatever it is doing.
 
-    Nothing that is written is ever half there (probes.write), so it may end anywhere.
+    Nothing that is written is ever half there (probes.files), so it may end anywhere.
     """
 
     def __init__(self, told: str) -> None:
@@ -307,7 +307,7 @@ def _effect(answer: Answer) -> str:
 def _write(folder: RunFolder, answers: Mapping[str, Answer], title: str | None) -> None:
     """Answers, figures and page of a run."""
     from clsprobe.analysis.plots import svg
-    from clsprobe.probes.write import write_text
+    from clsprobe.probes.files import write_text
     from clsprobe.reports.page import write_page
 
     for key, answer in answers.items():
@@ -373,7 +373,7 @@ def export(
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
     from clsprobe.analysis.table import read_results, to_csv, to_latex
-    from clsprobe.probes.write import write_text
+    from clsprobe.probes.files import write_text
 
     makers = {"csv": to_csv, "latex": to_latex}
     if format not in makers:
@@ -406,7 +406,7 @@ def cache(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The vectors that are kept on disk: list them, read them against their digests, or remove them."""
-    from clsprobe.probes.store import cache_folder, listing, purge, verify
+    from clsprobe.probes.extraction.store import cache_folder, listing, purge, verify
 
     if what not in ("ls", "verify", "purge"):
         raise unknown("cache", "action", what, ("ls", "verify", "purge"))
@@ -469,7 +469,8 @@ def list_(
 
 
 def _list_models() -> dict[str, str]:
-    from clsprobe.probes.encoder import BLOCKS, describe
+    from clsprobe.probes.encoders.adapters import BLOCKS
+    from clsprobe.probes.encoders.describing import describe
 
     embedded = describe()
     return {

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from clsprobe.analysis.study import Answer, Exhibit, Verdict
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import parse
+from clsprobe.probes.extraction.readouts import parse
 from clsprobe.run import Measured, Run, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.sweep import Asked
-    from clsprobe.probes.extract import States
+    from clsprobe.probes.extraction.states import States
 
 
 class AgainstCls(Run):

@@ -3,7 +3,7 @@
     clsprobe fine-tuning --task file:trec --text-column text --label-column coarse
 
 1. For every readout, learning rate and seed the whole encoder is trained with one linear head on that readout, over the
-   same texts in the same order (`probes.train`). Dev chooses the rate of each readout.
+   same texts in the same order (`probes.training.fine_tune`). Dev chooses the rate of each readout.
 2. Beside each stand the frozen encoder's probe on the same readout, and the commonest class.
 3. The verdict is about the positions: every single token other than [CLS] against [CLS], over the same test texts and
    seeds, which are crossed, against a margin declared beforehand.
@@ -30,11 +30,11 @@ from pydantic import Field
 
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Outcome, Verdict
-from clsprobe.probes.encoder import describe
+from clsprobe.probes.encoders.describing import describe
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import arrangement
-from clsprobe.probes.split import split, take
-from clsprobe.probes.write import make_folder, write_parquet
+from clsprobe.probes.extraction.readouts import arrangement
+from clsprobe.probes.files import make_folder, write_parquet
+from clsprobe.probes.tasks.split import split, take
 from clsprobe.run import Names, Ready, Run, Specs, check_classes, counted, short
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from clsprobe.analysis.trajectory import Trajectory
-    from clsprobe.probes.encoder import Description, Encoder
-    from clsprobe.probes.task import Task
-    from clsprobe.probes.train import Recipe
+    from clsprobe.probes.encoders.describing import Description
+    from clsprobe.probes.encoders.encoder import Encoder
+    from clsprobe.probes.tasks.task import Task
+    from clsprobe.probes.training.fine_tune import Recipe
 
 log = logging.getLogger("clsprobe")
 
@@ -209,7 +210,7 @@ class FineTuning(Run):
         """Split, leave out what any readout lacks or no training text is labelled with, and cut train and dev."""
         import numpy as np
 
-        from clsprobe.probes.train import present
+        from clsprobe.probes.training.arrangements import present
 
         texts, longest = self.plan[3], self._longest(encoder)
         read = encoder.tokenize(task.texts, longest)
@@ -263,14 +264,14 @@ class FineTuning(Run):
         return limit - any(name.startswith("new@") for name in self.plan[0])
 
     def _precision(self) -> str:
-        from clsprobe.probes.encoder import has_bfloat16
+        from clsprobe.probes.encoders.devices import has_bfloat16
 
         if self.dtype != "auto":
             return self.dtype
         return "bfloat16" if has_bfloat16(self.device) else "float32"
 
     def _recipe(self, rate: float, seed: int) -> Recipe:
-        from clsprobe.probes.train import Recipe
+        from clsprobe.probes.training.fine_tune import Recipe
 
         return Recipe(rate=rate, epochs=self.epochs, seed=seed, lora=self.lora)
 
@@ -280,7 +281,7 @@ class FineTuning(Run):
         import torch
         from tqdm import tqdm
 
-        from clsprobe.probes.train import schedule
+        from clsprobe.probes.training.fine_tune import schedule
 
         readouts, rates, seeds, _ = self.plan
         jobs = [(p, name, rate, seed) for p in parts for seed in seeds for rate in rates for name in readouts]
@@ -319,7 +320,7 @@ class FineTuning(Run):
         import numpy as np
         import pandas as pd
 
-        from clsprobe.probes.train import fine_tune
+        from clsprobe.probes.training.fine_tune import fine_tune
 
         told = [part.name, readout, rate, seed, self._precision(), self.ready.contents, len(part.texts)]
         name = sha256(json.dumps([told, encoder.description.digest, self.settings()]).encode()).hexdigest()[:16]
@@ -356,10 +357,10 @@ class FineTuning(Run):
 
         from clsprobe.probes.base import STRENGTHS, predict_each
         from clsprobe.probes.baseline import majority
-        from clsprobe.probes.extract import Extractor
+        from clsprobe.probes.extraction.extractor import Extractor
         from clsprobe.probes.pooling import learned
         from clsprobe.probes.registry import find_probe
-        from clsprobe.probes.train import arranged
+        from clsprobe.probes.training.arrangements import arranged
 
         train, dev = (np.flatnonzero(part.side == name) for name in ("train", "dev"))
         seen = np.flatnonzero(part.side != "train")
@@ -393,7 +394,7 @@ class FineTuning(Run):
 
     def _on_the_way(self, encoder: Encoder, part: Part, rate: float) -> pd.DataFrame:
         """The trajectory of a training from [CLS], with the rate that dev has chosen for it."""
-        from clsprobe.probes.train import Tuned, fine_tune, schedule
+        from clsprobe.probes.training.fine_tune import Tuned, fine_tune, schedule
 
         recipe, longest = self._recipe(rate, self.seed), self._longest(encoder)
         total = sum(map(len, schedule(encoder, part.of("train")[0], recipe, longest)))
@@ -411,7 +412,7 @@ class FineTuning(Run):
 
     def _over_checkpoints(self, part: Part) -> pd.DataFrame:
         """The trajectory over the models that are named."""
-        from clsprobe.probes.encoder import load_encoder
+        from clsprobe.probes.encoders.loading import load_encoder
 
         follow = None
         last = [Path(name).name for name in self.checkpoints]
@@ -477,7 +478,7 @@ class FineTuning(Run):
         """All tables, and what else is known, as run.json keeps it."""
         import pandas as pd
 
-        from clsprobe.probes.encoder import load_encoder
+        from clsprobe.probes.encoders.loading import load_encoder
 
         described = describe(self.checkpoints[0]) if self.checkpoints else self.ready.described
         encoder = load_encoder(described, device=self.device)

@@ -26,7 +26,7 @@ from pydantic import Field
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Verdict
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import NAMED, of_last, parse
+from clsprobe.probes.extraction.readouts import NAMED, of_last, parse
 from clsprobe.probes.registry import find_probe
 from clsprobe.run import Measured, Names, Ready, Run, Specs, check_classes, short
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.knockout import Cell
     from clsprobe.analysis.sweep import Asked
-    from clsprobe.probes.encoder import Encoder
-    from clsprobe.probes.extract import States
-    from clsprobe.probes.task import Task
+    from clsprobe.probes.encoders.encoder import Encoder
+    from clsprobe.probes.extraction.states import States
+    from clsprobe.probes.tasks.task import Task
 
 log = logging.getLogger("clsprobe")
 
@@ -113,8 +113,8 @@ class Formation(Run):
         import pandas as pd
 
         from clsprobe.analysis.sweep import ask
-        from clsprobe.probes.encoder import load_encoder
-        from clsprobe.probes.intervene import check_changes
+        from clsprobe.probes.encoders.loading import load_encoder
+        from clsprobe.probes.interventions.changes import check_changes
 
         ready = self.ready
         if not any(ready.layers):

@@ -21,8 +21,8 @@ from pydantic import Field
 from clsprobe.analysis.projection import SMALLEST
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Verdict
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import parse
-from clsprobe.probes.task import Task, readable
+from clsprobe.probes.extraction.readouts import parse
+from clsprobe.probes.tasks.task import Task, readable
 from clsprobe.run import PROBES, Names, Run, Specs, counted, half_precision, short
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.folder import RunFolder
-    from clsprobe.probes.extract import States
+    from clsprobe.probes.extraction.states import States
 
 log = logging.getLogger("clsprobe")
 

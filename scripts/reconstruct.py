@@ -25,10 +25,13 @@ from pydantic import Field
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Study, Verdict
-from clsprobe.probes.encoder import Description, check_device, describe, find_causal, layer_numbers, parse_layers
+from clsprobe.probes.encoders.describing import Description, describe
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.finding import find_causal
+from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.readout import OF_TOKENS, parse
-from clsprobe.probes.task import PAIRED
+from clsprobe.probes.extraction.readouts import OF_TOKENS, parse
+from clsprobe.probes.tasks.task import PAIRED
 from clsprobe.run import Names, Specs, check_count, counted
 
 if TYPE_CHECKING:
@@ -36,10 +39,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.writing import Tongue
-    from clsprobe.probes.decode.base import Decoder
-    from clsprobe.probes.encoder import Encoder
-    from clsprobe.probes.store import States
-    from clsprobe.probes.vectors import Vectors
+    from clsprobe.probes.decoders.base import Decoder
+    from clsprobe.probes.encoders.encoder import Encoder
+    from clsprobe.probes.extraction.states import States
+    from clsprobe.probes.extraction.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -201,7 +204,7 @@ class Reconstruct(Study):
 
     def _given(self, described: Description) -> tuple[Vectors, list[int], list[str]]:
         """The file of vectors, and those of its layers and readouts that are asked for."""
-        from clsprobe.probes.vectors import read_vectors
+        from clsprobe.probes.extraction.vectors import read_vectors
 
         if len(self.task) > 1:
             raise InputError("--vectors", "belong to the rows of one file", "Give one --task")
@@ -492,12 +495,12 @@ def _measure(study: Reconstruct, folder: RunFolder | None) -> Measured:
 
     from clsprobe.analysis.reconstruction import novelty
     from clsprobe.analysis.writing import Texts, Writer, tables
-    from clsprobe.probes.decode.base import vocabulary
-    from clsprobe.probes.encoder import load_encoder
-    from clsprobe.probes.extract import Extractor
-    from clsprobe.probes.split import split
-    from clsprobe.probes.store import usable_folder
-    from clsprobe.probes.task import Task
+    from clsprobe.probes.decoders.base import vocabulary
+    from clsprobe.probes.encoders.loading import load_encoder
+    from clsprobe.probes.extraction.extractor import Extractor
+    from clsprobe.probes.extraction.store import usable_folder
+    from clsprobe.probes.tasks.split import split
+    from clsprobe.probes.tasks.task import Task
 
     ready = study.ready
     encoder = load_encoder(ready.described, device=study.device)
@@ -601,7 +604,7 @@ def _check_given(states: States, at: np.ndarray, texts: Sequence[str], encoder: 
     """
     import numpy as np
 
-    from clsprobe.probes.extract import Extractor
+    from clsprobe.probes.extraction.extractor import Extractor
 
     def alike(a: np.ndarray, b: np.ndarray) -> float:
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -683,7 +686,7 @@ def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]
     or has no places for so many tokens."""
     import numpy as np
 
-    from clsprobe.probes.decode.sequence import load_causal
+    from clsprobe.probes.decoders.sequence import load_causal
 
     model, tokenizer = load_causal(name)
     places = getattr(model.config, "max_position_embeddings", None)
@@ -701,9 +704,9 @@ def _foreign(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]
 
 
 def _decoder(name: str, study: Reconstruct, device: str, slots: int) -> Decoder:
-    from clsprobe.probes.decode.bag import BagDecoder
-    from clsprobe.probes.decode.sequence import SequenceDecoder
-    from clsprobe.probes.decode.slot import SlotDecoder
+    from clsprobe.probes.decoders.bag import BagDecoder
+    from clsprobe.probes.decoders.sequence import SequenceDecoder
+    from clsprobe.probes.decoders.slot import SlotDecoder
 
     device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
     settings: dict[str, Any] = {"slots": slots, "random_state": study.seed, "device": device}

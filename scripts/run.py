@@ -25,12 +25,14 @@ from pydantic import BeforeValidator, Field
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.study import Answer, Exhibit, Finished, Study, Verdict
-from clsprobe.probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
+from clsprobe.probes.encoders.describing import Description, describe
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import DEFAULT, parse, separated
+from clsprobe.probes.extraction.readouts import DEFAULT, parse, separated
 from clsprobe.probes.registry import check_name, find_probe, fitting
-from clsprobe.probes.split import split, take
-from clsprobe.probes.task import Task, readable
+from clsprobe.probes.tasks.split import split, take
+from clsprobe.probes.tasks.task import Task, readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.choose import Chosen
     from clsprobe.analysis.sweep import Asked
-    from clsprobe.probes.extract import States
-    from clsprobe.probes.vectors import Vectors
+    from clsprobe.probes.extraction.states import States
+    from clsprobe.probes.extraction.vectors import Vectors
 
 log = logging.getLogger("clsprobe")
 
@@ -217,7 +219,7 @@ class Run(Study):
 
     def _vectors(self) -> Vectors:
         """The file of vectors. Raises InputError where a flag of the encoder is given too."""
-        from clsprobe.probes.vectors import read_vectors
+        from clsprobe.probes.extraction.vectors import read_vectors
 
         for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -321,7 +323,7 @@ class Run(Study):
 
         from clsprobe.analysis.choose import SHOWN, chosen_cell
         from clsprobe.analysis.information import BAG, INFORMATION, LEARNING, information
-        from clsprobe.probes.control import coverage, word_type
+        from clsprobe.probes.tasks.control import coverage, word_type
 
         notes: list[str] = []
         parts: list[tuple[pd.DataFrame, ...]] = [(pd.DataFrame(columns=LEARNING), pd.DataFrame(columns=INFORMATION))]
@@ -360,9 +362,10 @@ class Run(Study):
         return [ready.vectors.states(ready.layers, ready.readouts, ready.ids)]
 
     def _encode(self, ready: Ready) -> list[States]:
-        from clsprobe.probes.encoder import has_bfloat16, load_encoder
-        from clsprobe.probes.extract import Extractor
-        from clsprobe.probes.store import usable_folder
+        from clsprobe.probes.encoders.devices import has_bfloat16
+        from clsprobe.probes.encoders.loading import load_encoder
+        from clsprobe.probes.extraction.extractor import Extractor
+        from clsprobe.probes.extraction.store import usable_folder
 
         texts, dtype = ready.texts, self.dtype
         if self.fast and has_bfloat16(self.device):

@@ -16,9 +16,9 @@ from clsprobe.analysis import attention as module
 from clsprobe.analysis import plots
 from clsprobe.analysis.attention import METHODS, attention, heads, mixing
 from clsprobe.analysis.attribution import agreement
-from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import tap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

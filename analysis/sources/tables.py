@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
 
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.probes.errors import InputError, did_you_mean, named_rows
-from clsprobe.probes.write import spooled
+from clsprobe.probes.files import spooled
 
 if TYPE_CHECKING:
     import pyarrow as pa
