@@ -23,14 +23,16 @@ from clsprobe.analysis.settings import (
 )
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.analysis.study import counted
-from clsprobe.probes.encoder import Description, check_device, describe, layer_numbers, parse_layers
+from clsprobe.probes.encoders.describing import Description, describe
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import parse
-from clsprobe.probes.split import take
-from clsprobe.probes.task import Task
+from clsprobe.probes.extraction.readouts import parse
+from clsprobe.probes.tasks.split import take
+from clsprobe.probes.tasks.task import Task
 
 if TYPE_CHECKING:
-    from clsprobe.probes.vectors import Vectors
+    from clsprobe.probes.extraction.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
 
 def _read_vectors(settings: VectorSettings) -> Vectors:
     """The file of vectors; no flag of the encoder may be given beside it."""
-    from clsprobe.probes.vectors import read_vectors
+    from clsprobe.probes.extraction.vectors import read_vectors
 
     for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
         if getattr(settings, name) != type(settings).model_fields[name].default:

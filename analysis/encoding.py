@@ -10,9 +10,11 @@ from typing import Any
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.settings import VectorSettings
 from clsprobe.analysis.study import counted
-from clsprobe.probes.encoder import has_bfloat16, load_encoder
-from clsprobe.probes.extract import Extractor
-from clsprobe.probes.store import States, usable_folder
+from clsprobe.probes.encoders.devices import has_bfloat16
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.extraction.store import usable_folder
 
 log = logging.getLogger("clsprobe")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from clsprobe.analysis.study import AGAIN, Measured
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import make_folder, read_json, write_parquet, write_text
+from clsprobe.probes.files import make_folder, read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from clsprobe.probes.readout import DEFAULT, separated
+from clsprobe.probes.extraction.readouts import DEFAULT, separated
 
 PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> the probe that reads it unless another is named
 

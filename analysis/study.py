@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import read_json, write_parquet, write_text
+from clsprobe.probes.files import read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

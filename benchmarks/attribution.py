@@ -26,9 +26,9 @@ from clsprobe import Extractor, LogisticProbe, load_encoder
 from clsprobe.analysis.formation import attribution
 from clsprobe.analysis.formation.attribution import STEPS, Target, attribute, direction_of
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.probes.encoder import Encoder
-from clsprobe.probes.extract import BUDGET, plan
-from clsprobe.probes.split import take
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.extraction.extractor import BUDGET, plan
+from clsprobe.probes.tasks.split import take
 
 TEXTS, FEW, TIMES, LAYER = 500, 40, 3, 5
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from clsprobe.probes.decode.sequence import SequenceDecoder
+from clsprobe.probes.decoders.sequence import SequenceDecoder
 
 TOKENS, DIM, SLOTS = 13_000, 384, 20
 TIMES = 5

@@ -34,9 +34,11 @@ import torch
 from clsprobe import Extractor, LogisticProbe, load_encoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sweep.grid import sweep
-from clsprobe.probes.encoder import Encoder, has_bfloat16
-from clsprobe.probes.extract import evaluating, plan
-from clsprobe.probes.split import take
+from clsprobe.probes.encoders.devices import has_bfloat16
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import evaluating
+from clsprobe.probes.extraction.extractor import plan
+from clsprobe.probes.tasks.split import take
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROUNDS = int(sys.argv[1]) if len(sys.argv) == 2 else 5

@@ -16,10 +16,10 @@ import numpy as np
 
 from clsprobe.analysis.formation.knockout import INTACT, vectors_of, windows
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.probes.encoder import load_encoder
-from clsprobe.probes.extract import Extractor
-from clsprobe.probes.intervene import check_changes, knockout
-from clsprobe.probes.split import take
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.interventions.changes import check_changes, knockout
+from clsprobe.probes.tasks.split import take
 
 
 def main(count: int = 1000) -> None:

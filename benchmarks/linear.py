@@ -36,9 +36,9 @@ from sklearn.linear_model import LogisticRegression
 
 from clsprobe import Extractor, load_encoder
 from clsprobe.probes.base import STRENGTHS
-from clsprobe.probes.control import shuffled
 from clsprobe.probes.linear import _moments, _standardised
 from clsprobe.probes.solver import Solution, solve
+from clsprobe.probes.tasks.control import shuffled
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TIMED, COMPARED = 40, 50
@@ -210,7 +210,8 @@ def swept(cache: Path) -> None:
 
     from clsprobe import LogisticProbe, States, Task
     from clsprobe.analysis.sweep.grid import sweep
-    from clsprobe.probes.store import Store, name_of
+    from clsprobe.probes.extraction.states import name_of
+    from clsprobe.probes.extraction.store import Store
 
     random, names = np.random.default_rng(0), tuple(f"readout {i}" for i in range(READOUTS))
     y, rows = random.integers(0, 2, TEXTS), 500  # a shard

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.probes.duplicates import near
+from clsprobe.probes.tasks.duplicates import near
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROWS = 1_000_000

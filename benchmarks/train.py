@@ -28,12 +28,13 @@ from torch import nn
 from torch.nn import functional
 
 from clsprobe import load_encoder
-from clsprobe.probes import train
-from clsprobe.probes.encoder import Encoder, has_bfloat16
+from clsprobe.probes.encoders.devices import has_bfloat16
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.training import fine_tune as training
 
 DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 TEXTS, TURNS = 512, 3
-RECIPE = train.Recipe(rate=1e-4, epochs=1)
+RECIPE = training.Recipe(rate=1e-4, epochs=1)
 
 
 def read() -> tuple[list[str], np.ndarray]:
@@ -51,9 +52,9 @@ def read() -> tuple[list[str], np.ndarray]:
 
 def ours(encoder: Encoder, texts: list[str], y: np.ndarray, dtype: str) -> float:
     """Seconds of one epoch from the first step to the last, dev left out."""
-    steps = sum(map(len, train.schedule(encoder, texts, RECIPE)))
+    steps = sum(map(len, training.schedule(encoder, texts, RECIPE)))
     at: list[float] = []
-    train.fine_tune(
+    training.fine_tune(
         encoder, "cls", texts, y, RECIPE, dev=(texts[:8], y[:8]), dtype=dtype,
         watched=(0, steps - 1), watch=lambda *_: at.append(time.perf_counter()),
     )  # fmt: skip
@@ -70,7 +71,7 @@ def bare(encoder: Encoder, texts: list[str], y: np.ndarray, dtype: str) -> float
     optimiser = torch.optim.AdamW(parameters, lr=RECIPE.rate, weight_decay=RECIPE.decay, fused=True)
     rows = encoder.tokenize(texts)
     ready = []
-    for chosen in train.schedule(encoder, texts, RECIPE)[0]:
+    for chosen in training.schedule(encoder, texts, RECIPE)[0]:
         batch = encoder.batch([rows[int(i)] for i in chosen])
         ready.append((batch.ids, batch.real.long(), torch.from_numpy(y[chosen]).to(encoder.device)))
     start = time.perf_counter()
@@ -88,17 +89,17 @@ def bare(encoder: Encoder, texts: list[str], y: np.ndarray, dtype: str) -> float
 
 def unsorted(encoder: Encoder, texts: list[str], y: np.ndarray, dtype: str) -> float:
     """Our trainer on batches as they come."""
-    kept = train.batches
+    kept = training.batches
 
     def drawn(lengths: np.ndarray, size: int, seed: int, epoch: int, *, equal: bool = False) -> list[np.ndarray]:
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
         return [order[at : at + size] for at in range(0, len(order), size)]
 
-    train.batches = drawn
+    training.batches = drawn
     try:
         return ours(encoder, texts, y, dtype)
     finally:
-        train.batches = kept
+        training.batches = kept
 
 
 def both(encoder: Encoder, texts: list[str], y: np.ndarray, dtype: str) -> float:

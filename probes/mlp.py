@@ -2,7 +2,7 @@
 
 Trained over all cells, label sets and strengths at once (descent.py), on features standardised as those of the linear
 probe are. The last matrix starts at 0: the probe starts as the class frequencies, and stays there where nothing is
-gained on dev. A probe this strong can memorise; read it beside its control (probes/control.py; Hewitt & Liang 2019).
+gained on dev. A probe this strong can memorise; read it beside its control (probes.tasks.control; Hewitt & Liang 2019).
 """
 
 from __future__ import annotations

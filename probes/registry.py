@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator

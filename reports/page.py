@@ -28,7 +28,7 @@ from markupsafe import Markup
 from clsprobe.analysis.plots.points import point_styles
 from clsprobe.analysis.plots.style import shown, signed
 from clsprobe.analysis.plots.svg import svg
-from clsprobe.probes.write import write_text
+from clsprobe.probes.files import write_text
 
 if TYPE_CHECKING:
     from clsprobe.analysis.study import Answer, Exhibit

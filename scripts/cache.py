@@ -18,7 +18,7 @@ def cache(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The vectors that are kept on disk: list them, read them against their digests, or remove them."""
-    from clsprobe.probes.store import cache_folder, listing, purge, verify
+    from clsprobe.probes.extraction.store import cache_folder, listing, purge, verify
 
     if what not in ("ls", "verify", "purge"):
         raise unknown("cache", "action", what, ("ls", "verify", "purge"))

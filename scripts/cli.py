@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class _Stop:
     """Ctrl-C: one line that says how to go on, and the end of the process within two seconds, whatever it is doing.
 
-    Nothing that is written is ever half there (probes.write), so it may end anywhere.
+    Nothing that is written is ever half there (probes.files), so it may end anywhere.
     """
 
     def __init__(self, told: str) -> None:

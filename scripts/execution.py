@@ -56,7 +56,7 @@ def _effect(answer: Answer) -> str:
 def _write(folder: RunFolder, answers: Mapping[str, Answer], title: str | None) -> None:
     """Answers, figures and page of a run."""
     from clsprobe.analysis.plots.svg import svg
-    from clsprobe.probes.write import write_text
+    from clsprobe.probes.files import write_text
     from clsprobe.reports.page import write_page
 
     for key, answer in answers.items():

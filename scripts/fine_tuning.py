@@ -24,7 +24,7 @@ from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Sp
 from clsprobe.analysis.study import Exhibit, Measured, Outcome, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import arrangement
+from clsprobe.probes.extraction.readouts import arrangement
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ def export(
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
     from clsprobe.analysis.table import read_results, to_csv, to_latex
-    from clsprobe.probes.write import write_text
+    from clsprobe.probes.files import write_text
 
     makers = {"csv": to_csv, "latex": to_latex}
     if format not in makers:

@@ -25,7 +25,7 @@ from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import NAMED, of_last, parse
+from clsprobe.probes.extraction.readouts import NAMED, of_last, parse
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Spec
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import parse
+from clsprobe.probes.extraction.readouts import parse
 
 if TYPE_CHECKING:
     import pandas as pd

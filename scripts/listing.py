@@ -36,7 +36,8 @@ def list_choices(
 
 
 def _list_models() -> dict[str, str]:
-    from clsprobe.probes.encoder import BLOCKS, describe
+    from clsprobe.probes.encoders.adapters import BLOCKS
+    from clsprobe.probes.encoders.describing import describe
 
     embedded = describe()
     return {

@@ -21,7 +21,8 @@ from pydantic import Field
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
 from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted
-from clsprobe.probes.encoder import check_device, find_causal
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.finding import find_causal
 from clsprobe.probes.errors import InputError, unknown
 
 if TYPE_CHECKING:

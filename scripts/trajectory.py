@@ -17,8 +17,8 @@ from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus, unnamed
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
-from clsprobe.probes.encoder import check_device
-from clsprobe.probes.split import split
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.tasks.split import split
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -45,10 +45,10 @@ def run(encoder: Any, count: int, how: list[str]) -> None:
     """One extraction, and a look at its vectors."""
     import resource
 
-    from clsprobe.probes import extract, store
+    from clsprobe.probes.extraction import extractor, store
 
     if "small" in how:
-        extract.WINDOW, extract.SHARD = 256, 1 << 19
+        extractor.WINDOW, extractor.SHARD = 256, 1 << 19
     kept, add = [], store.Store.add
     if "keeping" in how:
         store.Store.add = lambda self, *rest: (kept.append(rest), add(self, *rest))[1]  # type: ignore[func-returns-value]
@@ -58,11 +58,11 @@ def run(encoder: Any, count: int, how: list[str]) -> None:
         arguments = {"max_tokens_per_batch": 10**6, "layers": [1], "readouts": ["cls"]}
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with tempfile.TemporaryDirectory() as cache:
-        extractor = extract.Extractor(encoder, cache=Path(cache), **arguments)
+        reader = extractor.Extractor(encoder, cache=Path(cache), **arguments)
         if "short" in how:
-            extract.WINDOW = count
+            extractor.WINDOW = count
             resource.setrlimit(resource.RLIMIT_AS, (now + (64 << 20), resource.RLIM_INFINITY))
-        states = extractor(Texts(count))
+        states = reader(Texts(count))
         if "short" in how:
             assert states.source["batches halved"] > 0
             assert abs(states.cell(1, "cls")).max() > 0
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     import pyarrow.parquet  # noqa: F401
     import torch
 
-    from clsprobe.probes.encoder import load_encoder
+    from clsprobe.probes.encoders.loading import load_encoder
 
     torch.set_num_threads(1)
     loaded = load_encoder(sys.argv[1])

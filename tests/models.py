@@ -78,7 +78,7 @@ _MORE = {
     "t5": {"d_kv": 8, "num_decoder_layers": 1},
 }
 
-# Every architecture of probes.adapters; a few of them twice, in two shapes ("albert-2" is an ALBERT).
+# Every architecture of probes.encoders.adapters; a few of them twice, in two shapes ("albert-2" is an ALBERT).
 SHAPES = (
     *KINDS, "albert", "albert-2", "bart", "big_bird", "canine", "convbert", "deberta", "deberta-v2", "deberta-v2-conv",
     "eurobert", "flaubert", "flaubert-pre", "fnet", "funnel", "gpt2", "llama", "longformer", "megatron-bert",

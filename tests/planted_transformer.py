@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig
 
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 LAYERS, TOKEN = 4, 3
 LOW, HIGH = ("cat", "dog", "bird", "tree"), ("red", "blue", "very", "big")  # the two classes of words

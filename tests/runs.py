@@ -24,7 +24,7 @@ LAYERS, READOUTS = [0, 2], ("cls", "mean")
 SIZES = {
     "WINDOW": 24,
     "SHARD": 8 * len(LAYERS) * len(READOUTS) * models.DIM * 4,
-}  # for probes.extract: 8 texts a shard
+}  # for probes.extraction.extractor: 8 texts a shard
 _WORDS = [word for word in models.WORDS if word.isalpha()]
 TEXTS = [" ".join([_WORDS[(i + j) % len(_WORDS)] for j in range(1 + i % 9)] + ["on"] * (i // 18)) for i in range(48)]
 SHARDS = 6
@@ -32,7 +32,7 @@ SHARDS = 6
 
 def encode(encoder: Any, cache: Path | None) -> Any:
     """The States of the run; `SIZES` must be in force."""
-    from clsprobe.probes.extract import Extractor
+    from clsprobe.probes.extraction.extractor import Extractor
 
     return Extractor(encoder, READOUTS, layers=LAYERS, max_tokens_per_batch=200, cache=cache)(TEXTS)
 
@@ -92,11 +92,11 @@ class Forker:
 
 
 def _serve(model: str, *modules: str) -> None:
-    for module in ("pandas", "pyarrow.parquet", "safetensors.numpy", "clsprobe.probes.extract", *modules):
+    for module in ("pandas", "pyarrow.parquet", "safetensors.numpy", "clsprobe.probes.extraction.extractor", *modules):
         import_module(module)  # once, before any fork
     import torch
 
-    from clsprobe.probes.encoder import load_encoder
+    from clsprobe.probes.encoders.loading import load_encoder
 
     torch.set_num_threads(1)
     encoder = load_encoder(model)
@@ -115,7 +115,7 @@ def _run(encoder: Any, order: dict[str, Any]) -> None:
     code = 1
     try:
         for name, size in SIZES.items():
-            setattr(import_module("clsprobe.probes.extract"), name, size)
+            setattr(import_module("clsprobe.probes.extraction.extractor"), name, size)
         if "command" in order:
             os.dup2(os.open(order["errors"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
             os.dup2(2, 1)
@@ -133,9 +133,10 @@ def _run(encoder: Any, order: dict[str, Any]) -> None:
 
 
 def _encode(encoder: Any, order: dict[str, Any]) -> None:
-    from clsprobe.probes import store, write
+    from clsprobe.probes import files
+    from clsprobe.probes.extraction import store
 
-    write.STALE = 0.5  # a lock that was made but not yet written says nothing of who is gone
+    files.STALE = 0.5  # a lock that was made but not yet written says nothing of who is gone
     made, add = [], store.Store.add
 
     def counted(self: store.Store, number: int, *rest: Any) -> None:
@@ -170,7 +171,7 @@ class _Slowly:
 
 @contextmanager
 def careless(path: Path) -> Iterator[Any]:
-    """The broken twin of `probes.write.replacing`: it writes under the final name, slowly."""
+    """The broken twin of `probes.files.replacing`: it writes under the final name, slowly."""
     with Path(path).open("wb") as file:
         yield _Slowly(file)
 

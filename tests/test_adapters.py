@@ -17,11 +17,14 @@ from test_extract import hooks, tapped
 from transformers import AutoModel
 from vectors import stacked
 
-from clsprobe.probes.adapters import ADAPTERS, SUPPORTED
-from clsprobe.probes.encoder import Encoder, describe, load_encoder
+from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED
+from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, plan, tap
-from clsprobe.probes.readout import DEFAULT, parse
+from clsprobe.probes.extraction.extractor import Extractor, plan
+from clsprobe.probes.extraction.readouts import DEFAULT, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,9 +15,9 @@ from clsprobe import load_encoder
 from clsprobe.analysis.formation import attention as module
 from clsprobe.analysis.formation.attention import METHODS, attention, heads, mixing
 from clsprobe.analysis.formation.attribution import agreement
-from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import tap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

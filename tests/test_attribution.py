@@ -28,10 +28,12 @@ from clsprobe.analysis.formation.attribution import (
     infidelity,
     randomised,
 )
-from clsprobe.probes.adapters import Adapter
-from clsprobe.probes.encoder import Description, Encoder
+from clsprobe.probes.encoders.adapters import Adapter
+from clsprobe.probes.encoders.describing import Description
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, tap
+from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

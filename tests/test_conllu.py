@@ -24,8 +24,8 @@ from clsprobe.analysis.sources import conllu as source
 from clsprobe.analysis.sources.conllu import FLOOR, PROPERTIES
 from clsprobe.analysis.sources.treebank import Sentence, Treebank, read_treebank
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.split import split
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.split import split
+from clsprobe.probes.tasks.task import Task
 
 
 def conllu(*sentences: str) -> str:

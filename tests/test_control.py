@@ -12,7 +12,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import BernoulliNB
 
-from clsprobe.probes.control import CONTROLS, coverage, shuffled, word_type
+from clsprobe.probes.tasks.control import CONTROLS, coverage, shuffled, word_type
 
 NOUNS = [a + b for a in ("bar", "dol", "fen", "gim", "kur", "lem", "nop", "ras", "tiv", "zul") for b in "aeiou"]
 SHARE = [0.6, 0.3, 0.1]
@@ -93,7 +93,7 @@ def test_the_seed_moves_anchors_and_labels():
 
 def test_another_process_draws_the_same():
     """As `hash` would not: its key differs from process to process."""
-    code = "from clsprobe.probes.control import _hash; print(_hash(7, 'label', 'fern'), hash('fern'))"
+    code = "from clsprobe.probes.tasks.control import _hash; print(_hash(7, 'label', 'fern'), hash('fern'))"
     told = [
         subprocess.run(
             [sys.executable, "-c", code],

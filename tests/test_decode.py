@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 
 from clsprobe.analysis.reconstruction.scores import gained
-from clsprobe.probes.decode import bag, base, sequence, slot
-from clsprobe.probes.decode.bag import BagDecoder
-from clsprobe.probes.decode.base import Pace
-from clsprobe.probes.decode.search import Found, beam_search, corrected, nearest
-from clsprobe.probes.decode.sequence import SequenceDecoder
-from clsprobe.probes.decode.slot import SlotDecoder
+from clsprobe.probes.decoders import bag, base, sequence, slot
+from clsprobe.probes.decoders.bag import BagDecoder
+from clsprobe.probes.decoders.base import Pace
+from clsprobe.probes.decoders.search import Found, beam_search, corrected, nearest
+from clsprobe.probes.decoders.sequence import SequenceDecoder
+from clsprobe.probes.decoders.slot import SlotDecoder
 from clsprobe.probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -345,7 +345,7 @@ def made_of(folder):
     found = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found.add(file.metadata()["made_of"])
+            found.add(file.metadata()["run"])
     return found
 
 

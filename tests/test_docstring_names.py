@@ -110,7 +110,7 @@ def test_what_docstrings_name_exists(module):
 
 
 def test_a_name_that_is_gone_would_be_seen():
-    source = '''"""`split_up`, `Task.rows_of`, `analysis.gone.windows`; `probes.task.Task`, `Task.texts`, `f`, ``x``."""
+    source = '''"""`split_up`, `Task.rows_of`, `analysis.gone.windows`; `Task.texts`, `f`, ``x``."""
 def f(a):
     """`a`, `b` and `c`, `None`."""
     b = "c"

@@ -1,4 +1,4 @@
-"""`probes.duplicates`: near copies are those of the exact comparison of all pairs, found in a fraction of its time."""
+"""`probes.tasks.duplicates`: near copies are those of the exact comparison of all pairs, in a fraction of its time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.probes import duplicates
-from clsprobe.probes.duplicates import ALIKE, hashes, jaccard, near, plain, tied
+from clsprobe.probes.tasks import duplicates
+from clsprobe.probes.tasks.duplicates import ALIKE, hashes, jaccard, near, plain, tied
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
 

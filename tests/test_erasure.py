@@ -21,8 +21,8 @@ from clsprobe.analysis.formation.erasure import (
     predictions_of,
 )  # fmt: skip
 from clsprobe.analysis.sweep.grid import ask
-from clsprobe.probes.encoder import load_encoder
-from clsprobe.probes.extract import Extractor
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,7 +163,7 @@ def test_every_token_of_a_place_teaches_its_eraser_and_only_train_does(encoder, 
     found = fit(encoder, asked, [place])
     rows = encoder.tokenize(texts)
     batch = encoder.batch(rows)
-    from clsprobe.probes.extract import tap
+    from clsprobe.probes.encoders.tap import tap
 
     seen = []
     with tap(encoder, lambda layer, hidden: seen.append(hidden.double()), [1]):

@@ -29,12 +29,15 @@ from transformers import CanineTokenizer
 from transformers.utils import logging
 from vectors import stacked
 
-from clsprobe.probes.adapters import ADAPTERS, Adapter, Point
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.selfcheck import self_check
+from clsprobe.probes.encoders.tap import tap
+from clsprobe.probes.encoders.tokenizing import Batch
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, tap
-from clsprobe.probes.readout import Batch, Readout
-from clsprobe.probes.selfcheck import self_check
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.readouts import Readout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

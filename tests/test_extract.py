@@ -16,10 +16,12 @@ from models import DIM, KINDS, TEXTS
 from transformers import AutoConfig, AutoModel
 from vectors import stacked
 
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, plan, tap
-from clsprobe.probes.readout import DEFAULT, Readout, parse
+from clsprobe.probes.extraction.extractor import Extractor, plan
+from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

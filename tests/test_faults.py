@@ -28,10 +28,12 @@ from disk import Disk, Record
 from runs import Forker, encode, folder_of, kept
 
 from clsprobe import cli
-from clsprobe.probes import extract, store, write
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes import files
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.store import read_manifest
+from clsprobe.probes.extraction import extractor, store
+from clsprobe.probes.extraction.store import read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_small")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -50,7 +52,7 @@ def encoder(model) -> Encoder:
 @pytest.fixture
 def _small(monkeypatch) -> None:
     for name, size in runs.SIZES.items():
-        monkeypatch.setattr(extract, name, size)
+        monkeypatch.setattr(extractor, name, size)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def undisturbed(model, encoder, tmp_path_factory) -> dict[str, bytes]:
     cache = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patched:
         for name, size in runs.SIZES.items():
-            patched.setattr(extract, name, size)
+            patched.setattr(extractor, name, size)
         encode(encoder, cache)
     files = kept(cache)
     assert len(files) == runs.SHARDS + 2
@@ -143,7 +145,7 @@ def calls(encoder, tmp_path_factory) -> Counter[str]:
 @pytest.fixture
 def _impatient(monkeypatch) -> None:
     """A lock is stale at once, where its owner lives but does not beat."""
-    monkeypatch.setattr(write, "STALE", 0.05)
+    monkeypatch.setattr(files, "STALE", 0.05)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -182,7 +184,7 @@ def record(model, encoder, tmp_path_factory) -> Record:
     root = tmp_path_factory.mktemp("record")
     with pytest.MonkeyPatch.context() as patched:
         for name, size in runs.SIZES.items():
-            patched.setattr(extract, name, size)
+            patched.setattr(extractor, name, size)
         with Disk(root) as disk:
             encode(encoder, root / "cache")
     return Record(disk.calls, root)
@@ -228,8 +230,8 @@ def test_many_runs_go_on_after_a_power_failure(record, encoder, undisturbed, tmp
 
 
 def resumed_after_cuts(record, encoder, wanted, root, monkeypatch, cuts) -> None:
-    monkeypatch.setattr(write, "_gone", lambda here, process: True)  # the machine was started again
-    monkeypatch.setattr(write, "STALE", 0.05)
+    monkeypatch.setattr(files, "_gone", lambda here, process: True)  # the machine was started again
+    monkeypatch.setattr(files, "STALE", 0.05)
     rng = np.random.default_rng(2)
     left = 0
     for number in range(cuts):
@@ -341,7 +343,7 @@ def until(done: Callable[[], Any], seconds: float = 120) -> None:
 @posix
 def test_the_lock_of_a_killed_process_holds_nobody_up(forker, encoder, undisturbed, tmp_path, monkeypatch):
     """It is broken because its process is gone, not because it has not moved for a while."""
-    monkeypatch.setattr(write, "STALE", np.inf)
+    monkeypatch.setattr(files, "STALE", np.inf)
     cache = tmp_path / "cache"
     process = forker.encode(cache, pause=1)
     until(lambda: len(finished(cache)) >= 2 and any(path.read_text() for path in cache.rglob("*.lock")))
@@ -373,11 +375,11 @@ def locked(cache: Path, encoder: Encoder) -> Path:
 )
 def test_a_lock_that_does_not_beat_is_broken(encoder, undisturbed, tmp_path, monkeypatch, owner):
     """Another host's, where nobody can say who runs, and those that a power failure tore."""
-    monkeypatch.setattr(write, "STALE", 0.3)
+    monkeypatch.setattr(files, "STALE", 0.3)
     locked(tmp_path, encoder).write_text(owner)
     begun = time.monotonic()
     encode(encoder, tmp_path)
-    assert time.monotonic() - begun > write.STALE
+    assert time.monotonic() - begun > files.STALE
     assert kept(tmp_path) == undisturbed
 
 
@@ -396,9 +398,9 @@ class Clock:
 
 
 def test_a_lock_that_beats_is_respected(encoder, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "BEAT", 0.01)
-    monkeypatch.setattr(write, "time", clock := Clock())
-    lock = write.Lock(locked(tmp_path, encoder))
+    monkeypatch.setattr(files, "BEAT", 0.01)
+    monkeypatch.setattr(files, "time", clock := Clock())
+    lock = files.Lock(locked(tmp_path, encoder))
     assert lock.take()
     other = threading.Thread(target=encode, args=(encoder, tmp_path), daemon=True)
     other.start()
@@ -406,7 +408,7 @@ def test_a_lock_that_beats_is_respected(encoder, undisturbed, tmp_path, monkeypa
         moved, looks = lock.path.stat().st_mtime_ns, clock.looks
         until(lambda moved=moved: lock.path.stat().st_mtime_ns != moved)
         until(lambda looks=looks: clock.looks >= looks + 6)  # the other one has seen that
-        clock.now += 0.9 * write.STALE
+        clock.now += 0.9 * files.STALE
     assert other.is_alive()
     shards = {path.name for path in finished(tmp_path)} - {"rows.parquet"}
     assert shards == {f"shard-{i:05d}.safetensors" for i in range(runs.SHARDS) if i != 2}
@@ -425,8 +427,8 @@ def test_ctrl_c_while_it_encodes_and_while_it_probes(tmp_path):
     """The command as a shell runs it: one line that says how to go on, and the rerun goes on."""
     flags = ["run", "--task", "grammar:tense", "--max-texts", "300", "--cache", "cache", "--out", "out"]
     code = (
-        "import time\nfrom clsprobe.probes import extract, store\nfrom clsprobe.cli import main\n"
-        "extract.SHARD, add = 30 * 56 * 384 * 4, store.Store.add\n"
+        "import time\nfrom clsprobe.probes.extraction import extractor, store\nfrom clsprobe.cli import main\n"
+        "extractor.SHARD, add = 30 * 56 * 384 * 4, store.Store.add\n"
         "store.Store.add = lambda *given: (time.sleep({}), add(*given))[1]\nmain()"
     )
     errors = tmp_path / "errors"

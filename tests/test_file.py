@@ -17,7 +17,7 @@ import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.analysis.sources.tables import ArrowTexts, Texts
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 ROWS = [
     ("NA", "01"),

@@ -104,11 +104,11 @@ def test_readouts_that_saw_other_orders_are_refused():
 
 def test_the_study_notices_a_trainer_whose_order_depends_on_the_readout(small, tmp_path, monkeypatch):
     """The twin: the texts are shuffled anew for every readout."""
-    from clsprobe.probes import train
+    from clsprobe.probes.training import fine_tune as training
 
-    schedule, calls = train.schedule, iter(range(100))
+    schedule, calls = training.schedule, iter(range(100))
     monkeypatch.setattr(
-        train, "schedule", lambda encoder, texts, recipe, longest: [
+        training, "schedule", lambda encoder, texts, recipe, longest: [
             list(reversed(epoch)) if next(calls) % 2 else epoch for epoch in schedule(encoder, texts, recipe, longest)
         ]
     )  # fmt: skip
@@ -245,12 +245,12 @@ def small(data, model, one_thread, monkeypatch):
 
 def test_the_whole_of_it(small, tmp_path, monkeypatch):
     """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
-    from clsprobe.probes import train
+    from clsprobe.probes.training import fine_tune as training
 
     few = ["--readouts", "cls,token1,mean", "--rates", "1e-3"]
     monkeypatch.setattr(fine_tuning, "MOMENTS", (0.0, 0.3, 1.0))
     assert small(*few, "--out", str(tmp_path / "whole")) == 0
-    begun, real = [], train.fine_tune
+    begun, real = [], training.fine_tune
 
     def breaks_off(encoder, readout, *rest, **more):
         begun.append(readout)
@@ -258,7 +258,7 @@ def test_the_whole_of_it(small, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(encoder, readout, *rest, **more)
 
-    monkeypatch.setattr(train, "fine_tune", breaks_off)
+    monkeypatch.setattr(training, "fine_tune", breaks_off)
     assert small(*few, "--out", str(tmp_path / "twice")) == 130
     assert small(*few, "--out", str(tmp_path / "twice")) == 0
     assert len(begun) <= 6 + 1 + 2  # six trainings and the trajectory; those that were done are not done again
@@ -338,12 +338,12 @@ def test_what_a_user_can_mend(small, model, tmp_path, capsys, flags, says):
 
 
 def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, capsys, monkeypatch):
-    from clsprobe.probes import train
+    from clsprobe.probes.training import checkpoint
 
     capsys.readouterr()
     assert small("--max-texts", "40", "--out", str(tmp_path / "few")) == 2
     assert "fewer than a batch of 32" in capsys.readouterr().err
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10})())
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10})())
     assert small("--out", str(tmp_path / "full")) == 2
     assert "no room for checkpoints" in capsys.readouterr().err
     monkeypatch.undo()

@@ -102,7 +102,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
 
     from clsprobe.analysis.study import Answer
     from clsprobe.cli import main
-    from clsprobe.probes.encoder import load_encoder
+    from clsprobe.probes.encoders.loading import load_encoder
 
     folder = planted.save(tmp_path / "model")
     encoder = load_encoder(str(folder), device="cpu")

@@ -41,7 +41,9 @@ from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer
 from clsprobe.analysis.table import read_results
 from clsprobe.cli import make_study
-from clsprobe.probes.encoder import describe, load_encoder, parse_layers
+from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.layers import parse_layers
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
 
@@ -365,7 +367,7 @@ def _with_atheris(name: str, seconds: str) -> None:
     for module in (
         "clsprobe.analysis.sources",
         "clsprobe.config",
-        "clsprobe.probes.encoder",
+        "clsprobe.probes.encoders",
         "clsprobe.analysis.study",
         "clsprobe.analysis.folder",
     ):

@@ -26,7 +26,7 @@ from clsprobe.analysis.study import Answer
 from clsprobe.cli import main, make_study
 from clsprobe.geometry import Geometry
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.store import States, name_of
+from clsprobe.probes.extraction.states import States, name_of
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load
 from clsprobe.probes.baseline import bag_of_words
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 SIDES = ("train", "dev", "test")
 # Whoever changes the sentences on purpose writes the new digest here, and says so in the changelog.

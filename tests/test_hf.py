@@ -16,7 +16,7 @@ import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, hf, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.task import Task, parts
+from clsprobe.probes.tasks.task import Task, parts
 
 OLD, NEW = "a" * 40, "b" * 40
 LABELLED = {"text": ["one", "two", "three", "four"], "label": [0, 1, 1, 0]}
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, offline."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hf, "_hub_answers", lambda: False)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: False)
     return tmp_path / "cache"
 
 
@@ -297,7 +297,7 @@ def test_names_in_the_cache_are_written_as_datasets_writes_them() -> None:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, load_builder: Callable[..., Any]) -> None:
-    monkeypatch.setattr(hf, "_hub_answers", lambda: True)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: True)
     monkeypatch.setattr("datasets.load_dataset_builder", load_builder)
 
 
@@ -327,7 +327,7 @@ def test_what_is_cached_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("asked")
 
     answers(monkeypatch, hub)
-    monkeypatch.setattr(hf, "_hub_answers", hub)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", hub)
     prepare(cache, "org/films", {"train": LABELLED})
     assert read("org/films").rows == 4
 

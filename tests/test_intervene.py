@@ -10,11 +10,13 @@ import models
 import pytest
 import torch
 
-from clsprobe.probes import intervene
-from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import evaluating, tap
-from clsprobe.probes.intervene import EDGES, altered, check_changes, knockout, recording, replay, tokens_of
+from clsprobe.probes.interventions import changes, replaying
+from clsprobe.probes.interventions.changes import EDGES, altered, check_changes, knockout, tokens_of
+from clsprobe.probes.interventions.passes import recording
+from clsprobe.probes.interventions.replaying import replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -187,14 +189,14 @@ def test_an_attention_that_takes_no_mask_is_refused_in_one_line(loaded, shape):
 
 def test_an_encoder_that_ignores_the_mask_would_be_seen(loaded, monkeypatch):
     """The broken twins: a mask that is left as it was, and one that cuts another row."""
-    monkeypatch.setattr(intervene, "_masked", lambda given, allowed, dtype: given)
-    assert not intervene._is_sound(loaded("bert"))
+    monkeypatch.setattr(changes, "_masked", lambda given, allowed, dtype: given)
+    assert not changes._is_sound(loaded("bert"))
     monkeypatch.undo()
-    masked = intervene._masked
-    monkeypatch.setattr(intervene, "_masked", lambda given, allowed, dtype: masked(given, allowed.roll(1, 1), dtype))
-    assert not intervene._is_sound(loaded("bert"))
+    masked = changes._masked
+    monkeypatch.setattr(changes, "_masked", lambda given, allowed, dtype: masked(given, allowed.roll(1, 1), dtype))
+    assert not changes._is_sound(loaded("bert"))
     monkeypatch.undo()
-    assert intervene._is_sound(loaded("bert"))
+    assert changes._is_sound(loaded("bert"))
 
 
 # ------------------------------------------------------------------------------------------------- from the middle on
@@ -228,8 +230,8 @@ def test_changes_of_one_pass_add_up(loaded):
 @pytest.mark.parametrize("chunk", [1, 1 << 30])
 def test_replay_gives_every_text_its_own_states(loaded, monkeypatch, chunk):
     encoder, texts = loaded("bert"), [*TEXTS, *TEXTS[:3]]
-    monkeypatch.setattr(intervene, "CHUNK", chunk)
-    monkeypatch.setattr(intervene, "BUDGET", {"cpu": 24})
+    monkeypatch.setattr(replaying, "CHUNK", chunk)
+    monkeypatch.setattr(replaying, "BUDGET", {"cpu": 24})
     found, chunks = {}, 0
     with replay(encoder, texts, 2) as parts:
         for part in parts:

@@ -9,9 +9,9 @@ import pytest
 from clsprobe.analysis.formation import knockout as cutting
 from clsprobe.analysis.formation.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
 from clsprobe.analysis.sweep.grid import ask
-from clsprobe.probes import intervene
-from clsprobe.probes.encoder import load_encoder
-from clsprobe.probes.extract import Extractor
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.interventions import changes
 from clsprobe.probes.linear import LogisticProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,15 +100,15 @@ def test_attention_alone_would_name_no_layer(encoder):
 
 def test_edges_the_wrong_way_round_would_name_nothing(encoder, monkeypatch):
     """The broken twin: query and key exchanged."""
-    blocked = intervene._blocked
-    monkeypatch.setattr(intervene, "_blocked", lambda name: lambda batch: blocked(name)(batch).mT)
+    blocked = changes._blocked
+    monkeypatch.setattr(changes, "_blocked", lambda name: lambda batch: blocked(name)(batch).mT)
     assert named(measured(encoder, 1)[-1]) is None
 
 
 def test_layers_counted_from_0_would_name_another(encoder, monkeypatch):
     """The broken twin: every cut a layer too high."""
-    numbers = intervene._numbers
-    monkeypatch.setattr(intervene, "_numbers", lambda *a, **k: {layer + 1 for layer in numbers(*a, **k)})
+    numbers = changes._numbers
+    monkeypatch.setattr(changes, "_numbers", lambda *a, **k: {layer + 1 for layer in numbers(*a, **k)})
     layer, *_, table = measured(encoder, 1)
     assert named(table) != (layer, "token[3]->cls")
 
@@ -126,7 +126,7 @@ def test_windows_that_share_a_pass_are_those_of_passes_of_their_own(encoder):
     together = vectors_of(encoder, texts, windows(["rest->cls", "cls->content"], 4), cells)
     assert len(together) == 21
     for cut in (Window("rest->cls", 1, 3), Window("rest->cls", 2, 4), Window("cls->content", 2, 2)):
-        with intervene.knockout(encoder, cut.edges, range(cut.first, cut.last + 1)):
+        with changes.knockout(encoder, cut.edges, range(cut.first, cut.last + 1)):
             alone = Extractor(encoder, ["cls", "mean"])(texts)
         for cell, vectors in together[cut].items():
             np.testing.assert_allclose(vectors, alone.cell(*cell), atol=1e-5)

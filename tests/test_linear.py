@@ -245,8 +245,8 @@ def questions(folder, side):
 
 def agreement(folder, cells, train_texts):
     """How often our predictions on TREC's test are those of scikit-learn's at the same strength, for every cell."""
-    from clsprobe.probes.encoder import load_encoder
-    from clsprobe.probes.extract import Extractor
+    from clsprobe.probes.encoders.loading import load_encoder
+    from clsprobe.probes.extraction.extractor import Extractor
 
     (texts, y), (test_texts, _) = questions(folder, "train"), questions(folder, "test")
     texts, y = texts[:train_texts], y[:train_texts]

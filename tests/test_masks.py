@@ -22,9 +22,12 @@ import torch
 from test_adapters import fitting
 from test_exits import few_characters
 
-from clsprobe.probes.encoder import Encoder, load_encoder
-from clsprobe.probes.extract import Extractor, tap
-from clsprobe.probes.readout import DEFAULT, Batch, Readout, Weighted, parse, text_seed
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import tap
+from clsprobe.probes.encoders.tokenizing import Batch, text_seed
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.readouts import DEFAULT, Readout, Weighted, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,12 +25,12 @@ from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric
 from clsprobe.probes.base import STRENGTHS
-from clsprobe.probes.control import coverage, labelled, word_type
 from clsprobe.probes.errors import InputError
+from clsprobe.probes.extraction.states import name_of
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
-from clsprobe.probes.split import split
-from clsprobe.probes.store import name_of
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.control import coverage, labelled, word_type
+from clsprobe.probes.tasks.split import split
+from clsprobe.probes.tasks.task import Task
 from clsprobe.run import Run
 
 BOTH = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
@@ -188,7 +188,7 @@ def test_classes_are_as_they_are_without_numbers(mixed, tmp_path):
 
 @pytest.mark.parametrize("which", [slice(None), slice(-3, None)])  # with classes; numbers alone, whose labels are empty
 def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
-    from clsprobe.probes.write import write_parquet
+    from clsprobe.probes.files import write_parquet
 
     predictions = joined(mixed[-1][which])
     write_parquet(tmp_path / "p.parquet", predictions)

@@ -23,12 +23,14 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
-from clsprobe.probes import duplicates
 from clsprobe.probes.baseline import bag_of_words, length
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, States
-from clsprobe.probes.task import PAIRED, pair, parts, readable
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.tasks import duplicates
+from clsprobe.probes.tasks.task import PAIRED, pair, parts, readable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

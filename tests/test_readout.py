@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from clsprobe.probes.encoders.tokenizing import Batch, text_seed
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import (
+from clsprobe.probes.extraction.readouts import (
     DEFAULT,
-    Batch,
     Max,
     Mean,
     Position,
@@ -21,7 +21,6 @@ from clsprobe.probes.readout import (
     Weighted,
     parse,
     separated,
-    text_seed,
 )
 
 CLS, SEP, PAD = 101, 102, 0
@@ -180,7 +179,7 @@ def test_the_random_token_depends_on_the_text_alone():
 
 def test_text_seeds_are_the_same_in_every_process():
     assert text_seed("a cat") == 1872784879893673832
-    code = "from clsprobe.probes.readout import text_seed; print(text_seed('a cat'), text_seed('\\ud800'))"
+    code = "from clsprobe.probes.encoders.tokenizing import text_seed; print(text_seed('a cat'), text_seed('\\ud800'))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [str(text_seed("a cat")), str(text_seed("\ud800"))]
     assert 0 <= text_seed("a cat") < 2**62
@@ -234,7 +233,8 @@ def test_wrong_names(names, words):
 
 def test_names_are_read_without_torch():
     code = (
-        "import sys; from clsprobe.probes.readout import parse, DEFAULT; parse(DEFAULT); print('torch' in sys.modules)"
+        "import sys; from clsprobe.probes.extraction.readouts import parse, DEFAULT; parse(DEFAULT); "
+        "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 

@@ -21,7 +21,7 @@ from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
-from clsprobe.probes.decode import base
+from clsprobe.probes.decoders import base
 from clsprobe.probes.errors import InputError
 from clsprobe.reconstruct import Reconstruct, _decoder, judged
 
@@ -338,7 +338,7 @@ def ended(arguments):
 
 
 def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
-    from clsprobe.probes.decode import sequence
+    from clsprobe.probes.decoders import sequence
 
     monkeypatch.setattr(sequence.SequenceDecoder.__init__, "__kwdefaults__", {
         **sequence.SequenceDecoder.__init__.__kwdefaults__, "width": 32, "depth": 1, "pace": sequence.Pace(4e-3, 64, 4)
@@ -380,7 +380,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
     ],
 )
 def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
-    monkeypatch.setattr("clsprobe.probes.encoder._hub_answers", lambda: False)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: False)
     assert ended(asked(toy, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1

@@ -13,8 +13,8 @@ import pytest
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.cli import main
-from clsprobe.probes.duplicates import plain
-from clsprobe.probes.split import split
+from clsprobe.probes.tasks.duplicates import plain
+from clsprobe.probes.tasks.split import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

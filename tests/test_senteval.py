@@ -11,7 +11,7 @@ import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.analysis.sources.senteval import detokenised
-from clsprobe.probes.split import split
+from clsprobe.probes.tasks.split import split
 
 ROWS = [
     (part, label, f"{what} number {i} is n't `` here '' , she said .")

@@ -1,4 +1,4 @@
-"""`probes.split`: no text is on two sides, proportions and labels are kept, order does not matter, seeds do."""
+"""`probes.tasks.split`: no text is on two sides, proportions and labels are kept, order does not matter, seeds do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.split import split, take
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.split import split, take
+from clsprobe.probes.tasks.task import Task
 
 
 def made(n: int = 300, classes: int = 3, **changes: object) -> Task:
@@ -314,7 +314,7 @@ def test_twins_of_the_source_are_no_news() -> None:
 def test_near_copies_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = made()
     split(task)
-    monkeypatch.setattr("clsprobe.probes.duplicates.near", lambda texts: pytest.fail("looked again"))
+    monkeypatch.setattr("clsprobe.probes.tasks.duplicates.near", lambda texts: pytest.fail("looked again"))
     split(task, seed=1)
 
 

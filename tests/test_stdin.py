@@ -19,7 +19,7 @@ from test_cli import call
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.write import spooled
+from clsprobe.probes.files import spooled
 
 TEXTS = [f"the house number {i} is {'big' if i % 2 else 'small'}" for i in range(60)]
 LABELS = [str(i % 2) for i in range(60)]

@@ -37,12 +37,14 @@ from runs import TEXTS, encode, folder_of, kept
 from test_cli import call
 from vectors import stacked
 
-from clsprobe.probes import extract, store, write
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes import files
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor
-from clsprobe.probes.readout import Readout
-from clsprobe.probes.store import MANIFEST, ROWS, listing, purge, usable_folder, verify
+from clsprobe.probes.extraction import extractor, store
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.readouts import Readout
+from clsprobe.probes.extraction.store import MANIFEST, ROWS, listing, purge, usable_folder, verify
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_small")
 not_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may do everything")
@@ -62,25 +64,25 @@ def encoder(model) -> Encoder:
 @pytest.fixture
 def _small(monkeypatch) -> None:
     for name, size in runs.SIZES.items():
-        monkeypatch.setattr(extract, name, size)
+        monkeypatch.setattr(extractor, name, size)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the power stays on here
 
 
 @pytest.fixture(scope="module")
-def files(encoder, tmp_path_factory) -> dict[str, bytes]:
+def contents(encoder, tmp_path_factory) -> dict[str, bytes]:
     """Those of a cache with one key in it."""
     cache = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patched:
         for name, size in runs.SIZES.items():
-            patched.setattr(extract, name, size)
+            patched.setattr(extractor, name, size)
         encode(encoder, cache)
     return kept(cache)
 
 
 @pytest.fixture
-def whole(files, tmp_path) -> Path:
+def whole(contents, tmp_path) -> Path:
     """A cache with one key in it."""
-    for name, content in files.items():
+    for name, content in contents.items():
         (tmp_path / "cache" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "cache" / name).write_bytes(content)
     return tmp_path / "cache"
@@ -324,13 +326,13 @@ def test_a_torn_manifest_that_another_process_mends_stays(encoder, whole, monkey
     path = folder_of(whole) / MANIFEST
     sound = path.read_bytes()
     path.write_bytes(b"torn")
-    take = write.Lock.take
+    take = files.Lock.take
 
-    def mended(self: write.Lock) -> bool:
+    def mended(self: files.Lock) -> bool:
         path.write_bytes(sound)
         return take(self)
 
-    monkeypatch.setattr(write.Lock, "take", mended)
+    monkeypatch.setattr(files.Lock, "take", mended)
     assert verify(path.parent) == []
     assert path.read_bytes() == sound
     assert not list(path.parent.glob("*.corrupt"))
@@ -433,10 +435,10 @@ def variations(model, encoder, tmp_path_factory) -> dict[str, Variation]:
         "the order of the readouts": Variation(encoder, arguments={"readouts": ("mean", "cls")}),
         "the budget of a batch": Variation(encoder, arguments={"max_tokens_per_batch": 201}),
         "equal lengths": Variation(leaking),
-        "the size of a window": Variation(encoder, within=lambda: patched(extract, "WINDOW", 25)),
+        "the size of a window": Variation(encoder, within=lambda: patched(extractor, "WINDOW", 25)),
         "the limit of a text": Variation(encoder, arguments={"max_length": 39}),
         **{name: Variation(encoder, within=partial(version, name)) for name in PACKAGES},
-        "our own code": Variation(encoder, within=lambda: patched(extract, "_own_code", lambda: "f" * 64)),
+        "our own code": Variation(encoder, within=lambda: patched(extractor, "_own_code", lambda: "f" * 64)),
         "the format of the files": Variation(encoder, within=lambda: patched(store, "FORMAT", -1)),
     }  # fmt: skip
 
@@ -505,7 +507,7 @@ def test_a_key_that_leaves_something_out_would_be_caught(variations, monkeypatch
 
 
 OWN = """
-from clsprobe.probes.readout import Readout
+from clsprobe.probes.extraction.readouts import Readout
 class Scaled(Readout):
     name = "scaled"
     def __init__(self, factor, more=None):
@@ -559,7 +561,7 @@ def test_a_readout_that_cannot_be_known_again_is_never_reused(encoder, tmp_path,
 
 
 def test_a_key_that_forgets_the_code_of_readouts_would_be_caught(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract, "_code", lambda readout: "")
+    monkeypatch.setattr(extractor, "_code", lambda readout: "")
     with pytest.raises(AssertionError):
         test_a_readout_of_others_is_known_by_its_code_and_its_arguments(encoder, tmp_path)
 
@@ -748,7 +750,7 @@ def test_a_purge_that_takes_all_would_be_caught(command, keys, tmp_path, monkeyp
 
 def check_in_use(command: Callable[..., Said], keys: list[str], cache: Path) -> None:
     """While a process makes a shard, its key stays; the others go."""
-    lock = write.Lock(cache / keys[1] / f"{SHARD}.lock")
+    lock = files.Lock(cache / keys[1] / f"{SHARD}.lock")
     assert lock.take()
     try:
         before = kept(cache / keys[1])
@@ -770,7 +772,7 @@ def test_a_key_in_use_is_not_purged(command, keys, tmp_path):
 
 
 def test_a_purge_that_looks_for_no_lock_would_be_caught(command, keys, tmp_path, monkeypatch):
-    monkeypatch.setattr(write.Lock, "_stale", lambda self: True)
+    monkeypatch.setattr(files.Lock, "_stale", lambda self: True)
     with pytest.raises(AssertionError):
         check_in_use(command, keys, tmp_path / "cache")
 
@@ -810,7 +812,7 @@ def promise_broken(path: Path) -> None:
 
 def test_a_disk_that_keeps_no_promise_is_replaced(temporary, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "network"))
-    tried = write.try_folder
+    tried = files.try_folder
     monkeypatch.setattr(store, "try_folder", lambda f: tried(f) if f == temporary else promise_broken(f))
     with pytest.warns(UserWarning, match=r"network cannot keep vectors \(Two processes can create one file there\)"):
         assert usable_folder() == temporary
@@ -894,7 +896,7 @@ def test_a_temporary_folder_that_others_can_reach_is_refused(temporary, lay):
 @posix
 def test_a_folder_that_is_tried_before_it_is_looked_at_would_be_caught(temporary, monkeypatch):
     made = store.make_folder
-    monkeypatch.setattr(store, "make_folder", lambda path, private: write.try_folder(made(path, private=private)))
+    monkeypatch.setattr(store, "make_folder", lambda path, private: files.try_folder(made(path, private=private)))
     with pytest.raises(AssertionError):
         check_refused(temporary, linked)
 
@@ -924,7 +926,7 @@ def test_what_is_in_use_never_leaves(encoder, keys, tmp_path):
     """Used within the last hour; under way, however long that takes; read at this moment."""
     cache = tmp_path / "cache"
     used_before(cache / keys[1], 0.9)
-    lock = write.Lock(cache / keys[2] / f"{SHARD}.lock")
+    lock = files.Lock(cache / keys[2] / f"{SHARD}.lock")
     assert lock.take()
     check_cap(encoder, cache, keys, leave=[1, 2], room=0)
     lock.release()

@@ -17,9 +17,9 @@ from clsprobe.analysis.sweep import grid as module
 from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
 from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from clsprobe.probes.errors import InputError
+from clsprobe.probes.extraction.states import name_of
 from clsprobe.probes.linear import LogisticProbe
-from clsprobe.probes.store import name_of
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 PROBES = {"logistic": LogisticProbe()}
 SMALL = (60, 30, 60)  # train, dev, test

@@ -17,9 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from clsprobe import Extractor, InputError, LogisticProbe, load_encoder
-from clsprobe.probes import train
-from clsprobe.probes.task import pair
-from clsprobe.probes.train import Arranged, Recipe, arranged, batches, fine_tune, optimum
+from clsprobe.probes.tasks.task import pair
+from clsprobe.probes.training import checkpoint
+from clsprobe.probes.training import fine_tune as training
+from clsprobe.probes.training.arrangements import Arranged, arranged
+from clsprobe.probes.training.fine_tune import Recipe, batches, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -204,7 +206,7 @@ def test_it_is_what_a_plain_loop_does(encoder):
         for matrix, decay in ((False, 0.0), (True, 0.01))
     ]
     optimiser = torch.optim.AdamW(groups)
-    steps = [batch for epoch in train.schedule(encoder, TRAIN[0], recipe) for batch in epoch]
+    steps = [batch for epoch in training.schedule(encoder, TRAIN[0], recipe) for batch in epoch]
     warm, total = round(0.1 * len(steps)), len(steps)
 
     def share(step):
@@ -224,6 +226,12 @@ def test_it_is_what_a_plain_loop_does(encoder):
         if "key.bias" not in name:  # attention does not depend on it: its gradient is rounding, and Adam takes its sign
             assert torch.allclose(one, model.get_parameter(name), atol=2e-5), name
     assert torch.allclose(tuned.network.head.weight, head.weight, atol=2e-5)
+
+
+def optimum(probe: LogisticProbe) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (class, dim) and intercepts (class,) of a probe of one cell, on features as they are."""
+    weights = probe.coef_[0, 0] / probe.scale_[0]
+    return weights, probe.intercept_[0, 0] - weights @ probe.mean_[0]
 
 
 @pytest.mark.parametrize("name", ["cls", "mean", "token[-1]", "cls@last", "max"])
@@ -287,7 +295,7 @@ def test_attention_starts_as_mean_and_can_leave_it(encoder):
 
 def test_a_batch_in_parts_is_the_same_batch(encoder, monkeypatch):
     whole = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
-    monkeypatch.setitem(train.BUDGET, "cpu", 40)
+    monkeypatch.setitem(training.BUDGET, "cpu", 40)
     parts = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
     assert not same(whole, parts)
     assert all(torch.allclose(whole[name], parts[name], atol=3e-5) for name in whole if "key.bias" not in name)
@@ -325,7 +333,7 @@ def test_adapters_leave_the_weights_alone(encoder):
 
 def test_with_adapters_only_the_row_of_a_new_token_is_learned(encoder, monkeypatch):
     """What peft does to the model is left out here: without it everything but the new token stands still."""
-    monkeypatch.setattr(train, "_adapt", lambda model, rank, name: model.requires_grad_(False))
+    monkeypatch.setattr(training, "_adapt", lambda model, rank, name: model.requires_grad_(False))
     tuned = fine_tune(encoder, "new@first", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
     known = encoder.model.get_input_embeddings().weight
     table = tuned.network.model.get_input_embeddings().weight
@@ -354,10 +362,12 @@ def killed_and_resumed(encoder, name, path, at):
 @pytest.mark.parametrize(("name", "at", "every"), [("cls", 1, 1), ("attention", 7, 3), ("new@first", 11, 2)])
 def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypatch, name, at, every):
     whole = fine_tune(encoder, name, *TRAIN, FAST, dev=DEV)
-    write = train.Checkpoint.write
-    monkeypatch.setattr(train, "SAVED", -1.0)
+    write = checkpoint.Checkpoint.write
+    monkeypatch.setattr(training, "SAVED", -1.0)
     monkeypatch.setattr(
-        train.Checkpoint, "write", lambda self, step, *rest: write(self, step, *rest) if step % every == 0 else None
+        checkpoint.Checkpoint,
+        "write",
+        lambda self, step, *rest: write(self, step, *rest) if step % every == 0 else None,
     )
     resumed = killed_and_resumed(encoder, name, tmp_path / "a.safetensors", at)
     assert same(weights(whole), weights(resumed))
@@ -367,15 +377,15 @@ def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypa
 def test_without_the_state_of_the_optimiser_the_bits_would_differ(encoder, tmp_path, monkeypatch):
     """The twin that keeps the weights alone."""
     whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
-    monkeypatch.setattr(train, "SAVED", -1.0)
-    read = train.Checkpoint.read
+    monkeypatch.setattr(training, "SAVED", -1.0)
+    read = checkpoint.Checkpoint.read
 
-    def forgetful(self, parameters, optimiser, log):
-        step = read(self, parameters, optimiser, log)
+    def forgetful(self, parameters, optimiser):
+        saved = read(self, parameters, optimiser)
         optimiser.state.clear()
-        return step
+        return saved
 
-    monkeypatch.setattr(train.Checkpoint, "read", forgetful)
+    monkeypatch.setattr(checkpoint.Checkpoint, "read", forgetful)
     resumed = killed_and_resumed(encoder, "cls", tmp_path / "a.safetensors", 7)
     assert not same(weights(whole), weights(resumed))
 
@@ -386,15 +396,17 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from clsprobe import load_encoder; from clsprobe.probes import train
+from pathlib import Path
+from clsprobe import load_encoder
+from clsprobe.probes.training import fine_tune as training
 from test_train import DEV, TRAIN
-train.SAVED = -1.0
+training.SAVED = -1.0
 encoder = load_encoder({folder!r}, device="cpu")
 def told(step, _):
     print(step, flush=True)
-recipe = train.Recipe(rate=1e-3, epochs=12, batch=16)
-tuned = train.fine_tune(
-    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=train.Path({path!r}), watched=range(1, 100), watch=told)
+recipe = training.Recipe(rate=1e-3, epochs=12, batch=16)
+tuned = training.fine_tune(
+    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=Path({path!r}), watched=range(1, 100), watch=told)
 from safetensors.torch import save_file
 save_file({{name: one.detach() for name, one in tuned.network.named_parameters()}}, {out!r})
 """
@@ -425,7 +437,7 @@ def test_killed_at_random_steps_and_resumed_ends_with_the_same_bits(folder, tmp_
 
 
 def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVED", -1.0)
+    monkeypatch.setattr(training, "SAVED", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     for name, recipe, texts in (
@@ -443,7 +455,7 @@ def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVED", -1.0)
+    monkeypatch.setattr(training, "SAVED", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     other = load_encoder(str(models.save("roberta", tmp_path / "roberta")), device="cpu")
@@ -452,7 +464,7 @@ def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
 
 
 def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
     seen = []
     with pytest.raises(InputError, match="no room for checkpoints"):
         fine_tune(
@@ -470,10 +482,10 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVED", -1.0)
+    monkeypatch.setattr(training, "SAVED", -1.0)
     path = tmp_path / "a.safetensors"
     whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
-    real, count = train.replacing, [0]
+    real, count = checkpoint.replacing, [0]
 
     def filling(where):
         count[0] += 1
@@ -481,7 +493,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monk
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(where)
 
-    monkeypatch.setattr(train, "replacing", filling)
+    monkeypatch.setattr(checkpoint, "replacing", filling)
     with pytest.raises(InputError, match="no room for checkpoints"):
         fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]

@@ -20,7 +20,7 @@ from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe.cli import make_study, studies
 from clsprobe.probes.errors import InputError, did_you_mean
-from clsprobe.probes.readout import NAMED, parse
+from clsprobe.probes.extraction.readouts import NAMED, parse
 from clsprobe.probes.registry import check_name, registered
 from clsprobe.run import Run
 

@@ -25,13 +25,14 @@ from test_cli import call
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sweep.grid import ask, sweep
-from clsprobe.probes.encoder import load_encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor, States
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.extraction.vectors import Vectors, read_vectors
 from clsprobe.probes.linear import LogisticProbe
-from clsprobe.probes.split import take
-from clsprobe.probes.task import Task
-from clsprobe.probes.vectors import Vectors, read_vectors
+from clsprobe.probes.tasks.split import take
+from clsprobe.probes.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""Everything that is written goes through probes/write.py, and probes/write.py writes whole files or nothing."""
+"""Everything that is written goes through probes/files.py, and probes/files.py writes whole files or nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from house import Module, modules
 
-from clsprobe.probes import write
+from clsprobe.probes import files
 
 # Calls that write to what they are given, which must then be a file that `replacing` opened, or a buffer in memory.
 SAVERS = {"save", "savez", "savez_compressed", "savetxt", "tofile", "save_file", "savefig", "save_pretrained"} | {
@@ -31,7 +31,7 @@ MODE = re.compile(r"[rbt]*[wax+][wax+bt]*")  # of a file to be written
 
 def writes(module: Module) -> list[str]:
     """The calls of a module that would write to the disk by themselves, with their lines."""
-    safe = {"write"}  # as in write.write_text(...)
+    safe = {"files"}  # as in files.write_text(...)
     for node in ast.walk(module.tree):
         if isinstance(node, ast.With):
             safe |= {
@@ -68,7 +68,7 @@ def _writes(call: ast.Call, safe: set[str]) -> bool:
 
 
 def _called(node: ast.expr) -> str:
-    """ "replacing" for replacing(...) and for write.replacing(...)."""
+    """ "replacing" for replacing(...) and for files.replacing(...)."""
     if not isinstance(node, ast.Call):
         return ""
     return node.func.attr if isinstance(node.func, ast.Attribute) else _name(node.func)
@@ -78,9 +78,9 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if m.name != "clsprobe.probes.write"], ids=str)
+@pytest.mark.parametrize("module", [m for m in modules() if m.name != "clsprobe.probes.files"], ids=str)
 def test_nothing_writes_by_itself(module):
-    assert not writes(module), f"{module.path}: write through probes/write.py"
+    assert not writes(module), f"{module.path}: write through probes/files.py"
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_nothing_writes_by_itself(module):
         ("open('w')", False),
         ("p.write_text(t)", True),
         ("write_text(p, t)", False),
-        ("write.write_text(p, t)", False),
+        ("files.write_text(p, t)", False),
         ("np.save(p, a)", True),
         ("torch.save(a, p)", True),
-        ("with write.replacing(p) as file:\n    torch.save(a, file)", False),
+        ("with files.replacing(p) as file:\n    torch.save(a, file)", False),
         ("answer.save(p)", False),
         ("t.to_csv(p)", True),
         ("t.to_csv()", False),
@@ -119,8 +119,8 @@ def test_a_writer_would_be_seen(source, caught):
 
 def test_the_new_content_replaces_the_old(tmp_path):
     path = tmp_path / "a.txt"
-    write.write_text(path, "old\n")
-    write.write_text(path, "né\r\nw\n")
+    files.write_text(path, "old\n")
+    files.write_text(path, "né\r\nw\n")
     assert path.read_bytes() == "né\r\nw\n".encode()
     assert list(tmp_path.iterdir()) == [path]
 
@@ -128,8 +128,8 @@ def test_the_new_content_replaces_the_old(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, error):
     path = tmp_path / "a.txt"
-    write.write_text(path, "old")
-    with pytest.raises(error), write.replacing(path) as file:  # noqa: PT012 - the failure comes after the writing
+    files.write_text(path, "old")
+    with pytest.raises(error), files.replacing(path) as file:  # noqa: PT012 - the failure comes after the writing
         file.write(b"half of the ne")
         raise error
     assert path.read_text() == "old"
@@ -139,14 +139,14 @@ def test_a_failure_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, err
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, step):
     path = tmp_path / "a.txt"
-    write.write_text(path, "old")
+    files.write_text(path, "old")
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write.os, step, full)
+    monkeypatch.setattr(files.os, step, full)
     with pytest.raises(OSError, match="No space left"):
-        write.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -154,10 +154,10 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, step):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "a.txt"
-    write.write_text(path, "old")
+    files.write_text(path, "old")
     code = f"""
 import os
-from clsprobe.probes.write import replacing
+from clsprobe.probes.files import replacing
 with replacing({str(path)!r}) as file:
     file.write(b"half of the ne")
     file.flush()
@@ -179,20 +179,20 @@ def test_the_content_is_on_the_disk_before_the_name_changes(tmp_path, monkeypatc
         assert Path(source).parent == Path(target).parent, "a rename is atomic only inside one folder"
         replace(source, target)
 
-    monkeypatch.setattr(write.os, "fsync", recorded_fsync)
-    monkeypatch.setattr(write.os, "replace", recorded_replace)
-    write.write_text(tmp_path / "a.txt", "12345")
+    monkeypatch.setattr(files.os, "fsync", recorded_fsync)
+    monkeypatch.setattr(files.os, "replace", recorded_replace)
+    files.write_text(tmp_path / "a.txt", "12345")
     assert steps[:2] == ["file of 5", "rename"]
     assert len(steps) == (2 if os.name == "nt" else 3)  # and then the folder
 
 
 def test_a_table_comes_back(tmp_path):
     table = pd.DataFrame({"layer": [0, 1], "value": [0.25, 0.5], "readout": ["cls", "mean"]}, index=[7, 9])
-    write.write_parquet(tmp_path / "t.parquet", table)
+    files.write_parquet(tmp_path / "t.parquet", table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table.reset_index(drop=True))
 
 
 def test_folders_are_made_with_their_parents(tmp_path):
-    assert write.make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert files.make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
-    write.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")

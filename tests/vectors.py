@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clsprobe.probes.store import States, name_of
+from clsprobe.probes.extraction.states import States, name_of
 
 
 def states_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clsprobe.probes.encoder import Description, describe
+from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.errors import InputError
 
 

@@ -34,15 +34,19 @@ from clsprobe.analysis.sweep.grid import Asked
 from clsprobe.analysis.table import PREDICTIONS
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
-from clsprobe.probes.encoder import Description, Encoder, has_bfloat16, load_encoder
+from clsprobe.probes.encoders.describing import Description
+from clsprobe.probes.encoders.devices import has_bfloat16
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.files import write_parquet
 from clsprobe.probes.pooling import learned
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.split import split, take
-from clsprobe.probes.task import Task
-from clsprobe.probes.train import Recipe, Tuned, arranged, fine_tune, present, schedule
-from clsprobe.probes.write import write_parquet
+from clsprobe.probes.tasks.split import split, take
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.training.arrangements import arranged, present
+from clsprobe.probes.training.fine_tune import Recipe, Tuned, fine_tune, schedule
 
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder

@@ -19,9 +19,9 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.formation.attention import received
 from clsprobe.analysis.geometry.measures import cka
 from clsprobe.probes.base import STRENGTHS, predict_each
-from clsprobe.probes.encoder import Encoder
+from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor
+from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe
 
 ATTENDED = 256  # texts over which attention is averaged

@@ -29,10 +29,12 @@ import pandas as pd
 import torch
 
 from clsprobe.analysis.formation.attribution import token_columns
-from clsprobe.probes.encoder import Encoder, Row, Rows
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import evaluating
+from clsprobe.probes.encoders.tokenizing import Row, Rows
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.extract import BUDGET, Extractor, evaluating, plan
-from clsprobe.probes.readout import Position
+from clsprobe.probes.extraction.extractor import BUDGET, Extractor, plan
+from clsprobe.probes.extraction.readouts import Position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

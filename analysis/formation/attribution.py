@@ -33,11 +33,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from clsprobe.probes.encoder import Encoder, Rows, load_encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import evaluating, tap
+from clsprobe.probes.encoders.tokenizing import Batch, Rows
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.extract import Extractor, evaluating, plan, tap
+from clsprobe.probes.extraction.extractor import Extractor, plan
+from clsprobe.probes.extraction.readouts import Normed, Readout
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
-from clsprobe.probes.readout import Batch, Normed, Readout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Is what a place holds *used*? A property is erased there, and the rest of the network runs on.
 
-1. A place is a layer and some of its tokens (`probes.intervene.tokens_of`: ``cls``, ``content``).
+1. A place is a layer and some of its tokens (`probes.interventions.changes.tokens_of`: ``cls``, ``content``).
 2. LEACE (Belrose et al. 2023, the package concept-erasure) moves the vectors of a place as little as can be so that no
    linear probe tells the property any more: in float64, on one-hot labels (integers would erase one direction), fitted
    on train. What is left is measured on test by a probe trained on erased vectors: the leakage.
@@ -29,15 +29,17 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.formation.knockout import Cell, fill, read
 from clsprobe.analysis.sweep.grid import Asked
 from clsprobe.probes.base import STRENGTHS, predict_each
-from clsprobe.probes.encoder import Encoder
-from clsprobe.probes.extract import States
-from clsprobe.probes.intervene import Recorded, altered, replay, tokens_of
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.interventions.changes import altered, tokens_of
+from clsprobe.probes.interventions.passes import Recorded
+from clsprobe.probes.interventions.replaying import replay
 
 if TYPE_CHECKING:
     from concept_erasure import LeaceFitter
     from torch import Tensor
 
-    from clsprobe.probes.readout import Batch
+    from clsprobe.probes.encoders.tokenizing import Batch
 
 KINDS = ("leace", "same variance", "same number")
 TOLERANCE = 1e-9  # a correlation with the label below this is rounding

@@ -28,10 +28,12 @@ from tqdm import tqdm
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep.grid import Asked, features
 from clsprobe.probes.base import STRENGTHS, predict_each
-from clsprobe.probes.encoder import Encoder
-from clsprobe.probes.extract import States
-from clsprobe.probes.intervene import Recorded, knockout, replay
-from clsprobe.probes.readout import parse
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.extraction.readouts import parse
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.interventions.changes import knockout
+from clsprobe.probes.interventions.passes import Recorded
+from clsprobe.probes.interventions.replaying import replay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,7 @@ Cell = tuple[int, str]  # layer, readout
 
 
 class Window(NamedTuple):
-    """Edges, as `probes.intervene.knockout` names them, and the blocks in which they are cut, both ends included."""
+    """Edges, as `probes.interventions.changes.knockout` names them, and the first and last block where they are cut."""
 
     edges: str
     first: int

@@ -21,10 +21,11 @@ from clsprobe.analysis.sweep.choose import chosen_cell, judged_rows
 from clsprobe.analysis.sweep.grid import Asked, ask, features
 from clsprobe.analysis.sweep.measure import measure_sweep
 from clsprobe.probes.base import STRENGTHS
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import States
-from clsprobe.probes.intervene import check_changes
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.interventions.changes import check_changes
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.registry import find_probe
 

@@ -14,8 +14,8 @@ from clsprobe.analysis.geometry.measures import SAMPLE, comparable, geometry
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST, pca_of, umap_of
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.store import States
-from clsprobe.probes.task import Task, readable
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.tasks.task import Task, readable
 
 log = logging.getLogger("clsprobe")
 

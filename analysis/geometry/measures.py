@@ -23,7 +23,7 @@ from scipy import sparse, stats
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clsprobe.probes.store import States
+    from clsprobe.probes.extraction.states import States
 
 COLUMNS = ("measure", "layer", "readout", "other_layer", "other_readout", "value", "low", "high")
 MEASURES = ("norm", "self_similarity", "adjusted", "coordinate", "effective_rank", "dimension")  # of one cell

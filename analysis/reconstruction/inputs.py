@@ -11,14 +11,15 @@ import numpy as np
 
 from clsprobe.analysis.corpus import check_count, load_all
 from clsprobe.analysis.study import counted
-from clsprobe.probes.encoder import Description, describe, layer_numbers, parse_layers
+from clsprobe.probes.encoders.describing import Description, describe
+from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import OF_TOKENS, parse
-from clsprobe.probes.task import PAIRED
+from clsprobe.probes.extraction.readouts import OF_TOKENS, parse
+from clsprobe.probes.tasks.task import PAIRED
 
 if TYPE_CHECKING:
-    from clsprobe.probes.store import States
-    from clsprobe.probes.vectors import Vectors
+    from clsprobe.probes.extraction.states import States
+    from clsprobe.probes.extraction.vectors import Vectors
 
 FEWEST = 50  # texts that a decoder can learn from
 
@@ -101,7 +102,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
 
 def _read_vectors(settings: Any, description: Description) -> tuple[Vectors, list[int], list[str]]:
     """The file of vectors, and those of its layers and readouts that are asked for."""
-    from clsprobe.probes.vectors import read_vectors
+    from clsprobe.probes.extraction.vectors import read_vectors
 
     if len(settings.task) > 1:
         raise InputError("--vectors", "belong to the rows of one file", "Give one --task")

@@ -19,16 +19,18 @@ from clsprobe.analysis.reconstruction.scores import novelty
 from clsprobe.analysis.reconstruction.writing import Texts, Tongue, Writer, tables
 from clsprobe.analysis.sources.tables import shown
 from clsprobe.analysis.study import Measured, counted
-from clsprobe.probes.decode.bag import BagDecoder
-from clsprobe.probes.decode.base import Decoder, vocabulary
-from clsprobe.probes.decode.sequence import SequenceDecoder, load_causal
-from clsprobe.probes.decode.slot import SlotDecoder
-from clsprobe.probes.encoder import Encoder, load_encoder
+from clsprobe.probes.decoders.bag import BagDecoder
+from clsprobe.probes.decoders.base import Decoder, vocabulary
+from clsprobe.probes.decoders.sequence import SequenceDecoder, load_causal
+from clsprobe.probes.decoders.slot import SlotDecoder
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import Extractor
-from clsprobe.probes.split import split
-from clsprobe.probes.store import States, usable_folder
-from clsprobe.probes.task import Task
+from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.extraction.store import usable_folder
+from clsprobe.probes.tasks.split import split
+from clsprobe.probes.tasks.task import Task
 
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder

@@ -4,7 +4,7 @@
 2. The layer of a readout is the one with the fewest dev bits of the last decoder, which is the one that is judged.
 3. There `written` test texts, seeded, are written from their vectors: by every decoder, with beams where it has them,
    and by those that see nothing (no input, the mean vector, another text's) or remember (the nearest train text).
-4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decode/search.py). Where the
+4. The judged decoder's beams are encoded again and re-ranked, then corrected (probes/decoders/search.py). Where the
    likeliest one is spelled so that other tokens are read, as of [UNK], it stays: encoding says nothing about it.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis.reconstruction.scores import by_character, compared
-from clsprobe.probes.decode.base import Decoder
-from clsprobe.probes.decode.search import Found, corrected, nearest
+from clsprobe.probes.decoders.base import Decoder
+from clsprobe.probes.decoders.search import Found, corrected, nearest
 
 TokenIds = Sequence[np.ndarray]
 VARIANTS = 10  # of a text in a round of correction

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Literal
 
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 

@@ -38,7 +38,7 @@ from clsprobe.analysis.sources.lines import find
 from clsprobe.analysis.sources.tables import Texts, shown
 from clsprobe.analysis.sources.treebank import Sentence, Token, Treebank, likeness, read_treebank, same, written
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 FLOOR = 30  # sentences that a class needs
 BINS = ((5, 8), (9, 12), (13, 16), (17, 20), (21, 25), (26, 28))  # words, SentEval's sentence lengths

@@ -27,7 +27,7 @@ import numpy as np
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
 from clsprobe.probes.errors import InputError, did_you_mean, named_rows
-from clsprobe.probes.task import PAIRED, Task, pair
+from clsprobe.probes.tasks.task import PAIRED, Task, pair
 
 SIDES = ("train", "dev", "test")
 ALIASES = {

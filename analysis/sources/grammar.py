@@ -27,7 +27,7 @@ import numpy as np
 from clsprobe.analysis.sources import Loaded, SourceOptions, lexicon
 from clsprobe.analysis.sources.lexicon import ADJECTIVES, NOUNS, OBJECTS, STRICT, VERBS, Lemma, Lexicon
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 T = TypeVar("T")
 BEINGS = ("people", "animals")

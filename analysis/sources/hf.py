@@ -24,8 +24,9 @@ import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.tables import ArrowTexts, shown
+from clsprobe.probes import hub
 from clsprobe.probes.errors import InputError, did_you_mean, named_rows, unknown
-from clsprobe.probes.task import PAIRED, Task
+from clsprobe.probes.tasks.task import PAIRED, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,20 +171,14 @@ def _snake(name: str) -> str:
 
 def _commit(wanted: _Wanted) -> str | None:
     """The commit that a revision means: itself, or what its branch or tag was when the hub was asked last."""
-    from huggingface_hub import constants
-
     if wanted.revision is None or re.fullmatch(r"[0-9a-f]{7,40}", wanted.revision):
         return wanted.revision
-    folder = Path(constants.HF_HUB_CACHE, "datasets--" + wanted.name.replace("/", "--"), "refs", wanted.revision)
-    try:
-        return folder.read_text(encoding="utf-8").strip() or wanted.revision
-    except (OSError, ValueError):
-        return wanted.revision
+    return hub.cached_commit("datasets", wanted.name, wanted.revision) or wanted.revision
 
 
 def _from_hub(wanted: _Wanted) -> Any:
     """A builder over what the hub has, downloaded and prepared."""
-    if not _hub_answers():
+    if not hub.hub_answers():
         what = f"is not in the local cache{f' at {wanted.revision}' if wanted.revision else ''}"
         raise InputError(f"hf:{wanted.title}", f"{what}, and the hub does not answer", _instead(wanted))
     import datasets
@@ -206,13 +201,9 @@ def _instead(wanted: _Wanted) -> str:
     if here := _prepared(wanted.name):
         variants = [f"hf:{wanted.name}:{place.parts[-3]}@{place.name[:7]}" for place in here]
         return f"Cached: {', '.join(variants[:10])}"
-    known: dict[str, str] = {}
-    for folder in sorted(_cache().glob("*")):
-        if any(folder.glob("*/*/*/dataset_info.json")):
-            full = folder.name.replace("___", "/")
-            known |= {full: full, full.rpartition("/")[2]: full}
-    guess = did_you_mean(wanted.name, known) or did_you_mean(wanted.name.rpartition("/")[2], known)
-    return f"Did you mean '{known[guess]}' (cached)?" if guess else "Load it once while online"
+    folders = [folder for folder in sorted(_cache().glob("*")) if any(folder.glob("*/*/*/dataset_info.json"))]
+    guess = hub.nearest_name(wanted.name, [folder.name.replace("___", "/") for folder in folders])
+    return f"Did you mean '{guess}' (cached)?" if guess else "Load it once while online"
 
 
 def _refused(wanted: _Wanted, told: str) -> InputError:
@@ -240,18 +231,6 @@ def _unnamed(wanted: _Wanted, configs: Sequence[str]) -> InputError:
     listed = ", ".join(configs[:20]) + (f" and {len(configs) - 20} more" if len(configs) > 20 else "")
     mend = f"Name one of {listed}, as in hf:{wanted.name}:{configs[0]}" if configs else EXAMPLE
     return InputError(f"hf:{wanted.name}", "has several configs", mend)
-
-
-def _hub_answers() -> bool:
-    """One quick request, because the hub's own calls retry for 20 seconds when there is no network."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=2)
-    except Exception:  # offline mode, no name server, no route, too slow
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

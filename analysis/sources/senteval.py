@@ -21,7 +21,7 @@ from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.lines import find, read_lines
 from clsprobe.analysis.sources.tables import Findings, Texts, shown
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.task import Task
 
 PARTS = {"tr": "train", "va": "dev", "te": "test"}
 

@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
 
+import numpy as np
+
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.probes.errors import InputError, did_you_mean, named_rows
-from clsprobe.probes.write import spooled
+from clsprobe.probes.files import spooled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -530,7 +532,6 @@ def _is_whole(parquet: Any, column: str, text: bool, source: Source) -> bool:
 
     Refuses, on the way, a column of a type that is no cell.
     """
-    import numpy as np
     from pyarrow import types
 
     kind = parquet.schema_arrow.field(column).type

@@ -352,7 +352,7 @@ def _treebank(files: tuple[tuple[Path, str, int, int], ...]) -> Treebank:
 
 
 def same(text: str) -> str:
-    """What two texts have in common when a split takes them for one (probes.split)."""
+    """What two texts have in common when a split takes them for one (probes.tasks.split)."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.probes.task import readable
+from clsprobe.probes.tasks.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
 SHOWN = {  # control -> how a reader calls it

@@ -27,13 +27,13 @@ from clsprobe.analysis.table import (
 )
 from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
 from clsprobe.probes.baseline import BASELINES, Baseline, on_features
-from clsprobe.probes.control import CONTROLS, labelled
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import States
+from clsprobe.probes.extraction.states import States
 from clsprobe.probes.pooling import learned
 from clsprobe.probes.registry import fitting
-from clsprobe.probes.split import check_numbers, split
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.control import CONTROLS, labelled
+from clsprobe.probes.tasks.split import check_numbers, split
+from clsprobe.probes.tasks.task import Task
 
 CHUNK = 64 << 20  # bytes of training features fitted at once
 EVALUATED = ("dev", "test")
@@ -129,9 +129,9 @@ def sweep(
     A task of numbers is read by the probes that are regressors, one of classes by the others; InputError where none is.
 
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.control.CONTROLS`. keep: called with the predictions of every block (analysis.table.PREDICTIONS) as
-    they come. failed: called with a sentence for every cell whose probe raised; without it the first one raises
-    RuntimeError.
+    names in `probes.tasks.control.CONTROLS`. keep: called with the predictions of every block
+    (analysis.table.PREDICTIONS) as they come. failed: called with a sentence for every cell whose probe raised; without
+    it the first one raises RuntimeError.
     """
     every = [states] if isinstance(states, States) else list(states)
     blocks: list[pd.DataFrame] = []

@@ -16,7 +16,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.sweep.choose import Chosen
 from clsprobe.analysis.sweep.grid import Asked, features
 from clsprobe.probes.codelength import OnlineCode, v_information
-from clsprobe.probes.extract import States
+from clsprobe.probes.extraction.states import States
 
 BAG = (0, "mean")  # the embeddings of a text's words, without their context
 LEARNING = ("task", "name", "n", "value", "low", "high", "bits")

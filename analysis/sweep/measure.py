@@ -29,10 +29,10 @@ from clsprobe.analysis.sweep.grid import Asked, ask, describe_rows, layer0_check
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, umap_of
 from clsprobe.analysis.table import joined
-from clsprobe.probes.control import coverage, word_type
+from clsprobe.probes.extraction.states import States
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.store import States
-from clsprobe.probes.task import readable
+from clsprobe.probes.tasks.control import coverage, word_type
+from clsprobe.probes.tasks.task import readable
 
 log = logging.getLogger("clsprobe")
 

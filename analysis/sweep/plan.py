@@ -9,8 +9,8 @@ from clsprobe.analysis.settings import PROBES, ProbeSettings
 from clsprobe.analysis.study import counted
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import check_name, find_probe, fitting
-from clsprobe.probes.split import split
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks.split import split
+from clsprobe.probes.tasks.task import Task
 
 FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
 

@@ -14,7 +14,7 @@ from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.readout import parse
+from clsprobe.probes.extraction.readouts import parse
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,24 +1,19 @@
 """Fine-tuning: the whole encoder learns with one linear head on one readout.
 
-1. `arranged` gives an encoder that sees its texts differently: a *new* token put in (``new@first``, ``new@middle``,
-   ``new@last``), [CLS] moved behind everything else (``cls@last``), [CLS] taken out (``mean@no_cls``). Whatever reads
-   an encoder reads this one as well.
+1. `probes.training.arrangements.arranged` gives the encoder and the readout that a name such as ``cls@last`` asks for.
 2. `batches` is the order of the data: texts of like length in a batch, a function of lengths and seed alone, so that
    two readouts see the same texts at the same steps.
 3. `fine_tune` runs AdamW (Loshchilov & Hutter 2019) with linear warm-up and decay and clipped gradients over them. A
    batch of long texts is taken in parts whose gradients are added up. Nothing drops out: two runs then differ in their
    readout alone, and a step depends on nothing but the weights and the data.
-4. `Checkpoint` writes weights, moments and the step as safetensors, replaced as a whole: a run that was killed goes on
-   from there, and ends with the same bits on a CPU.
+4. `probes.training.checkpoint` writes weights, moments and the step: a run that was killed goes on from there.
 5. In bfloat16 the products are cast (autocast), the weights and their updates stay float32: an update of a thousandth
    of a weight is lost in bfloat16, which keeps 8 bits of it.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,29 +30,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from clsprobe.probes.encoder import Encoder, Row, Rows
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import evaluating, tap
+from clsprobe.probes.encoders.tokenizing import Batch
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import evaluating, plan, tap
-from clsprobe.probes.readout import (
-    Attention,
-    Batch,
-    New,
-    Normed,
-    Readout,
-    arrangement,
-    parse,
-    within,
-)
-from clsprobe.probes.write import make_folder, replacing
+from clsprobe.probes.extraction.extractor import plan
+from clsprobe.probes.extraction.readouts import Attention, Normed, Readout
+from clsprobe.probes.training.arrangements import Arranged, arranged, present
+from clsprobe.probes.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from clsprobe.probes.linear import LogisticProbe
+    pass
 
 MEGABATCH = 32  # batches that are sorted by length together
 BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # padded tokens that go forward and back together
 SAVED = 120.0  # seconds between two checkpoints
 _DRAWING = Lock()  # torch's generator is everybody's: whoever seeds it draws alone
-ROOM = 1.1  # of its size: what a checkpoint wants to find free, beside the one that it replaces
 
 
 @dataclass(frozen=True)
@@ -89,127 +77,17 @@ class Step(NamedTuple):
     dev: float
 
 
-# ---------------------------------------------------------------------------------------------------- arrangements
+def _log_text(log: Sequence[Step]) -> str:
+    return json.dumps([(at, loss, None if np.isnan(dev) else dev) for at, loss, dev in log])
 
 
-@dataclass(frozen=True, eq=False)
-class Arranged(Encoder):
-    """An encoder whose texts are rearranged after they are tokenized. arrange: a text's tokens -> which of them, in
-    which order, -1 for the new one."""
-
-    arrange: Callable[[Row], np.ndarray] = lambda row: np.arange(len(row.ids))
-    new: int = -1  # the id of the new token
-
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
-        """As `Encoder.tokenize`; a new token comes on top of `max_length`, where the encoder has room for it."""
-        if max_length is not None and self.new >= 0:
-            max_length = min(max_length, self.description.max_length - 1)
-        rows = super().tokenize(texts, max_length)
-        parts = [self._taken(row) for row in rows]
-        if not parts:
-            return rows
-        ids, special, types = (np.concatenate(part) for part in zip(*parts, strict=True))
-        lengths = np.array([len(part[0]) for part in parts], rows.lengths.dtype)
-        return replace(
-            rows, ids=ids, special=special, types=types, lengths=lengths, full=rows.full + lengths - rows.lengths
-        )
-
-    def _taken(self, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids, special and types of a text; the new token is of the text that it stands before."""
-        order = self.arrange(row)
-        new = order < 0
-        near = np.where(new, np.append(order[1:], order[-1:]), order)
-        types = np.zeros(len(row.ids), np.int8) if row.types is None else row.types
-        ids = np.where(new, self.new, row.ids[near]).astype(row.ids.dtype)
-        return ids, np.where(new, True, row.special[near]), types[near]
-
-
-def arranged(encoder: Encoder, name: str) -> tuple[Encoder, Readout]:
-    """The encoder that a readout's name asks for, and the readout.
-
-    ``cls``, ``mean`` ...: the encoder itself. ``cls@last``: [CLS] stands behind the last token. ``mean@no_cls`` and the
-    like: it stands nowhere. ``new@first``, ``new@middle``, ``new@last``: a new token before everything, in the middle
-    of the content, behind its last token; it starts as the mean of all others (Hewitt 2021). Where a norm follows the
-    last layer the readout is taken after it. Raises InputError for a name that is none, or that this encoder lacks.
-    """
-    plain, where = arrangement(name)
-    readout: Readout
-    made: Encoder = encoder
-    parts = {part: getattr(encoder, part) for part in Encoder.__dataclass_fields__}
-    if plain == "new":
-        model, token = _with_new_token(encoder)
-        parts |= {"model": model, "blocks": [model.get_submodule(point.module) for point in encoder.points[1:]]}
-        made, readout = Arranged(**parts, arrange=_PLACES[where], new=token), New(where, token)
-    else:
-        (readout,) = parse([plain])
-        if where:
-            move = _behind if where == "last" else _without
-            made = Arranged(**parts, arrange=lambda row: move(row, encoder.cls_id))
-    added = encoder.tokenize([""])[0].ids
-    named = [part.name for part in within(readout)]
-    for special, own in (("cls", encoder.cls_id), ("sep", encoder.sep_id)):
-        if own not in added and (special in named or (special, where) == ("cls", "no_cls")):
-            told = f"the tokenizer of {encoder.name} adds no {special} token"
-            raise InputError(f"--readouts {name}", told, "Choose another readout")
-    if where == "no_cls" and "cls" in named:
-        raise InputError(f"--readouts {name}", "reads what it takes out", "Choose another readout")
-    if encoder.norm is None and isinstance(readout, Normed):
-        raise InputError(f"--readouts {name}", f"no norm follows the last layer of {encoder.name}", "Leave it out")
-    return made, readout if encoder.norm is None or isinstance(readout, Normed) else Normed(readout)
-
-
-def _behind(row: Row, cls: int | None) -> np.ndarray:
-    first = (row.ids == cls) & row.special
-    return np.concatenate([np.flatnonzero(~first), np.flatnonzero(first)])
-
-
-def _without(row: Row, cls: int | None) -> np.ndarray:
-    return np.flatnonzero(~((row.ids == cls) & row.special))
-
-
-def _with(row: Row, at: int) -> np.ndarray:
-    return np.insert(np.arange(len(row.ids)), at, -1)
-
-
-def _middle(row: Row) -> np.ndarray:
-    content = np.flatnonzero(~row.special)
-    return _with(row, int(content[len(content) // 2]) if len(content) else len(row.ids))
-
-
-def _end(row: Row) -> np.ndarray:
-    content = np.flatnonzero(~row.special)
-    return _with(row, int(content[-1]) + 1 if len(content) else len(row.ids))
-
-
-_PLACES: dict[str, Callable[[Row], np.ndarray]] = {"first": lambda row: _with(row, 0), "middle": _middle, "last": _end}
-
-
-def _with_new_token(encoder: Encoder) -> tuple[nn.Module, int]:
-    """A copy of the model with one more row in its table of words, and the number of that row."""
-    model: Any = deepcopy(encoder.model)
-    table = model.get_input_embeddings()
-    if not isinstance(table, nn.Embedding):
-        raise InputError(encoder.name, "has no table of words to put a new token in", "Leave new@ out of --readouts")
-    known = table.weight.detach()
-    wider = torch.cat([known, known.mean(0, keepdim=True)])
-    model.set_input_embeddings(nn.Embedding.from_pretrained(wider, padding_idx=table.padding_idx))
-    return model, len(known)
+def _read_log(text: str) -> list[Step]:
+    return [Step(int(at), loss, np.nan if dev is None else dev) for at, loss, dev in json.loads(text)]
 
 
 def _copied(encoder: Encoder) -> Encoder:
     model = deepcopy(encoder.model)
     return replace(encoder, model=model, blocks=[model.get_submodule(point.module) for point in encoder.points[1:]])
-
-
-def present(encoder: Encoder, name: str, texts: Sequence[str], max_length: int | None = None) -> np.ndarray:
-    """(text,) whether each text has what a readout reads."""
-    plain, _ = arrangement(name)
-    if plain == "new":
-        return np.ones(len(texts), bool)
-    _, readout = arranged(encoder, plain)
-    rows = encoder.tokenize(texts, max_length)
-    parts = [readout.present(encoder.batch(rows[at : at + 1000])).cpu().numpy() for at in range(0, len(rows), 1000)]
-    return np.concatenate([np.zeros(0, bool), *parts])
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
@@ -318,15 +196,6 @@ class Tuned:
         return torch.autocast(self.encoder.device.type, getattr(torch, self.dtype))
 
 
-def optimum(probe: LogisticProbe) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (class, dim) and intercepts (class,) of a probe of one cell, on features as they are.
-
-    As the `head` of `fine_tune`, training starts where the frozen encoder's probe has ended (Kumar et al. 2022).
-    """
-    weights = probe.coef_[0, 0] / probe.scale_[0]
-    return weights, probe.intercept_[0, 0] - weights @ probe.mean_[0]
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 
@@ -384,8 +253,11 @@ def fine_tune(
         "head": None if head is None else _digest_of(head),
         "shapes": {name: list(one.shape) for name, one in parameters.items()},
     }
-    kept = None if checkpoint is None else Checkpoint(checkpoint, key)
-    done = kept.read(parameters, optimiser, tuned.log) if kept else 0
+    kept = None if checkpoint is None else Checkpoint(checkpoint, json.dumps(key, sort_keys=True))
+    done = 0
+    if kept and (reached := kept.read(parameters, optimiser)):
+        done = reached.step
+        tuned.log[:] = _read_log(reached.facts["log"])
     if kept:
         kept.look_for_room(parameters)
     if watch and 0 in watched and not done:
@@ -423,7 +295,7 @@ def fine_tune(
             if watch and step in watched:
                 watch(step, tuned)
             if kept and step < len(steps) and time.monotonic() - saved > SAVED:
-                kept.write(step, parameters, optimiser, tuned.log)
+                kept.write(step, parameters, optimiser, {"log": _log_text(tuned.log)})
                 saved = time.monotonic()
     if bar is None:
         own.close()
@@ -526,71 +398,3 @@ def _digest_of_data(texts: Sequence[str], y: np.ndarray) -> str:
         coded = text.encode("utf-8", "surrogatepass")
         total.update(len(coded).to_bytes(8, "little") + coded)
     return total.hexdigest()
-
-
-class Checkpoint:
-    """A run on disk: one safetensors file with weights, moments and the log, replaced as a whole.
-
-    key: what tells this run from others; a file of another one is refused.
-    """
-
-    def __init__(self, path: Path, key: dict[str, Any]) -> None:
-        self.path, self.key = path, json.dumps(key, sort_keys=True)
-
-    def read(self, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW, log: list[Step]) -> int:
-        """Set everything to what was written, and return the step; 0 where there is no file."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.path.exists():
-            return 0
-        again = "Remove it to start again, or name another folder"
-        try:
-            with safe_open(self.path, "pt") as file:
-                told = file.metadata() or {}
-                if told.get("run") != self.key:
-                    raise InputError(str(self.path), "is a checkpoint of another run", again)
-                step, lines = int(told["step"]), json.loads(told["log"])
-                for name, parameter in parameters.items():
-                    parameter.data.copy_(file.get_tensor(f"weights.{name}"))
-                    if f"first.{name}" in file.keys():  # noqa: SIM118 - a file of tensors is no mapping
-                        moments = (file.get_tensor(f"{part}.{name}").to(parameter) for part in ("first", "second"))
-                        state = dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
-                        state["step"] = torch.tensor(float(step), device=parameter.device)
-                        optimiser.state[parameter] = state
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(str(self.path), f"is damaged ({str(error)[:80]})", again) from None
-        log[:] = [Step(int(at), loss, np.nan if dev is None else dev) for at, loss, dev in lines]
-        return step
-
-    def look_for_room(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Raise InputError where the disk has no room for the file and the one that it replaces."""
-        size = 3 * sum(one.numel() * one.element_size() for one in parameters.values())
-        make_folder(self.path.parent)
-        free = shutil.disk_usage(self.path.parent).free
-        if free < ROOM * size:
-            raise self._full(size, free)
-
-    def write(
-        self, step: int, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW, log: Sequence[Step]
-    ) -> None:
-        """Replace the file. Raises InputError where the disk is full; the last one is still there then."""
-        from safetensors.torch import save
-
-        tensors = {f"weights.{name}": one.detach().cpu().contiguous() for name, one in parameters.items()}
-        for name, one in parameters.items():
-            if state := optimiser.state.get(one):
-                tensors |= {f"first.{name}": state["exp_avg"].cpu(), f"second.{name}": state["exp_avg_sq"].cpu()}
-        lines = [(at, loss, None if np.isnan(dev) else dev) for at, loss, dev in log]
-        told = {"run": self.key, "step": str(step), "log": json.dumps(lines)}
-        content = save(tensors, told)
-        try:
-            with replacing(self.path) as file:
-                file.write(content)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise self._full(len(content), shutil.disk_usage(self.path.parent).free) from error
-
-    def _full(self, size: int, free: int) -> InputError:
-        told = f"no room for checkpoints: {size / 1e6:,.0f} MB each, {free / 1e6:,.0f} MB are free"
-        return InputError(str(self.path.parent), told, "Free some, or name a folder on another disk")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clsprobe.probes.decode.base import Decoder, Pace, digest_of, train
+from clsprobe.probes.decoders.base import Decoder, Pace, digest_of, train
 
 PACE = Pace(rate=5e-3, batch=128, rounds=30)
 AT_ONCE = 1 << 22  # logits that are held at once where nothing is learned

@@ -215,6 +215,7 @@ ADAPTERS: dict[str, Adapter] = {  # by model_type
     "yoso": Adapter("encoder.layer.*", leaks="its attention is normalised over the padding too"),
 }
 
+BLOCKS = {kind: adapter.blocks for kind, adapter in ADAPTERS.items()}  # model_type -> where its blocks are
 SUPPORTED = "clsprobe list models names the supported ones"
 _GUESSED = Adapter("*", reserved=2, note="its only list of num_hidden_layers modules")  # as many as RoBERTa's
 

@@ -1,15 +1,15 @@
 """Hidden states of every layer, reduced to readouts while the encoder runs.
 
-1. `tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
-2. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
+1. `plan` sorts texts by length and fills batches to a token budget: a pure function of the lengths. Where padding
    leaks, a batch holds texts of one length only. Pairs of texts and single ones have batches of their own.
-3. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
-   make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside the hooks:
-   only they are kept, never the activations, and no more than two windows and four shards are in memory.
-4. On a CPU, batches run side by side, each on one thread: threads that share a small product wait for each other. The
+2. `Extractor` takes the texts a window at a time: while one window runs, the next is tokenized. The batches of a window
+   make shards of about `SHARD` bytes; while one is read, the last is written. All readouts are read inside hooks
+   (`probes.encoders.tap`): only they are kept, never the activations, and no more than two windows and four shards
+   are in memory.
+3. On a CPU, batches run side by side, each on one thread: threads that share a small product wait for each other. The
    bits of a vector depend on its batch alone, not on the number of cores.
-5. Shards that a cache holds are not made again: that is all there is to resuming, and to sharing a cache.
-6. A batch that does not fit in memory is halved, down to one row.
+4. Shards that a cache holds are not made again: that is all there is to resuming, and to sharing a cache.
+5. A batch that does not fit in memory is halved, down to one row.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import secrets
 import threading
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,100 +35,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clsprobe.probes.adapters import Point
-from clsprobe.probes.encoder import Encoder, Rows, check_layers, load_encoder, parse_layers
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.layers import check_layers, parse_layers
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tap import evaluating, module_name, tap
+from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, named_rows
-from clsprobe.probes.readout import DEFAULT, Normed, Readout, parse, within
-from clsprobe.probes.store import Memory, States, Store, name_of
+from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse, within
+from clsprobe.probes.extraction.states import States, name_of
+from clsprobe.probes.extraction.store import Memory, Store
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor, nn
-
-__all__ = ["Extractor", "States", "plan", "tap"]
-
-Read = Callable[[int, "Tensor"], None]
+    from torch import Tensor
 
 WINDOW = 4_096  # texts that are tokenized and sorted together
 SHARD = 32 << 20  # bytes of vectors in a file
 BUDGET = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}  # tokens in a batch: on a CPU, what its caches hold
 MUCH = 0.05  # of a cell's spread: half precision that moves it by more is told
 COMPARED = 32  # texts on which half precision is compared with float32
-
-
-@contextmanager
-def tap(encoder: Encoder, read: Read, layers: Sequence[int] | None = None) -> Iterator[None]:
-    """Within the block, every forward pass calls ``read(layer, hidden)`` for each layer, hidden (batch, token, dim).
-
-    Layer 0 is what enters the first block, layer k what leaves block k. `hidden` is the model's own tensor: keep a
-    copy, and alter nothing. The hooks return None (a value would replace the output) and are removed whatever happens;
-    hooks of others stay. A module that runs more often than it has layers, or shows another number of tokens than went
-    in, is a RuntimeError that names it.
-    """
-    points, shape_of, config = encoder.points, encoder.adapter.tokens, encoder.description.config
-    last = len(points) - 1
-    chosen = set(range(last + 1) if layers is None else check_layers(layers, last))
-    found: dict[Point, list[int]] = {}  # a module that runs many times has many layers
-    for layer, point in enumerate(points):
-        found.setdefault(point, []).append(layer)
-    under_way = threading.local()  # of the pass: how often each module ran, and its shape (batch, token)
-
-    def start(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        under_way.ran = Counter()
-        under_way.shape = list((args[0] if args else kwargs["input_ids"]).shape)
-
-    def show(point: Point, hidden: Tensor) -> None:
-        ran, shape = under_way.ran, under_way.shape
-        ran[point] += 1
-        if ran[point] > len(found[point]):
-            if point.side == "out":
-                raise RuntimeError(f"{_shown(point)} ran more than {len(found[point])} times")
-            return
-        layer = found[point][ran[point] - 1]
-        if layer in chosen:
-            hidden = shape_of(hidden, shape[1], config)
-            if list(hidden.shape[:2]) != shape:
-                raise RuntimeError(f"{_shown(point)} shows {tuple(hidden.shape)} for {shape[0]} x {shape[1]} tokens")
-            read(layer, hidden)
-
-    def before(point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        show(point, args[0] if args else kwargs["hidden_states"])
-
-    def after(point: Point, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        show(point, output if isinstance(output, torch.Tensor) else output[0])
-
-    handles = []
-    try:
-        handles.append(encoder.model.register_forward_pre_hook(start, with_kwargs=True))
-        for point in (point for point, held in found.items() if chosen.intersection(held)):
-            module = encoder.model.get_submodule(point.module)
-            if point.side == "in":
-                handles.append(module.register_forward_pre_hook(partial(before, point), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(partial(after, point)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _shown(point: Point) -> str:
-    return point.module or "the model"
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block no module drops out; afterwards each is in the mode it was in.
-
-    A module that has come meanwhile, as BigBird's attention for long texts, is in the mode of what it is part of.
-    """
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for name, module in model.named_modules():  # parents first
-            module.training = modes.setdefault(name, modes[name.rpartition(".")[0]] if name else False)
 
 
 def plan(lengths: np.ndarray, max_tokens: int, *, equal: bool = False, max_rows: int | None = None) -> list[np.ndarray]:
@@ -536,7 +460,7 @@ class Extractor:
 
     def _refuse_non_finite(self, layer: int, row: int, readout: Readout) -> None:
         encoder = self.encoder
-        module = _shown(encoder.points[layer]) if layer else "the embeddings"
+        module = module_name(encoder.points[layer]) if layer else "the embeddings"
         overflow = f"{_plain(encoder.dtype)} may overflow: use --dtype float32"
         raise InputError(
             f"layer {layer}",
@@ -615,8 +539,9 @@ def _plain(dtype: torch.dtype) -> str:
 @cache
 def _own_code() -> str:
     """A digest of what reads hidden states here: another version of it may read them otherwise."""
-    names = ("adapters", "encoder", "extract", "readout")
-    return sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)).hexdigest()
+    encoders = [f"encoders/{name}.py" for name in ("adapters", "encoder", "loading", "tap", "tokenizing")]
+    files = [*encoders, "extraction/extractor.py", "extraction/readouts.py"]
+    return sha256(b"".join((Path(__file__).parents[1] / file).read_bytes() for file in files)).hexdigest()
 
 
 def _code(readout: Readout) -> str:
@@ -630,7 +555,9 @@ def _code(readout: Readout) -> str:
     total, own = sha256(), True
     for part in within(readout):
         kinds = [
-            kind for kind in type(part).__mro__ if kind.__module__ not in ("abc", "builtins", "clsprobe.probes.readout")
+            kind
+            for kind in type(part).__mro__
+            if kind.__module__ not in ("abc", "builtins", "clsprobe.probes.extraction.readouts")
         ]
         own = own and not kinds
         try:

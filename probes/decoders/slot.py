@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clsprobe.probes.decode.base import END, Decoder, Pace, digest_of, train
+from clsprobe.probes.decoders.base import END, Decoder, Pace, digest_of, train
 
 PACE = Pace(rate=2e-3, batch=128, rounds=30)
 WIDTH = 64  # principal components of the embeddings that are kept

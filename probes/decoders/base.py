@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clsprobe.probes.encoder import has_bfloat16
+from clsprobe.probes.encoders.devices import has_bfloat16
 from clsprobe.probes.errors import InputError, named_rows
 from clsprobe.probes.linear import _moments
-from clsprobe.probes.write import replacing
+from clsprobe.probes.training.checkpoint import Checkpoint, Saved
 
 TokenIds = Sequence[np.ndarray]
 """(text,) arrays of token ids, special tokens left out."""
@@ -267,10 +267,12 @@ def train(
     optimiser = torch.optim.AdamW(groups, pace.rate, weight_decay=0.0, fused=True)
     kept = {name: value.detach().clone() for name, value in parameters.items()}
     start, waited, rate = 0, 0, pace.rate
-    if keep is not None and (state := _load(keep, made_of)) is not None:
-        tensors, (start, waited, rate) = state
-        _restore(parameters, kept, optimiser, tensors)
-        best = tensors["best"].to(device)
+    checkpoint = None if keep is None else Checkpoint(keep, made_of)
+    if checkpoint is not None and (reached := _read(checkpoint, parameters, optimiser)) is not None:
+        number_text, waited_text, rate_text = reached.facts["reached"].split()
+        start, waited, rate = int(number_text), int(waited_text), float(rate_text)
+        kept = {name: reached.tensors.get(f"kept.{name}", value).clone() for name, value in parameters.items()}
+        best = reached.tensors["best"].to(device)
     saved = time.monotonic()
     with tqdm(total=pace.rounds, initial=start, desc=told, unit=" rounds", delay=2, disable=None, leave=False) as bar:
         for number in range(start, pace.rounds):
@@ -288,16 +290,27 @@ def train(
                 kept[name].view(cells, -1)[gained] = value.detach().view(cells, -1)[gained]
             waited, rate = (0, rate) if gained.any() else (waited + 1, rate / 2)
             bar.update()
-            if keep is not None and time.monotonic() - saved > OFTEN:
-                _save(keep, made_of, (number + 1, waited, rate), parameters, kept, optimiser, best)
+            if checkpoint is not None and time.monotonic() - saved > OFTEN:
+                more = {f"kept.{name}": value for name, value in kept.items()} | {"best": best}
+                facts = {"reached": f"{number + 1} {waited} {rate!r}"}
+                checkpoint.write((number + 1) * steps, parameters, optimiser, facts, more)
                 saved = time.monotonic()
         bar.total = bar.n  # it may end before
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(kept[name])
-    if keep is not None:
-        _save(keep, made_of, (pace.rounds, waited, rate), {}, kept, None, best)
+    if checkpoint is not None:
+        facts = {"reached": f"{pace.rounds} {waited} {rate!r}"}
+        checkpoint.write(pace.rounds * steps, parameters, None, facts, {"best": best})
     return best
+
+
+def _read(checkpoint: Checkpoint, parameters: Mapping[str, Tensor], optimiser: torch.optim.AdamW) -> Saved | None:
+    """What has been reached of the same training; None where the file is not there, torn or of another one."""
+    try:
+        return checkpoint.read(parameters, optimiser)
+    except InputError:
+        return None
 
 
 def _batch(texts: int, step: int, size: int, seed: int) -> Tensor:
@@ -317,60 +330,3 @@ def digest_of(*parts: Any) -> str:
         total.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
         total.update(b"\0")
     return total.hexdigest()
-
-
-def _save(
-    path: Path,
-    made_of: str,
-    reached: tuple[int, int, float],
-    parameters: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer | None,
-    best: Tensor,
-) -> None:
-    """Write what has been reached; of a finished training no more than what is kept of it."""
-    from safetensors.torch import save
-
-    tensors = {f"here/{name}": value.detach() for name, value in parameters.items()}
-    tensors |= {f"kept/{name}": value for name, value in kept.items()}
-    for i, state in (optimiser.state_dict()["state"] if optimiser else {}).items():
-        tensors |= {f"adam/{i}/{name}": value for name, value in state.items()}
-    tensors["best"] = best
-    facts = {"made_of": made_of, "reached": " ".join(map(repr, reached))}
-    coded = save({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, facts)
-    with replacing(path) as file:
-        file.write(coded)
-
-
-def _load(path: Path, made_of: str) -> tuple[dict[str, Tensor], tuple[int, int, float]] | None:
-    """What a file holds of the same training; None where it holds nothing of it."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            if facts.get("made_of") != made_of:
-                return None
-            number, waited, rate = facts["reached"].split()
-            return {name: file.get_tensor(name) for name in file.keys()}, (int(number), int(waited), float(rate))  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError):  # not there, torn, or of another version
-        return None
-
-
-def _restore(
-    parameters: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-) -> None:
-    with torch.no_grad():
-        for name, value in parameters.items():
-            kept[name].copy_(tensors[f"kept/{name}"])
-            value.copy_(tensors.get(f"here/{name}", kept[name]))
-    content = optimiser.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("adam/"):
-            _, i, what = name.split("/")
-            state.setdefault(int(i), {})[what] = value
-    optimiser.load_state_dict({"state": state, "param_groups": content["param_groups"]})

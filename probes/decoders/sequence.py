@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clsprobe.probes.decode.base import END, UNSEEN, Decoder, Pace, digest_of, train
-from clsprobe.probes.encoder import Description, find_causal
+from clsprobe.probes.decoders.base import END, UNSEEN, Decoder, Pace, digest_of, train
+from clsprobe.probes.encoders.describing import Description
+from clsprobe.probes.encoders.finding import find_causal
 from clsprobe.probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
@@ -180,7 +181,7 @@ class SequenceDecoder(Decoder):
 
     @torch.no_grad()
     def _candidates(self, x: Tensor, number: int, beams: int) -> list[list[np.ndarray]]:
-        from clsprobe.probes.decode.search import beam_search
+        from clsprobe.probes.decoders.search import beam_search
 
         self._load(self.written_[number])
         self.writer_.eval()
@@ -345,10 +346,11 @@ def load_causal(name: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from clsprobe.probes.encoder import _quiet_transformers, _refuse_foreign_tokenizer, _refused
+    from clsprobe.probes.encoders.loading import refuse_foreign_tokenizer
+    from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 
     folder = find_causal(name)
-    with _quiet_transformers(), _refused(name, "cannot be loaded as a causal language model"):
+    with quiet_transformers(), as_input_error(name, "cannot be loaded as a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -360,9 +362,9 @@ def load_causal(name: str) -> tuple[Any, Any]:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         what = f"the weights of {name} lack {', '.join(lacking[:3])}{more}"
         raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
-    with _refused(name, "cannot be run on embeddings"):
+    with as_input_error(name, "cannot be run on embeddings"):
         rows = model.get_input_embeddings().weight.shape[0]
-        _refuse_foreign_tokenizer(_folder_of(name, vocab_size=rows), tokenizer)
+        refuse_foreign_tokenizer(_folder_of(name, vocab_size=rows), tokenizer)
         if _sees_ahead(model):
             raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
     return model, tokenizer

@@ -10,7 +10,7 @@
    equal ones.
 3. `Vectors.states` gives them out as float32, row by row, whatever they are kept as.
 
-Vectors belong to rows, not to texts: the same word in two sentences has two (`probes.task.Task.rows`).
+Vectors belong to rows, not to texts: the same word in two sentences has two (`probes.tasks.task.Task.rows`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from clsprobe.probes.errors import InputError, did_you_mean, named_rows, printable, unknown
-from clsprobe.probes.store import States, name_of
+from clsprobe.probes.extraction.states import States, name_of
+from clsprobe.probes.files import file_digest
 
 SUFFIXES = (".npy", ".safetensors")
 # Of integers only those that vectors are quantised to, and float32 holds exactly: int32 and int64 are ids or labels.
@@ -79,11 +80,7 @@ class Vectors:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file."""
-        total = sha256()
-        with self.path.open("rb") as file:
-            while part := file.read(1 << 20):
-                total.update(part)
-        return total.hexdigest()
+        return file_digest(self.path)
 
     def chosen_readouts(self, names: Sequence[str]) -> list[str]:
         """Those of these names. Raises InputError for one that the file lacks."""

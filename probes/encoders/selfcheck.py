@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clsprobe.probes.adapters import SUPPORTED, Adapter
-from clsprobe.probes.encoder import Encoder, Row
+from clsprobe.probes.encoders.adapters import SUPPORTED, Adapter
+from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.encoders.tap import evaluating, tap
+from clsprobe.probes.encoders.tokenizing import Row
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extract import evaluating, tap
 
 if TYPE_CHECKING:
     from torch import Tensor

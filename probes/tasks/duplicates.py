@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from tqdm import tqdm
 
-from clsprobe.probes.task import PAIRED, parts
+from clsprobe.probes.tasks.task import PAIRED, parts
 
 GRAM = 5  # characters
 ALIKE = 0.8  # Jaccard from which two texts are nearly the same

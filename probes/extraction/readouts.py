@@ -3,8 +3,7 @@
 A position and a pooling are one idea: `Weighted` readouts are distributions over the real tokens of a text (a position
 is a distribution with all its weight on one token); `Max` is the one readout here that is not.
 
-1. `Batch` knows, per row, which tokens are real, which are special, and where the content is. Positions always come
-   from these masks, never from a fixed index.
+1. Positions always come from the masks of a `probes.encoders.tokenizing.Batch`, never from a fixed index.
 2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text that lacks the position gives NaN, and
    `Readout.present(batch)` says so beforehand.
 3. `Flatten` keeps the tokens apart, one after another; `Projected` the same in as many numbers as one token has.
@@ -20,9 +19,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from hashlib import blake2b
+from functools import cache
 from typing import TYPE_CHECKING
 
 from clsprobe.probes.errors import InputError, unknown
@@ -30,57 +27,10 @@ from clsprobe.probes.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clsprobe.probes.encoders.tokenizing import Batch
+
 FLATTENED = 32  # tokens
 DEFAULT = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Token ids with what is needed to find positions in them.
-
-    ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
-    special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
-    hash of each text. cls_id, sep_id: the tokenizer's, None where it has none. types: (batch, token) which text of a
-    pair a token belongs to, None where no row is a pair or the model is not told.
-    """
-
-    ids: Tensor
-    real: Tensor
-    special: Tensor
-    seeds: Tensor
-    cls_id: int | None
-    sep_id: int | None
-    types: Tensor | None = None
-
-    @cached_property
-    def content(self) -> Tensor:
-        """(batch, token) True on real tokens that are not special."""
-        return self.real & ~self.special
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """(batch,) real tokens, special ones included."""
-        return self.real.sum(1)
-
-    @cached_property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return not bool(self.real.all())
-
-    @cached_property
-    def _positions(self) -> dict[str, Tensor]:
-        return {}
-
-    def position_of(self, readout: Position) -> Tensor:
-        """(batch,) where a readout stands, found once for all layers (equal names are equal readouts)."""
-        if readout.name not in self._positions:
-            self._positions[readout.name] = readout.position(self)
-        return self._positions[readout.name]
-
-    def nth(self, of: Tensor, n: Tensor) -> Tensor:
-        """(batch,) the position of the n-th (from 1) True of every row of `of`, -1 where there are fewer."""
-        hit = of & (of.cumsum(1) == n[:, None])
-        return hit.float().argmax(1).where(hit.any(1), -1)
 
 
 class Readout(ABC):
@@ -192,7 +142,7 @@ class RandomToken(Position):
 
 
 class New(Position):
-    """A token that `probes.train` puts in, which the encoder has never seen."""
+    """A token that `probes.training.arrangements` puts in, which the encoder has never seen."""
 
     def __init__(self, where: str, token: int) -> None:
         self.name, self.token = f"new@{where}", token
@@ -386,7 +336,8 @@ def _named(name: str) -> Readout:
 def arrangement(name: str) -> tuple[str, str]:
     """``cls@last`` as ("cls", "last"), ``mean`` as ("mean", ""): what is read, and how the tokens are arranged for it.
 
-    Fine-tuning only (`probes.train.arranged`). Raises InputError for what is neither a readout nor one of these.
+    Fine-tuning only (`probes.training.arrangements.arranged`). Raises InputError for what is neither a readout nor one
+    of these.
     """
     plain, at, where = name.partition("@")
     places = {"new": ("first", "middle", "last"), "cls": ("last",)}.get(plain, ("no_cls",))
@@ -417,8 +368,3 @@ def of_last(name: str) -> bool:
 def separated(names: str) -> list[str]:
     """The names of a list with commas, those within brackets left alone: ``cls,cat(cls,mean)`` are two."""
     return [name.strip() for name in re.split(r",(?![^()]*\))", names) if name.strip()]
-
-
-def text_seed(text: str) -> int:
-    """A stable 62-bit hash of a text; `hash()` changes with every process."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 2

@@ -1,6 +1,6 @@
 """What is asked of a representation: texts, one label each, and who may learn from whom.
 
-A `Task` is plain data. Sources (analysis/sources) make tasks, `probes.split` decides the sides, the sweep measures.
+A `Task` is plain data. Sources (analysis/sources) make tasks, `probes.tasks.split` their sides, the sweep measures.
 
 A pair of texts (premise and hypothesis) is one string too: `pair` puts `PAIRED` between them. So everything that holds
 texts holds pairs: packed arrays, dictionaries, digests, caches. Only who looks inside a text takes it apart (`parts`):

@@ -1,6 +1,6 @@
 """Who may learn from whom: the sides of a task, so that no test text, nor its double, is ever trained on.
 
-1. Texts that are the same, nearly the same or the same to the encoder (probes/duplicates.py), and rows that share a
+1. Texts that are the same, nearly the same or the same to the encoder (probes.tasks.duplicates), and rows that share a
    group of the task, are tied (`_Ties`) and never straddle two sides.
 2. Near copies are copies while they are few of a kind. More than a twentieth of all texts that are like each other are
    a template: no side could hold them, so they are named and dealt out.
@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from clsprobe.probes import duplicates
 from clsprobe.probes.errors import InputError, named_rows
-from clsprobe.probes.task import Task
+from clsprobe.probes.tasks import duplicates
+from clsprobe.probes.tasks.task import Task
 
 SIDES = ("train", "dev", "test")
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest

@@ -3,7 +3,8 @@
 1. `replacing` and what is built on it: every file appears whole or not at all. It is written under a temporary name
    beside its target, flushed to the disk, renamed over the target, and the folder is flushed so that the rename itself
    survives a power cut. `tidy` removes the temporary files of writers that were killed.
-2. `spooled`: a stream that can be read once as a file that can be read again and is gone when it is closed.
+2. `spooled`: a stream that can be read once as a file that can be read again and is gone when it is closed; it and
+   `file_digest` tell the SHA-256 of what they read.
 3. `Lock`: who is at work on a file, so that two processes share the work instead of doing it twice.
 4. `try_folder`: whether a file system keeps the promises that 1 and 3 rely on; some that reach over a network do not.
 
@@ -13,6 +14,7 @@ Imports no torch.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -68,6 +70,12 @@ def spooled(stream: BinaryIO) -> tuple[BinaryIO, str]:
         file.close()
         raise
     return file, total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -1,0 +1,1 @@
+"""Decoders: can the tokens of a text be got back from one vector?"""

@@ -1,0 +1,1 @@
+"""Encoders: found, described, checked, loaded, and looked at while they run."""

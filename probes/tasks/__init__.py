@@ -1,0 +1,1 @@
+"""Tasks: texts, what is asked of them, and which of them teach, choose and judge."""

@@ -1,0 +1,1 @@
+"""Training: a whole encoder learns with a readout and a head."""
