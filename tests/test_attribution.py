@@ -116,10 +116,11 @@ def test_the_token_and_the_layer_of_a_copy_are_named_in_30_seeds_of_30(method):
         encoder = planted(seed, [0, 0, 0, 1.0], j, bend=torch.tanh)
         target = [Target(encoder, drawn(seed + 100), layer=layer) for layer in (j - 1, j)]
         below, table = (attribute(one, ["the cat sees the dog", "a big bird runs in"], method) for one in target)
-        assert (below["score"] == 0).all()
+        assert (below["score"].abs() <= 1e-6 * table["score"].abs().max()).all()
         strongest = table.loc[table["score"].abs().groupby(table["text"]).idxmax()]
         assert (strongest["token_index"] == 3).all(), seed
-        assert (table.loc[table["token_index"] != 3, "score"] == 0).all()
+        others = table.loc[table["token_index"] != 3, "score"]
+        assert (others.abs() <= 1e-6 * table["score"].abs().max()).all()
 
 
 # -------------------------------------------------------------------------------------------------- outside oracles

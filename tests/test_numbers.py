@@ -216,7 +216,8 @@ def test_rows_are_described_without_classes():
 def test_any_regressor_is_a_probe():
     task, states = made()
     results = sweep([task], states, {"mean": DummyRegressor()}, controls=())
-    assert value(results, control="none", layer=1, readout="mean") == value(results, control="majority")
+    mean_of_train = value(results, control="majority")
+    assert value(results, control="none", layer=1, readout="mean") == pytest.approx(mean_of_train, abs=1e-6)
 
 
 def test_a_regressor_that_raises_in_a_cell_spoils_it_alone():
@@ -276,9 +277,9 @@ def test_number_intervals_hold_their_values():
     for low, high in ((found[name][1], found[name][2]) for name in found):
         assert (high <= 1).all()
         assert (low <= high).all()
-    assert found["r2"][0][0] == found["spearman"][0][0] == 1
-    assert found["spearman"][0][1] == -1
-    assert found["spearman"][0][2] == 0
+    assert found["r2"][0][0] == 1
+    assert found["spearman"][0][:2] == pytest.approx([1, -1], abs=1e-12)
+    assert found["spearman"][0][2] == 0  # one number for all tells no order
 
 
 @pytest.mark.parametrize("R2", [0.02, 0.5, 0.9])

@@ -154,8 +154,8 @@ def test_pairs_and_single_texts_do_not_touch_each_other(folders, shape):
     encoder = load_encoder(str(folders(shape)))
     read = Extractor(encoder, ["cls", "mean"])
     mixed = by_row(read([text for each in zip(TEXTS, FIRSTS, strict=True) for text in each]))
-    assert np.array_equal(mixed[:, ::2], by_row(read(TEXTS)))
-    assert np.array_equal(mixed[:, 1::2], by_row(read(FIRSTS)))
+    np.testing.assert_allclose(mixed[:, ::2], by_row(read(TEXTS)), rtol=0, atol=1e-5)  # other batches
+    np.testing.assert_allclose(mixed[:, 1::2], by_row(read(FIRSTS)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "t5"])

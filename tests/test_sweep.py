@@ -144,9 +144,9 @@ def test_a_seed_moves_the_shuffle_and_not_the_convex_fit(swept):
     _, _, predictions = swept
     one = predictions[(predictions.task == "hand:made:three") & (predictions.layer == 1)]
     of = {s: one[one.seed == s] for s in (0, 1)}
-    same = [of[s][of[s].control == "none"].predicted.astype(str).tolist() for s in (0, 1)]
+    same = [of[s][of[s].control == "none"].log2_probability.to_numpy() for s in (0, 1)]
     moved = [of[s][of[s].control == "shuffled"].label.astype(str).tolist() for s in (0, 1)]
-    assert same[0] == same[1]
+    assert same[0] == pytest.approx(same[1], abs=1e-3)  # solved beside another shuffle
     assert moved[0] != moved[1]
 
 
@@ -156,7 +156,7 @@ def test_majority_has_the_frequencies_of_train():
     one = Task(one.name, one.texts, y, "class", one.split)
     results = sweep([one], states([one]), PROBES, controls=())
     share = (y[60 + 30 :] == "b").mean()
-    assert value(results, control="majority") == share
+    assert value(results, control="majority") == pytest.approx(share)
     p = (y[:60] == "b").mean()
     assert value(results, "bits", control="majority") == pytest.approx(
         -share * np.log2(p) - (1 - share) * np.log2(1 - p)
