@@ -149,9 +149,9 @@ def demo(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """Everything, on the embedded model and the built-in sentences."""
-    from clsprobe.run import Run
+    from clsprobe.studies import studies
 
-    execute("demo", Run(), out, overwrite=overwrite, dry=dry_run)
+    execute("demo", studies()["run"](), out, overwrite=overwrite, dry=dry_run)
 
 
 app.command()(report)
