@@ -85,7 +85,7 @@ class RunFolder:
 
     def measure(self, study: Study) -> Measured:
         """What an interrupted start of this very run has measured already; else what the study measures now, saved."""
-        if saved := self._before.get("measured"):
+        if "tables" in (saved := self._before.get("measured", {})):
             log.info("going on: the measurement in %s is complete", self.path)
             tables = {name: self._load(name) for name in saved["tables"]}
             measured = Measured(tables, **{name: saved[name] for name in ("facts", "notes", "failures")})

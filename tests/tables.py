@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from clsprobe.analysis.study import Measured
 from clsprobe.analysis.table import PREDICTIONS
 
 Cell = tuple[str, int, str]  # control, layer, readout
@@ -46,3 +47,11 @@ def predictions(
 def first(share: float, n: int = 400) -> np.ndarray:
     """(text,) True for the first `share` of n texts: cells made so are nested, which makes paired intervals narrow."""
     return np.arange(n) < round(share * n)
+
+
+def measured(**tables: pd.DataFrame) -> Measured:
+    """These tables as what a study has measured: the tasks are those of the first one."""
+    first_table = next(iter(tables.values()))
+    tasks = dict.fromkeys(first_table.task) if "task" in first_table else {"texts": None}
+    facts = {"rows": {task: {} for task in tasks}, "read": {}, "model": {"model": "made"}, "versions": {}}
+    return Measured(tables, facts)

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from clsprobe.analysis.table import check_results
-from clsprobe.cli import main, studies
+from clsprobe.cli import main
+from clsprobe.studies import studies
 
 
 def call(*arguments: object) -> int:
@@ -130,7 +131,9 @@ def test_a_run_from_a_table_to_a_page(table, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path / "t.csv")) == len(results)
 
     # the same run, broken off after its measurement: gone on with, not measured again
-    kept = {"facts": {n: run[n] for n in ("rows", "read", "model", "versions")}, "notes": ["kept"], "failures": []}
+    facts = {name: run[name] for name in ("rows", "read", "model", "versions")}
+    tables = ["results", "predictions", "projection", "disagreements", "learning", "information"]
+    kept = {"tables": tables, "facts": facts, "notes": ["kept"], "failures": []}
     (out / "run.json").write_text(json.dumps({**run, "finished": False, "measured": kept}))
     before = (out / "results.parquet").stat().st_mtime_ns
     assert call("run", "--task", f"file:{table}", *SMALL, "--out", out, "--quiet") == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clsprobe.cli import make_study
 from clsprobe.config import read_config
+from clsprobe.flags import make_study
 from clsprobe.run import Run
 
 KNOWN = list(Run.model_fields)

@@ -8,12 +8,14 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
-from tables import first, predictions
+from tables import first, measured, predictions
 
-from clsprobe import fine_tuning
 from clsprobe.analysis import stats
+from clsprobe.analysis.fine_tuning import measure
+from clsprobe.analysis.fine_tuning.tables import RATE, TUNED, check_orders, choose_rates, compare_with_cls
 from clsprobe.analysis.study import Answer
-from clsprobe.fine_tuning import TUNED, FineTuning, check_orders, chosen_rates, judge_trajectory
+from clsprobe.fine_tuning import FineTuning
+from clsprobe.trajectory import Trajectory
 
 
 def tuned(scores: dict[str, dict[float, list[float]]], n: int = 400) -> pd.DataFrame:
@@ -61,9 +63,9 @@ def test_one_of_many_is_easily_worse_by_chance():
     """Holm: what is clear of one readout alone is not clear of the worst of thirty."""
     cls = {1e-4: [0.9, 0.9, 0.9]}
     worse = {1e-4: [0.855, 0.85, 0.86]}
-    alone = FineTuning().compared(tuned({"cls": cls, "sep": worse}))
+    alone = compare_with_cls(tuned({"cls": cls, "sep": worse}), FineTuning.margin)
     many = {f"token[{k}]": {1e-4: [0.9, 0.9, 0.9]} for k in range(1, 40)}
-    among = FineTuning().compared(tuned({"cls": cls, "sep": worse} | many)).set_index("name")
+    among = compare_with_cls(tuned({"cls": cls, "sep": worse} | many), FineTuning.margin).set_index("name")
     assert alone.outcome.tolist() == ["no"]
     assert among.outcome["sep"] == "undecided"
     assert among.p_equal["sep"] > alone.p_equal.iloc[0]
@@ -73,13 +75,18 @@ def test_dev_chooses_the_rate_of_each_readout():
     table = tuned({"cls": {1e-5: [0.7, 0.7], 1e-4: [0.9, 0.9]}, "sep": {1e-5: [0.8, 0.8], 1e-4: [0.6, 0.6]}})
     test = table.split == "test"
     table.loc[test, "predicted"] = "a"  # what test says chooses nothing
-    assert chosen_rates(table) == {"cls": f"{TUNED}0.0001", "sep": f"{TUNED}1e-05"}
+    assert choose_rates(table) == {"cls": f"{TUNED}0.0001", "sep": f"{TUNED}1e-05"}
 
 
 def test_the_exhibits_hold_the_numbers():
     scores = {"cls": {1e-4: [0.9, 0.9], 1e-3: [0.7, 0.8]}, "sep": {1e-4: [0.88, 0.92], 1e-3: [0.8, 0.8]}}
     study, table = FineTuning(), tuned(scores)
-    differences, numbers, rates = study.show(table)
+    steps = pd.DataFrame(
+        {"task": "file:made:label", "readout": "cls", "rate": 1e-4, "seed": [0, 1], "step": 1, "dev": [0.5, 0.7]}
+    )
+    tables = measured(predictions=table, steps=steps)
+    differences, numbers, rates, curves = study.show(tables, "file:made:label")
+    assert curves.table.value.tolist() == [pytest.approx(0.6)]
     assert differences.table.name.tolist() == ["sep"]
     rows = numbers.table.set_index("readout")
     assert rows["fine-tuned"].round(3).to_dict() == pytest.approx(
@@ -88,11 +95,12 @@ def test_the_exhibits_hold_the_numbers():
     assert rows.gained["cls"] == pytest.approx(0.4)
     assert rows.frozen["commonest class"] == pytest.approx(0.4)
     assert rows.seeds["sep"] == pytest.approx(np.std([0.88, 0.92], ddof=1))
-    assert set(rates.table[fine_tuning.RATE]) == {100.0, 1000.0}
+    assert set(rates.table[RATE]) == {100.0, 1000.0}
     for exhibit in (differences, rates):
         exhibit.draw()
-    assert any("cannot show" in told for told in study.note(table))
-    assert any("two seeds" in told for told in study.note(table))
+    cannot, few = study.note(tables)
+    assert "cannot show" in cannot
+    assert "two seeds" in few
 
 
 def test_readouts_that_saw_other_orders_are_refused():
@@ -181,9 +189,9 @@ def test_the_trajectory_is_judged_by_what_cls_has_gained():
     rows = [("a:b:c", "cls", 6, 0, 0.5, 0, 0, 0, 1.0), ("a:b:c", "cls", 6, 1, 0.8, 0.3, 0.2, 0.4, 0.5)]
     rows += [("a:b:c", "mean", 6, 1, 0.8, -0.3, -0.4, -0.2, 0.5), ("a:b:c", "cls", 5, 1, 0.8, -0.3, -0.4, -0.2, 0.5)]
     table = pd.DataFrame(rows, columns=columns)
-    assert judge_trajectory(table).outcome == "yes"
-    assert judge_trajectory(table.assign(gain_low=-0.1)).outcome == "undecided"
-    assert "0.500 at the start and at 0.800" in judge_trajectory(table).because
+    assert Trajectory().judge(table).outcome == "yes"
+    assert Trajectory().judge(table.assign(gain_low=-0.1)).outcome == "undecided"
+    assert "0.500 at the start and at 0.800" in Trajectory().judge(table).because
 
 
 def test_attention_into_cls_is_what_the_weights_say(tmp_path):
@@ -245,12 +253,10 @@ def small(data, model, one_thread, monkeypatch):
 
 def test_the_whole_of_it(small, tmp_path, monkeypatch):
     """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
-    from clsprobe.probes.training import fine_tune as training
-
     few = ["--readouts", "cls,token1,mean", "--rates", "1e-3"]
-    monkeypatch.setattr(fine_tuning, "MOMENTS", (0.0, 0.3, 1.0))
+    monkeypatch.setattr(measure, "MOMENTS", (0.0, 0.3, 1.0))
     assert small(*few, "--out", str(tmp_path / "whole")) == 0
-    begun, real = [], training.fine_tune
+    begun, real = [], measure.fine_tune
 
     def breaks_off(encoder, readout, *rest, **more):
         begun.append(readout)
@@ -258,7 +264,7 @@ def test_the_whole_of_it(small, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(encoder, readout, *rest, **more)
 
-    monkeypatch.setattr(training, "fine_tune", breaks_off)
+    monkeypatch.setattr(measure, "fine_tune", breaks_off)
     assert small(*few, "--out", str(tmp_path / "twice")) == 130
     assert small(*few, "--out", str(tmp_path / "twice")) == 0
     assert len(begun) <= 6 + 1 + 2  # six trainings and the trajectory; those that were done are not done again
@@ -317,7 +323,7 @@ def test_over_checkpoints(small, model, tmp_path):
         (["--checkpoints", "MODEL,OTHER"], "another architecture"),
         (["--checkpoints", "MODEL,DEEPER"], "another number of layers"),
         (["--train-texts", "31"], "does not fit"),
-        (["--vectors", "v.npy"], "cannot be trained"),
+        (["--vectors", "v.npy"], "No such option"),
         (["--checkpoints", "MODEL,/no/such/folder"], "no such directory"),
     ],
 )
@@ -351,10 +357,10 @@ def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, caps
 
 
 def test_without_arguments_it_is_quick():
-    readouts, rates, seeds, texts = FineTuning().plan
-    assert (len(readouts), len(rates), seeds, texts) == (4, 2, [0, 1], 500)
-    readouts, rates, seeds, texts = FineTuning(task="file:trec").plan
-    assert (len(readouts), len(rates), seeds, texts) == (9, 2, [0, 1, 2], 2000)
-    assert FineTuning(task="file:trec", quick=True, seeds=4).plan[2] == [0, 1, 2, 3]
+    plan = FineTuning().plan
+    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (4, 2, [0, 1], 500)
+    plan = FineTuning(task="file:trec").plan
+    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (9, 2, [0, 1, 2], 2000)
+    assert FineTuning(task="file:trec", quick=True, seeds=4).plan.seeds == [0, 1, 2, 3]
     told = FineTuning().prepare()
     assert any("16 trainings" in line for line in told)

@@ -9,16 +9,34 @@ import pandas as pd
 import pytest
 
 from clsprobe.analysis.folder import RunFolder, read_run
+from clsprobe.analysis.study import Measured
 from clsprobe.probes.errors import InputError
 
 TABLE = pd.DataFrame({"a": [1, 2]})
 
 
+class Counting:
+    """A study that counts how often it measures."""
+
+    measured = 0
+
+    def measure(self, folder):
+        self.measured += 1
+        folder.begin()
+        (folder.unfinished() / "half.bin").write_bytes(b"x")
+        return Measured({"results": TABLE, "projection": TABLE}, {"rows": {}}, notes=["x"])
+
+
+class OnlyResults:
+    """A study with one table."""
+
+    def measure(self, folder):
+        return Measured({"results": TABLE}, {"rows": {}})
+
+
 def finished(path, settings=None):
     folder = RunFolder(path, "run", settings or {"seed": 0})
-    folder.begin()
-    folder.save("results", TABLE)
-    folder.save("projection", TABLE)
+    folder.measure(Counting())
     folder.place("answers/run.json").write_bytes(b"{}")
     folder.finish({"rows": {}})
     return folder
@@ -37,25 +55,40 @@ def test_a_finished_run_is_refused_without_overwrite(tmp_path):
 
 
 def test_an_unfinished_run_goes_on_with_the_same_settings_only(tmp_path):
-    folder = RunFolder(tmp_path, "run", {"seed": 0})
-    folder.begin()
-    folder.save("results", TABLE)
-    folder.remember(measured={"notes": ["x"]})
-    again = RunFolder(tmp_path, "run", {"seed": 0})
-    assert again.remembered("measured") == {"notes": ["x"]}
-    pd.testing.assert_frame_equal(again.load("results"), TABLE)
+    study = Counting()
+    RunFolder(tmp_path, "run", {"seed": 0}).measure(study)
+    again = RunFolder(tmp_path, "run", {"seed": 0}).measure(study)
+    assert study.measured == 1
+    assert again.notes == ["x"]
+    pd.testing.assert_frame_equal(again.tables["results"], TABLE)
+    assert not (tmp_path / "trainings").exists()
     with pytest.raises(InputError, match="unfinished run with other settings"):
         RunFolder(tmp_path, "run", {"seed": 1})
     with pytest.raises(InputError, match="unfinished run with other settings"):
         RunFolder(tmp_path, "positions", {"seed": 0})
-    assert RunFolder(tmp_path, "run", {"seed": 0}, overwrite=True).remembered("measured") is None
+    RunFolder(tmp_path, "run", {"seed": 0}, overwrite=True).measure(study)
+    assert study.measured == 2
+
+
+def test_a_run_stopped_while_it_was_measured_is_measured_again(tmp_path):
+    class Stopped(Counting):
+        def measure(self, folder):
+            super().measure(folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path, "run", {"seed": 0}).measure(Stopped())
+    assert (tmp_path / "trainings" / "half.bin").exists()  # for the next start to go on with
+    study = Counting()
+    RunFolder(tmp_path, "run", {"seed": 0}).measure(study)
+    assert study.measured == 1
+    assert not (tmp_path / "trainings").exists()
 
 
 def test_an_overwritten_run_leaves_nothing_behind(tmp_path):
     finished(tmp_path)
     folder = RunFolder(tmp_path, "run", {"seed": 1}, overwrite=True)
-    folder.begin()
-    folder.save("results", TABLE)
+    folder.measure(OnlyResults())
     folder.finish({})
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"run.json", "results.parquet"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from tables import measured
 
-from clsprobe.analysis.formation.knockout import INTACT, KEY, PREDICTIONS, Window, agreement
-from clsprobe.formation import EVERYTHING, Formation
+from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, KEY, PREDICTIONS, Window, agreement
+from clsprobe.formation import Formation
 from clsprobe.probes.errors import InputError
 
 
@@ -54,14 +55,15 @@ def test_a_single_layer_has_no_halves():
 
 def test_a_cut_off_cls_that_still_tells_texts_apart_is_not_passed_over():
     table = predictions(4)
-    assert "still tells texts apart" in Formation().note(table)[0]
+    assert "still tells texts apart" in Formation().note(measured(knockout=table))[0]
     whole = (table["first"] == 1) & (table["last"] == 4)
-    assert "one class of all texts" in Formation().note(table.assign(predicted=table.predicted.mask(whole, "b")))[0]
+    table = table.assign(predicted=table.predicted.mask(whole, "b"))
+    assert "one class of all texts" in Formation().note(measured(knockout=table))[0]
 
 
 def test_tasks_that_disagree_leave_it_undecided():
     both = [predictions(4, task="file:a:x"), predictions(4, lower=0.5, upper=0.9, task="file:b:y")]
-    verdict = Formation().judge(pd.concat(both))
+    verdict = Formation().verdict(measured(knockout=pd.concat(both)))
     assert verdict.outcome == "undecided"
     assert {part.outcome for part in verdict.parts.values()} == {"yes", "no"}
 
@@ -69,7 +71,6 @@ def test_tasks_that_disagree_leave_it_undecided():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"vectors": "x.npy"}, "--vectors: holds what an encoder has made"),
         ({"readouts": "mean"}, "--readouts: this study is about cls"),
         ({"readouts": "cls,flatten"}, "--readouts: 'flatten' is no vector of a single layer"),
         ({"readouts": "cls,cls+norm"}, "--readouts: 'cls+norm' is no vector of a single layer"),
@@ -121,7 +122,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     with monkeypatch.context() as patch:
         patch.setattr(Formation, "judge", _interrupted)
         assert run() == 130
-    monkeypatch.setattr(Formation, "_gather", _interrupted)  # it is not measured again
+    monkeypatch.setattr(Formation, "measure", _interrupted)  # it is not measured again
     assert run() == 0
     answer = Answer.load(out / "answers" / "formation.json")
     assert answer.verdict.outcome == "yes"

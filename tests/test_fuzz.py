@@ -40,7 +40,7 @@ from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer
 from clsprobe.analysis.table import read_results
-from clsprobe.cli import make_study
+from clsprobe.flags import make_study
 from clsprobe.probes.encoders.describing import describe
 from clsprobe.probes.encoders.layers import parse_layers
 from clsprobe.probes.encoders.loading import load_encoder

@@ -8,9 +8,10 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
+import tables
 from scipy.stats import norm, special_ortho_group
 
-from clsprobe.analysis.geometry import measures as measured
+from clsprobe.analysis.geometry import measures
 from clsprobe.analysis.geometry.measures import (
     COLUMNS,
     Pairs,
@@ -23,7 +24,8 @@ from clsprobe.analysis.geometry.measures import (
     shape,
 )
 from clsprobe.analysis.study import Answer
-from clsprobe.cli import main, make_study
+from clsprobe.cli import main
+from clsprobe.flags import make_study
 from clsprobe.geometry import Geometry
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States, name_of
@@ -219,7 +221,7 @@ def test_a_rotation_a_scale_and_an_offset_change_nothing():
 
 @pytest.mark.parametrize("size", [20, 50, 1000])
 def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
-    monkeypatch.setattr(measured, "BATCH", size)
+    monkeypatch.setattr(measures, "BATCH", size)
     x = drawn(200, 6)
     y = x[:, :3] @ drawn(3, 5, seed=1) + drawn(200, 5, seed=2)
     of_x, of_y = (np.array_split(side, max(1, 200 // size)) for side in (x, y))
@@ -253,10 +255,10 @@ def test_equally_near_texts_are_drawn_apart_in_every_cell():
     words = [np.random.default_rng(seed).integers(3, size=300) for seed in (1, 2)]
     cells = [np.eye(3)[of] for of in words]
     found = [nearest(Pairs.of(x), 10, seed=i) for i, x in enumerate(cells)]
-    shared = measured._shared(found)[0, 1]
+    shared = measures._shared(found)[0, 1]
     twin = [np.argsort(Pairs.of(x).squared.round(9), axis=1, kind="stable")[:, :10] for x in cells]
     assert shared < 0.06
-    assert measured._shared(twin)[0, 1] > 0.2
+    assert measures._shared(twin)[0, 1] > 0.2
 
 
 # -------------------------------------------------------------------------------------------------------- whole tables
@@ -328,7 +330,7 @@ def test_one_vector_for_all_texts_has_cosine_one_and_no_more(made):
 
 def test_the_table_does_not_depend_on_how_much_is_in_memory(made, monkeypatch):
     of, table = made
-    monkeypatch.setattr(measured, "CHUNK", 37)
+    monkeypatch.setattr(measures, "CHUNK", 37)
     again = geometry(of, np.arange(300))
     np.testing.assert_allclose(again.value, table.value, rtol=1e-10, atol=1e-10)
 
@@ -380,8 +382,22 @@ def test_the_verdict_follows_the_interval_at_the_last_layer(effect, half, outcom
 
 
 def test_the_exhibits_draw():
-    exhibits = Geometry().show(judged(0.1, 0.01))
-    assert {exhibit.section for exhibit in exhibits} == {"made: label"}
+    rows = judged(0.1, 0.01)
+    points = pd.DataFrame(
+        {
+            "task": ["file:made:label"],
+            "map": ["PCA"],
+            "panel": ["cls"],
+            "x": [0.0],
+            "y": [0.0],
+            "label": ["a"],
+            "text": ["a"],
+            "row": [0],
+        }
+    )
+    answer = Geometry().answer(tables.measured(measured=rows, projection=points))
+    assert {exhibit.section for exhibit in answer.exhibits} == {"made: label"}
+    exhibits = answer.exhibits
     assert [bool(exhibit.draw()) for exhibit in exhibits if exhibit.plot]
     square = next(exhibit.table for exhibit in exhibits if exhibit.plot == "squares")
     assert square.pivot(index="row", columns="column", values="value").loc["mean", "cls"] == 0.7
@@ -407,9 +423,9 @@ def test_what_cannot_be_compared_is_told_before_anything_is_loaded(flags, messag
 
 def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, one_thread):
     """From a table of few labels, all texts of one class, to the page; UMAP is another test's."""
-    from clsprobe.analysis.sweep import maps as projection
+    from clsprobe.analysis.geometry import measure
 
-    monkeypatch.setattr(projection, "umap_of", lambda vectors, seed: projection.pca_of(vectors))
+    monkeypatch.setattr(measure, "umap_of", lambda vectors, seed: measure.pca_of(vectors))
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     words = [word for word in models.WORDS if word.isalpha()]

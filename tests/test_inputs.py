@@ -23,7 +23,8 @@ import typer
 from inputs import ROWS, command, lay_out
 
 from clsprobe.analysis.sources import SourceOptions, load, tables
-from clsprobe.cli import app, main, make_study, register_studies
+from clsprobe.cli import app, main, register_studies
+from clsprobe.flags import make_study
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
 

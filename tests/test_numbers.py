@@ -14,12 +14,14 @@ import simulations
 from scipy.stats import spearmanr
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
+from tables import measured
 from test_cli import call
 from vectors import states_of
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import choose
+from clsprobe.analysis.sweep.exhibits import grid_exhibits
 from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
 from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.poolings import Poolings
@@ -370,15 +372,18 @@ def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
 def test_readouts_are_compared_on_numbers_too(mean, outcome):
     rows = table(0.8, mean)
     assert Poolings().judge(rows).outcome == outcome
-    differences, curves = Poolings().show(rows)
+    whole, task = measured(predictions=rows), rows.task.iloc[0]
+    differences, curves = Poolings().show(whole, task)
     assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
     assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
     assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks it the other way round
-    assert {exhibit.arguments["metric"] for exhibit in Aggregate().show(rows)} == {"R2"}
+    assert {
+        exhibit.arguments["metric"] for exhibit in Aggregate().show(measured(predictions=rows), rows.task.iloc[0])
+    } == {"R2"}
 
 
 def test_the_page_of_numbers_draws():
-    for exhibit in Run().show(table()):
+    for exhibit in grid_exhibits(table()):
         if exhibit.plot:
             assert exhibit.arguments["metric"] == "R2"
             exhibit.draw()
@@ -390,7 +395,7 @@ def test_the_page_of_numbers_draws():
 
 def test_a_summary_has_r2_spearman_gain_and_selectivity(mixed):
     _, task, _, results, blocks = mixed
-    rows = Run().judged(joined(blocks).query("task == @task.name"))
+    rows = choose.judged_rows(joined(blocks).query("task == @task.name"), Run().probes)
     found = choose.summary(rows, results).set_index("readout")
     best = found.loc["mean"]
     assert (found.index[0], best.layer) == ("mean", 1)

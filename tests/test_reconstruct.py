@@ -17,13 +17,15 @@ from clsprobe import Extractor, load_encoder
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.reconstruction import scores as reconstruction
 from clsprobe.analysis.reconstruction import writing
+from clsprobe.analysis.reconstruction.exhibits import judged_texts, text_exhibits, token_exhibits
+from clsprobe.analysis.reconstruction.measure import make_decoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.probes.decoders import base
 from clsprobe.probes.errors import InputError
-from clsprobe.reconstruct import Reconstruct, _decoder, judged
+from clsprobe.reconstruct import Reconstruct
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,19 +165,19 @@ def test_texts_that_train_nearly_has_are_not_judged():
     known = table.novelty < reconstruction.NOVEL
     table.loc[known & (table.source == "re-ranked"), "likeness"] = 0.0
     assert Reconstruct().judge(table).outcome == "yes"
-    assert judged(table).row.nunique() == 100
-    assert judged(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
+    assert judged_texts(table).row.nunique() == 100
+    assert judged_texts(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
 
 
 def test_by_length_what_is_written_stands_beside_the_blind_decoders():
-    (told,) = (e.table for e in Reconstruct().show(made(0.7)) if "length in tokens" in e.table)
+    (told,) = (e.table for e in text_exhibits(made(0.7), 0.5) if "length in tokens" in e.table)
     assert told["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
     np.testing.assert_allclose(told[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
 
 
 def test_every_exhibit_draws(tmp_path):
     table = made(0.7)
-    shown = Reconstruct().show(table)
+    shown = text_exhibits(table, 0.5)
     assert [e.plot for e in shown[:2]] == ["intervals", "curves"]
     for exhibit in shown:
         if exhibit.plot:
@@ -188,13 +190,13 @@ def test_every_exhibit_draws(tmp_path):
             "blind_found": np.arange(100) % 4 == 0,
         }
     )  # fmt: skip
-    position, words, tags = Reconstruct().details(slots)
+    position, words, tags = token_exhibits(slots)
     assert position.table.blind.tolist() == [1, 0, 0, 0]
     assert position.table.value.between(0, 1).all()
     position.draw()
     assert words.table["bits gained"].eq(2).all()
     assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0, 0.5]]
-    assert len(Reconstruct().details(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
+    assert len(token_exhibits(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
@@ -479,10 +481,10 @@ def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_pa
     path = tmp_path / "v.safetensors"
     save_file(stored, path)
     study = Reconstruct(model=str(toy[0]), task=f"file:{toy[1]}", vectors=str(path), device="cpu")
-    assert study.ready.stored
+    assert study.inputs.stored
     os.utime(path, ns=(0, 0))
     with pytest.raises(InputError, match="changed while being read"):
-        study.measured()
+        study.measure()
 
 
 def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
@@ -494,7 +496,7 @@ def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path
 def test_texts_need_no_labels(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text\n" + "".join(f"number {i} and {i * i}\n" for i in range(60)))
-    assert len(Reconstruct(task=f"file:{path}").ready.texts) == 60
+    assert len(Reconstruct(task=f"file:{path}").inputs.texts) == 60
 
 
 def test_what_an_overwritten_run_has_learned_goes(tmp_path):
@@ -523,8 +525,8 @@ def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path
 
 @pytest.mark.parametrize("name", ["bag", "slot", "sequence"])
 def test_decoders_keep_off_a_device_without_float64(name):
-    assert _decoder(name, Reconstruct(), "mps", 5).device == "cpu"
-    assert _decoder(name, Reconstruct(), "cuda", 5).device == "cuda"
+    assert make_decoder(name, Reconstruct(), "mps", 5).device == "cpu"
+    assert make_decoder(name, Reconstruct(), "cuda", 5).device == "cuda"
 
 
 def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from tables import first, predictions
+from tables import first, measured, predictions
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis.study import Answer, Exhibit, Verdict
@@ -101,13 +101,14 @@ def test_the_page_says_where_the_last_layer_misleads():
             ("majority", -1, "none"): (first(0.2), first(0.2)),
         }
     )
-    (note,) = Run().note(rows)
+    (note,) = Run().note(measured(predictions=rows))
     assert "made: label: cls 0.750 at the last layer (6), 0.940 at the one that dev chooses (5)" in note
-    assert Run().note(rows[rows.layer < 6]) == []
+    assert Run().note(measured(predictions=rows[rows.layer < 6])) == []
 
 
 def test_several_tasks_are_judged_apart():
-    verdict = Poolings().judge(pd.concat([made(0.9, 0.9), made(0.9, 0.7, task="file:other:label")]))
+    both = pd.concat([made(0.9, 0.9), made(0.9, 0.7, task="file:other:label")])
+    verdict = Poolings().verdict(measured(predictions=both))
     assert {task: part.outcome for task, part in verdict.parts.items()} == {
         "file:made:label": "yes",
         "file:other:label": "no",
@@ -141,14 +142,15 @@ def test_flattening_keeps_order_where_it_tells_more_than_who_sees_none(flat, out
         }
     )
     assert Order().judge(rows).outcome == outcome
-    Order().show(rows)
+    for exhibit in Order().show(measured(predictions=rows), "file:made:label"):
+        exhibit.draw()
 
 
-@pytest.mark.parametrize("study", [Run, Positions, Poolings, Aggregate])
+@pytest.mark.parametrize("study", [Positions, Poolings, Aggregate])
 def test_judging_and_showing_are_pure(study):
     rows = made(0.9, 0.8)
     before = rows.copy()
-    first_verdict, exhibits = study().judge(rows), study().show(rows)
+    first_verdict, exhibits = study().judge(rows), study().show(measured(predictions=rows), "file:made:label")
     assert study().judge(rows) == first_verdict
     pd.testing.assert_frame_equal(rows, before)
     for exhibit in exhibits:
@@ -164,7 +166,12 @@ def test_an_answer_survives_the_disk(tmp_path):
     rows = made(0.9, 0.8)
     study = Poolings()
     answer = Answer(
-        study.question, study.claim, study.judge(rows), study.show(rows), ("a note",), {"Settings": {"a": 1}}
+        study.question,
+        study.claim,
+        study.judge(rows),
+        tuple(study.show(measured(predictions=rows), "file:made:label")),
+        ("a note",),
+        {"Settings": {"a": 1}},
     )
     answer.save(tmp_path / "poolings.json")
     again = Answer.load(tmp_path / "poolings.json")

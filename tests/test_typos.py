@@ -18,11 +18,12 @@ from clsprobe import cli
 from clsprobe.analysis.sources import SOURCES, SourceOptions, load
 from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
-from clsprobe.cli import make_study, studies
+from clsprobe.flags import make_study
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.extraction.readouts import NAMED, parse
 from clsprobe.probes.registry import check_name, registered
 from clsprobe.run import Run
+from clsprobe.studies import studies
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLUMNS = ["text", "label", "sentence", "stars", "category", "split", "group", "review_id", "Author", "question type"]

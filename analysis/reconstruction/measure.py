@@ -79,7 +79,7 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     for name in (name for name in DECODERS if name in settings.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
         own_spelling, own_ids = read[name]
-        decoder = _decoder(name, settings, encoder.device.type, max(map(len, own_ids)))
+        decoder = make_decoder(name, settings, encoder.device.type, max(map(len, own_ids)))
         examples = {side: (vectors[:, at], [own_ids[i] for i in at]) for side, at in sides.items()}
         decoder.fit(
             *examples["train"],
@@ -197,7 +197,8 @@ def _embeddings(encoder: Encoder) -> np.ndarray | None:
         return None
 
 
-def _decoder(name: str, settings: Any, device: str, slots: int) -> Decoder:
+def make_decoder(name: str, settings: Any, device: str, slots: int) -> Decoder:
+    """A decoder of this name, not yet trained. device: of the encoder. slots: tokens of the longest text."""
     device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
     common: dict[str, Any] = {"slots": slots, "random_state": settings.seed, "device": device}
     if name == "sequence":
