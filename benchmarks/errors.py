@@ -3,7 +3,7 @@
     python benchmarks/errors.py        (or: make bench)
 
 Wall-clock and processor seconds of a process of its own: `import clsprobe`, `clsprobe --help`, and the first row of
-every section of tests/bad_inputs.yaml that is refused. What is loaded on the way: tests/test_inputs.py.
+every section of tests/support/bad_inputs.yaml that is refused. What is loaded on the way: tests/scripts/test_inputs.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path.insert(0, str(TESTS))  # where the rows and the models for them are made
+SUPPORT = Path(__file__).resolve().parents[1] / "tests" / "support"
+sys.path.insert(0, str(SUPPORT))  # where the rows and the models for them are made
 
 import models  # noqa: E402
 from inputs import ROWS, command, lay_out  # noqa: E402

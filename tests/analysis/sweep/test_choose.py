@@ -157,7 +157,7 @@ def test_a_cell_without_its_control_has_no_selectivity():
 
 def test_a_real_sweep_gives_gains_and_selectivity():
     """Categories, as the sweep writes them, and predictions that come in parts."""
-    from test_sweep import PROBES, cell, plant, states, task
+    from cells import PROBES, cell, plant, states, task
 
     from clsprobe.analysis.sweep.grid import sweep
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from house import ROOT
 from tables import first, measured, predictions
 
 from clsprobe.aggregate import Aggregate
@@ -200,8 +201,9 @@ def test_a_table_without_a_plot_does_not_draw():
 
 def test_judging_needs_no_torch():
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from clsprobe.poolings import Poolings; from tables import *\n"
+        "import sys\nsys.path.insert(0, 'tests/support')\nfrom tables import *\n"
+        "from clsprobe.poolings import Poolings\n"
         "t = predictions({('none', 3, r): (first(s), first(s)) for r, s in (('cls', .9), ('mean', .8))})\n"
         "Poolings().judge(t); sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.rpartition("tests")[0])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -16,6 +16,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from house import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -541,7 +542,7 @@ def test_order_and_process_do_not_matter(german: Path, loaded: Loaded, tmp_path:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
         ).stdout
         for seed in ("1", "2")
@@ -735,7 +736,7 @@ def test_errors_load_nothing_heavy(tmp_path: Path) -> None:
         f"try: load('conllu:{tmp_path / 'd.conllu'}:tense', SourceOptions())\n"
         "except Exception as e: print(type(e).__name__, {'torch', 'pandas', 'sklearn', 'pyarrow'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "InputError set()\n", done.stderr
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from house import ROOT
 
 from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load
 from clsprobe.probes.baseline import bag_of_words
@@ -94,7 +95,7 @@ def test_the_sentences_are_the_published_ones(tasks):
 def test_the_same_sentences_in_every_process():
     code = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path.insert(0, {str(ROOT / "tests" / "support")!r})
 from test_grammar import digest, grammar
 print(digest([grammar.task(name, size=360) for name in grammar.PROPERTIES]))"""
     environment = os.environ | {"PYTHONHASHSEED": "7"}

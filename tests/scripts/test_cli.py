@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import call
 
 from clsprobe.analysis.table import check_results
-from clsprobe.cli import main
 from clsprobe.studies import studies
-
-
-def call(*arguments: object) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

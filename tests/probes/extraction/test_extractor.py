@@ -12,6 +12,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from architectures import hooks, tapped
 from models import DIM, KINDS, TEXTS
 from transformers import AutoConfig, AutoModel
 from vectors import stacked
@@ -55,24 +56,6 @@ def batches(encoder: Encoder, budget: int) -> Iterator[tuple[np.ndarray, Any]]:
     rows = encoder.tokenize(TEXTS)
     for chosen in plan(np.array([len(row.ids) for row in rows]), budget):
         yield chosen, encoder.batch([rows[i] for i in chosen])
-
-
-def tapped(encoder: Encoder, batch: Any, layers: list[int] | None = None) -> dict[int, torch.Tensor]:
-    """Everything that one forward pass shows: layer -> (batch, token, dim)."""
-    seen: dict[int, torch.Tensor] = {}
-    with tap(encoder, lambda layer, hidden: seen.update({layer: hidden.clone()}), layers):
-        encoder.forward(batch)
-    return seen
-
-
-def hooks(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
-    """Every dictionary of hooks of every module."""
-    return {
-        (name, kind): dict(value)
-        for name, module in model.named_modules()
-        for kind, value in vars(module).items()
-        if "hook" in kind and isinstance(value, dict)
-    }
 
 
 # ------------------------------------------------------------------------------------------------------ the two oracles

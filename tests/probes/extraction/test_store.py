@@ -33,8 +33,9 @@ import numpy as np
 import pytest
 import runs
 import torch
+from commands import call
+from house import ROOT
 from runs import TEXTS, encode, folder_of, kept
-from test_cli import call
 from vectors import stacked
 
 from clsprobe.probes import files
@@ -1075,8 +1076,8 @@ def store_halved(one: store.Listed) -> int:
 
 
 def peaks(model: Path, **cases: tuple[int, str]) -> dict[str, int]:
-    """Peak resident bytes of extractions, each in a process of its own (tests/memory.py)."""
-    program = [sys.executable, str(Path(__file__).with_name("memory.py")), str(model), json.dumps(cases)]
+    """Peak resident bytes of extractions, each in a process of its own (tests/support/memory.py)."""
+    program = [sys.executable, str(ROOT / "tests" / "support" / "memory.py"), str(model), json.dumps(cases)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

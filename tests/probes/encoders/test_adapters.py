@@ -11,9 +11,10 @@ import models
 import numpy as np
 import pytest
 import torch
-from models import DIM, SHAPES, TEXTS, model_type
+from architectures import BROKEN, RUNNING, fitting, held, tapped
+from house import ROOT
+from models import DIM, TEXTS, model_type
 from safetensors.torch import load_file, save_file
-from test_extract import hooks, tapped
 from transformers import AutoModel
 from vectors import stacked
 
@@ -28,8 +29,6 @@ from clsprobe.probes.extraction.readouts import DEFAULT, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BROKEN = "flaubert-pre"  # this transformers cannot run it; it has a test of its own
-RUNNING = [shape for shape in SHAPES if shape != BROKEN]
 NORMED = [shape for shape in RUNNING if ADAPTERS[model_type(shape)].norm]
 NEVER_EMPTY = {"deberta-v2", "deberta-v2-conv", "longformer", "modernbert"}  # they cannot be made without a block
 LEAKING = {"big_bird", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso"}
@@ -59,11 +58,6 @@ def load(folders) -> Callable[[str], Encoder]:
         return loaded[shape]
 
     return encoder
-
-
-def fitting(encoder: Encoder) -> list[str]:
-    """The texts that are not too long for it: CANINE counts characters."""
-    return [t for t, row in zip(TEXTS, encoder.tokenize(TEXTS), strict=True) if len(row.ids) <= models.POSITIONS - 2]
 
 
 def batches(encoder: Encoder, budget: int = 60) -> Iterator[tuple[np.ndarray, Any]]:
@@ -178,11 +172,6 @@ def test_flaubert_with_the_norm_before(folders, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
-
-
-def held(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
-    """The dictionaries that hold hooks. (BigBird replaces some modules, with none in them, when a text is short.)"""
-    return {name: found for name, found in hooks(model).items() if found}
 
 
 @pytest.mark.parametrize("shape", RUNNING)
@@ -447,5 +436,5 @@ def documented() -> list[str]:
 
 def test_the_document_is_the_table():
     """Where it is not, put the rows that this test shows into docs/models.md."""
-    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith("| `")] == documented()

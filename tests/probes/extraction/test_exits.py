@@ -23,9 +23,8 @@ import models
 import numpy as np
 import pytest
 import torch
+from architectures import RUNNING, few_characters, fitting, held
 from models import model_type
-from test_adapters import RUNNING, fitting, held
-from transformers import CanineTokenizer
 from transformers.utils import logging
 from vectors import stacked
 
@@ -127,12 +126,6 @@ class Watched:
         self.assert_standing(after)  # first: a hook that was left behind may raise in a pass
         for what, now in self.shown().items():
             assert now == self.first[what], f"{what} {after}"
-
-
-def few_characters() -> AbstractContextManager[Any]:
-    """CANINE's tokenizer lists all of Unicode again and again while it is loaded; its own characters are enough."""
-    special = {chr(code): code for code in (0, *range(0xE000, 0xE005))}
-    return patch.object(CanineTokenizer, "get_vocab", return_value=special)
 
 
 def loaded(shape: str, folder: Path) -> Watched:

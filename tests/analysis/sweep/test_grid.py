@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from cells import PROBES, SMALL, cell, plant, sides, states, task
 from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
@@ -17,39 +18,8 @@ from clsprobe.analysis.sweep import grid as module
 from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
 from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.states import name_of
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.tasks.task import Task
-
-PROBES = {"logistic": LogisticProbe()}
-SMALL = (60, 30, 60)  # train, dev, test
-
-
-def sides(counts):
-    return np.repeat(["train", "dev", "test"], counts)
-
-
-def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None):
-    """Balanced labels in random order; every text its own."""
-    n = sum(counts)
-    y = np.random.default_rng([seed, 1]).permutation(np.arange(n) % classes)
-    texts = texts or [f"text {i:04d} of {name}" for i in range(n)]  # of one width, so that none is a near copy
-    return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
-
-
-def states(of, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="none", weights=None, present=None):
-    """Noise; layer-0 cls is one vector, as it is in an encoder."""
-    texts = list(dict.fromkeys(text for one in of for text in one.texts))
-    values = np.random.default_rng([seed, 2]).normal(size=(layers, len(readouts), len(texts), dim)).astype(np.float32)
-    if "cls" in readouts:
-        values[0, readouts.index("cls")] = values[0, readouts.index("cls"), :1]
-    source = {"model": "synthetic", "control": control, "seed": weights}
-    return states_of(texts, readouts, values, source, present=present)
-
-
-def cell(made, layer, number):
-    """A cell to write into."""
-    return made.shards[0][name_of(layer, made.readouts[number])]
 
 
 def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
@@ -59,11 +29,6 @@ def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
     asked = ask(one, made, 0)
     assert 0 not in asked.row
     assert asked.left_out == {"train copies, to the encoder, of a test text": 1}
-
-
-def plant(vectors, of, d):
-    """Move the second class by d along the first coordinate."""
-    vectors[:, 0] += d * (of.y == "b")
 
 
 def value(results, metric="accuracy", split="test", **where):

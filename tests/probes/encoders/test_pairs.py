@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_cli import call
+from commands import call
 from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer
 

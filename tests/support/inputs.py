@@ -1,4 +1,4 @@
-"""What users give, made from tests/bad_inputs.yaml: bytes out of a few words, folders of files, models with faults.
+"""What users give, made from bad_inputs.yaml: bytes out of a few words, folders of files, models with faults.
 
 1. `content` turns what a row says of a file into bytes.
 2. `command` is what a row gives on the command line.

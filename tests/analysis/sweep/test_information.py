@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cells import cell, states, task
 from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
-from test_sweep import cell, states, task
 
 from clsprobe.analysis.sweep.choose import Chosen
 from clsprobe.analysis.sweep.grid import ask

@@ -19,8 +19,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from test_adapters import fitting
-from test_exits import few_characters
+from architectures import few_characters, fitting
 
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import call
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.probes.errors import InputError

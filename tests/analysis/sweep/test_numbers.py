@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import simulations
+from commands import call
 from scipy.stats import spearmanr
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 from tables import measured
-from test_cli import call
 from vectors import states_of
 
 from clsprobe.aggregate import Aggregate

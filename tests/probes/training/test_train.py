@@ -13,6 +13,8 @@ import models
 import numpy as np
 import pytest
 import torch
+from house import ROOT
+from sentences import DEV, TRAIN, sentences
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +27,6 @@ from clsprobe.probes.training.fine_tune import Recipe, batches, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORDS = ("cat", "dog", "bird", "house", "tree", "red", "blue", "runs")
 EVERY = (
     "cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "attention", "new@first", "new@middle",
     "new@last", "token[1]@no_cls", "cls@last",
@@ -41,16 +42,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def encoder(folder):
     return load_encoder(str(folder), device="cpu")
-
-
-def sentences(n: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """Texts of 3 to 12 words, and whether the last one is among the first half of the words."""
-    random = np.random.default_rng(seed)
-    texts = [" ".join(random.choice(WORDS, random.integers(3, 13))) for _ in range(n)]
-    return texts, np.array([WORDS.index(text.split()[-1]) % 2 for text in texts])
-
-
-TRAIN, DEV = sentences(96), sentences(48, seed=1)
 
 
 def weights(tuned) -> dict[str, torch.Tensor]:
@@ -398,7 +389,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from clsprobe import load_encoder
 from clsprobe.probes.training import fine_tune as training
-from test_train import DEV, TRAIN
+from sentences import DEV, TRAIN
 training.SAVED = -1.0
 encoder = load_encoder({folder!r}, device="cpu")
 def told(step, _):
@@ -419,7 +410,7 @@ def test_killed_at_random_steps_and_resumed_ends_with_the_same_bits(folder, tmp_
     random = np.random.default_rng(kills)
 
     def child(path, out):
-        code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), path=str(path), out=str(out))
+        code = CHILD.format(tests=str(ROOT / "tests" / "support"), folder=str(folder), path=str(path), out=str(out))
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
     for kill, left in enumerate(np.sort(random.integers(1, 60, kills))):

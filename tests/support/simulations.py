@@ -2,7 +2,7 @@
 
 The tests hold the intervals to 93-97 %; run as a program this prints the tables of docs/statistics.md:
 
-    python tests/simulations.py
+    python tests/support/simulations.py
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from safetensors.torch import save_file
-from test_cli import call
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sweep.grid import ask, sweep

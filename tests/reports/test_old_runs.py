@@ -6,14 +6,13 @@ figures, vectors and predictions.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from house import ROOT
 
 from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 
-RUNS = sorted((Path(__file__).parent / "data" / "runs_of_0_1").iterdir())
+RUNS = sorted((ROOT / "tests" / "data" / "runs_of_0_1").iterdir())
 
 
 @pytest.mark.parametrize("path", [path for run in RUNS for path in run.glob("answers/*.json")], ids=lambda p: p.stem)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from house import ROOT
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, hf, load
 from clsprobe.probes.errors import InputError
@@ -395,9 +396,7 @@ def test_no_network(tmp_path: Path, offline: str) -> None:
     }
     for name in ("HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE"):
         env.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.stdout == (
         "hf:org/name: is not in the local cache, and the hub does not answer. Load it once while online.\n"
         f"{int(offline == '0')} 0 set()\n"

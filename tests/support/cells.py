@@ -1,0 +1,47 @@
+"""States made by hand, with cells in which a label is planted."""
+
+from __future__ import annotations
+
+import numpy as np
+from vectors import states_of
+
+from clsprobe.probes.extraction.states import name_of
+from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.tasks.task import Task
+
+PROBES = {"logistic": LogisticProbe()}
+
+
+SMALL = (60, 30, 60)  # train, dev, test
+
+
+def sides(counts):
+    return np.repeat(["train", "dev", "test"], counts)
+
+
+def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None):
+    """Balanced labels in random order; every text its own."""
+    n = sum(counts)
+    y = np.random.default_rng([seed, 1]).permutation(np.arange(n) % classes)
+    texts = texts or [f"text {i:04d} of {name}" for i in range(n)]  # of one width, so that none is a near copy
+    return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
+
+
+def states(of, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="none", weights=None, present=None):
+    """Noise; layer-0 cls is one vector, as it is in an encoder."""
+    texts = list(dict.fromkeys(text for one in of for text in one.texts))
+    values = np.random.default_rng([seed, 2]).normal(size=(layers, len(readouts), len(texts), dim)).astype(np.float32)
+    if "cls" in readouts:
+        values[0, readouts.index("cls")] = values[0, readouts.index("cls"), :1]
+    source = {"model": "synthetic", "control": control, "seed": weights}
+    return states_of(texts, readouts, values, source, present=present)
+
+
+def cell(made, layer, number):
+    """A cell to write into."""
+    return made.shards[0][name_of(layer, made.readouts[number])]
+
+
+def plant(vectors, of, d):
+    """Move the second class by d along the first coordinate."""
+    vectors[:, 0] += d * (of.y == "b")
