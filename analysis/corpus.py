@@ -129,7 +129,7 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         description, layers = read_encoder(settings)
         return Inputs(read_corpus(settings, seed=seed), description, layers, readouts)
     vectors = _read_vectors(settings)
-    layers, readouts = _chosen_cells(settings, vectors, comparable)
+    layers, readouts = _choose_layers(settings, vectors, comparable)
     corpus = read_corpus(settings, seed=seed, vectors=vectors)
     rows = np.concatenate([task.rows for task in corpus.tasks if task.rows is not None])
     ids = vectors.check(rows, layers, readouts)
@@ -154,7 +154,7 @@ def _read_vectors(settings: VectorSettings) -> Vectors:
     return read_vectors(str(getattr(settings, "vectors", None)))
 
 
-def _chosen_cells(
+def _choose_layers(
     settings: VectorSettings, vectors: Vectors, comparable: Callable[[Sequence[str]], bool]
 ) -> tuple[list[int], list[str]]:
     """Layers and readouts among those of a file; where none are named, all."""

@@ -40,12 +40,12 @@ class Aggregate(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Both parts; the effect is that of the part that decides."""
-        from clsprobe.analysis.sweep.choose import best_baseline, chosen_cell, difference
+        from clsprobe.analysis.sweep.choose import best_baseline, choose_layer, difference
 
         rows = self.judged_rows(rows)
-        cls, verdicts = chosen_cell(rows, "cls"), []
-        for other, threshold in ((best_baseline(rows), 0.0), (chosen_cell(rows, "mean"), -self.margin)):
-            because = f"On {short(rows.task.iloc[0])}, {cls.does}, {other.told} {other.test:.3f}."
+        cls, verdicts = choose_layer(rows, "cls"), []
+        for other, threshold in ((best_baseline(rows), 0.0), (choose_layer(rows, "mean"), -self.margin)):
+            because = f"On {short(rows.task.iloc[0])}, {cls.statement}, {other.name} {other.test:.3f}."
             effect = difference(rows, cls.where, other.where)
             verdicts.append(Verdict.decide(because, *effect, threshold=threshold))
         order = ("no", "undecided", "yes")
@@ -53,11 +53,11 @@ class Aggregate(SweepStudy):
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """[CLS] layer by layer against the best baseline and against mean, and the curves."""
-        from clsprobe.analysis.sweep.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
-        cls = chosen_cell(rows, "cls")
+        cls = choose_layer(rows, "cls")
         by_layer = Exhibit(
             f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the best baseline, and "
             "minus that of the mean of the same layer, with 95 % intervals.",
@@ -76,7 +76,7 @@ class Aggregate(SweepStudy):
         baseline, probe, differences = best_baseline(rows), judged_probe(rows, self.probes), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
             cls = {"control": "none", "layer": int(layer), "readout": "cls", "probe": probe}
-            rivals = ((baseline.where, baseline.told, 0.0), (cls | {"readout": "mean"}, "mean", -self.margin))
+            rivals = ((baseline.where, baseline.name, 0.0), (cls | {"readout": "mean"}, "mean", -self.margin))
             for where, name, threshold in rivals:
                 effect = difference(rows, cls, where)
                 outcome = Verdict.decide("", *effect, threshold=threshold).outcome

@@ -24,7 +24,7 @@ from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clsprobe.analysis.sweep.choose import Chosen
+    from clsprobe.analysis.sweep.choose import ChosenCell
 
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLAT = ("flatten_projected", "flatten")  # the first that was read is judged
@@ -57,27 +57,27 @@ class Order(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
-        from clsprobe.analysis.sweep.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import choose_layer
 
         rows = self.judged_rows(rows)
         readout = next(name for name in FLAT if name in set(rows.readout))
-        return self._keeps_order(rows, chosen_cell(rows, readout))
+        return self._keeps_order(rows, choose_layer(rows, readout))
 
-    def _keeps_order(self, rows: pd.DataFrame, cell: Chosen) -> Verdict:
+    def _keeps_order(self, rows: pd.DataFrame, cell: ChosenCell) -> Verdict:
         """Whether one cell tells more than the best baseline that sees no order."""
-        from clsprobe.analysis.sweep.choose import chosen_cell, difference
+        from clsprobe.analysis.sweep.choose import choose_layer, difference
 
-        baselines = [chosen_cell(rows, None, control) for control in BLIND if (rows.control == control).any()]
+        baselines = [choose_layer(rows, None, control) for control in BLIND if (rows.control == control).any()]
         blind = max(baselines, key=lambda baseline: baseline.dev)
         because = (
-            f"On {short(rows.task.iloc[0])}, {cell.does}, the best baseline without order ({blind.told}) "
+            f"On {short(rows.task.iloc[0])}, {cell.statement}, the best baseline without order ({blind.name}) "
             f"{blind.test:.3f}."
         )
         return Verdict.decide(because, *difference(rows, cell.where, blind.where), threshold=self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """What each readout keeps, at its best layer and at layer 0, and the curves."""
-        from clsprobe.analysis.sweep.choose import chosen_cell
+        from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
@@ -87,7 +87,7 @@ class Order(SweepStudy):
             places.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
         exhibits = []
         for where, of_layers in places:
-            cells = [chosen_cell(of_layers, name) for name in names]
+            cells = [choose_layer(of_layers, name) for name in names]
             exhibits.append(
                 Exhibit(
                     f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, over "
@@ -97,12 +97,12 @@ class Order(SweepStudy):
                     {"margin": self.margin, "metric": cells[0].metric},
                 )
             )
-        return [*exhibits, curves_exhibit(rows, names, chosen_cell(rows, "cls"))]
+        return [*exhibits, curves_exhibit(rows, names, choose_layer(rows, "cls"))]
 
-    def _differences(self, rows: pd.DataFrame, cells: list[Chosen]) -> pd.DataFrame:
+    def _differences(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
         import pandas as pd
 
-        verdicts = [(cell.told, self._keeps_order(rows, cell)) for cell in cells]
+        verdicts = [(cell.name, self._keeps_order(rows, cell)) for cell in cells]
         differences = [(name, v.effect, v.low, v.high, v.outcome) for name, v in verdicts]
         return pd.DataFrame(differences, columns=["name", "effect", "low", "high", "outcome"])
 

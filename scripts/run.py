@@ -33,7 +33,8 @@ class Run(SweepStudy):
         rows = self.judged_rows(rows)
         subject, baseline = subject_cell(rows), best_baseline(rows)
         because = (
-            f"On {short(rows.task.iloc[0])}, {subject.does}, the best baseline ({baseline.told}) {baseline.test:.3f}."
+            f"On {short(rows.task.iloc[0])}, {subject.statement}, the best baseline ({baseline.name}) "
+            f"{baseline.test:.3f}."
         )
         return Verdict.decide(because, *difference(rows, subject.where, baseline.where), threshold=self.margin)
 

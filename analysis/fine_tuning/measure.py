@@ -30,7 +30,7 @@ from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.fine_tuning.tables import TUNED, check_orders, choose_rates, results_of
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.study import Measured, counted, short
-from clsprobe.analysis.sweep.grid import Asked
+from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.analysis.table import PREDICTIONS
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
@@ -64,7 +64,7 @@ class Experiment:
 
     plan: Plan
     encoder: Encoder
-    tasks: list[Asked]
+    tasks: list[SplitTask]
     longest: int
     precision: str
 
@@ -136,7 +136,7 @@ def measure_checkpoints(
 
 
 def _measured(
-    tables: dict[str, pd.DataFrame], corpus: Corpus, tasks: Sequence[Asked], encoder: Encoder, precision: str
+    tables: dict[str, pd.DataFrame], corpus: Corpus, tasks: Sequence[SplitTask], encoder: Encoder, precision: str
 ) -> Measured:
     rows = {
         task.task.name: {side: len(task.rows_of(side)) for side in ("train", "dev", "test")}
@@ -172,7 +172,7 @@ def _precision(settings: Any) -> str:
 
 def prepare_task(
     settings: Any, task: Task, encoder: Encoder, readouts: Sequence[str], train_texts: int, longest: int
-) -> Asked:
+) -> SplitTask:
     """Split, leave out what any readout lacks or no training text is labelled with, and cut train and dev.
 
     settings: `TaskSettings`, `ReadingSettings` and a seed. Raises InputError where too few texts are left.
@@ -217,7 +217,7 @@ def prepare_task(
     side_of_row = parted.side[rows]
     if len(classes) < 2 or not {"train", "dev", "test"} <= set(side_of_row):
         raise InputError(task.name, "too few texts are left on one of the sides", f"Left out: {left_out}")
-    return Asked(task, rows, np.arange(len(rows)), side_of_row, y, classes, left_out, list(parted.notes))
+    return SplitTask(task, rows, np.arange(len(rows)), side_of_row, y, classes, left_out, list(parted.notes))
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings
@@ -266,12 +266,12 @@ def _train_all(
 
 
 def _train(
-    experiment: Experiment, task: Asked, readout: str, rate: float, seed: int, key: Sequence[Any],
+    experiment: Experiment, task: SplitTask, readout: str, rate: float, seed: int, key: Sequence[Any],
     folder: Path | None, bar: tqdm,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Predictions and steps of one training, or of what is left of it. folder: where both are kept when it is done."""
     name = task.task.name
-    of_training = [name, readout, rate, seed, experiment.precision, len(task.row), *key]
+    of_training = [name, readout, rate, seed, experiment.precision, len(task.row_indices), *key]
     digest = sha256(json.dumps(of_training).encode()).hexdigest()[:16]
     if folder and (done := folder / f"{digest}.predictions.parquet").exists():
         steps = pd.read_parquet(folder / f"{digest}.steps.parquet")
@@ -303,7 +303,7 @@ def _train(
     return predictions, steps
 
 
-def _probe_frozen(settings: Any, experiment: Experiment, task: Asked) -> Iterator[tuple[pd.DataFrame, bool]]:
+def _probe_frozen(settings: Any, experiment: Experiment, task: SplitTask) -> Iterator[tuple[pd.DataFrame, bool]]:
     """The probe on every readout of the encoder as it is, and the commonest class; whether each has converged."""
     encoder, texts, seed = experiment.encoder, task.texts, experiment.plan.seeds[0]
     train, dev, evaluated = task.rows_of("train"), task.rows_of("dev"), task.rows_of("dev", "test")
@@ -335,7 +335,7 @@ def _probe_frozen(settings: Any, experiment: Experiment, task: Asked) -> Iterato
         yield _predictions(task, encoder.name, evaluated, bits, control="none", **cell), bool(predicted.converged.all())
 
 
-def _predictions(task: Asked, model: str, evaluated: np.ndarray, bits: np.ndarray, **cell: Any) -> pd.DataFrame:
+def _predictions(task: SplitTask, model: str, evaluated: np.ndarray, bits: np.ndarray, **cell: Any) -> pd.DataFrame:
     """A table of predictions of the texts `evaluated`. bits: (text, class) log2 of the probabilities of the first
     classes. cell: control, layer, readout, probe, seed."""
     log2_probabilities = np.full((len(evaluated), len(task.classes)), -np.inf)
@@ -345,7 +345,7 @@ def _predictions(task: Asked, model: str, evaluated: np.ndarray, bits: np.ndarra
         "task": task.task.name,
         **cell,
         "split": task.side[evaluated],
-        "row": task.row[evaluated],
+        "row": task.row_indices[evaluated],
         "label": task.classes[task.y[evaluated]],
         "predicted": task.classes[log2_probabilities.argmax(1)],
         "log2_probability": log2_probabilities[np.arange(len(evaluated)), task.y[evaluated]],
@@ -366,7 +366,7 @@ def _side_by_side(encoder: Encoder, threads: int, jobs: int) -> int:
 # --------------------------------------------------------------------------------------------------------- on the way
 
 
-def _follow_training(settings: Any, experiment: Experiment, task: Asked, rate: float) -> pd.DataFrame:
+def _follow_training(settings: Any, experiment: Experiment, task: SplitTask, rate: float) -> pd.DataFrame:
     """The trajectory of a training from [CLS], with the rate that dev has chosen for it."""
     encoder, recipe = experiment.encoder, experiment.recipe(rate, experiment.plan.seeds[0])
     total = sum(map(len, schedule(encoder, task.of("train")[0], recipe, experiment.longest)))
@@ -390,7 +390,7 @@ def _follow_training(settings: Any, experiment: Experiment, task: Asked, rate: f
     return follow.table.assign(task=task.task.name)
 
 
-def _trajectory(settings: Any, task: Asked, encoder: Encoder, longest: int) -> Trajectory:
+def _trajectory(settings: Any, task: SplitTask, encoder: Encoder, longest: int) -> Trajectory:
     """Of at most `PROBED` training texts, drawn evenly: six grids take their time."""
     train = task.rows_of("train")
     kept = task.side != "train"

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation.knockout import Cell, fill, read
-from clsprobe.analysis.sweep.grid import Asked
+from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.extraction.states import States
@@ -135,10 +135,10 @@ class Fitted:
 
 
 def fit(
-    encoder: Encoder, asked: Asked, places: Sequence[Place], *, max_length: int | None = None, seed: int = 0
+    encoder: Encoder, asked: SplitTask, places: Sequence[Place], *, max_length: int | None = None, seed: int = 0
 ) -> Fitted:
     """Fit the erasers of every place on the train texts of a task, every token of the place by itself."""
-    texts = [asked.task.texts[i] for i in asked.row]
+    texts = [asked.task.texts[i] for i in asked.row_indices]
     dim, train = encoder.description.dim, asked.side == "train"
     fitters = {place: new_fitter(dim, len(asked.classes)) for place in places}
     means = {place: np.zeros((len(texts), dim)) for place in places}
@@ -164,7 +164,7 @@ def fit(
     return Fitted(erasers, means, moved)
 
 
-def leakage(asked: Asked, fitted: Fitted) -> pd.DataFrame:
+def leakage(asked: SplitTask, fitted: Fitted) -> pd.DataFrame:
     """What a linear probe, trained on erased vectors, still tells of the property on test.
 
     Columns kind ("none" before erasure), tokens, layer, moved (share of the variance), value, low, high (accuracy).
@@ -189,7 +189,7 @@ def leakage(asked: Asked, fitted: Fitted) -> pd.DataFrame:
 
 def predictions_of(
     encoder: Encoder,
-    asked: Asked,
+    asked: SplitTask,
     states: States,
     probe: BaseEstimator,
     cell: Cell,
@@ -204,7 +204,7 @@ def predictions_of(
     limit = states.source["max_length"]
     fitted = fit(encoder, asked, places, max_length=limit, seed=seed)
     test = asked.rows_of("test")
-    texts = [asked.task.texts[i] for i in asked.row[test]]
+    texts = [asked.task.texts[i] for i in asked.row_indices[test]]
     width = states.width(cell[1])
     untouched = Erasure("none", "", cell[0])
     found = {untouched: np.empty((len(texts), width), np.float32)}
@@ -221,7 +221,11 @@ def predictions_of(
     parts = []
     for erasure, codes in read(probe, asked, states, cell, found).items():
         own = dict(zip(KEY, (*erasure, *cell), strict=True))
-        rows = {"row": asked.row[test], "label": asked.classes[asked.y[test]], "predicted": asked.classes[codes]}
+        rows = {
+            "row": asked.row_indices[test],
+            "label": asked.classes[asked.y[test]],
+            "predicted": asked.classes[codes],
+        }
         parts.append(pd.DataFrame({"task": asked.task.name, **own, "seed": seed, **rows}))
     told = leakage(asked, fitted)
     told.insert(0, "task", asked.task.name)

@@ -26,7 +26,7 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep.grid import Asked, features
+from clsprobe.analysis.sweep.grid import SplitTask, features
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.extraction.readouts import parse
@@ -131,14 +131,14 @@ def fill(into: dict[Cell, np.ndarray], rows: np.ndarray, recorded: Recorded, lay
 
 
 def read(
-    probe: BaseEstimator, asked: Asked, states: States, cell: Cell, changed: Mapping[K, np.ndarray]
+    probe: BaseEstimator, asked: SplitTask, states: States, cell: Cell, changed: Mapping[K, np.ndarray]
 ) -> dict[K, np.ndarray]:
     """What one probe, fitted on the intact vectors of a cell, predicts from changed ones.
 
     changed: name -> (test text, width), in the order of ``asked.rows_of("test")``. Returns name -> (test text,) codes.
     Raises RuntimeError where the probe cannot be fitted.
     """
-    X, X_dev = (features(states, [cell], asked.at[asked.rows_of(side)]) for side in ("train", "dev"))
+    X, X_dev = (features(states, [cell], asked.state_rows[asked.rows_of(side)]) for side in ("train", "dev"))
     y, y_dev = (asked.y[asked.rows_of(side), None] for side in ("train", "dev"))
     unseen = np.concatenate([*changed.values()])[None]
     told = predict_each(probe, X, y, unseen, dev=(X_dev, y_dev), strengths=STRENGTHS)
@@ -149,7 +149,7 @@ def read(
 
 def predictions_of(
     encoder: Encoder,
-    asked: Asked,
+    asked: SplitTask,
     states: States,
     probe: BaseEstimator,
     cells: Sequence[Cell],
@@ -162,14 +162,18 @@ def predictions_of(
     The intact passes are `INTACT`; a cell is asked about the windows that end at or below its layer.
     """
     test = asked.rows_of("test")
-    texts = [asked.task.texts[i] for i in asked.row[test]]
+    texts = [asked.task.texts[i] for i in asked.row_indices[test]]
     found = vectors_of(encoder, texts, cuts, cells, max_length=states.source["max_length"])
     parts = []
     for cell in cells:
         changed = {cut: vectors[cell] for cut, vectors in found.items() if cell in vectors}
         for cut, codes in read(probe, asked, states, cell, changed).items():
             own = dict(zip(KEY, (*cut, *cell), strict=True))
-            rows = {"row": asked.row[test], "label": asked.classes[asked.y[test]], "predicted": asked.classes[codes]}
+            rows = {
+                "row": asked.row_indices[test],
+                "label": asked.classes[asked.y[test]],
+                "predicted": asked.classes[codes],
+            }
             parts.append(pd.DataFrame({"task": asked.task.name, **own, "seed": seed, **rows}))
     return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
 

@@ -17,8 +17,8 @@ from clsprobe.analysis.formation import attribution, erasure, knockout
 from clsprobe.analysis.formation.attention import mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
 from clsprobe.analysis.study import Measured, short
-from clsprobe.analysis.sweep.choose import chosen_cell, judged_rows
-from clsprobe.analysis.sweep.grid import Asked, ask, features
+from clsprobe.analysis.sweep.choose import choose_layer, judged_rows
+from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.encoders.encoder import Encoder
@@ -53,7 +53,7 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
         cells = _cells(rows, inputs.readouts)
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
         for seed in settings.every_seed:
-            asked = ask(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
+            asked = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
             tables = _intervene(encoder, asked, states, settings.probes[0], cells, seed)
             if seed == settings.seed:
                 explained, note = _explain(encoder, asked, states, cells[0], tables["knockout"], seed)
@@ -67,12 +67,12 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
 
 def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
     """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer. rows: of one task."""
-    layer = chosen_cell(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
+    layer = choose_layer(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
     return [(layer, name) for name in sorted(readouts, key=lambda name: name != "cls")]
 
 
 def _intervene(
-    encoder: Encoder, asked: Asked, states: States, probe_name: str, cells: list[Cell], seed: int
+    encoder: Encoder, asked: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
     """Tables knockout, erasure and leakage of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
@@ -86,14 +86,14 @@ def _intervene(
 
 
 def _explain(
-    encoder: Encoder, asked: Asked, states: States, cell: Cell, cut: pd.DataFrame, seed: int
+    encoder: Encoder, asked: SplitTask, states: States, cell: Cell, cut: pd.DataFrame, seed: int
 ) -> tuple[dict[str, pd.DataFrame], str]:
     """Where [CLS] looks, which words move it, layer by layer; how that agrees with the knockout; and what to say
     where the encoder does not tell."""
     layer, task, note = cell[0], asked.task.name, ""
     test, limit = asked.rows_of("test"), states.source["max_length"]
     some = np.sort(np.random.default_rng(seed).permutation(len(test))[:EXPLAINED])
-    texts = [asked.task.texts[i] for i in asked.row[test[some]]]
+    texts = [asked.task.texts[i] for i in asked.row_indices[test[some]]]
     own = cut[(cut.layer == layer) & (cut.readout == "cls")]
     profiles = {"knockout": knockout.losses(own, EVERYTHING)[:, :layer]}  # rows in the order of the task, as test
 
@@ -114,7 +114,7 @@ def _explain(
             profiles[method] = spread(content(table[table.layer <= layer]))
     except InputError as error:
         note = f"attention is not shown ({error.what})."
-    X, X_dev = (features(states, [cell], asked.at[asked.rows_of(side)]) for side in ("train", "dev"))
+    X, X_dev = (features(states, [cell], asked.state_rows[asked.rows_of(side)]) for side in ("train", "dev"))
     y, y_dev = (asked.y[asked.rows_of(side), None] for side in ("train", "dev"))
     probe = LogisticProbe().fit_cells(X, y, dev=(X_dev, y_dev), strengths=STRENGTHS)
     each = np.stack([attribution.direction_of(probe, code) for code in range(len(asked.classes))])

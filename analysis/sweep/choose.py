@@ -1,7 +1,7 @@
 """Cells that dev chooses, and what they are worth beside baselines and controls.
 
 1. The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once
-   (`chosen_cell`, `best_baseline`; functions of a table of predictions of one task).
+   (`choose_layer`, `best_baseline`; functions of a table of predictions of one task).
 2. `difference`: that one reading against a baseline, with its interval. Nothing was chosen on test, so nothing needs
    correcting.
 3. `gain` and `selectivity`: every cell less the best baseline, and less its own control task; joins over the results.
@@ -35,12 +35,12 @@ NUMBERS_SHOWN = {"majority": "mean of train", "shuffled": "shuffled numbers"}  #
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCell:
     """A cell or baseline that dev chose. where: the columns that name it. test, low, high: its accuracy there, or R2 as
     `metric` says."""
 
     where: Mapping[str, Any]
-    told: str
+    name: str
     test: float
     low: float
     high: float
@@ -48,10 +48,10 @@ class Chosen:
     metric: str = "accuracy"
 
     @property
-    def does(self) -> str:
+    def statement(self) -> str:
         """What a sentence says that it does."""
         share = "of the test texts right" if self.metric == "accuracy" else "of the variance of the test texts' numbers"
-        return f"{self.told} {'gets' if self.metric == 'accuracy' else 'explains'} {self.test:.3f} {share}"
+        return f"{self.name} {'gets' if self.metric == 'accuracy' else 'explains'} {self.test:.3f} {share}"
 
     @property
     def layer(self) -> int:
@@ -71,14 +71,14 @@ class Chosen:
         return predictions[match]
 
 
-def chosen_cell(rows: pd.DataFrame, readout: str | None, control: str = "none") -> Chosen:
+def choose_layer(rows: pd.DataFrame, readout: str | None, control: str = "none") -> ChosenCell:
     """The layer that dev chooses for a readout, or the best cell of all where `readout` is None."""
     best = stats.best_layers(rows, control)
     top = (best[best.readout == readout] if readout else best).iloc[0]
     where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
     cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
     told = ", ".join(filter(None, [_shown(rows).get(control), cell]))
-    chosen = Chosen(where, told, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
+    chosen = ChosenCell(where, told, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
     on_test = stats.accuracies(chosen.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
     return replace(chosen, test=float(on_test.value), low=float(on_test.low), high=float(on_test.high))
 
@@ -98,9 +98,9 @@ def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return rows[(rows.probe == judged_probe(rows, names)) | baselines]
 
 
-def subject_cell(rows: pd.DataFrame) -> Chosen:
+def subject_cell(rows: pd.DataFrame) -> ChosenCell:
     """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
-    return chosen_cell(rows, "cls" if (rows[rows.control == "none"].readout == "cls").any() else None)
+    return choose_layer(rows, "cls" if (rows[rows.control == "none"].readout == "cls").any() else None)
 
 
 def accuracy_by_cell(rows: pd.DataFrame, readouts: Sequence[str] | None = None) -> pd.DataFrame:
@@ -117,23 +117,23 @@ def _shown(rows: pd.DataFrame) -> dict[str, str]:
 def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
     """What cell a tells more than cell b over the same test texts, with its 95 % interval: accuracy, or R2.
 
-    rows: predictions of one task. a, b: the columns that name a cell, as in `Chosen.where`.
+    rows: predictions of one task. a, b: the columns that name a cell, as in `ChosenCell.where`.
     """
     sides = stats.correct(rows, **a), stats.correct(rows, **b)
     return stats.paired_difference(*sides, shares=not stats.of_numbers(rows))
 
 
-def best_baseline(rows: pd.DataFrame) -> Chosen:
+def best_baseline(rows: pd.DataFrame) -> ChosenCell:
     """The baseline with the best dev accuracy, the untrained encoder at its own best cell among them."""
-    found = [chosen_cell(rows, None, control) for control in BASELINES if (rows.control == control).any()]
+    found = [choose_layer(rows, None, control) for control in BASELINES if (rows.control == control).any()]
     return max(found, key=lambda chosen: chosen.dev)
 
 
-def baselines_of(rows: pd.DataFrame, *first: Chosen) -> pd.DataFrame:
+def baselines_of(rows: pd.DataFrame, *first: ChosenCell) -> pd.DataFrame:
     """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
     controls = [control for control in SHOWN if (rows.control == control).any()]
-    chosen = [(cell.told, cell) for cell in first]
-    chosen += [(_shown(rows)[control], chosen_cell(rows, None, control)) for control in controls]
+    chosen = [(cell.name, cell) for cell in first]
+    chosen += [(_shown(rows)[control], choose_layer(rows, None, control)) for control in controls]
     return pd.DataFrame([{"name": n, "value": c.test, "low": c.low, "high": c.high} for n, c in chosen])
 
 
@@ -202,7 +202,9 @@ def by_number(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(off=np.sqrt(table.off)).sort_values("true").reset_index()
 
 
-def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str], *, most: int = 10) -> pd.DataFrame:
+def disagreements(
+    rows: pd.DataFrame, a: ChosenCell, b: ChosenCell, texts: Sequence[str], *, most: int = 10
+) -> pd.DataFrame:
     """Test texts that one of two cells gets right and the other wrong, those it is surest of first.
 
     rows: predictions of one task. Columns right (which cell), text, label, other (what the other takes it for), row. At
@@ -219,7 +221,7 @@ def disagreements(rows: pd.DataFrame, a: Chosen, b: Chosen, texts: Sequence[str]
         parts.append(
             pd.DataFrame(
                 {
-                    "right": cell.told,
+                    "right": cell.name,
                     "text": [readable(texts[i]) for i in only.index],
                     "label": only.label.astype(str).to_numpy(),
                     "the other says": other.predicted.reindex(only.index).astype(str).to_numpy(),

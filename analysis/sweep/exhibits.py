@@ -12,11 +12,11 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Exhibit, Verdict, short
 from clsprobe.analysis.sweep.choose import (
-    Chosen,
+    ChosenCell,
     accuracy_by_cell,
     baselines_of,
     by_number,
-    chosen_cell,
+    choose_layer,
     difference,
     subject_cell,
     summary,
@@ -55,12 +55,12 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
 
     Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
     """
-    subject, best, lines = subject_cell(rows), chosen_cell(rows, None), baselines_of(rows)
+    subject, best, lines = subject_cell(rows), choose_layer(rows, None), baselines_of(rows)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
             f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals; outlined, the cell "
-            f"that dev chooses ({best.told}). Layer 0 is what enters the first block.",
+            f"that dev chooses ({best.name}). Layer 0 is what enters the first block.",
             grid,
             "heatmap",
             {"metric": best.metric, "best": [best.layer, best.readout]},
@@ -72,7 +72,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
             {"metric": best.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
         ),
         Exhibit(
-            f"{subject.told} beside its baselines and controls; each chosen on dev, measured on test.",
+            f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test.",
             baselines_of(rows, subject),
             "intervals",
             {"metric": best.metric},
@@ -81,7 +81,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
     cell = subject.rows(rows[rows.split == "test"])
     if stats.of_numbers(cell):
         caption = (
-            f"What {subject.told} takes the numbers of the test texts for, band by band: their mean, the mean of what "
+            f"What {subject.name} takes the numbers of the test texts for, band by band: their mean, the mean of what "
             f"is predicted, and how far off it is (root of the mean squared error)."
         )
         return [*exhibits, Exhibit(caption, by_number(cell))]
@@ -89,12 +89,12 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
     return [
         *exhibits,
         Exhibit(
-            f"What {subject.told} takes for what: test texts by their label (rows) and the predicted one (columns).",
+            f"What {subject.name} takes for what: test texts by their label (rows) and the predicted one (columns).",
             counts.astype({"label": str, "predicted": str}),
             "confusion",
         ),
         Exhibit(
-            f"Recall of every class, {subject.told}.",
+            f"Recall of every class, {subject.name}.",
             stats.accuracies(cell.astype({"label": str}), ["label"]).rename(columns={"label": "name"}),
             "intervals",
             {"metric": "recall"},
@@ -136,13 +136,13 @@ def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float)
 
     Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin.
     """
-    cls, compared = chosen_cell(rows, "cls"), []
+    cls, compared = choose_layer(rows, "cls"), []
     for readout in readouts:
-        other = chosen_cell(rows, readout)
+        other = choose_layer(rows, readout)
         effect, low, high = difference(rows, other.where, cls.where)
-        because = f"{other.does}, {cls.told} {cls.test:.3f}."
+        because = f"{other.statement}, {cls.name} {cls.test:.3f}."
         outcome = Verdict.decide(because, effect, low, high, threshold=-margin).outcome
-        compared.append((other.told, effect, low, high, outcome, other.dev, because))
+        compared.append((other.name, effect, low, high, outcome, other.dev, because))
     table = pd.DataFrame(compared, columns=COMPARED)
     return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
 
@@ -156,9 +156,9 @@ def judge_best_rival(rows: pd.DataFrame, rivals: Sequence[str], margin: float) -
 
 def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> list[Exhibit]:
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
-    cls = chosen_cell(rows, "cls")
+    cls = choose_layer(rows, "cls")
     differences = Exhibit(
-        f"{cls.metric.capitalize()} of each readout minus that of {cls.told} ({cls.test:.3f}), over the same test "
+        f"{cls.metric.capitalize()} of each readout minus that of {cls.name} ({cls.test:.3f}), over the same test "
         f"texts, with 95 % intervals; every layer chosen on dev. Shaded: the margin of {100 * margin:.0f} points. "
         f'"yes": no worse than [CLS] by more than the margin.',
         compare_with_cls(rows, readouts, margin).drop(columns="because"),
@@ -168,7 +168,7 @@ def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: flo
     return [differences, curves_exhibit(rows, ["cls", *readouts], cls)]
 
 
-def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: Chosen) -> Exhibit:
+def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
     lines = baselines_of(rows)
     return Exhibit(

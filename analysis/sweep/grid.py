@@ -40,16 +40,16 @@ EVALUATED = ("dev", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class SplitTask:
     """A task made ready for one seed. All arrays are over the rows used, in the order of the task.
 
-    row: index into the task's texts. at: index into the States. side: "train" | "dev" | "test". y: codes into classes,
-    or numbers, which have none. left_out: rows by reason.
+    row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". y: codes into
+    classes, or numbers, which have none. left_out: rows by reason.
     """
 
     task: Task
-    row: np.ndarray
-    at: np.ndarray
+    row_indices: np.ndarray
+    state_rows: np.ndarray
     side: np.ndarray
     y: np.ndarray
     classes: np.ndarray
@@ -59,19 +59,21 @@ class Asked:
     @property
     def texts(self) -> list[str]:
         """The texts of the rows used."""
-        return [self.task.texts[i] for i in self.row.tolist()]
+        return [self.task.texts[i] for i in self.row_indices.tolist()]
 
     def of(self, side: str) -> tuple[list[str], np.ndarray]:
         """The texts and labels of a side."""
         rows = self.rows_of(side)
-        return [self.task.texts[i] for i in self.row[rows].tolist()], self.y[rows]
+        return [self.task.texts[i] for i in self.row_indices[rows].tolist()], self.y[rows]
 
     def rows_of(self, *sides: str) -> np.ndarray:
         """Positions within the arrays of the rows on these sides."""
         return np.flatnonzero(np.isin(self.side, sides))
 
 
-def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None, allow_overlap: bool = False) -> Asked:
+def split_task(
+    task: Task, states: States, seed: int, *, drop: np.ndarray | None = None, allow_overlap: bool = False
+) -> SplitTask:
     """Split a task and leave out, for every readout alike, the texts that any of the readouts cannot read.
 
     drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
@@ -96,7 +98,7 @@ def ask(task: Task, states: States, seed: int, *, drop: np.ndarray | None = None
         classes, y = np.array([], str), np.asarray(task.y[row], np.float64)
     else:
         classes, y = np.unique(task.y[row].astype(str), return_inverse=True)
-    asked = Asked(task, row, at[row], parted.side[row], y, classes, left_out, list(parted.notes))
+    asked = SplitTask(task, row, at[row], parted.side[row], y, classes, left_out, list(parted.notes))
     trained = np.isin(np.arange(len(classes)), y[asked.rows_of("train")])
     if task.kind == "class" and (not trained.all() or len(classes) < 2):
         lost = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
@@ -140,7 +142,7 @@ def sweep(
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
         for task, read in zip(tasks, of, strict=True):
             for seed in seeds:
-                asked = ask(task, every[0], seed, drop=drop, allow_overlap=allow_overlap)
+                asked = split_task(task, every[0], seed, drop=drop, allow_overlap=allow_overlap)
                 for block in _blocks(asked, every, read, controls, seed, bar.update):
                     for told in block.failures:
                         if failed is None:
@@ -169,7 +171,7 @@ class _Block:
     no label): (cell, label set, evaluated text).
     """
 
-    asked: Asked
+    asked: SplitTask
     model: str
     probe: str
     seed: int
@@ -185,7 +187,7 @@ class _Block:
 
 
 def _blocks(
-    asked: Asked,
+    asked: SplitTask,
     states: Sequence[States],
     probes: Mapping[str, BaseEstimator],
     controls: Sequence[str],
@@ -195,7 +197,7 @@ def _blocks(
     train, dev = asked.rows_of("train"), asked.rows_of("dev")
     evaluated = asked.rows_of(*EVALUATED)
     trained = states[0]
-    texts = [asked.task.texts[i] for i in asked.row]
+    texts = [asked.task.texts[i] for i in asked.row_indices]
     for name, baseline in _baselines(trained, asked).items():
         told = baseline(texts, asked.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
@@ -208,7 +210,7 @@ def _blocks(
     }
     for one in filter(partial(_of_seed, seed=seed), states):
         labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
-        y, at = np.stack([*labels.values()], 1), asked.at if one is trained else one.rows(texts)
+        y, at = np.stack([*labels.values()], 1), asked.state_rows if one is trained else one.rows(texts)
         for cells, name, probe in _batches(one, probes, len(train)):
             X, X_dev, unseen = (features(one, cells, at[rows]) for rows in (train, dev, evaluated))
             told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
@@ -241,10 +243,10 @@ def features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -
     return np.stack([states.cell(*cell, at) for cell in cells])
 
 
-def _baselines(states: States, asked: Asked) -> dict[str, Baseline]:
+def _baselines(states: States, asked: SplitTask) -> dict[str, Baseline]:
     found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[asked.at]
+        vectors = states.cell(0, "mean")[asked.state_rows]
         found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
     return found
 
@@ -254,7 +256,7 @@ def _at(bits: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
 
 
 def _block(
-    asked: Asked,
+    asked: SplitTask,
     states: States,
     probe: str,
     seed: int,
@@ -333,7 +335,7 @@ def _predictions(block: _Block) -> pd.DataFrame:
             "probe": pd.Categorical.from_codes(one, [block.probe]),
             "seed": np.full(block.codes.size, block.seed),
             "split": category(block.asked.side[block.evaluated], 2),
-            "row": spread(block.asked.row[block.evaluated], 2),
+            "row": spread(block.asked.row_indices[block.evaluated], 2),
             "label": pd.Categorical.from_codes(labels, names),
             "predicted": pd.Categorical.from_codes(told, names),
             "log2_probability": np.full(block.codes.size, np.nan) if block.own_bits is None else block.own_bits.ravel(),
@@ -373,7 +375,7 @@ def layer0_check(results: pd.DataFrame) -> list[str]:
     return told
 
 
-def describe_rows(asked: Asked, cut: int = 0) -> dict[str, object]:
+def describe_rows(asked: SplitTask, cut: int = 0) -> dict[str, object]:
     """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes.
 
     cut: rows that were left out before, beyond --max-texts.

@@ -13,8 +13,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep.choose import Chosen
-from clsprobe.analysis.sweep.grid import Asked, features
+from clsprobe.analysis.sweep.choose import ChosenCell
+from clsprobe.analysis.sweep.grid import SplitTask, features
 from clsprobe.probes.codelength import OnlineCode, v_information
 from clsprobe.probes.extraction.states import States
 
@@ -27,7 +27,7 @@ INFORMATION = (
 
 
 def information(
-    asked: Asked, states: States, cells: Sequence[Chosen], probe: BaseEstimator, *, seed: int = 0
+    asked: SplitTask, states: States, cells: Sequence[ChosenCell], probe: BaseEstimator, *, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two tables: the cells' learning curves (columns `LEARNING`), and what they tell in bits (`INFORMATION`).
 
@@ -43,19 +43,19 @@ def information(
     curves, found = [], []
     for cell in cells:
         at = [(cell.layer, cell.readout)]
-        X, X_dev, X_test = (features(states, at, asked.at[rows]) for rows in (train, dev, test))
+        X, X_dev, X_test = (features(states, at, asked.state_rows[rows]) for rows in (train, dev, test))
         held, unseen = (X_dev, y[dev]), (X_test, y[test])
         (code,) = OnlineCode(probe, seed)(X, y[train], dev=held, evaluated=unseen)
         assert code.curve is not None
         share = code.curve.accuracy[0]
         low, high = stats.wilson(share, len(test))
         columns = {"n": code.curve.n, "value": share, "low": low, "high": high, "bits": code.curve.bits[0]}
-        curves.append(pd.DataFrame({"task": asked.task.name, "name": cell.told} | columns))
-        row = {"task": asked.task.name, "name": cell.told, "layer": cell.layer, "readout": cell.readout}
+        curves.append(pd.DataFrame({"task": asked.task.name, "name": cell.name} | columns))
+        row = {"task": asked.task.name, "name": cell.name, "layer": cell.layer, "readout": cell.readout}
         row |= {"codelength": code.codelength[0], "compression": code.compression[0]}
         bag = None
         if BAG in states.cells and at != [BAG]:
-            parts = (features(states, [BAG], asked.at[rows])[0] for rows in (train, dev, test))
+            parts = (features(states, [BAG], asked.state_rows[rows])[0] for rows in (train, dev, test))
             bag = next(parts), next(parts), next(parts)
         for name, given in (("v_information", None), ("adds", bag)):
             row |= dict.fromkeys((name, f"{name} low", f"{name} high"), np.nan)

@@ -19,13 +19,13 @@ from clsprobe.analysis.sweep.choose import (
     DISAGREEMENTS,
     SHOWN,
     bands,
-    chosen_cell,
+    choose_layer,
     disagreements,
     judged_probe,
     judged_rows,
     subject_cell,
 )
-from clsprobe.analysis.sweep.grid import Asked, ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.sweep.grid import SplitTask, describe_rows, layer0_check, split_task, sweep
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, umap_of
 from clsprobe.analysis.table import joined
@@ -65,7 +65,9 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     predictions = joined(blocks)
     if inputs.vectors:
         inputs.vectors.check_same()
-    asked = [ask(t, trained, settings.seed, drop=drop, allow_overlap=settings.allow_overlap) for t in inputs.tasks]
+    asked = [
+        split_task(t, trained, settings.seed, drop=drop, allow_overlap=settings.allow_overlap) for t in inputs.tasks
+    ]
     beyond = inputs.corpus.beyond
     rows = {task.task.name: describe_rows(task, beyond[task.task.name]) for task in asked}
     notes = [*layer0_check(results), *(f"{short(task.task.name)}: {note}." for task in asked for note in task.notes)]
@@ -86,7 +88,7 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
 
 
 def _information(
-    settings: SweepSettings, asked: Sequence[Asked], states: States, predictions: pd.DataFrame
+    settings: SweepSettings, asked: Sequence[SplitTask], states: States, predictions: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Learning curves and bits of the chosen cells of every task (`information`), and what to say of them."""
     notes: list[str] = []
@@ -94,7 +96,7 @@ def _information(
     for one in asked:
         task, name = one.task, short(one.task.name)
         log.info("measuring the bits of %s", task.name)
-        texts = [task.texts[i] for i in one.row]
+        texts = [task.texts[i] for i in one.row_indices]
         if not task.textless:
             share, guess = coverage(word_type(texts, one.y, one.side, settings.seed), one.side)
             number = task.kind == "number"
@@ -106,9 +108,9 @@ def _information(
             continue
         rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
         readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
-        cells = [chosen_cell(rows, readout) for readout in readouts] or [subject_cell(rows)]
+        cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
         if BAG in states.cells:
-            cells.append(replace(chosen_cell(rows, None, "layer0_mean"), told=SHOWN["layer0_mean"]))
+            cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=SHOWN["layer0_mean"]))
         probe_name = judged_probe(rows, settings.probes)
         if hasattr(probe := find_probe(probe_name), "predict_proba"):
             parts.append(information(one, states, cells, probe, seed=settings.seed))
@@ -120,18 +122,20 @@ def _information(
     return learning, bits, list(dict.fromkeys(notes))
 
 
-def _disagreements(settings: SweepSettings, asked: Sequence[Asked], predictions: pd.DataFrame) -> pd.DataFrame:
+def _disagreements(settings: SweepSettings, asked: Sequence[SplitTask], predictions: pd.DataFrame) -> pd.DataFrame:
     """`choose.disagreements` of [CLS] and mean, of every task that has classes and both."""
     parts = [pd.DataFrame(columns=["task", *DISAGREEMENTS])]
     for task in (one.task for one in asked):
         rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
         if task.kind == "class" and {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
-            table = disagreements(rows, chosen_cell(rows, "cls"), chosen_cell(rows, "mean"), task.texts)
+            table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), task.texts)
             parts.append(table.assign(task=task.name))
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
-def _maps(settings: SweepSettings, asked: Sequence[Asked], states: States, predictions: pd.DataFrame) -> pd.DataFrame:
+def _maps(
+    settings: SweepSettings, asked: Sequence[SplitTask], states: States, predictions: pd.DataFrame
+) -> pd.DataFrame:
     """UMAPs of the test texts, [CLS] and mean at the layers that dev chooses: columns `MAP`."""
     parts = [pd.DataFrame(columns=MAP)]
     for one in asked:
@@ -148,15 +152,15 @@ def _maps(settings: SweepSettings, asked: Sequence[Asked], states: States, predi
             layer = int(layers[readout])
             if (layer, readout) == (0, "cls"):
                 continue  # one vector for every text: nothing to draw
-            flat, trust = umap_of(states.cell(layer, readout)[one.at[test]], seed=settings.seed)
+            flat, trust = umap_of(states.cell(layer, readout)[one.state_rows[test]], seed=settings.seed)
             columns = {
                 "task": one.task.name,
                 "panel": f"{readout}, layer {layer} (trustworthiness {trust:.2f})",
                 "x": flat[:, 0].round(3),
                 "y": flat[:, 1].round(3),
                 "label": labels,
-                "text": [readable(one.task.texts[i]) for i in one.row[test]],
-                "row": one.row[test],
+                "text": [readable(one.task.texts[i]) for i in one.row_indices[test]],
+                "row": one.row_indices[test],
             }
             parts.append(pd.DataFrame(columns))
     return pd.concat(parts[1:] or parts, ignore_index=True)

@@ -20,7 +20,7 @@ from clsprobe.analysis.formation.erasure import (
     new_fitter,
     predictions_of,
 )  # fmt: skip
-from clsprobe.analysis.sweep.grid import ask
+from clsprobe.analysis.sweep.grid import split_task
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe
@@ -116,7 +116,7 @@ def measured(encoder):
     planted.plant(encoder, 2, noise=0.02)
     task = planted.task(0, count=400)
     states = Extractor(encoder, ["cls"])(task.texts)
-    asked = ask(task, states, 0)
+    asked = split_task(task, states, 0)
     predictions, left = predictions_of(encoder, asked, states, LogisticProbe(), (4, "cls"), PLACES)
     return asked, effects(predictions), left
 
@@ -140,7 +140,9 @@ def test_words_alone_can_be_erased_before_the_first_block(encoder):
     task = planted.task(0, count=60)
     states = Extractor(encoder, ["cls"])(task.texts)
     places = [Place("content", 0)]
-    predictions, left = predictions_of(encoder, ask(task, states, 0), states, LogisticProbe(), (1, "cls"), places)
+    predictions, left = predictions_of(
+        encoder, split_task(task, states, 0), states, LogisticProbe(), (1, "cls"), places
+    )
     assert set(predictions.layer) == {0, 1}
     assert set(left.layer) == {0}
 
@@ -158,7 +160,7 @@ def test_the_leakage_is_that_of_erased_vectors(measured):
 
 def test_every_token_of_a_place_teaches_its_eraser_and_only_train_does(encoder, measured):
     asked, *_ = measured
-    texts = [asked.task.texts[i] for i in asked.row]
+    texts = [asked.task.texts[i] for i in asked.row_indices]
     place = Place("content", 1)
     found = fit(encoder, asked, [place])
     rows = encoder.tokenize(texts)

@@ -8,7 +8,7 @@ import pytest
 
 from clsprobe.analysis.formation import knockout as cutting
 from clsprobe.analysis.formation.knockout import INTACT, Window, effects, predictions_of, read, vectors_of, windows
-from clsprobe.analysis.sweep.grid import ask
+from clsprobe.analysis.sweep.grid import split_task
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.interventions import changes
@@ -31,7 +31,7 @@ def measured(encoder, seed, *, edges=tuple(f"{token}->cls" for token in TOKENS),
     task = planted.task(seed, count=160)
     cuts = [cut for cut in windows(edges, 4) if whole or cut.first == cut.last]
     states = Extractor(encoder, ["cls"])(task.texts)
-    asked = ask(task, states, seed)
+    asked = split_task(task, states, seed)
     return (
         layer,
         asked,
@@ -69,14 +69,18 @@ def test_the_probe_names_the_planted_layer_and_token(encoder, seed):
     test = asked.rows_of("test")
     told = {}
     for at in range(1, planted.LAYERS + 1):
-        codes = read(LogisticProbe(), asked, states, (at, "cls"), {0: states.cell(at, "cls")[asked.at[test]]})[0]
+        codes = read(LogisticProbe(), asked, states, (at, "cls"), {0: states.cell(at, "cls")[asked.state_rows[test]]})[
+            0
+        ]
         told[at] = (codes == asked.y[test]).mean()
     assert min(at for at, accuracy in told.items() if accuracy > 0.9) == layer
     for word in (1, 2, 4, 5):
-        labels = [asked.task.texts[i].split()[word - 1] in planted.LOW for i in asked.row]
-        other = cutting.Asked(asked.task, asked.row, asked.at, asked.side, np.array(labels).astype(int), *_rest(asked))
+        labels = [asked.task.texts[i].split()[word - 1] in planted.LOW for i in asked.row_indices]
+        other = cutting.SplitTask(
+            asked.task, asked.row_indices, asked.state_rows, asked.side, np.array(labels).astype(int), *_rest(asked)
+        )
         codes = read(
-            LogisticProbe(), other, states, (planted.LAYERS, "cls"), {0: states.cell(4, "cls")[asked.at[test]]}
+            LogisticProbe(), other, states, (planted.LAYERS, "cls"), {0: states.cell(4, "cls")[asked.state_rows[test]]}
         )
         assert (codes[0] == other.y[test]).mean() < 0.75
 

@@ -26,32 +26,32 @@ def table():
 
 
 def test_the_layer_of_a_readout_is_chosen_on_dev():
-    chosen = choose.chosen_cell(table(), "cls")
-    assert (chosen.layer, chosen.readout, chosen.told) == (1, "cls", "cls at layer 1")
+    chosen = choose.choose_layer(table(), "cls")
+    assert (chosen.layer, chosen.readout, chosen.name) == (1, "cls", "cls at layer 1")
     assert (chosen.dev, chosen.test) == (0.9, 0.8)
     assert 0.75 < chosen.low < 0.8 < chosen.high < 0.85
 
 
 def test_the_best_cell_of_all_is_chosen_on_dev():
-    assert choose.chosen_cell(table(), None).readout == "cls"
+    assert choose.choose_layer(table(), None).readout == "cls"
 
 
 def test_the_best_baseline_is_chosen_on_dev():
-    assert choose.best_baseline(table()).told == "bag of words"
+    assert choose.best_baseline(table()).name == "bag of words"
 
 
 def test_baselines_are_listed_by_the_names_a_reader_knows():
-    lines = choose.baselines_of(table(), choose.chosen_cell(table(), "mean"))
+    lines = choose.baselines_of(table(), choose.choose_layer(table(), "mean"))
     assert list(lines.name) == ["mean at layer 1", "majority class", "bag of words", "untrained encoder"]
     assert lines.value.tolist() == [0.95, 0.5, 0.6, 0.9]
 
 
 def test_rows_of_a_choice_are_its_own():
-    rows = choose.chosen_cell(table(), "mean").rows(table())
+    rows = choose.choose_layer(table(), "mean").rows(table())
     assert len(rows) == 800
     assert set(rows.readout) == {"mean"}
     with pytest.raises(IndexError):
-        choose.chosen_cell(table(), "max")
+        choose.choose_layer(table(), "max")
 
 
 def test_nothing_is_found_in_a_cell_that_only_test_favours():
@@ -64,7 +64,7 @@ def test_nothing_is_found_in_a_cell_that_only_test_favours():
             for readout in ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
         }
         rows = predictions(cells | {("majority", -1, "none"): (first(0.5), first(0.5))})
-        cell, baseline = choose.chosen_cell(rows, None), choose.best_baseline(rows)
+        cell, baseline = choose.choose_layer(rows, None), choose.best_baseline(rows)
         _, low, high = choose.difference(rows, cell.where, baseline.where)
         significant += low > 0 or high < 0
         seeming.append(stats.accuracies(rows[rows.split == "test"], ["layer", "readout"]).value.max())

@@ -15,7 +15,7 @@ from vectors import stacked, states_of
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import grid as module
-from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.sweep.grid import describe_rows, layer0_check, split_task, sweep
 from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.linear import LogisticProbe
@@ -26,8 +26,8 @@ def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
     one = task()
     made = states([one])
     made.where["ids"] = np.where(np.arange(150) == 149, made.where.ids.iloc[0], made.where.ids)  # the last of test
-    asked = ask(one, made, 0)
-    assert 0 not in asked.row
+    asked = split_task(one, made, 0)
+    assert 0 not in asked.row_indices
     assert asked.left_out == {"train copies, to the encoder, of a test text": 1}
 
 
@@ -235,7 +235,7 @@ def test_texts_too_short_leave_for_every_readout_and_are_counted():
     assert set(results.n_train) == {58}
     assert set(results[results.split == "test"].n_test) == {59}
     assert not set(pd.concat(blocks).row) & {0, 1, 70, 149}
-    asked = ask(one, made, 0)
+    asked = split_task(one, made, 0)
     assert asked.left_out == {"too short for token[2]": 4}
     assert describe_rows(asked) == {
         "rows": 150, "train": 58, "dev": 29, "test": 59, "left out: too short for token[2]": 4, "classes": 2
@@ -244,9 +244,9 @@ def test_texts_too_short_leave_for_every_readout_and_are_counted():
 
 def test_texts_too_long_are_dropped_and_counted():
     one = task()
-    asked = ask(one, states([one]), 0, drop=np.array([3, 5]))
+    asked = split_task(one, states([one]), 0, drop=np.array([3, 5]))
     assert asked.left_out == {"too long": 2}
-    assert not set(asked.row) & {3, 5}
+    assert not set(asked.row_indices) & {3, 5}
 
 
 def test_a_position_that_no_text_has_is_an_error():

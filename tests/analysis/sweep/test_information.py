@@ -9,15 +9,15 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
 
-from clsprobe.analysis.sweep.choose import Chosen
-from clsprobe.analysis.sweep.grid import ask
+from clsprobe.analysis.sweep.choose import ChosenCell
+from clsprobe.analysis.sweep.grid import split_task
 from clsprobe.analysis.sweep.information import INFORMATION, LEARNING, information
 from clsprobe.probes.linear import LogisticProbe
 
 
 def chosen(layer, readout):
     where = {"control": "none", "layer": layer, "readout": readout, "probe": "logistic"}
-    return Chosen(where, f"{readout} at layer {layer}", 0, 0, 0, 0)
+    return ChosenCell(where, f"{readout} at layer {layer}", 0, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def found():
     vectors = states([made])
     cell(vectors, 1, 1)[:, 0] += 2 * (made.y == "b")
     cells = [chosen(1, "mean"), chosen(1, "cls"), chosen(0, "mean")]
-    curves, bits = information(ask(made, vectors, 0), vectors, cells, LogisticProbe())
+    curves, bits = information(split_task(made, vectors, 0), vectors, cells, LogisticProbe())
     return curves, bits.set_index("name")
 
 
@@ -69,4 +69,4 @@ def test_a_probe_without_probabilities_is_refused():
     made = task()
     vectors = states([made])
     with pytest.raises(ValueError, match="no probabilities"):
-        information(ask(made, vectors, 0), vectors, [chosen(1, "mean")], RidgeClassifier())
+        information(split_task(made, vectors, 0), vectors, [chosen(1, "mean")], RidgeClassifier())

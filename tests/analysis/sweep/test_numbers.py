@@ -22,7 +22,7 @@ from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.sweep.exhibits import grid_exhibits
-from clsprobe.analysis.sweep.grid import ask, describe_rows, layer0_check, sweep
+from clsprobe.analysis.sweep.grid import describe_rows, layer0_check, split_task, sweep
 from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric
@@ -211,7 +211,7 @@ def test_a_table_for_a_paper_has_both(mixed):
 
 def test_rows_are_described_without_classes():
     task, states = made()
-    told = describe_rows(ask(task, states, 0))
+    told = describe_rows(split_task(task, states, 0))
     assert told == {"rows": 240, "train": 120, "dev": 40, "test": 80, "different numbers": 240}
 
 
@@ -351,11 +351,11 @@ def table(cls=0.8, mean=0.8, bag=0.5):
 
 
 def test_the_layer_is_chosen_by_r2_on_dev():
-    chosen = choose.chosen_cell(table(), "cls")
+    chosen = choose.choose_layer(table(), "cls")
     assert (chosen.layer, chosen.metric) == (3, "R2")
     assert (chosen.dev, chosen.test) == (pytest.approx(0.8), pytest.approx(0.8))
     assert 0.7 < chosen.low < 0.8 < chosen.high < 0.87
-    assert choose.best_baseline(table()).told == "bag of words"
+    assert choose.best_baseline(table()).name == "bag of words"
     assert "mean of train" in set(choose.baselines_of(table()).name)
 
 

@@ -24,7 +24,7 @@ from commands import call
 from safetensors.torch import save_file
 
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.analysis.sweep.grid import ask, sweep
+from clsprobe.analysis.sweep.grid import split_task, sweep
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
@@ -168,11 +168,11 @@ def test_a_text_may_have_many_vectors(tmp_path):
     task = with_holes(tmp_path)
     side = np.array(["train", "dev", "test"])[np.arange(len(task.y)) % 3]
     right = told(read_vectors(npy(tmp_path / "v.npy", planted(Y))))
-    asked = ask(replace(task, split=side), right, 0, allow_overlap=True)
-    assert np.array_equal(asked.at, task.rows[asked.row])
-    assert np.array_equal(right.cell(1, "vector")[asked.at][:, 0] > 0, Y[task.rows[asked.row]] == 1)
+    asked = split_task(replace(task, split=side), right, 0, allow_overlap=True)
+    assert np.array_equal(asked.state_rows, task.rows[asked.row_indices])
+    assert np.array_equal(right.cell(1, "vector")[asked.state_rows][:, 0] > 0, Y[task.rows[asked.row_indices]] == 1)
     with pytest.raises(InputError, match="train and test share"):
-        ask(replace(task, split=side), right, 0)
+        split_task(replace(task, split=side), right, 0)
 
 
 def test_equal_vectors_stay_on_one_side(tmp_path):
@@ -181,8 +181,8 @@ def test_equal_vectors_stay_on_one_side(tmp_path):
     states = told(read_vectors(npy(tmp_path / "v.npy", array)))
     rows = np.arange(N)
     task = Task("file:d:label", [f"row {i + 1}" for i in rows], np.array(list("ab"))[Y], rows=rows, textless=True)
-    asked = ask(task, states, 0)
-    side = dict(zip(asked.row.tolist(), asked.side.tolist(), strict=True))
+    asked = split_task(task, states, 0)
+    side = dict(zip(asked.row_indices.tolist(), asked.side.tolist(), strict=True))
     assert all(side[i] == side[i + N // 2] for i in range(N // 2))
     assert any("as far as the encoder can see" in note for note in asked.notes)
 
