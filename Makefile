@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := out/demo
 
-.PHONY: install demo test test-long lint format types bench clean
+.PHONY: install demo test test-long lint format types wheel bench clean
 
 install: $(STAMP)
 
@@ -43,6 +43,18 @@ types: install
 	@rm -rf build/types && mkdir -p build/types/clsprobe
 	@for path in scripts/*.py* scripts/py.typed probes analysis reports; do ln -s ../../../$$path build/types/clsprobe/; done
 	$(BIN)/mypy
+
+# The wheel in an environment of its own, used from a folder that has packages called as ours are.
+wheel: install
+	@rm -rf build/wheel && mkdir -p build/wheel/user/probes build/wheel/user/reports
+	@echo 'raise SystemExit("the analysis of a user")' | tee build/wheel/user/analysis.py build/wheel/user/probes/__init__.py build/wheel/user/reports/__init__.py >/dev/null
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/environment
+	build/wheel/environment/bin/python -m pip install --quiet $(TORCH_OPTIONS) -c constraints.txt torch==2.13.0
+	build/wheel/environment/bin/python -m pip install --quiet -c constraints.txt build/wheel/*.whl
+	cd build/wheel/user && ../environment/bin/python -c 'import clsprobe; clsprobe.load_encoder'
+	cd build/wheel/user && ../environment/bin/clsprobe list readouts
+	cd build/wheel/user && ../environment/bin/python -m clsprobe demo --dry-run
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,9 @@
 """From settings to tasks that are read and checked, before torch is imported.
 
-1. `load_all` reads every SPEC; `read_corpus` makes tasks of them, `--max-texts` applied.
-2. `read_inputs` adds what the tasks are put to: an encoder's description with its layers and readouts, or a file of
-   vectors.
+1. `load_specs` reads every SPEC; `read_corpus` makes tasks of them, `--max-texts` applied.
+2. `read_inputs` adds the description of an encoder with its layers and readouts, or a file of vectors.
 
-All of these raise InputError for whatever the user can mend.
+All of these raise InputError for anything the user can fix.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.analysis.study import counted
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
-from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
+from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import parse
-from clsprobe.probes.tasks.split import take
+from clsprobe.probes.extraction.readouts import parse_readouts
+from clsprobe.probes.tasks.split import sample_task
 from clsprobe.probes.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tasks of a run. Dictionaries say where rows went, for the page and run.json.
+    """The tasks of a run, with the counts of rows that the page and run.json report.
 
-    rows: SPEC -> rows read and left out. contents: SPEC or file -> digest of what was read where the settings do not
-    tell it. beyond: task -> rows beyond --max-texts.
+    rows: SPEC -> rows read and left out. contents: SPEC or file -> digest of what was read, where the settings do not
+    determine it. beyond: task -> rows beyond --max-texts.
     """
 
     tasks: list[Task]
@@ -75,20 +74,22 @@ class Inputs:
         return self.corpus.tasks
 
 
-def load_all(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
-    """Every SPEC with what its source has read. options: of SourceOptions, instead of those in the settings."""
+def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
+    """Every SPEC with what was loaded from its source. options: fields of SourceOptions that override the settings."""
     fields = SourceOptions.__dataclass_fields__
-    chosen = SourceOptions(**{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options)
+    source_options = SourceOptions(
+        **{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options
+    )
     for spec in settings.task:
-        yield spec, load(spec, chosen)
+        yield spec, load(spec, source_options)
 
 
 def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:
-    """The tasks of all SPECs. vectors: there must be one for every row that is read."""
+    """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise."""
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {}, {})
-    for spec, loaded in load_all(settings):
+    for spec, loaded in load_specs(settings):
         if vectors:
             check_count(vectors, spec, loaded.rows)
         left_out = {f"left out: {reason}": n for reason, n in loaded.left_out.items() if n}
@@ -97,9 +98,9 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         if loaded.digest:
             corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
-            kept = take(task, settings.max_texts, seed=seed) if settings.max_texts else task
-            corpus.tasks.append(kept)
-            corpus.beyond[task.name] = len(task.texts) - len(kept.texts)
+            selected = sample_task(task, settings.max_texts, seed=seed) if settings.max_texts else task
+            corpus.tasks.append(selected)
+            corpus.beyond[task.name] = len(task.texts) - len(selected.texts)
     if not corpus.tasks:
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]
@@ -118,14 +119,14 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
 def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]], bool] = bool) -> Inputs:
     """Corpus and encoder, or corpus and vectors where `--vectors` names a file.
 
-    settings: `VectorSettings` and `LabelSettings`, maybe `FileOfVectors`. comparable: whether the readouts of such a
-    file hold what the study compares.
+    settings: `VectorSettings` and `LabelSettings`, optionally `FileOfVectors`. comparable: whether the readouts of such
+    a file include what the study compares.
     """
     check_device(settings.device)
     if settings.fast and settings.dtype != "float32":
         raise InputError("--fast", f"is bfloat16, and --dtype says {settings.dtype}", "Give one of them")
     if not getattr(settings, "vectors", None):
-        readouts = [readout.name for readout in parse(settings.readouts)]
+        readouts = [readout.name for readout in parse_readouts(settings.readouts)]
         description, layers = read_encoder(settings)
         return Inputs(read_corpus(settings, seed=seed), description, layers, readouts)
     vectors = _read_vectors(settings)
@@ -135,16 +136,16 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
     ids = vectors.check(rows, layers, readouts)
     corpus.contents[str(settings.vectors)] = vectors.digest
     textless = corpus.tasks[0].textless
-    lacking = ["untrained encoder", *(["length", "bag of words"] if textless else [])]
+    missing_baselines = ["untrained encoder", *(["length", "bag of words"] if textless else [])]
     corpus.notes.append(
         f"No encoder was run: the vectors are those of {vectors.name}. Baselines that are left out for want of "
-        f"an encoder{' and of texts (--text-column)' if textless else ''}: {', '.join(lacking)}."
+        f"an encoder{' and of texts (--text-column)' if textless else ''}: {', '.join(missing_baselines)}."
     )
     return Inputs(corpus, None, layers, readouts, vectors, ids)
 
 
 def _read_vectors(settings: VectorSettings) -> Vectors:
-    """The file of vectors; no flag of the encoder may be given beside it."""
+    """The file of vectors. Raises InputError where a flag of the encoder is given too."""
     from clsprobe.probes.extraction.vectors import read_vectors
 
     for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
@@ -157,26 +158,26 @@ def _read_vectors(settings: VectorSettings) -> Vectors:
 def _choose_layers(
     settings: VectorSettings, vectors: Vectors, comparable: Callable[[Sequence[str]], bool]
 ) -> tuple[list[int], list[str]]:
-    """Layers and readouts among those of a file; where none are named, all."""
+    """The named layers and readouts of a file of vectors, by default all."""
     default = type(settings).model_fields["readouts"].default
-    readouts = vectors.readouts if settings.readouts == default else vectors.chosen_readouts(settings.readouts)
+    readouts = vectors.readouts if settings.readouts == default else vectors.choose_readouts(settings.readouts)
     if not comparable(readouts):
         what = f"holds {', '.join(readouts)}; this study compares other readouts with cls"
         raise InputError(vectors.name, what, "Name tensors as in layer.07/cls and layer.07/mean")
     if settings.layers.strip() == "all":
         return vectors.layers, readouts
-    return vectors.chosen_layers(layer_numbers(settings.layers, vectors.layers[-1])), readouts
+    return vectors.choose_layers(parse_layer_numbers(settings.layers, vectors.layers[-1])), readouts
 
 
 def check_count(vectors: Vectors, spec: str, rows: int) -> None:
-    """Raise InputError unless there is one vector a row."""
+    """Raise InputError unless there is one vector for each row."""
     count = vectors.shape[0]
     if count == rows:
         return
-    mend = "Give one vector for every row, in their order, also for rows that are left out"
+    fix = "Give one vector for every row, in their order, also for rows that are left out"
     if rows == len(vectors.layers) > 1:
-        mend = "Are its axes (layer, row, dim)? Save it as (row, layer, dim)"
-    raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", mend)
+        fix = "Are its axes (layer, row, dim)? Save it as (row, layer, dim)"
+    raise InputError(vectors.name, f"holds {counted(count, 'vector')}, {spec} {counted(rows, 'row')}", fix)
 
 
 def check_classes(tasks: list[Task]) -> None:
@@ -186,7 +187,7 @@ def check_classes(tasks: list[Task]) -> None:
             raise InputError(task.name, "holds numbers, and this study reads classes", "Leave --target number out")
 
 
-def unnamed_contents(settings: TextSettings, contents: Mapping[str, str]) -> dict[str, Any]:
-    """Digests that tell one run from another where its settings do not: of standard input, of a file of vectors."""
-    told = getattr(settings, "vectors", None) or any(spec.startswith("file:-") for spec in settings.task)
-    return {"contents": dict(contents)} if told and contents else {}
+def content_digests(settings: TextSettings, contents: Mapping[str, str]) -> dict[str, Any]:
+    """Digests of inputs that the settings do not determine: standard input and a file of vectors."""
+    undetermined = getattr(settings, "vectors", None) or any(spec.startswith("file:-") for spec in settings.task)
+    return {"contents": dict(contents)} if undetermined and contents else {}

@@ -1,4 +1,4 @@
-"""The corpus as vectors: every text once through the encoder, or the vectors that were given."""
+"""Vectors of the corpus: every text is encoded once, or the given vectors are used."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from clsprobe.probes.encoders.devices import has_bfloat16
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.extraction.store import usable_folder
+from clsprobe.probes.extraction.store import make_cache_folder
 
 log = logging.getLogger("clsprobe")
 
 
 def encode_inputs(settings: VectorSettings, inputs: Inputs, *, untrained: Iterable[int] = ()) -> list[States]:
-    """The States of the encoder, then those of the same encoder with random weights under each of these seeds.
+    """The States of the encoder, then those of the same encoder with random weights drawn with each of these seeds.
 
-    Vectors that were given are the only States there are.
+    From given vectors there is one States only.
     """
     if inputs.vectors is not None:
         assert inputs.vector_ids is not None
@@ -34,24 +34,24 @@ def encode_inputs(settings: VectorSettings, inputs: Inputs, *, untrained: Iterab
         log.info("--fast: no bfloat16 in this hardware; float32 it is")
     states = []
     for seed in (None, *untrained):
-        what = "the encoder" if seed is None else f"an untrained one (seed {seed})"
-        log.info("encoding %s with %s", counted(len(texts), "text"), what)
+        encoder = "the encoder" if seed is None else f"an untrained one (seed {seed})"
+        log.info("encoding %s with %s", counted(len(texts), "text"), encoder)
         extract = Extractor(
             load_encoder(inputs.description, device=settings.device, dtype=dtype, untrained=seed),
             inputs.readouts,
             layers=inputs.layers,
             max_length=settings.max_length,
             long_rows="error" if settings.long_rows == "error" else "truncate",
-            cache=usable_folder(settings.cache),  # not made before a model is known to load
+            cache=make_cache_folder(settings.cache),  # created only after a model has loaded
         )
         states.append(extract(texts))
     return states
 
 
-def facts_of(
+def collect_facts(
     settings: VectorSettings, inputs: Inputs, states: States, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """What run.json and the end of the page say of a measurement. rows: task -> which of them were used."""
+    """The facts about a measurement for run.json and the end of the page. rows: task -> counts of its rows."""
     truncated = 0 if settings.long_rows == "drop" else len(states.truncated)
     model = {name: value for name, value in states.source.items() if name not in ("versions", "control", "seed")}
     return {
@@ -62,9 +62,9 @@ def facts_of(
     }
 
 
-def half_precision(states: States) -> list[str]:
-    """A sentence on the cells that half precision moves too far, where there are such."""
+def half_precision_notes(states: States) -> list[str]:
+    """A warning that lists the cells which half precision changes too much, if any."""
     moved = states.source["moved by half precision"]
     cells = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
-    what = "Half precision moves these cells by more than 5 % of their spread; do not read them"
-    return [f"{what}: {cells}."] if moved else []
+    warning = "Half precision moves these cells by more than 5 % of their spread; do not read them"
+    return [f"{warning}: {cells}."] if moved else []

@@ -11,28 +11,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from clsprobe.probes.extraction.readouts import DEFAULT, separated
+from clsprobe.probes.extraction.readouts import DEFAULT, split_names
 
-PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> the probe that reads it unless another is named
+PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
 
 
-def _separated(value: Any) -> Any:
-    """Lists are comma-separated, or the flag is repeated."""
+def _read_names(value: Any) -> Any:
+    """Names from a comma-separated string, or from a flag that is given several times."""
     parts = [value] if isinstance(value, str) else list(value)
-    return tuple(name for part in parts for name in separated(str(part)))
+    return tuple(name for part in parts for name in split_names(str(part)))
 
 
-def _repeated(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_separated)]
-Specs = Annotated[tuple[str, ...], BeforeValidator(_repeated)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_read_names)]
+Specs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Settings(BaseModel):
-    """What all groups have in common: values are given once, and unknown names are refused."""
+    """Base of all groups: immutable, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class TextSettings(Settings):
 
 
 class LabelSettings(TextSettings):
-    """Which labels the texts have."""
+    """The labels of the texts."""
 
     label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
     target: Literal["class", "number"] | None = Field(None, description="file, hf: read labels as classes or numbers")
@@ -62,7 +62,7 @@ class LabelSettings(TextSettings):
 
 
 class TaskSettings(LabelSettings):
-    """Which texts may be learned from, and which are tested on."""
+    """How texts are split into train, dev and test."""
 
     split_column: str | None = Field(None, description="file: a column with train, dev, test")
     group_column: str | None = Field(None, description="file, hf: rows with one value stay on one side")
@@ -87,7 +87,7 @@ class ReadingSettings(Settings):
 
 
 class EncoderSettings(ReadingSettings, ModelSettings):
-    """The encoder, and what is read of it."""
+    """The encoder and its readouts."""
 
     readouts: Names = Field(DEFAULT, description="what to read at every layer")
 
@@ -97,7 +97,7 @@ class VectorSettings(EncoderSettings):
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the encoder")
     fast: bool = Field(False, description="the encoder in bfloat16, where the hardware has it")
-    cache: str | None = Field(  # where the vectors lie changes no result: not among the settings of a run
+    cache: str | None = Field(  # the place of the vectors changes no result: not among the settings of a run
         None, exclude=True, description="where vectors are kept [default: $CLSPROBE_HOME, else ~/.cache/clsprobe]"
     )
 

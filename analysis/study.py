@@ -2,12 +2,12 @@
 
 1. A `Study` asks one question. Its fields are its settings (and its flags on the command line).
 2. `measure` is its only slow step and returns `Measured` tables; `judge` and `show` are pure functions of these, for
-   one task at a time. What unites tasks, orders exhibits and resumes is written once, here and in `analysis.folder`.
+   one task at a time. Uniting tasks, ordering exhibits and resuming are written once, here and in `analysis.folder`.
 3. A `Verdict` says yes, no or undecided to the study's claim, with the effect and its 95 % interval.
 4. An `Exhibit` is a table, a caption, and the name of the plot in `analysis.plots` that draws it.
 5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model.
 
-Sees tables only: no torch, no scikit-learn.
+Imports neither torch nor scikit-learn.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.folder import RunFolder
 
-AGAIN = "Run its command again with --overwrite"
+RERUN = "Run its command again with --overwrite"
 Outcome = Literal["yes", "no", "undecided"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say to a claim: `effect` and its 95 % interval, in points of the metric (0.02 = 2 points).
+    """The outcome for a claim, with `effect` and its 95 % interval, in points of the metric (0.02 = 2 points).
 
-    parts: the verdict of every task, when there are several; the overall outcome is theirs only if all agree.
+    parts: the verdict of every task, where there are several; the overall outcome is theirs only if all agree.
     """
 
     outcome: Outcome
@@ -63,11 +63,11 @@ class Verdict:
             return verdicts[0]
         outcomes = {verdict.outcome for verdict in verdicts}
         outcome: Outcome = outcomes.pop() if len(outcomes) == 1 else "undecided"
-        count = {o: sum(verdict.outcome == o for verdict in verdicts) for o in ("yes", "no", "undecided")}
-        told = ", ".join(f"{o} on {n}" for o, n in count.items() if n)
+        tally = {o: sum(verdict.outcome == o for verdict in verdicts) for o in ("yes", "no", "undecided")}
+        counts = ", ".join(f"{o} on {n}" for o, n in tally.items() if n)
         return cls(
             outcome,
-            f"Of {len(verdicts)} tasks: {told}.",
+            f"Of {len(verdicts)} tasks: {counts}.",
             sum(verdict.effect for verdict in verdicts) / len(verdicts),
             min(verdict.low for verdict in verdicts),
             max(verdict.high for verdict in verdicts),
@@ -77,9 +77,9 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """One piece of evidence: `table` drawn by `analysis.plots.draw(plot, table, arguments)`; no plot shows the table.
+    """One piece of evidence: `table` drawn by `analysis.plots.draw(plot, table, arguments)`, or shown as a table.
 
-    section: the heading it stands under (a task's name, say); exhibits of one section follow each other.
+    section: the heading of the exhibit, such as a task's name; exhibits of one section are adjacent.
     """
 
     caption: str
@@ -99,10 +99,10 @@ class Exhibit:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A question, its verdict, the evidence, and everything needed to judge how it came about.
+    """A question, its verdict, the evidence, and everything needed to trace how it was reached.
 
-    notes: sentences a reader should not miss (self-checks, rows left out). settings: heading -> name -> value, for the
-    end of the page (settings, rows, model, versions); JSON values only.
+    notes: sentences a reader should see (self-checks, rows left out). settings: heading -> name -> value, for the end
+    of the page (settings, rows, model, versions); JSON values only.
     """
 
     question: str
@@ -113,7 +113,7 @@ class Answer:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> None:
-        """Write `path` (JSON) and one Parquet file beside it for every exhibit, the JSON last."""
+        """Write `path` (JSON, last) and one Parquet file beside it for every exhibit."""
         path = Path(path)
         described = []
         for number, exhibit in enumerate(self.exhibits):
@@ -140,26 +140,26 @@ class Answer:
 
     @classmethod
     def load(cls, path: Path | str) -> Answer:
-        """Read an answer that `save` wrote; draws again without a model. Raises InputError for anything else."""
+        """Read an answer that `save` wrote. Raises InputError for anything else."""
         from clsprobe.analysis.table import read_table
 
         path = Path(path)
         try:
-            saved = _Saved.model_validate(read_json(path, AGAIN))
+            saved = _Saved.model_validate(read_json(path, RERUN))
         except ValidationError as error:
             problem = error.errors()[0]
             what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
-            raise InputError(str(path), what, AGAIN) from None
+            raise InputError(str(path), what, RERUN) from None
         exhibits = tuple(
-            Exhibit(**{**dict(one), "table": read_table(path.with_name(Path(one.table).name or "table"))})
-            for one in saved.exhibits
+            Exhibit(**{**dict(part), "table": read_table(path.with_name(Path(part.table).name or "table"))})
+            for part in saved.exhibits
         )
         return cls(saved.question, saved.claim, saved.verdict, exhibits, saved.notes, saved.settings)
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        from clsprobe.analysis.plots.svg import svg
+        from clsprobe.analysis.plots.svg import render_svg
 
         verdict = self.verdict
         head = (
@@ -168,7 +168,7 @@ class Answer:
             f"{escape(verdict.because)}</p>"
         )
         figures = [
-            f"<figure>{svg(e.draw(), prefix=f'n{i}')}<figcaption>{escape(e.caption)}</figcaption></figure>"
+            f"<figure>{render_svg(e.draw(), prefix=f'n{i}')}<figcaption>{escape(e.caption)}</figcaption></figure>"
             for i, e in enumerate(self.exhibits)
             if e.plot
         ]
@@ -189,7 +189,7 @@ class _SavedExhibit(BaseModel):
 
 
 class _Saved(BaseModel):
-    """What `Answer.save` writes."""
+    """The JSON that `Answer.save` writes."""
 
     question: str
     claim: str
@@ -201,11 +201,11 @@ class _Saved(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a study has measured.
+    """The measurement of a study.
 
     tables: name -> table. Those with a column `task` hold the rows of every task. facts: for run.json and the end of
-    the page: "rows" (task -> which of its rows were used), "read" (SPEC -> rows read), "model", "versions".
-    notes: sentences a reader should not miss. failures: a sentence for every plug-in that failed.
+    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions".
+    notes: sentences a reader should see. failures: a sentence for every plug-in that failed.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -215,20 +215,20 @@ class Measured:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks, in the order in which they were named."""
+        """The names of the tasks, in the order of the settings."""
         return list(self.facts["rows"])
 
     def rows(self, table: str, task: str) -> pd.DataFrame:
         """The rows of one task in a table."""
-        whole = self.tables[table]
-        return whole[whole.task == task] if "task" in whole else whole
+        every_task = self.tables[table]
+        return every_task[every_task.task == task] if "task" in every_task else every_task
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a run of a study leaves: its measurement, and the answers that follow from it, by name.
+    """The result of a run: the measurement, and the answers that follow from it, by name.
 
-    title: what the page is called; None: by its question.
+    title: of the page; None: its question.
     """
 
     answers: Mapping[str, Answer]
@@ -237,7 +237,7 @@ class Finished:
 
 
 class Study(BaseModel, ABC):
-    """One question put to an encoder. Subclass it in a file of scripts/: its fields become the flags of a command.
+    """One question about an encoder. Subclass it in a file of scripts/: its fields become the flags of a command.
 
     A study is its question, its settings (groups of fields, see `analysis.settings`) and three methods: `measure`
     everything once, `judge` one task, `show` one task.
@@ -246,39 +246,39 @@ class Study(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: ClassVar[str]  # the user's words
-    claim: ClassVar[str]  # the statement that the verdict says yes or no to
+    claim: ClassVar[str]  # the statement that the verdict confirms or rejects
     margin: ClassVar[float]  # declared before measuring
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
     judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
 
     @abstractmethod
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """The only slow step. folder: where work that an interrupted run should not repeat may be kept meanwhile."""
+        """The only slow step. folder: where work may be saved that a resumed run should not repeat."""
 
     @abstractmethod
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """What the rows of one task in the table `judged` say to the claim. Pure."""
+        """The verdict of one task from its rows in the table `judged`. Pure."""
 
     @abstractmethod
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """The evidence of one task, the most telling first. Pure."""
+        """The evidence of one task, the most important first. Pure."""
 
     def note(self, measured: Measured) -> list[str]:
-        """Sentences about this question that a reader should not miss. Pure."""
+        """Sentences about this question that a reader should see. Pure."""
         return []
 
     def prepare(self) -> list[str]:
-        """Check all that can be checked without a heavy library, and say in sentences what a run would take.
+        """Check what can be checked without a heavy library; sentences on the cost of a run.
 
-        Raises InputError for whatever the user can mend.
+        Raises InputError for anything the user can fix.
         """
         return []
 
     def settings(self) -> dict[str, Any]:
-        """What tells one run of this study from another: plain JSON."""
+        """The values that distinguish runs of this study, as plain JSON."""
         return self.model_dump(mode="json")
 
-    def shown_settings(self) -> dict[str, Any]:
+    def displayed_settings(self) -> dict[str, Any]:
         """The settings as the page lists them."""
         return self.model_dump(mode="json")
 
@@ -289,12 +289,12 @@ class Study(BaseModel, ABC):
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
-        """Whether a measurement, maybe that of another study, holds what this question is about."""
+        """Whether a measurement, possibly of another study, has the tables that this question needs."""
         return cls.judged in measured.tables
 
     @classmethod
     def sharing(cls, other: Study) -> Self:
-        """This study with the settings that another one has too."""
+        """This study with the settings that it shares with another one."""
         shared = cls.model_fields.keys() & type(other).model_fields.keys()
         return cls(**{field: getattr(other, field) for field in shared})
 
@@ -306,19 +306,19 @@ class Study(BaseModel, ABC):
         """The answer to the question: verdict, evidence task by task, notes, settings and facts."""
         exhibits = [replace(e, section=short(task)) for task in measured.tasks for e in self.show(measured, task)]
         notes = (*self.note(measured), *measured.notes)
-        headed = {"Settings": _lines(self.shown_settings()), **_headed(measured.facts)}
-        return Answer(self.question, self.claim, self.verdict(measured), tuple(exhibits), notes, headed)
+        settings = {"Settings": _format_values(self.displayed_settings()), **_group_facts(measured.facts)}
+        return Answer(self.question, self.claim, self.verdict(measured), tuple(exhibits), notes, settings)
 
     def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
         """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
         measured = self.measure() if folder is None else folder.measure(self)
         studies = [
-            self if type(self) is kind else kind.sharing(self)
-            for kind in (type(self), *others)
-            if kind.can_judge(measured)
+            self if type(self) is study else study.sharing(self)
+            for study in (type(self), *others)
+            if study.can_judge(measured)
         ]
-        once = replace(measured, notes=())  # what holds for the whole measurement is said in the first answer
-        answers = {s.name(): s.answer(once if i else measured) for i, s in enumerate(studies)}
+        without_notes = replace(measured, notes=())  # notes on the whole measurement stand in the first answer only
+        answers = {s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)}
         tasks = ", ".join(filter(None, map(short, measured.tasks)))
         return Finished(answers, measured, f"{measured.facts['model']['model']} on {tasks}" if tasks else None)
 
@@ -333,23 +333,23 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
-def _headed(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Facts under the headings of the page."""
+def _group_facts(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Facts by the headings of the page."""
     rows = {
         f"{name}: {what}": value
         for part in ("read", "rows")
         for name, counts in facts[part].items()
         for what, value in counts.items()
     }
-    return {"Rows": rows, "Model": _lines(facts["model"]), "Versions": dict(facts["versions"])}
+    return {"Rows": rows, "Model": _format_values(facts["model"]), "Versions": dict(facts["versions"])}
 
 
-def _lines(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists and figures in one line, and no line for what was not asked for."""
-    return {name: _line(value) for name, value in values.items() if value not in (None, False)}
+def _format_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One line for every value; None and False are left out."""
+    return {name: _format_value(value) for name, value in values.items() if value not in (None, False)}
 
 
-def _line(value: Any) -> Any:
+def _format_value(value: Any) -> Any:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):

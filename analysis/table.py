@@ -1,5 +1,4 @@
-"""The results table and the table of predictions: their columns, their checks, and how they leave for other
-programs."""
+"""The results table and the table of predictions: columns, checks and export."""
 
 from __future__ import annotations
 
@@ -13,42 +12,42 @@ from clsprobe.probes.errors import InputError
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
 PREDICTIONS = (*KEY[:-1], "row", "label", "predicted", "log2_probability")
-NUMBERS = ("number", "predicted_number")  # stand beside these where a task of the run has numbers instead of classes
+NUMBERS = ("number", "predicted_number")  # further columns where a task of the run has numbers instead of classes
 
-NO_LAYER, NO_READOUT = -1, "none"  # where a baseline has no cell
+NO_LAYER, NO_READOUT = -1, "none"  # of a baseline without a cell
 
 
 def check_results(table: pd.DataFrame) -> pd.DataFrame:
-    """The table itself: a row per number, the first nine columns unique. Raises ValueError where it is not so."""
+    """The table itself: one row per number, the first nine columns unique. Raises ValueError otherwise."""
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"a results table has the columns {COLUMNS}, not {tuple(table.columns)}")
-    if (twice := table.duplicated(list(KEY))).any():
-        raise ValueError(f"two rows have the key {dict(table.loc[twice.idxmax(), list(KEY)])}")
+    if (duplicated := table.duplicated(list(KEY))).any():
+        raise ValueError(f"two rows have the key {dict(table.loc[duplicated.idxmax(), list(KEY)])}")
     if table.value.isna().any():
         raise ValueError(f"a number is missing: {dict(table.loc[table.value.isna().idxmax()])}")
-    if (crossed := (table.low > table.value + 1e-9) | (table.high < table.value - 1e-9)).any():
-        raise ValueError(f"an interval does not hold its value: {dict(table.loc[crossed.idxmax()])}")
+    if (outside := (table.low > table.value + 1e-9) | (table.high < table.value - 1e-9)).any():
+        raise ValueError(f"an interval does not hold its value: {dict(table.loc[outside.idxmax()])}")
     return table
 
 
 def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
-    """The table itself, one row per text and cell. Raises ValueError where its columns are not as they should be."""
+    """The table itself, one row per text and cell. Raises ValueError where its columns differ."""
     if tuple(table.columns) not in (PREDICTIONS, (*PREDICTIONS, *NUMBERS)):
         raise ValueError(f"a table of predictions has the columns {PREDICTIONS}, not {tuple(table.columns)}")
     return table
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of a run. Raises InputError for a file that is damaged or none."""
+    """A table of a run. Raises InputError for a file that is damaged or missing."""
     try:
         return pd.read_parquet(path)
-    except Exception as error:  # a damaged file may raise anything from the depths of Arrow
+    except Exception as error:  # Arrow raises many types for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(str(path), f"cannot be read ({reason})", "Run its command again with --overwrite") from None
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """The results table of a run. Raises InputError for any other."""
+    """The results table of a run. Raises InputError for any other table."""
     table = read_table(path)
     try:
         return check_results(table)
@@ -56,8 +55,8 @@ def read_results(path: Path) -> pd.DataFrame:
         raise InputError(str(path), str(error), "Run its command again with --overwrite") from None
 
 
-def joined(blocks: list[pd.DataFrame]) -> pd.DataFrame:
-    """Predictions under one another; their categories are united, or pandas would spell every row out as a string."""
+def concat_predictions(blocks: list[pd.DataFrame]) -> pd.DataFrame:
+    """Predictions concatenated; their categories are united, or pandas would expand every row to a string."""
     columns = blocks[0].select_dtypes("category").columns
     united = {c: union_categoricals([block[c] for block in blocks]).categories for c in columns}
     return pd.concat(
@@ -67,7 +66,7 @@ def joined(blocks: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV. Text that a spreadsheet would take for a formula gets a leading apostrophe."""
+    """The table as CSV. Text that a spreadsheet would read as a formula gets a leading apostrophe."""
     text = table.select_dtypes(exclude="number").columns.difference(["converged"])
     safe = table.assign(**{c: table[c].astype(str).str.replace(r"^(?=[=+\-@\t\r])", "'", regex=True) for c in text})
     return safe.to_csv(index=False, lineterminator="\n")
@@ -75,14 +74,14 @@ def to_csv(table: pd.DataFrame) -> str:
 
 def to_latex(table: pd.DataFrame) -> str:
     """Test accuracy in per cent, or R2, a booktabs table of layers by readouts for every task and probe."""
-    chosen = table[table.metric.isin(["accuracy", "r2"]) & (table.split == "test") & (table.control == "none")]
+    scores = table[table.metric.isin(["accuracy", "r2"]) & (table.split == "test") & (table.control == "none")]
     parts = []
-    for (task, probe, metric), rows in chosen.groupby(["task", "probe", "metric"], sort=False):
-        told, scale, places = ("accuracy in %", 100, 1) if metric == "accuracy" else ("R2", 1, 3)
+    for (task, probe, metric), rows in scores.groupby(["task", "probe", "metric"], sort=False):
+        caption, scale, decimals = ("accuracy in %", 100, 1) if metric == "accuracy" else ("R2", 1, 3)
         grid = (rows.pivot_table(index="layer", columns="readout", values="value", sort=False) * scale).reset_index()
-        align, number = "r" * grid.shape[1], f"%.{places}f"
+        align, number = "r" * grid.shape[1], f"%.{decimals}f"
         parts += [
-            "% " + " ".join(f"{task}, {probe} probe: test {told}".split()),  # a comment is one line
+            "% " + " ".join(f"{task}, {probe} probe: test {caption}".split()),  # a comment is one line
             grid.to_latex(index=False, escape=True, column_format=align, float_format=number, na_rep="--"),
         ]
     return "\n".join(parts)

@@ -1,99 +1,85 @@
-"""How long tasks take to be made of real text, and a run over a whole treebank.
+"""How long it takes to read tasks from real text, and to run a whole treebank.
 
     python benchmarks/sources.py        (or: make bench)
 
 1. The ten tasks of a treebank (Universal Dependencies, English Web Treebank), seconds.
-2. A table of 1,000,000 rows (CSV, written for the purpose), seconds and peak resident memory of a process of its own.
-3. The near copies among 20,000 random texts, and among 5,000 that differ in a number only, seconds.
+2. A table of 1,000,000 rows (a temporary CSV), seconds and peak resident memory of a process of its own, on Linux.
+3. Finding near copies among 20,000 random texts, and among 5,000 that differ only in a number, seconds.
 4. `clsprobe run --task conllu:...:all` on the embedded model: ten tasks, every layer, eight readouts, wall clock.
 
-The treebank is looked for in $CLSPROBE_DATA, default ../shared/data; 1 and 4 are left out without it.
+The treebank is read from $CLSPROBE_DATA, default ../shared/data; without it, 1 and 4 are skipped.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from harness import DATA, Stopwatch, measure_seconds, peak_memory, run_again, run_clsprobe
 
 from clsprobe.analysis.sources import SourceOptions, load
-from clsprobe.probes.tasks.duplicates import near
+from clsprobe.probes.tasks.duplicates import group_near_copies
 
-DATA = Path(os.environ.get("CLSPROBE_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
 ROWS = 1_000_000
 WORDS = "The rather long sentence of row {} says about as much as a review does, and its label is drawn by hand."
 
 
-def treebank(folder: Path) -> None:
+def read_treebank(folder: Path) -> None:
     """Print part 1."""
-    start = time.perf_counter()
-    tasks = load(f"conllu:{folder}:all", SourceOptions()).tasks
-    seconds = time.perf_counter() - start
+    with Stopwatch() as watch:
+        tasks = load(f"conllu:{folder}:all", SourceOptions()).tasks
     texts = len({text for task in tasks for text in task.texts})
-    print(f"treebank  {len(tasks)} tasks, {texts:,} distinct texts  {seconds:5.1f} s (at most 20)", flush=True)
+    print(f"treebank  {len(tasks)} tasks, {texts:,} distinct texts  {watch.seconds:5.1f} s (at most 20)", flush=True)
 
 
-def read(path: str) -> None:
-    """Read a table, and print seconds and this process's peak resident bytes."""
-    start = time.perf_counter()
-    (task,) = load(f"file:{path}", SourceOptions()).tasks
-    seconds = time.perf_counter() - start
+def read_table(path: str) -> None:
+    """Read a table, and print the seconds and the peak memory of this process."""
+    with Stopwatch() as watch:
+        (task,) = load(f"file:{path}", SourceOptions()).tasks
     assert len(task.texts) == ROWS
-    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())  # getrusage's is the parent's too
-    assert peak
-    print(seconds, int(peak[1]) * 1024)
+    print(watch.seconds, peak_memory())
 
 
-def table() -> None:
-    """Print part 2, on Linux."""
-    if sys.platform != "linux":
-        return
+def measure_table() -> None:
+    """Print part 2."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         with path.open("w", encoding="utf-8") as file:
             file.write("text,label\n")
             file.writelines(f'"{WORDS.format(i)}",{"ab"[i % 2]}\n' for i in range(ROWS))
         size = path.stat().st_size / 1e6
-        done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, check=True)
-    seconds, peak = map(float, done.stdout.split())
-    told = f"{seconds:5.1f} s (at most 30)  {peak / 1e6:.0f} MB at its peak (at most 300)"
-    print(f"CSV       {ROWS:,} rows, {size:.0f} MB  {told}", flush=True)
+        seconds, peak = run_again(str(path))
+    result = f"{seconds:5.1f} s (at most 30)  {peak / 1e6:.0f} MB at its peak (at most 300)"
+    print(f"CSV       {ROWS:,} rows, {size:.0f} MB  {result}", flush=True)
 
 
-def copies() -> None:
+def measure_copies() -> None:
     """Print part 3."""
     letters = np.random.default_rng(3).choice([*"abcdefghijklmnopqrstuvwxyz "], (20_000, 80))
-    template = [f"the film that we saw on the evening of day {i} was long" for i in range(5_000)]
-    for kind, texts in (("random", ["".join(row) for row in letters]), ("alike", template)):
-        start = time.perf_counter()
-        near(texts)
-        print(
-            f"near copies  {len(texts):,} texts, {kind}  {time.perf_counter() - start:5.1f} s (at most 5)", flush=True
-        )
+    similar = [f"the film that we saw on the evening of day {i} was long" for i in range(5_000)]
+    for kind, texts in (("random", ["".join(row) for row in letters]), ("alike", similar)):
+        seconds = measure_seconds(lambda texts=texts: group_near_copies(texts))
+        print(f"near copies  {len(texts):,} texts, {kind}  {seconds:5.1f} s (at most 5)", flush=True)
 
 
-def whole(folder: Path) -> None:
+def run_treebank(folder: Path) -> None:
     """Print part 4."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "clsprobe", "run", "--task", f"conllu:{folder}:all", "--quiet"]
-        start = time.perf_counter()
-        subprocess.run([*command, "--out", f"{out}/run", "--cache", f"{out}/cache"], check=True, capture_output=True)
-    print(f"whole run  {(time.perf_counter() - start) / 60:5.1f} min (at most 15)", flush=True)
+        task = ("--task", f"conllu:{folder}:all")
+        seconds = run_clsprobe("run", *task, "--out", f"{out}/run", "--cache", f"{out}/cache")
+    print(f"whole run  {seconds / 60:5.1f} min (at most 15)", flush=True)
 
 
 if __name__ == "__main__" and sys.argv[1:]:
-    read(sys.argv[1])
+    read_table(sys.argv[1])
 elif __name__ == "__main__":
-    table()
-    copies()
-    if (ewt := DATA / "ud_english_ewt").is_dir():
-        treebank(ewt)
-        whole(ewt)
+    if sys.platform == "linux":
+        measure_table()
+    measure_copies()
+    if (folder := DATA / "ud_english_ewt").is_dir():
+        read_treebank(folder)
+        run_treebank(folder)
     else:
         print(f"no treebank in {DATA}: set CLSPROBE_DATA")

@@ -1,11 +1,11 @@
-"""What a probe is: one arithmetic, two entrances.
+"""The interface of a probe: one computation behind two APIs.
 
-1. A `CellProbe` fits many cells (layer, readout) and many label sets at once: you write `fit_cells` and one of
-   `log_proba_cells` and `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these: one cell, one
-   set.
+1. A `CellProbe` fits many cells (layer, readout) and many label sets at once. A subclass implements `fit_cells` and
+   either `log_proba_cells` or `predict_cells`. scikit-learn's `fit(X, y)` and `predict(X)` follow from these, for one
+   cell and one label set.
 2. `predict_each` runs any probe over cells: a `CellProbe` in one call, any other scikit-learn estimator cell by cell.
 
-The contract that a probe must keep is in contract.py.
+The contract of a probe is in contract.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _has_probabilities(probe: CellProbe) -> bool:
 
 
 class CellProbe(BaseEstimator, ABC):
-    """A classifier or a regressor over cells. Put scikit-learn's mixin before it, which says what y holds:
+    """A classifier or a regressor over cells. List scikit-learn's mixin first; it determines what y holds:
     ``class Mine(ClassifierMixin, CellProbe)`` learns codes, ``class Mine(RegressorMixin, CellProbe)`` numbers.
     """
 
@@ -46,22 +46,23 @@ class CellProbe(BaseEstimator, ABC):
         strengths: Sequence[float] | None = None,
         sample_weight: np.ndarray | None = None,
     ) -> Self:
-        """Learn from X (cell, text, dim) and y (text, label set), integer codes, -1 = no label.
+        """Fit X (cell, text, dim) to y (text, label set): integer codes, -1 = no label; for a regressor numbers, NaN =
+        no label.
 
-        A regressor gets numbers, NaN = no label. dev: (X, y) of the same axes, on which a strength of regularisation
-        may be chosen among `strengths`. sample_weight: (text,).
+        dev: (X, y) with the same axes, on which a strength of regularisation may be chosen among `strengths`.
+        sample_weight: (text,).
         """
 
     def log_proba_cells(self, X: np.ndarray) -> np.ndarray:
-        """(cell, text, dim) -> (cell, label set, text, class), nats; -inf for classes beyond a set's own."""
+        """(cell, text, dim) -> (cell, label set, text, class), nats; -inf for classes that the set does not have."""
         raise NotImplementedError(f"{type(self).__name__} gives no probabilities")
 
     def predict_cells(self, X: np.ndarray) -> np.ndarray:
-        """(cell, text, dim) -> (cell, label set, text), integer codes; a regressor's numbers."""
+        """(cell, text, dim) -> (cell, label set, text), integer codes, or numbers for a regressor."""
         return self.log_proba_cells(X).argmax(-1)
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """scikit-learn's entrance: X (text, dim), y (text,) any labels. One cell, one label set."""
+        """scikit-learn's API for one cell and one label set: X (text, dim), y (text,) any labels."""
         numbers = is_regressor(self)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), y_numeric=numbers)
         if sample_weight is not None:
@@ -75,9 +76,9 @@ class CellProbe(BaseEstimator, ABC):
         return self.fit_cells(X[None], codes[:, None], sample_weight=sample_weight)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(text, dim) -> (text,) labels; a regressor's numbers."""
-        told = self.predict_cells(self._cell(X))[0, 0]
-        return told if is_regressor(self) else self.classes_[told]
+        """(text, dim) -> (text,) labels, or numbers for a regressor."""
+        predictions = self.predict_cells(self._cell(X))[0, 0]
+        return predictions if is_regressor(self) else self.classes_[predictions]
 
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -96,11 +97,11 @@ class CellProbe(BaseEstimator, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a probe says of texts it has not seen.
+    """A probe's predictions for texts it was not fitted on.
 
-    codes: (cell, label set, text), a regressor's numbers as float64. log2_proba: (cell, label set, text, class) bits,
-    None where the probe gives no probabilities. converged: (cell, label set). failures: cell -> what its fit raised;
-    its codes are -1, its numbers and bits NaN.
+    codes: (cell, label set, text), for a regressor numbers as float64. log2_proba: (cell, label set, text, class) bits,
+    None if the probe gives no probabilities. converged: (cell, label set). failures: cell -> error message of its fit;
+    the codes of such a cell are -1, its numbers and bits NaN.
     """
 
     codes: np.ndarray
@@ -121,34 +122,34 @@ def predict_each(
     """Fit a clone of `probe` on every cell and label set and predict `unseen`.
 
     X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label; floats for a regressor, NaN = no label.
-    unseen: (cell, text, dim). A probe that raises spoils its own cell only. Arrays are handed over read-only. Raises
-    ValueError where y is not of the kind that the probe reads.
+    unseen: (cell, text, dim). If a probe raises, only that cell fails. Arrays are passed read-only. Raises ValueError
+    if y holds classes and the probe reads numbers, or the reverse.
     """
-    reads, holds = ("numbers" if yes else "classes" for yes in (is_regressor(probe), y.dtype.kind == "f"))
-    if reads != holds:
-        raise ValueError(f"{type(probe).__name__} reads {reads}, and the labels are {holds}")
+    expected, actual = ("numbers" if yes else "classes" for yes in (is_regressor(probe), y.dtype.kind == "f"))
+    if expected != actual:
+        raise ValueError(f"{type(probe).__name__} reads {expected}, and the labels are {actual}")
     X, y, unseen = _read_only(X), _read_only(y), _read_only(unseen)
     dev = dev and (_read_only(dev[0]), _read_only(dev[1]))
-    fit = _fit_together if isinstance(probe, CellProbe) else _fit_one_by_one
+    fit = _fit_cells if isinstance(probe, CellProbe) else _fit_estimators
     try:
         return fit(probe, X, y, unseen, dev, strengths)
-    except Exception as error:  # a plug-in may raise anything; it is told, and the other cells go on
+    except Exception as error:  # a plug-in may raise anything: record it, and go on with the other cells
         if len(X) == 1:
             shape = 1, y.shape[1], unseen.shape[1]
-            told = f"{type(error).__name__}: {error}"
-            nothing = np.full(shape, np.nan if y.dtype.kind == "f" else -1)
-            return Predictions(nothing, None, np.zeros(shape[:2], bool), {0: told})
-    alone = [
+            message = f"{type(error).__name__}: {error}"
+            codes = np.full(shape, np.nan if y.dtype.kind == "f" else -1)
+            return Predictions(codes, None, np.zeros(shape[:2], bool), {0: message})
+    parts = [
         predict_each(
             probe, X[c : c + 1], y, unseen[c : c + 1], dev=dev and (dev[0][c : c + 1], dev[1]), strengths=strengths
         )
         for c in range(len(X))
     ]
-    return _stack(alone, _classes(y))
+    return _stack(parts, _count_classes(y))
 
 
-def _classes(y: np.ndarray) -> int:
-    """How many classes the codes have; numbers have none."""
+def _count_classes(y: np.ndarray) -> int:
+    """Number of classes of the codes; 0 for numbers."""
     return 0 if y.dtype.kind == "f" else int(y.max()) + 1
 
 
@@ -159,18 +160,18 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 
 def _stack(parts: Sequence[Predictions], classes: int) -> Predictions:
-    known = [p.log2_proba for p in parts if p.log2_proba is not None]
+    bits = [p.log2_proba for p in parts if p.log2_proba is not None]
     shape = parts[0].codes.shape
     blank = np.full((*shape, classes), np.nan)
     return Predictions(
         np.concatenate([p.codes for p in parts]),
-        np.concatenate([blank if p.log2_proba is None else p.log2_proba for p in parts]) if known else None,
+        np.concatenate([blank if p.log2_proba is None else p.log2_proba for p in parts]) if bits else None,
         np.concatenate([p.converged for p in parts]),
         {cell: p.failures[0] for cell, p in enumerate(parts) if p.failures},
     )
 
 
-def _fit_together(
+def _fit_cells(
     probe: CellProbe,
     X: np.ndarray,
     y: np.ndarray,
@@ -179,41 +180,41 @@ def _fit_together(
     strengths: Sequence[float] | None,
 ) -> Predictions:
     fitted = clone(probe).fit_cells(X, y, dev=dev, strengths=strengths)
-    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _classes(y)
+    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _count_classes(y)
     converged = np.asarray(getattr(fitted, "converged_", np.ones(shape[:2], bool)))
     if not _has_probabilities(probe):
-        return Predictions(_told(fitted.predict_cells(unseen), shape, classes), None, converged, {})
-    nats = _log_proba(fitted.log_proba_cells(unseen), (*shape, classes))
-    return Predictions(nats.argmax(-1), nats / math.log(2), converged, {})
+        return Predictions(_check_predictions(fitted.predict_cells(unseen), shape, classes), None, converged, {})
+    log_proba = _check_log_proba(fitted.log_proba_cells(unseen), (*shape, classes))
+    return Predictions(log_proba.argmax(-1), log_proba / math.log(2), converged, {})
 
 
-def _told(told: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
-    """What a probe predicted, or ValueError where that is no class; without classes, where it is no number."""
-    told = np.asarray(told)
-    if told.shape != shape:
-        raise ValueError(f"predicted an array of shape {told.shape}, expected {shape}")
+def _check_predictions(predictions: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """Validated predictions. Raises ValueError for a code that is no class or, without classes, a number not finite."""
+    predictions = np.asarray(predictions)
+    if predictions.shape != shape:
+        raise ValueError(f"predicted an array of shape {predictions.shape}, expected {shape}")
     if not classes:
-        if not np.isfinite(told).all():
+        if not np.isfinite(predictions).all():
             raise ValueError("predicted something that is not a finite number")
-        return told.astype(np.float64)
-    if not np.isin(told, np.arange(classes)).all():
+        return predictions.astype(np.float64)
+    if not np.isin(predictions, np.arange(classes)).all():
         raise ValueError("predicted something that is not a class it was trained on")
-    return told.astype(np.int64)
+    return predictions.astype(np.int64)
 
 
-def _log_proba(told: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Log probabilities in nats, or ValueError where they are none."""
-    told = np.asarray(told)
-    if told.shape != shape:
-        raise ValueError(f"gave probabilities of shape {told.shape}, expected {shape}")
-    total = np.exp(told).sum(-1)
+def _check_log_proba(log_proba: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Validated log probabilities, nats. Raises ValueError for a wrong shape or probabilities that do not sum to 1."""
+    log_proba = np.asarray(log_proba)
+    if log_proba.shape != shape:
+        raise ValueError(f"gave probabilities of shape {log_proba.shape}, expected {shape}")
+    total = np.exp(log_proba).sum(-1)
     if not np.allclose(total, 1, atol=1e-3):
         worst = total.ravel()[np.abs(total - 1).argmax()]
         raise ValueError(f"gave probabilities that sum to {worst:.4g}, expected 1")
-    return told
+    return log_proba
 
 
-def _fit_one_by_one(
+def _fit_estimators(
     probe: BaseEstimator,
     X: np.ndarray,
     y: np.ndarray,
@@ -221,8 +222,8 @@ def _fit_one_by_one(
     dev: tuple[np.ndarray, np.ndarray] | None,
     strengths: Sequence[float] | None,
 ) -> Predictions:
-    """An ordinary estimator has no strengths of ours: it is fitted as it is, and dev is left alone."""
-    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _classes(y)
+    """An ordinary estimator takes no strengths: it is fitted as it is, without dev."""
+    shape, classes = (len(X), y.shape[1], unseen.shape[1]), _count_classes(y)
     codes = np.empty(shape, np.int64 if classes else np.float64)
     bits = np.full((*shape, classes), -np.inf) if hasattr(probe, "predict_proba") else None
     converged = np.ones(shape[:2], bool)
@@ -233,10 +234,12 @@ def _fit_one_by_one(
             warnings.simplefilter("always")
             estimator.fit(X[cell][known], y[known, label_set])
         converged[cell, label_set] = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        codes[cell, label_set] = _told(estimator.predict(unseen[cell]), shape[2:], classes)
+        codes[cell, label_set] = _check_predictions(estimator.predict(unseen[cell]), shape[2:], classes)
         if bits is not None:
-            own = estimator.classes_
+            classes_of_set = estimator.classes_
             with np.errstate(divide="ignore"):
-                nats = np.log(estimator.predict_proba(unseen[cell]))
-            bits[cell, label_set][:, own] = _log_proba(nats, (shape[2], len(own))) / math.log(2)
+                log_proba = np.log(estimator.predict_proba(unseen[cell]))
+            bits[cell, label_set][:, classes_of_set] = _check_log_proba(
+                log_proba, (shape[2], len(classes_of_set))
+            ) / math.log(2)
     return Predictions(codes, bits, converged, {})

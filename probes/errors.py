@@ -1,7 +1,7 @@
-"""The one error a user can mend, and the suggestion that goes with a mistyped name.
+"""The error for faulty input, and the suggestion for a mistyped name.
 
-`InputError` carries WHERE (``file:line`` or ``--flag``), WHAT and MEND; the command line prints it as the single line
-``error: WHERE: WHAT. MEND.`` and exits with 2. Everything else that escapes is our own bug (exit 1).
+`InputError` carries WHERE (``file:line`` or ``--flag``), WHAT and MEND. The command prints it as one line, ``error:
+WHERE: WHAT. MEND.``, and exits with 2. Any other exception that escapes is a bug (exit 1).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """Something the user gave that the user can mend.
+    """A fault in the user's input that the user can fix.
 
-    where: the physical place, ``reviews.csv:17``, ``run.yaml:4 key`` or ``--layers``.
-    what: what is wrong there, without a full stop. mend: what to do about it, a sentence without a full stop.
+    where: its location, ``reviews.csv:17``, ``run.yaml:4 key`` or ``--layers``. what: what is wrong, without a full
+    stop. mend: what to do about it, a sentence without a full stop.
     """
 
     def __init__(self, where: str, what: str, mend: str = "") -> None:
@@ -29,39 +29,39 @@ class InputError(Exception):
 
 
 def printable(text: str) -> str:
-    """One line, whatever a file name or a cell holds: control characters and surrogates become escapes."""
+    """The text on one line: control characters and surrogates become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to a mistyped one, or None.
+    """The known name most similar to a mistyped one, or None.
 
-    Nearest by Damerau-Levenshtein similarity (optimal string alignment) from 0.6 on; else a name of two letters
-    that is one edit away; else a longer one that begins like it but for one edit (`lable`: label_column).
+    Similarity is Damerau-Levenshtein (optimal string alignment), at least 0.6. Otherwise a name of two letters that is
+    one edit away; otherwise a longer name whose beginning is one edit away (`lable`: label_column).
     """
     from rapidfuzz import process
     from rapidfuzz.distance import OSA
 
-    name, lowered = name.lower(), {k: k.lower() for k in known}
-    short = {k: v for k, v in lowered.items() if len(v) == 2}
-    begins = {k: v[: len(name)] for k, v in lowered.items() if len(name) >= 4}
-    for near, cutoff in ((lowered, 0.6), (short, 0.5), (begins, 1 - 1.01 / max(len(name), 4))):
-        if best := process.extractOne(name, near, scorer=OSA.normalized_similarity, score_cutoff=cutoff):
+    name, lower_case = name.lower(), {k: k.lower() for k in known}
+    short_names = {k: v for k, v in lower_case.items() if len(v) == 2}
+    prefixes = {k: v[: len(name)] for k, v in lower_case.items() if len(name) >= 4}
+    for candidates, cutoff in ((lower_case, 0.6), (short_names, 0.5), (prefixes, 1 - 1.01 / max(len(name), 4))):
+        if best := process.extractOne(name, candidates, scorer=OSA.normalized_similarity, score_cutoff=cutoff):
             return best[2]
     return None
 
 
 def unknown(where: str, kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among the known ones: what there is, and the likeliest one meant."""
+    """The error for an unknown name: lists the known names and suggests the most similar one."""
     known = list(known)
-    guess = did_you_mean(name, known)
+    suggestion = did_you_mean(name, known)
     listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    hint = f"Did you mean '{guess}'? " if guess else ""
+    hint = f"Did you mean '{suggestion}'? " if suggestion else ""
     return InputError(where, f"unknown {kind} '{name}'", f"{hint}One of: {listed}")
 
 
-def named_rows(rows: Iterable[int], limit: int = 10) -> str:
-    """`rows` as a person reads them: the first ten, then how many more."""
+def format_rows(rows: Iterable[int], limit: int = 10) -> str:
+    """Row numbers as text: the first `limit`, then the number of the others."""
     rows = list(rows)
     more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
     return ", ".join(f"{row:,}" for row in rows[:limit]) + more

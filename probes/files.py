@@ -1,12 +1,12 @@
-"""The one place that writes anything to disk.
+"""The only module that writes to disk.
 
-1. `replacing` and what is built on it: every file appears whole or not at all. It is written under a temporary name
-   beside its target, flushed to the disk, renamed over the target, and the folder is flushed so that the rename itself
-   survives a power cut. `tidy` removes the temporary files of writers that were killed.
-2. `spooled`: a stream that can be read once as a file that can be read again and is gone when it is closed; it and
-   `file_digest` tell the SHA-256 of what they read.
-3. `Lock`: who is at work on a file, so that two processes share the work instead of doing it twice.
-4. `try_folder`: whether a file system keeps the promises that 1 and 3 rely on; some that reach over a network do not.
+1. `replacing` and the functions built on it write a file completely or not at all: under a temporary name beside the
+   target, flushed to disk, then renamed over the target. The folder is flushed too, so that the rename survives a power
+   cut. `remove_temporary_files` removes the temporary files of writers that were killed.
+2. `spool_stream` copies a stream to an anonymous file that can be read more than once; it and `file_digest` compute the
+   SHA-256.
+3. `Lock` marks a file that a process is working on, so that two processes share the work instead of doing it twice.
+4. `check_folder` tests whether a file system supports what 1 and 3 rely on; some network file systems do not.
 
 Imports no torch.
 """
@@ -35,16 +35,16 @@ from clsprobe.probes.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-BEAT, STALE = 2.0, 30.0  # seconds: between two signs of life, and without one
-LONG = 3600.0  # seconds: what has not been touched for so long is nobody's, whatever the clocks of two machines say
-TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # where, and by which process
+BEAT, STALE = 2.0, 30.0  # seconds between two heartbeats of a lock, and without one until it is stale
+ABANDONED = 3600.0  # seconds without a change until a file is abandoned, more than clocks of machines differ
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # machine, process
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well and leaves no trace when it does not."""
+    """A binary file that replaces `path` when the block ends, or is removed if the block raises."""
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -53,23 +53,23 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except BaseException:
-        with suppress(OSError):  # what went wrong first is what to tell
+        with suppress(OSError):  # report the first error
             temporary.unlink(missing_ok=True)
         raise
 
 
-def spooled(stream: BinaryIO) -> tuple[BinaryIO, str]:
-    """All that a stream gives, as a file without a name, at its start, and the SHA-256 of it."""
-    file, total = tempfile.TemporaryFile(), sha256()  # noqa: SIM115 - whoever reads it closes it
+def spool_stream(stream: BinaryIO) -> tuple[BinaryIO, str]:
+    """The content of a stream as an anonymous file, positioned at its start, and its SHA-256."""
+    file, digest = tempfile.TemporaryFile(), sha256()  # noqa: SIM115 - the caller closes it
     try:
-        while part := stream.read(1 << 20):
-            total.update(part)
-            file.write(part)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            file.write(block)
         file.seek(0)
     except BaseException:
         file.close()
         raise
-    return file, total.hexdigest()
+    return file, digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -79,91 +79,93 @@ def file_digest(path: Path) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, with the line ends as they are."""
+    """Replace `path` by `text` in UTF-8, with line ends unchanged."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_parquet(path: Path | str, table: pd.DataFrame) -> None:
     """Replace `path` by `table` as Parquet (zstd), without the index."""
-    words = list(table.select_dtypes(exclude="number"))  # dictionaries of numbers cost memory and seldom pay
-    # given a file, pandas opens it again by its name
-    content = table.to_parquet(None, index=False, compression="zstd", use_dictionary=words)
+    dictionary_columns = list(
+        table.select_dtypes(exclude="number")
+    )  # dictionaries of numbers take memory and rarely save any
+    # not written to the open file: pandas would open it again by its name
+    content = table.to_parquet(None, index=False, compression="zstd", use_dictionary=dictionary_columns)
     with replacing(path) as file:
         file.write(content)
 
 
-def tidy(folder: Path) -> None:
-    """Remove the temporary files of a folder whose writers are gone: killed, or cut off with the power."""
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of a folder whose writers have ended, killed or by a power cut."""
     for path in folder.glob(".*.tmp"):
-        named = TEMPORARY.fullmatch(path.name)
-        with suppress(FileNotFoundError):  # its writer lives, and has just done with it
-            if named and (_gone(named[1], int(named[2])) or time.time() - path.stat().st_mtime > LONG):
+        match = TEMPORARY.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if match and (_process_ended(match[1], int(match[2])) or time.time() - path.stat().st_mtime > ABANDONED):
                 path.unlink()
 
 
 def make_folder(path: Path | str, *, private: bool = False) -> Path:
-    """Create `path` and its parents, and flush every folder that received one.
+    """Create `path` and its parents, and flush every folder in which one was created.
 
-    private: closed to other users; a folder that was there with something in it stays as open as it was.
+    private: closed to other users; the mode of an existing folder that is not empty is left unchanged.
     """
     path = Path(path)
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
-    if private and not new and os.name != "nt" and not any(path.iterdir()):
+    if private and not created and os.name != "nt" and not any(path.iterdir()):
         path.chmod(0o700)
-    for folder in new:
+    for folder in created:
         _flush_folder(folder.parent)
     return path
 
 
-def try_folder(path: Path) -> None:
-    """Raise OSError where files cannot be written, created by one process only, or replaced in one step."""
-    tried = _temporary(path / "try")
+def check_folder(path: Path) -> None:
+    """Raise OSError if files cannot be written, created exclusively or replaced atomically."""
+    probe = _temporary_path(path / "try")
     try:
-        with replacing(tried) as file:
+        with replacing(probe) as file:
             file.write(b"old")
         with suppress(FileExistsError):
-            tried.open("xb").close()
+            probe.open("xb").close()
             raise OSError(errno.ENOTSUP, "Two processes can create one file there", str(path))
-        with replacing(tried) as file:
+        with replacing(probe) as file:
             file.write(b"new")
-        if tried.read_bytes() != b"new":
+        if probe.read_bytes() != b"new":
             raise OSError(errno.ENOTSUP, "Files cannot be replaced there", str(path))
-        touch(tried)
+        touch(probe)
     finally:
         with suppress(OSError):
-            tried.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, suffix: str) -> None:
-    """Rename a file that is not to be read again, keeping it to be looked at."""
+    """Rename a file that must not be read again, and keep it for inspection."""
     os.replace(path, path.with_name(path.name + suffix))
     _flush_folder(path.parent)
 
 
 def touch(path: Path) -> None:
-    """Set the time of a file to now: it has just been of use."""
+    """Set the modification time of a file to now, to mark it as recently used."""
     os.utime(path)
 
 
 class Lock:
-    """A file that says which process is at work on something, for as long as it beats.
+    """A lock file that names the process that holds it and is touched every `BEAT` seconds.
 
-    `take` never waits. A lock whose process is gone (on this host), or whose time has not moved for `STALE` seconds
-    while this object watched, is broken. Two processes may still hold one lock after a break at the same moment, so
-    what it guards must be right when done twice: it saves work, it does not keep order.
+    `take` never waits. It breaks a lock whose process has ended (on this host), or whose modification time has not
+    changed for `STALE` seconds while this object waited. Two processes that break it at the same moment may both hold
+    it, so the guarded work must be correct when done twice: the lock saves work, it is no mutual exclusion.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: tuple[float, float] = (-1.0, 0.0)  # the lock's time, and when we first saw it, on our own clock
+        self._seen: tuple[float, float] = (-1.0, 0.0)  # the lock's modification time, and our clock when first seen
         self._stop: threading.Event | None = None
 
     def take(self) -> bool:
-        """Whether the lock is ours now."""
-        owner = json.dumps({"host": platform.node(), "here": _here(), "process": os.getpid()})
-        for _ in range(2):  # again after a stale one is broken
+        """Try to take the lock, and return whether this object holds it."""
+        owner = json.dumps({"host": platform.node(), "here": _machine_id(), "process": os.getpid()})
+        for _ in range(2):  # a second time after breaking a stale lock
             try:
                 file = self.path.open("x", encoding="utf-8")
             except FileExistsError:
@@ -177,16 +179,16 @@ class Lock:
                     file.write(owner)
                 threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
                 return True
-            except BaseException:  # a lock that nobody holds would keep others waiting
+            except BaseException:  # others would wait for a lock that nobody holds
                 self.release()
                 raise
         return False
 
     def release(self) -> None:
-        """Give it up; nothing happens where it is not ours."""
+        """Release the lock; does nothing if this object does not hold it."""
         if self._stop:
             self._stop.set()
-            with suppress(OSError):  # without a beat it ends by itself
+            with suppress(OSError):  # without heartbeats it becomes stale
                 self.path.unlink(missing_ok=True)
             self._stop = None
 
@@ -200,28 +202,28 @@ class Lock:
             changed = self.path.stat().st_mtime
         except FileNotFoundError:
             return True
-        with suppress(OSError, ValueError, TypeError, KeyError):  # being written, or torn: only time tells
+        with suppress(OSError, ValueError, TypeError, KeyError):  # incomplete: only its age counts
             owner = json.loads(self.path.read_text(encoding="utf-8"))
-            if _gone(owner["here"], owner["process"]):
+            if _process_ended(owner["here"], owner["process"]):
                 return True
         if changed != self._seen[0]:
             self._seen = changed, time.monotonic()
-        return time.monotonic() - self._seen[1] > STALE or time.time() - changed > LONG
+        return time.monotonic() - self._seen[1] > STALE or time.time() - changed > ABANDONED
 
 
 @cache
-def _here() -> str:
-    """Where a process number means what it means to us: this machine, since it was started, with what it can see."""
+def _machine_id() -> str:
+    """Digest of the scope in which a process number is unique: this machine since its start, and its container."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
-        parts.append(os.readlink("/proc/self/ns/pid"))  # a container has its own numbers
+        parts.append(os.readlink("/proc/self/ns/pid"))  # a container numbers its processes itself
     return sha256("".join(parts).encode()).hexdigest()[:8]
 
 
-def _gone(here: str, process: int) -> bool:
-    """Whether a process ran here and does no more; False where we cannot know."""
-    if os.name == "nt" or here != _here():
+def _process_ended(machine: str, process: int) -> bool:
+    """Whether a process of this machine has ended; False if that cannot be known."""
+    if os.name == "nt" or machine != _machine_id():
         return False
     try:
         os.kill(process, 0)
@@ -232,8 +234,8 @@ def _gone(here: str, process: int) -> bool:
     return False
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_machine_id()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _flush_folder(path: Path) -> None:
@@ -241,7 +243,7 @@ def _flush_folder(path: Path) -> None:
         return
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # open for writing only
+    except PermissionError:  # a folder that may be written to but not read
         return
     try:
         os.fsync(descriptor)
@@ -253,7 +255,7 @@ def _flush_folder(path: Path) -> None:
 
 
 def read_json(path: Path, mend: str) -> Any:
-    """What a JSON file holds. Raises InputError, with this mend, where it is none."""
+    """The content of a JSON file. Raises InputError with this `mend` if it cannot be read or parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

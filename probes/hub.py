@@ -1,6 +1,6 @@
-"""The Hugging Face hub: whether it answers, and what its cache on this machine holds.
+"""The Hugging Face hub: whether it can be reached, and the contents of its cache on this machine.
 
-`huggingface_hub` is imported when something is asked of it: it costs time.
+`huggingface_hub` is imported inside the functions, because the import is slow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from clsprobe.probes.errors import did_you_mean
 Kind = Literal["models", "datasets"]
 
 
-def hub_answers() -> bool:
+def hub_is_reachable() -> bool:
     """One quick request, because the hub's own calls retry for 20 seconds when there is no network."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -27,20 +27,20 @@ def hub_answers() -> bool:
 
 
 def cached_folder(repository: str, files: Sequence[str], revision: str | None = None) -> Path | None:
-    """The snapshot of a model that has one of these files in the cache; None where there is none.
+    """The cached snapshot of a model that has one of these files, or None.
 
-    Raises ValueError for what cannot be a name on the hub.
+    Raises ValueError if `repository` is not a valid name on the hub.
     """
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        if isinstance(found := try_to_load_from_cache(repository, file, revision=revision), str):
-            return Path(found).parent
+        if isinstance(path := try_to_load_from_cache(repository, file, revision=revision), str):
+            return Path(path).parent
     return None
 
 
 def cached_names(kind: Kind) -> list[str]:
-    """The full names, ORG/NAME, of what the cache holds."""
+    """The full names, ORG/NAME, of the models or data sets in the cache."""
     from huggingface_hub import constants
 
     folders = sorted(Path(constants.HF_HUB_CACHE).glob(f"{kind}--*/snapshots"))
@@ -48,7 +48,7 @@ def cached_names(kind: Kind) -> list[str]:
 
 
 def cached_commit(kind: Kind, name: str, revision: str) -> str | None:
-    """What a branch or tag was when the hub was asked last; None where the cache does not know."""
+    """The commit of a branch or tag when the hub was last reached; None if it is not in the cache."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE, f"{kind}--" + name.replace("/", "--"), "refs", revision)
@@ -59,7 +59,7 @@ def cached_commit(kind: Kind, name: str, revision: str) -> str | None:
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The one of these names that was meant, with or without its organisation; None where none is near."""
+    """The name most similar to a mistyped one, with or without its organisation; None if none is similar."""
     known: dict[str, str] = {}
     for full in names:
         known |= {full: full, full.rpartition("/")[2]: full}

@@ -1,8 +1,8 @@
-"""The probe with one hidden layer: what a linear probe cannot read because classes are not on two sides of a plane.
+"""The probe with one hidden layer, for classes that are not linearly separable.
 
-Trained over all cells, label sets and strengths at once (descent.py), on features standardised as those of the linear
-probe are. The last matrix starts at 0: the probe starts as the class frequencies, and stays there where nothing is
-gained on dev. A probe this strong can memorise; read it beside its control (probes.tasks.control; Hewitt & Liang 2019).
+All cells, label sets and strengths are trained at once (descent.py), on features standardised as in the linear probe.
+The last matrix starts at 0: the probe starts as the class frequencies, and stays there if nothing is gained on dev. It
+can memorise; compare it with its control (probes.tasks.control; Hewitt & Liang 2019).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class MLPProbe(ClassifierMixin, CellProbe):
     """One hidden layer of rectified linear units and a softmax.
 
     hidden: its width. C: the inverse strength of the penalty on both matrices, as in the linear probe. random_state:
-    seeds the first weights and the mini-batches.
+    seeds the initial weights and the mini-batches.
 
     Fitted: mean_, scale_ (cell, dim); parameters_ (cell, label set, ...) tensors by name; strength_ (cell, label set)
-    the C kept; converged_ (cell, label set) whether training ended by itself.
+    the chosen C; converged_ (cell, label set) whether training stopped early.
     """
 
     def __init__(self, hidden: int = 64, C: float = 1.0, random_state: int = 0) -> None:
@@ -46,14 +46,14 @@ class MLPProbe(ClassifierMixin, CellProbe):
         strengths: Sequence[float] | None = None,
         sample_weight: np.ndarray | None = None,
     ) -> Self:
-        """Train until `dev` has the fewest bits (a tenth of train without it), at C or at the best of `strengths`."""
+        """Train until the loss on `dev` (or a tenth of train) stops falling, at C or at the best of `strengths`."""
         grid = torch.tensor([self.C] if strengths is None or dev is None else list(strengths), dtype=torch.float64)
         self.mean_, self.scale_ = _moments(X, sample_weight)
         features, dim = self._standardised(X), X.shape[2]
         generator = torch.Generator().manual_seed(self.random_state)
-        drawn = torch.randn(dim, self.hidden, generator=generator, dtype=features.dtype)
+        inner = torch.randn(dim, self.hidden, generator=generator, dtype=features.dtype)
         start = {
-            "inner": drawn * (2 / dim) ** 0.5,  # He et al. 2015
+            "inner": inner * (2 / dim) ** 0.5,  # He et al. 2015
             "threshold": features.new_zeros(self.hidden),
             "outer": features.new_zeros(self.hidden, int(y.max()) + 1),
         }
@@ -65,7 +65,7 @@ class MLPProbe(ClassifierMixin, CellProbe):
             grid,
             generator,
             rate=RATE,
-            held=dev and (self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))),
+            held_out=dev and (self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))),
             weight=None if sample_weight is None else torch.as_tensor(sample_weight),
         )
         self.parameters_ = trained.parameters
@@ -84,6 +84,6 @@ class MLPProbe(ClassifierMixin, CellProbe):
 
 def _network(parameters: descent.Parameters, x: Tensor) -> Tensor:
     inner = parameters["inner"]  # (cell, problem, dim, hidden)
-    together = x @ inner.transpose(1, 2).flatten(2)  # one product a cell
-    hidden = together.unflatten(2, inner.shape[1::2]).transpose(1, 2) + parameters["threshold"][:, :, None]
+    projected = x @ inner.transpose(1, 2).flatten(2)  # one product per cell
+    hidden = projected.unflatten(2, inner.shape[1::2]).transpose(1, 2) + parameters["threshold"][:, :, None]
     return hidden.relu() @ parameters["outer"]

@@ -1,13 +1,13 @@
-"""The probe that learns where to look: attention over the tokens of a text, trained jointly with a linear head.
+"""The attention probe: learned attention over the tokens of a text, trained jointly with a linear head.
 
 1. Every cell and label set has one query q and one temperature. The tokens x_j of a text, standardised over the real
-   tokens of train, are weighed by softmax_j(x_j . q / temperature), and a linear map reads their weighted mean.
-2. q starts at 0: the probe starts as mean pooling. Query, temperature and map are trained together over all cells,
-   label sets and strengths at once (descent.py).
-3. `attention_cells` gives the weights, to be shown beside what they read.
-4. `learned` says which readouts are for this probe, whatever probe the other readouts are for.
+   tokens of train, are weighted by softmax_j(x_j . q / temperature), and a linear map reads their weighted mean.
+2. q starts at 0: the probe starts as mean pooling. Query, temperature and map of all cells, label sets and strengths
+   are trained at once (descent.py).
+3. `attention_cells` returns the attention weights.
+4. `make_attention_probe` makes the probe for the readouts that need it.
 
-What it gains over a fixed pooling read by the linear probe is what that pooling loses.
+Its gain over a linear probe on a fixed pooling is the information that this pooling loses.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ RATE = 1e-2
 
 
 class AttentionProbe(ClassifierMixin, CellProbe):
-    """A softmax on what one learned query gathers from token vectors.
+    """Softmax regression on the mean of token vectors, weighted by a learned query.
 
-    A row of X holds the vectors of a text's tokens one after another, (cell, text, token * dim), filled up with zeros:
-    a token that is 0 throughout is padding. dim: the size of one vector; None takes the row for a single token, which
-    leaves a linear probe. C: the inverse strength of the penalty on query and map. random_state: seeds the
-    mini-batches.
+    A row of X holds the vectors of a text's tokens one after another, (cell, text, token * dim), padded with zeros: a
+    token that is all zeros is padding. dim: the size of one vector; None treats the row as one token, which makes it a
+    linear probe. C: the inverse strength of the penalty on query and map. random_state: seeds the mini-batches.
 
     Fitted: mean_, scale_ (cell, dim); parameters_ (cell, label set, ...) tensors by name; strength_ (cell, label set)
-    the C kept; converged_ (cell, label set) whether training ended by itself.
+    the chosen C; converged_ (cell, label set) whether training stopped early.
     """
 
     def __init__(self, dim: int | None = None, C: float = 1.0, random_state: int = 0) -> None:
@@ -53,9 +52,9 @@ class AttentionProbe(ClassifierMixin, CellProbe):
         strengths: Sequence[float] | None = None,
         sample_weight: np.ndarray | None = None,
     ) -> Self:
-        """Train until `dev` has the fewest bits (a tenth of train without it), at C or at the best of `strengths`.
+        """Train until the loss on `dev` (or a tenth of train) stops falling, at C or at the best of `strengths`.
 
-        Raises ValueError where rows are not whole tokens of `dim` numbers.
+        Raises ValueError if the width of X is not a multiple of `dim`.
         """
         grid = torch.tensor([self.C] if strengths is None or dev is None else list(strengths), dtype=torch.float64)
         self._moments(X, sample_weight)
@@ -73,7 +72,7 @@ class AttentionProbe(ClassifierMixin, CellProbe):
             grid,
             torch.Generator().manual_seed(self.random_state),
             rate=RATE,
-            held=dev and (self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))),
+            held_out=dev and (self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))),
             weight=None if sample_weight is None else torch.as_tensor(sample_weight),
         )
         self.parameters_ = trained.parameters
@@ -85,7 +84,7 @@ class AttentionProbe(ClassifierMixin, CellProbe):
         return descent.log_proba(_network, self.parameters_, self._standardised(X)).numpy()
 
     def attention_cells(self, X: np.ndarray) -> np.ndarray:
-        """(cell, text, token * dim) -> (cell, label set, text, token), the weights: rows sum to 1, 0 on padding."""
+        """(cell, text, token * dim) -> (cell, label set, text, token) attention: rows sum to 1, 0 on padding."""
         return _attention(self.parameters_, self._standardised(X)).numpy()
 
     def _tokens(self, X: np.ndarray) -> np.ndarray:
@@ -96,25 +95,25 @@ class AttentionProbe(ClassifierMixin, CellProbe):
         return X.reshape(*X.shape[:2], -1, dim)
 
     def _moments(self, X: np.ndarray, weight: np.ndarray | None) -> None:
-        """Sets mean_ and scale_ (cell, dim), over the real tokens."""
-        found = []
+        """Set mean_ and scale_ (cell, dim), over the real tokens."""
+        moments = []
         for tokens in self._tokens(X):
             real = (tokens != 0).any(-1)  # (text, token)
             if not real.any():
                 real[:, 0] = True
-            each = None if weight is None else np.broadcast_to(np.asarray(weight)[:, None], real.shape)[real]
-            found.append(_moments(tokens[real][None], each))
-        self.mean_, self.scale_ = (np.concatenate(part) for part in zip(*found, strict=True))
+            token_weights = None if weight is None else np.broadcast_to(np.asarray(weight)[:, None], real.shape)[real]
+            moments.append(_moments(tokens[real][None], token_weights))
+        self.mean_, self.scale_ = (np.concatenate(part) for part in zip(*moments, strict=True))
 
     def _standardised(self, X: np.ndarray) -> Tensor:
-        """(cell, text, token, dim + 1), the last number 1 on a real token, and all of them 0 on padding."""
+        """(cell, text, token, dim + 1); the last number is 1 on a real token, and all are 0 on padding."""
         tokens = self._tokens(X)
-        out = np.zeros((*tokens.shape[:3], tokens.shape[3] + 1), self.mean_.dtype)
-        real = out[..., -1:]
+        standardised = np.zeros((*tokens.shape[:3], tokens.shape[3] + 1), self.mean_.dtype)
+        real = standardised[..., -1:]
         real[...] = (tokens != 0).any(-1, keepdims=True)
-        np.subtract(tokens, self.mean_[:, None, None], out=out[..., :-1])
-        out[..., :-1] *= real / self.scale_[:, None, None]
-        return torch.from_numpy(out)
+        np.subtract(tokens, self.mean_[:, None, None], out=standardised[..., :-1])
+        standardised[..., :-1] *= real / self.scale_[:, None, None]
+        return torch.from_numpy(standardised)
 
 
 def _attention(parameters: descent.Parameters, x: Tensor) -> Tensor:
@@ -129,12 +128,12 @@ def _attention(parameters: descent.Parameters, x: Tensor) -> Tensor:
 
 
 def _network(parameters: descent.Parameters, x: Tensor) -> Tensor:
-    gathered = torch.einsum("cpnt,cntd->cpnd", _attention(parameters, x), x[..., :-1])
-    return gathered @ parameters["map"]
+    pooled = torch.einsum("cpnt,cntd->cpnd", _attention(parameters, x), x[..., :-1])
+    return pooled @ parameters["map"]
 
 
-def learned(readout: str, dim: int) -> AttentionProbe | None:
-    """The probe that learns the pooling of a readout; None where the readout is a vector of its own.
+def make_attention_probe(readout: str, dim: int) -> AttentionProbe | None:
+    """The probe that learns the pooling of a readout, or None if the readout is a single vector.
 
     dim: the size of one token's vector.
     """

@@ -1,6 +1,6 @@
-"""The probes that can be named: entry points ``clsprobe.probes`` of installed packages, and ``package.module:Class``.
+"""Probes by name: entry points ``clsprobe.probes`` of installed packages, and ``package.module:Class``.
 
-Imports no scikit-learn, so that a mistyped name is answered at once.
+Imports no scikit-learn, so that a mistyped name is reported at once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
 
 
-def registered() -> dict[str, str]:
+def registered_probes() -> dict[str, str]:
     """Name -> ``package.module:Class`` of every probe that an installed package registers."""
     return {entry.name: entry.value for entry in entry_points(group="clsprobe.probes")}
 
 
-def check_name(name: str) -> None:
-    """Raise InputError where `name` is neither registered nor of the form ``package.module:Class``."""
-    if name not in (known := registered()) and ":" not in name:
+def check_probe_name(name: str) -> None:
+    """Raise InputError if `name` is neither registered nor of the form ``package.module:Class``."""
+    if name not in (known := registered_probes()) and ":" not in name:
         raise unknown("--probes", "probe", name, known)
 
 
@@ -34,10 +34,10 @@ def find_probe(name: str) -> BaseEstimator:
     """The probe of a registered name or of ``package.module:Class``, with its default arguments. Raises InputError."""
     from sklearn.base import BaseEstimator
 
-    check_name(name)
-    module, _, kind = registered().get(name, name).partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a probe in the user's own folder is found, as `python -m` would find it
+    check_probe_name(name)
+    module, _, kind = registered_probes().get(name, name).partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # finds a probe in the user's own folder, as ``python -m`` would
     where = f"--probes {name}"
     try:
         probe = getattr(importlib.import_module(module), kind)()
@@ -52,16 +52,16 @@ def find_probe(name: str) -> BaseEstimator:
     return probe
 
 
-def fitting(probes: Mapping[str, BaseEstimator], task: Task) -> dict[str, BaseEstimator]:
-    """Those of the probes that read the labels of a task: numbers a regressor, classes the others.
+def choose_probes(probes: Mapping[str, BaseEstimator], task: Task) -> dict[str, BaseEstimator]:
+    """The probes that can read the labels of a task: regressors for numbers, the others for classes.
 
-    Raises InputError where none does.
+    Raises InputError if there is none.
     """
     from sklearn.base import is_regressor
 
     numbers = task.kind == "number"
-    if found := {name: probe for name, probe in probes.items() if is_regressor(probe) == numbers}:
-        return found
-    has, mend = ("numbers", "ridge") if numbers else ("classes", "logistic")
-    what = f"{task.name} has {has}, which {' and '.join(probes)} cannot read"
+    if chosen := {name: probe for name, probe in probes.items() if is_regressor(probe) == numbers}:
+        return chosen
+    labels, mend = ("numbers", "ridge") if numbers else ("classes", "logistic")
+    what = f"{task.name} has {labels}, which {' and '.join(probes)} cannot read"
     raise InputError("--probes", what, f"Add a probe that does, such as {mend}")

@@ -2,9 +2,9 @@
 
     clsprobe aggregate --task file:reviews.csv
 
-An aggregate would hold what the words say together: more than a bag of words, the length or an untrained encoder tell,
-and no less than the mean over all tokens does. Both are asked over the same test texts, at the layers that dev chooses;
-the verdict is yes where both hold, no where one fails.
+An aggregate would hold what the words say together: more than a bag of words, the length or an untrained encoder do,
+and no less than the mean over all tokens. Both parts are judged on the same test texts, at the layers chosen on dev;
+the verdict is yes if both hold, no if one fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Aggregate(SweepStudy):
-    """Whether [CLS] holds more than the baselines and no less than the mean."""
+    """Does [CLS] hold more than the baselines and no less than the mean?"""
 
     question: ClassVar[str] = "Is [CLS] really an aggregate of the whole sequence?"
     claim: ClassVar[str] = (
@@ -39,20 +39,20 @@ class Aggregate(SweepStudy):
         return {"cls", "mean"} <= set(readouts)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Both parts; the effect is that of the part that decides."""
+        """The worse of the verdicts on both parts."""
         from clsprobe.analysis.sweep.choose import best_baseline, choose_layer, difference
 
         rows = self.judged_rows(rows)
         cls, verdicts = choose_layer(rows, "cls"), []
-        for other, threshold in ((best_baseline(rows), 0.0), (choose_layer(rows, "mean"), -self.margin)):
-            because = f"On {short(rows.task.iloc[0])}, {cls.statement}, {other.name} {other.test:.3f}."
-            effect = difference(rows, cls.where, other.where)
+        for rival, threshold in ((best_baseline(rows), 0.0), (choose_layer(rows, "mean"), -self.margin)):
+            because = f"On {short(rows.task.iloc[0])}, {cls.statement}, {rival.name} {rival.test:.3f}."
+            effect = difference(rows, cls.where, rival.where)
             verdicts.append(Verdict.decide(because, *effect, threshold=threshold))
         order = ("no", "undecided", "yes")
         return min(verdicts, key=lambda verdict: order.index(verdict.outcome))
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """[CLS] layer by layer against the best baseline and against mean, and the curves."""
+        """[CLS] of every layer against the best baseline and against mean, and the curves."""
         from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
@@ -61,13 +61,13 @@ class Aggregate(SweepStudy):
         by_layer = Exhibit(
             f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the best baseline, and "
             "minus that of the mean of the same layer, with 95 % intervals.",
-            self._by_layer(rows),
+            self._compare_layers(rows),
             "differences",
             {"margin": self.margin, "metric": cls.metric},
         )
         return [by_layer, curves_exhibit(rows, read_readouts(rows), cls)]
 
-    def _by_layer(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _compare_layers(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Columns name, effect, low, high, outcome: [CLS] of every layer against both rivals."""
         import pandas as pd
 

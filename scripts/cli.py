@@ -1,9 +1,9 @@
-"""The command line: ``clsprobe <study> ...`` and what can be done with finished runs.
+"""The command line: ``clsprobe <study> ...``, and the commands for finished runs, the cache and lists.
 
 1. Every file of this package that defines a study is a sub-command; the study's fields are its flags (`flags`).
-2. What the user can mend is one line, ``error: WHERE: WHAT. MEND.``, and exit code 2. 130 is Ctrl-C, 1 our own bug.
+2. An error that the user can fix is one line, ``error: WHERE: WHAT. MEND.``, with exit code 2. 130 is Ctrl-C, 1 a bug.
 
-Imports no torch: help, lists and every error about data or flags answer at once.
+Imports no torch, so that help, lists and errors about data or flags come at once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import typer
 from clsprobe.cache import cache
 from clsprobe.execution import execute
 from clsprobe.finished import export, report
-from clsprobe.flags import command_of
+from clsprobe.flags import make_command
 from clsprobe.listing import list_choices
 from clsprobe.probes.errors import InputError, did_you_mean
 
 log = logging.getLogger("clsprobe")
-PATIENCE = 1.5  # seconds that a run has to end by itself after Ctrl-C
+PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -36,106 +36,107 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="What does the [CLS] vector know? Probes every layer and position of an encoder, and reports.",
 )
-UsageError: Any = typer.BadParameter.__mro__[1]  # the base of typer's own errors, which it exports nowhere
+UsageError: Any = typer.BadParameter.__mro__[1]  # the base of typer's errors, which it does not export
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code. Without `arguments` it is the process's own, and Ctrl-C ends that."""
-    given = [_dashed(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    if given:
-        given[0] = given[0].replace("_", "-")  # `fine_tuning` is `fine-tuning`
-    stop = _Stop(f"stopped; the same command goes on: clsprobe {shlex.join(given)}")
-    debug, quiet = "--debug" in given, "--quiet" in given
+    """Run the command and exit with its code. arguments: default those of the process, which then handles Ctrl-C."""
+    words = [_hyphenate(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    if words:
+        words[0] = words[0].replace("_", "-")  # `fine_tuning` is `fine-tuning`
+    interrupt = _Interrupt(f"stopped; the same command goes on: clsprobe {shlex.join(words)}")
+    debug, quiet = "--debug" in words, "--quiet" in words
     code = 1
     try:
-        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
-            signal.signal(signal.SIGINT, stop.press)
+        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+            signal.signal(signal.SIGINT, interrupt.handle)
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
-        warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # one line, without its source
+        warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # without the source line
         register_studies()
-        code = app(args=given, prog_name="clsprobe", standalone_mode=False) or 0  # typer makes 130 of Ctrl-C by itself
+        code = app(args=words, prog_name="clsprobe", standalone_mode=False) or 0  # typer itself returns 130 for Ctrl-C
     except InputError as error:
-        code = _complain(error, debug)
+        code = _report_error(error, debug)
     except UsageError as error:
-        code = _complain(_mended(error, given), debug)
+        code = _report_error(_convert_usage_error(error, words), debug)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except typer.Exit as ended:
-        code = ended.exit_code
+    except typer.Exit as exit:
+        code = exit.exit_code
     except OSError as error:
         if error.errno is None or debug:
             raise
-        code = _complain(InputError(str(error.filename or "disk"), str(error.strerror), "Mend it and run again"), debug)
+        where, what = str(error.filename or "disk"), str(error.strerror)
+        code = _report_error(InputError(where, what, "Mend it and run again"), debug)
     except Exception:
-        if not stop.pressed:  # else it is what some library makes of Ctrl-C
+        if not interrupt.pressed:  # else some library has turned Ctrl-C into this exception
             raise
-    if stop.pressed:
-        stop.end()
+    if interrupt.pressed:
+        interrupt.exit()
     if code == 130:
-        stop.tell()
+        interrupt.print_message()
     sys.exit(code)
 
 
-class _Stop:
-    """Ctrl-C: one line that says how to go on, and the end of the process within two seconds, whatever it is doing.
+class _Interrupt:
+    """Ctrl-C: prints one line that says how to resume, and ends the process within two seconds, whatever it is doing.
 
-    Nothing that is written is ever half there (probes.files), so it may end anywhere.
+    Files are written whole or not at all (probes.files), so the process may end anywhere.
     """
 
-    def __init__(self, told: str) -> None:
-        self.told, self.pressed, self._once = told, False, threading.Lock()
+    def __init__(self, message: str) -> None:
+        self.message, self.pressed, self._once = message, False, threading.Lock()
 
-    def press(self, *_: Any) -> None:
-        """What the signal calls: the run is interrupted, and ended where it does not end by itself."""
+    def handle(self, *_: Any) -> None:
+        """The signal handler: raise KeyboardInterrupt, and exit after `PATIENCE` if that does not end the run."""
         self.pressed = True
-        sys.unraisablehook = lambda _: None  # where Python cannot be interrupted it would say so
-        sys.excepthook = lambda *_: self.end()  # where nobody expects it any more
-        timer = threading.Timer(PATIENCE, self.end)
+        sys.unraisablehook = lambda _: None  # no message where the exception cannot be raised
+        sys.excepthook = lambda *_: self.exit()  # no traceback where nothing catches it
+        timer = threading.Timer(PATIENCE, self.exit)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt
 
-    def tell(self) -> None:
-        """Say it, once."""
+    def print_message(self) -> None:
+        """Print the message, once."""
         if self._once.acquire(blocking=False):
-            typer.echo(self.told, err=True)
+            typer.echo(self.message, err=True)
 
-    def end(self) -> None:
-        """Say it, and end at once: an interpreter that has loaded torch takes a while to leave."""
-        self.tell()
+    def exit(self) -> None:
+        """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
+        self.print_message()
         os._exit(130)
 
 
-def _dashed(argument: str) -> str:
-    """`--text_column=x` is `--text-column=x`."""
+def _hyphenate(argument: str) -> str:
+    """`--text_column=x` becomes `--text-column=x`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
 
 
-def _complain(error: InputError, debug: bool) -> int:
+def _report_error(error: InputError, debug: bool) -> int:
     if debug:
         raise error
     typer.echo(f"error: {error}", err=True)
     return 2
 
 
-def _mended(error: Exception, given: Sequence[str]) -> InputError:
-    """Typer's own complaint in our words; a mistyped command or flag is met with the nearest one."""
-    told: Any = error
-    message = str(told.message or told.format_message()).partition(" Did you mean")[0].rstrip(".")
+def _convert_usage_error(error: Any, words: Sequence[str]) -> InputError:
+    """An error of typer's as an InputError; for a mistyped command or flag it suggests the nearest one."""
+    message = str(error.message or error.format_message()).partition(" Did you mean")[0].rstrip(".")
     context: Any = getattr(error, "ctx", None)
     known: list[str] = []
     if context is not None:
         known = [option for parameter in context.command.params for option in parameter.opts]
         known += list(getattr(context.command, "commands", {}))
-    wrong = next((a.partition("=")[0] for a in given if a.partition("=")[0] in message.replace("'", " ").split()), None)
-    guess = did_you_mean(wrong, known) if wrong else None
-    return InputError(wrong or "command", message, f"Did you mean '{guess}'?" if guess else "See --help")
+    names = [word.partition("=")[0] for word in words]
+    mistyped = next((name for name in names if name in message.replace("'", " ").split()), None)
+    guess = did_you_mean(mistyped, known) if mistyped else None
+    return InputError(mistyped or "command", message, f"Did you mean '{guess}'?" if guess else "See --help")
 
 
 @app.command()
@@ -161,13 +162,13 @@ app.command("list")(list_choices)
 
 
 def register_studies() -> None:
-    """Give every study its sub-command, once."""
+    """Register a sub-command for every study; those that are registered already are skipped."""
     from clsprobe.studies import studies
 
     registered = {command.name for command in app.registered_commands}
     for name, kind in studies().items():
         if name in registered:
             continue
-        text = f"{kind.question}\n\nThe claim it judges: {kind.claim}."
-        for each in (name, *kind.aliases):
-            app.command(each, help=text, hidden=each != name)(command_of(name, kind))
+        description = f"{kind.question}\n\nThe claim it judges: {kind.claim}."
+        for command in (name, *kind.aliases):
+            app.command(command, help=description, hidden=command != name)(make_command(name, kind))

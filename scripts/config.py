@@ -1,8 +1,8 @@
 """``--config FILE.yaml``: the same names as the flags, read strictly.
 
-YAML guesses types (``no`` is False, ``012`` is 10, ``1:30`` is 90), accepts a key twice and expands aliases without
-bound. Here every scalar is text, which the study itself converts; duplicate and unknown keys, aliases, tags and tabs
-are refused with their line.
+YAML guesses types (``no`` is False, ``012`` is 10, ``1:30`` is 90), accepts duplicate keys and expands aliases without
+limit. Here every scalar is text, which the study converts; duplicate and unknown keys, aliases, tags and tabs are
+errors that name their line.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import yaml
 
 from clsprobe.probes.errors import InputError, did_you_mean
 
-LARGEST = 1 << 20  # bytes
-DEEPEST = 10  # collections within each other; two are of use
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 10  # of nested collections; two levels are useful
 
 
 def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values by name, and ``FILE:LINE key`` by name. `-` and `_` both work in keys. Raises InputError."""
+    """Read values by field name, and their places, ``FILE:LINE key``, by field name.
+
+    known: the field names that are allowed; in keys, `-` and `_` are the same. Raises InputError.
+    """
     name = path.name
-    text = _text(path)
+    text = _read_text(path)
     try:
         depth = 0
         for event in yaml.parse(text, yaml.BaseLoader):
@@ -31,7 +34,7 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
             if isinstance(event, yaml.AliasEvent):
                 raise InputError(where, "uses a YAML alias", "Write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:  # which takes a time that grows with the square of the depth
+            if depth > MAX_DEPTH:  # parsing time grows with the square of the depth
                 raise InputError(where, "is nested too deep", "Write lines such as 'layers: 0,3,6'")
         root = yaml.compose(text, yaml.BaseLoader)
     except yaml.reader.ReaderError as error:
@@ -57,23 +60,23 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
             raise InputError(line, f"unknown key '{key.value}'", f"Did you mean '{guess}'?" if guess else "See --help")
         if field in values:
             raise InputError(line, f"key '{key.value}' is given twice", "Keep one")
-        values[field] = _plain(value, f"{line} {key.value}")
         places[field] = f"{line} {key.value}"
+        values[field] = _convert(value, places[field])
     return values, places
 
 
-def _text(path: Path) -> str:
-    """The file, which is a small one of UTF-8."""
+def _read_text(path: Path) -> str:
+    """The content of a regular file of UTF-8, at most `MAX_BYTES` long."""
     try:
-        before = path.stat()
-        if not stat.S_ISREG(before.st_mode) and not path.is_dir():  # opening a FIFO would wait for ever
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # opening a FIFO would block for ever
             raise InputError(path.name, "not a regular file", "Save it to a file first")
-        if before.st_size > LARGEST:
+        if status.st_size > MAX_BYTES:
             raise InputError(
                 path.name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?"
             )
         content = path.read_bytes()
-    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or has a NUL
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"--config {path}", f"cannot be read ({reason.lower()})", "Check it") from None
     try:
@@ -83,14 +86,14 @@ def _text(path: Path) -> str:
         raise InputError(f"{path.name}:{line}", f"not UTF-8 (byte 0x{byte:02X})", "Convert the file to UTF-8") from None
 
 
-_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}  # what BaseLoader makes of everything
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}  # BaseLoader's own
 
 
-def _plain(node: yaml.Node, where: str) -> str | list[str]:
-    if node.tag not in _PLAIN:
+def _convert(node: yaml.Node, where: str) -> str | list[str]:
+    if node.tag not in _TAGS:
         raise InputError(where, f"has the tag {node.tag}", "Write plain text")
     if isinstance(node, yaml.ScalarNode):
         return str(node.value)
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return [str(_plain(item, where)) for item in node.value]
+        return [str(_convert(item, where)) for item in node.value]
     raise InputError(where, "is neither a value nor a list of values", "Write one value, or a list of them")

@@ -2,12 +2,12 @@
 
     clsprobe fine-tuning --task file:trec --text-column text --label-column coarse
 
-1. For every readout, learning rate and seed the whole encoder is trained with one linear head on that readout, over the
-   same texts in the same order. Dev chooses the rate of each readout.
-2. Beside each stand the frozen encoder's probe on the same readout, and the commonest class.
-3. The verdict is about the positions: every single token other than [CLS] against [CLS], over the same test texts and
+1. For every readout, learning rate and seed the whole encoder is trained with one linear head on that readout, on the
+   same texts in the same order. The rate of each readout is chosen on dev.
+2. Each is compared with a probe of the frozen encoder on the same readout, and with the commonest class.
+3. The verdict is about the positions: every single token other than [CLS] against [CLS], on the same test texts and
    seeds, which are crossed, against a margin declared beforehand.
-4. The readout [CLS] is trained once more and probed on the way, which answers `clsprobe trajectory`.
+4. [CLS] is trained once more and probed during training, which answers `clsprobe trajectory`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder, unnamed_contents
+from clsprobe.analysis.corpus import Inputs, check_classes, content_digests, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Outcome, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import arrangement
+from clsprobe.probes.extraction.readouts import parse_arrangement
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.folder import RunFolder
 
-FULL = ("cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "cls@last")
-QUICK = ("cls", "token[1]", "token[-1]", "mean")
-SPEED = 900.0  # tokens a second that one core trains, of the embedded model; for --dry-run
+READOUTS = ("cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "cls@last")
+QUICK_READOUTS = ("cls", "token[1]", "token[-1]", "mean")
+TOKENS_PER_SECOND = 900.0  # of one core training the embedded model; for --dry-run
 CANNOT = (
     "What this cannot show: fine-tuning moves every weight, so it tells what a position can be made to hold, not what "
     "it held; the frozen probe beside it tells that. Nor can it separate being first from what pre-training did to the "
@@ -45,7 +45,7 @@ CANNOT = (
 
 
 class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
-    """The whole encoder, trained from one readout after another."""
+    """Does the encoder fine-tuned from another position work as well as from [CLS]?"""
 
     question: ClassVar[str] = "Fine-tuned from any other position, does it work as well?"
     claim: ClassVar[str] = (
@@ -57,7 +57,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     readouts: Names = Field(
-        FULL,
+        READOUTS,
         description="what to train from; also attention, new@first, new@middle, new@last, token[1]@no_cls and others "
         "without [CLS]",
     )
@@ -75,7 +75,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Raise InputError for rates that are none, and for readouts that cannot be trained from."""
+        """Raise InputError for invalid rates, and for readouts that cannot be trained from."""
         if not self.rates:
             raise InputError("--rates", "no learning rate is named", "Name one, such as 5e-5")
         for rate in self.rates:
@@ -88,19 +88,19 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         if len({float(rate) for rate in self.rates}) < len(self.rates):
             raise InputError("--rates", "one rate is given twice", "Name each once")
         for name in self.readouts:
-            arrangement(name)
+            parse_arrangement(name)
 
     @cached_property
     def plan(self) -> Plan:
-        """What is trained. The quick form: asked for, or nothing but the built-in sentences was given."""
-        given = self.model_fields_set
-        quick = self.quick or not {"task", "readouts", "seeds", "train_texts"} & given
-        names = QUICK if quick and "readouts" not in given else self.readouts
-        readouts = list(dict.fromkeys("@".join(filter(None, arrangement(name))) for name in names))
-        seeds = 2 if quick and "seeds" not in given else self.seeds
-        texts = 500 if quick and "train_texts" not in given else self.train_texts
-        rates, seeds_used = [float(rate) for rate in self.rates], list(range(self.seed, self.seed + seeds))
-        return Plan(readouts, rates, seeds_used, texts, self.epochs, self.lora)
+        """What is trained. Quick if --quick is set, or no task, readouts, seeds or number of texts."""
+        explicit = self.model_fields_set
+        quick = self.quick or not {"task", "readouts", "seeds", "train_texts"} & explicit
+        names = QUICK_READOUTS if quick and "readouts" not in explicit else self.readouts
+        readouts = list(dict.fromkeys("@".join(filter(None, parse_arrangement(name))) for name in names))
+        n_seeds = 2 if quick and "seeds" not in explicit else self.seeds
+        texts = 500 if quick and "train_texts" not in explicit else self.train_texts
+        rates, seeds = [float(rate) for rate in self.rates], list(range(self.seed, self.seed + n_seeds))
+        return Plan(readouts, rates, seeds, texts, self.epochs, self.lora)
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -119,18 +119,18 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return inputs
 
     def settings(self) -> dict[str, Any]:
-        """The fields, and digests of what they do not tell."""
-        return super().settings() | unnamed_contents(self, self.inputs.corpus.contents)
+        """The fields, and digests of the contents that were read."""
+        return super().settings() | content_digests(self, self.inputs.corpus.contents)
 
-    def shown_settings(self) -> dict[str, Any]:
-        """What was chosen, and what it amounts to in the quick form."""
+    def displayed_settings(self) -> dict[str, Any]:
+        """The settings that differ from the default, and the plan, which the quick form reduces."""
         chosen = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         plan = self.plan
-        amounts = {"rates": plan.rates, "seeds": plan.seeds, "train_texts": plan.train_texts, "epochs": plan.epochs}
-        return chosen | {"readouts": plan.readouts} | amounts
+        planned = {"rates": plan.rates, "seeds": plan.seeds, "train_texts": plan.train_texts, "epochs": plan.epochs}
+        return chosen | {"readouts": plan.readouts} | planned
 
     def prepare(self) -> list[str]:
-        """Read and check; what a run would take."""
+        """Read and check the inputs; describe the run and estimate its time."""
         tasks, plan = self.inputs.tasks, self.plan
         sentences = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in tasks]
         if self.checkpoints:
@@ -144,11 +144,11 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         )
         size = self.inputs.description.layers * self.inputs.description.dim**2 / (6 * 384**2)
         tokens = sum(sum(len(text) for text in task.texts) / len(task.texts) / 4 + 2 for task in tasks)
-        seconds = trainings * tokens * plan.train_texts * (self.epochs + 1) * size / SPEED / 2
+        seconds = trainings * tokens * plan.train_texts * (self.epochs + 1) * size / TOKENS_PER_SECOND / 2
         return [*sentences, f"about {max(seconds / 60, 0.5):.0f} minutes on two cores"]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """Train and probe; with `--checkpoints` only probe these."""
+        """Train and probe; with --checkpoints, only probe them."""
         from clsprobe.analysis.fine_tuning import measure
 
         corpus, description = self.inputs.corpus, self.inputs.description
@@ -159,8 +159,8 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return measure.measure_fine_tuning(self, self.plan, corpus, description, folder)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Yes where every other position is no worse than [CLS] by the margin, no where one is worse; Holm for the
-        latter, since one of many is easily worse by chance."""
+        """Yes if no other position is worse than [CLS] by the margin, no if one is worse; the latter after Holm, since
+        one of many is easily worse by chance."""
         from clsprobe.analysis.fine_tuning.tables import compare_with_cls, worst_position
 
         worst, outcomes, count = worst_position(compare_with_cls(rows, self.margin))
@@ -172,13 +172,13 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return Verdict(outcome, because, worst.effect, worst.low, worst.high)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """The differences from [CLS], fine-tuned beside frozen, what the rate does, learning curves."""
+        """The differences from [CLS], fine-tuned against frozen, the effect of the rate, learning curves."""
         from clsprobe.analysis.fine_tuning.exhibits import fine_tuning_exhibits
 
         return fine_tuning_exhibits(measured.rows("predictions", task), measured.rows("steps", task), self.margin)
 
     def note(self, measured: Measured) -> list[str]:
-        """What fine-tuning cannot show, and what this one has left open."""
+        """What fine-tuning cannot show, and a note on few seeds."""
         if (seeds := measured.tables["steps"].seed.nunique()) >= 3:
             return [CANNOT]
         few = "Only one seed" if seeds == 1 else "Only two seeds"

@@ -1,4 +1,4 @@
-"""Finished runs: their page again, and their results for other programs. No model is needed."""
+"""`clsprobe report` and `clsprobe export`: the page and the results of finished runs. No model is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def report(
 
     answers = {}
     for run in runs:
-        _finished(run)
+        _check_finished(run)
         if not (paths := sorted((run / "answers").glob("*.json"))):
             raise InputError(str(run), "holds no answers", "Run its command again with --overwrite")
         for path in paths:
@@ -32,7 +32,7 @@ def report(
         write_page(out, answers)
     except OSError:
         raise
-    except Exception as error:  # of a table that is not what its plot was made for
+    except Exception as error:  # a table that does not fit its plot
         where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
         raise InputError(where, what, "Run its command again with --overwrite") from error
     typer.echo(out)
@@ -48,18 +48,18 @@ def export(
     from clsprobe.analysis.table import read_results, to_csv, to_latex
     from clsprobe.probes.files import write_text
 
-    makers = {"csv": to_csv, "latex": to_latex}
-    if format not in makers:
-        raise unknown("--format", "format", format, makers)
-    _finished(run)
-    text = makers[format](read_results(run / "results.parquet"))
+    formatters = {"csv": to_csv, "latex": to_latex}
+    if format not in formatters:
+        raise unknown("--format", "format", format, formatters)
+    _check_finished(run)
+    text = formatters[format](read_results(run / "results.parquet"))
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
 
 
-def _finished(run: Path) -> None:
+def _check_finished(run: Path) -> None:
     from clsprobe.analysis.folder import read_run
 
     content = read_run(run)

@@ -1,6 +1,6 @@
-"""A study's fields as flags: a flag, a key of ``--config`` and an argument in Python are one thing with one check.
+"""A study's fields as flags: a flag, a key of ``--config`` and an argument in Python are checked by the same code.
 
-Flags win over ``--config``, which wins over defaults. All values arrive as text: the study converts and checks them.
+Flags override ``--config``, which overrides defaults. All values are text, which the study converts and checks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.study import Study
 
-ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the study
+RUN_FLAGS: dict[str, tuple[Any, str]] = {  # flags of the run, not of the study
     "out": (str, "folder of the run [default: out/COMMAND]"),
     "overwrite": (bool, "replace a finished run"),
     "config": (str, "a YAML file with values for these flags"),
@@ -32,86 +32,87 @@ ON_EVERY_RUN: dict[str, tuple[Any, str]] = {  # flags of the run, not of the stu
 }
 
 
-def command_of(name: str, kind: type[Study]) -> Callable[..., None]:
-    """A function with a flag for every field of the study. All values arrive as text: the study converts and checks."""
-    flags = {field: (_kind(info), _help_of(info)) for field, info in kind.model_fields.items()} | ON_EVERY_RUN
+def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
+    """Make the function of a sub-command, with a keyword argument for every field of the study and every run flag."""
+    flags = {field: (_flag_type(info), _flag_help(info)) for field, info in kind.model_fields.items()} | RUN_FLAGS
 
-    def command(**values: Any) -> None:
-        given = {field: value for field, value in values.items() if value not in (None, [], False)}
-        common = {field: given.pop(field, None) for field in ON_EVERY_RUN}
-        if empty := [field for field in ("out", "config") if common[field] == ""]:
-            raise InputError(_flag(empty[0]), "is empty", "Name one, or leave the flag out")
-        study = make_study(kind, given, common["config"])
-        out = common["out"] or f"out/{name}"
+    def command(**arguments: Any) -> None:
+        values = {field: value for field, value in arguments.items() if value not in (None, [], False)}
+        run = {field: values.pop(field, None) for field in RUN_FLAGS}
+        if empty := [field for field in ("out", "config") if run[field] == ""]:
+            raise InputError(_flag_name(empty[0]), "is empty", "Name one, or leave the flag out")
+        out = run["out"] or f"out/{name}"
         try:
-            execute(name, study, out, overwrite=bool(common["overwrite"]), dry=common["dry_run"])
+            study = make_study(kind, values, run["config"])
+            execute(name, study, out, overwrite=bool(run["overwrite"]), dry=run["dry_run"])
         except InputError as error:
-            raise _placed(error, kind, given, common["config"]) from error.__cause__
+            raise _locate(error, kind, values, run["config"]) from error.__cause__
 
+    annotations = {field: _annotate(field, *flag) for field, flag in flags.items()}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
                 field,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if value is bool else None,
-                annotation=_annotated(field, value, told),
+                default=False if type_ is bool else None,
+                annotation=annotations[field],
             )
-            for field, (value, told) in flags.items()
+            for field, (type_, _) in flags.items()
         ]
     )
-    command.__annotations__ = {field: _annotated(field, value, told) for field, (value, told) in flags.items()}
+    command.__annotations__ = annotations
     return command
 
 
-def _annotated(field: str, kind: Any, told: str) -> Any:
-    option = typer.Option(_flag(field), help=told, show_default=False)
-    return Annotated[bool, option] if kind is bool else Annotated[kind | None, option]
+def _annotate(field: str, type_: Any, description: str) -> Any:
+    option = typer.Option(_flag_name(field), help=description, show_default=False)
+    return Annotated[bool, option] if type_ is bool else Annotated[type_ | None, option]
 
 
-def _kind(info: FieldInfo) -> Any:
+def _flag_type(info: FieldInfo) -> Any:
     return bool if info.annotation is bool else list[str] if get_origin(info.annotation) is tuple else str
 
 
-def _help_of(info: FieldInfo) -> str:
+def _flag_help(info: FieldInfo) -> str:
     default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
     return f"{info.description}" + ("" if default in (None, False) else f" [default: {default}]")
 
 
-def _flag(field: str) -> str:
+def _flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def make_study(kind: type[Study], given: Mapping[str, Any], config: str | None = None) -> Study:
-    """A study out of flags over a configuration file over defaults. Raises InputError naming the flag or the line."""
+def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | None = None) -> Study:
+    """Make a study of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
     values, places = read_config(Path(config), list(kind.model_fields)) if config else ({}, {})
-    places |= {field: _flag(field) for field in given}
+    places |= {field: _flag_name(field) for field in flag_values}
     try:
-        return kind(**{**values, **given})
+        return kind(**{**values, **flag_values})
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0])
-        raise _invalid(places.get(field, _flag(field)), kind.model_fields[field], problem) from None
+        raise _describe_invalid(places.get(field, _flag_name(field)), kind.model_fields[field], problem) from None
 
 
-def _placed(error: InputError, kind: type[Study], given: Mapping[str, Any], config: str | None) -> InputError:
-    """The error, its flag replaced by the line of the configuration file where that is where the value stands."""
+def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any], config: str | None) -> InputError:
+    """The error, naming the line of the configuration file instead of the flag where the value comes from there."""
     flag, space, value = error.where.partition(" ")
     field = flag.removeprefix("--").replace("-", "_")
-    if config is None or not flag.startswith("--") or field in given:
+    if config is None or field not in kind.model_fields or field in flag_values:
         return error
     _, places = read_config(Path(config), list(kind.model_fields))
     return InputError(f"{places.get(field, flag)}{space}{value}", error.what, error.mend)
 
 
-def _invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
-    given = str(problem["input"])
+def _describe_invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
+    value = str(problem["input"])
     if problem["type"] == "literal_error":
         allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        return unknown(where, "value", given, [name.strip("'") for name in allowed])
+        return unknown(where, "value", value, [name.strip("'") for name in allowed])
     if info.annotation is bool:
-        return InputError(where, f"'{given}' does not fit", "Say true or false")
+        return InputError(where, f"'{value}' does not fit", "Say true or false")
     low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
     high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
     if low is not None:
-        return InputError(where, f"'{given}' does not fit", f"Give a whole number from {low} to {high}")
-    return InputError(where, f"'{given}': {problem['msg'].lower()}", "See --help")
+        return InputError(where, f"'{value}' does not fit", f"Give a whole number from {low} to {high}")
+    return InputError(where, f"'{value}': {problem['msg'].lower()}", "See --help")

@@ -2,15 +2,15 @@
 
     clsprobe formation --task file:reviews.csv
 
-1. The layer x readout sweep, in which dev chooses the layer where [CLS] is read. Its probe is fixed from then on.
-2. Knockout decides: the attention of [CLS] to all other tokens is cut in every window of layers below, other edges in
-   every single layer, and the probe is asked about the same test texts. The mean over tokens, read likewise, shows what
-   the same cuts do to a readout that need not look through [CLS].
-3. Erasure asks who *holds* the property: LEACE takes it out of [CLS], or out of the words, at one layer, and the
-   network runs on. Random directions of the same variance are the control.
-4. Attention and attribution are exhibits. How far their layers agree with those of the knockout is stated.
+1. The layer x readout sweep, which chooses on dev the layer where [CLS] is read. Its probe is fixed from then on.
+2. Knockout decides: the attention of [CLS] to all other tokens is cut in every window of lower layers, other edges in
+   every single layer, and the probe predicts the same test texts. The mean over tokens shows what the same cuts do to a
+   readout that does not depend on [CLS].
+3. Erasure shows where the property is *held*: LEACE removes it from [CLS], or from the words, at one layer, and the
+   forward pass continues. Random directions of the same variance are the control.
+4. Attention and attribution are exhibits, with their agreement with the knockout over the layers.
 
-The verdict is about the two halves of the layers below the probe: being cut off in which of them costs more.
+The verdict compares the two halves of the layers below the probe: in which of them does cutting off [CLS] cost more?
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs, unnamed_contents
+from clsprobe.analysis.corpus import Inputs, check_classes, content_digests, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import NAMED, of_last, parse
+from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
-    """In which layers [CLS] receives what its probe reads, and whether what it holds is used."""
+    """In which layers does [CLS] receive what its probe reads, and is what it holds used?"""
 
     question: ClassVar[str] = "How does [CLS] gather the sentence?"
     claim: ClassVar[str] = (
@@ -48,12 +48,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     readouts: Names = Field(("cls", "mean"), description="cls, which is judged; others are read beside it")
 
     def model_post_init(self, context: Any) -> None:
-        """Raise InputError where there is no [CLS], or a readout that no single layer has."""
-        names = [readout.name for readout in parse(self.readouts)]
+        """Raise InputError without cls, or for a readout that is no vector of a single layer."""
+        names = [readout.name for readout in parse_readouts(self.readouts)]
         if "cls" not in names:
             raise InputError("--readouts", "this study is about cls", "Name cls, and others beside it")
         for name in names:
-            if of_last(name) or (name not in NAMED and not name.startswith("token[")):
+            if last_layer_only(name) or (name not in NAMED and not name.startswith("token[")):
                 raise InputError("--readouts", f"'{name}' is no vector of a single layer", "Use cls, token[1] or mean")
 
     @cached_property
@@ -69,11 +69,11 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return inputs
 
     def settings(self) -> dict[str, Any]:
-        """The fields, and digests of what they do not tell."""
-        return super().settings() | unnamed_contents(self, self.inputs.corpus.contents)
+        """The fields, and digests of the contents that were read."""
+        return super().settings() | content_digests(self, self.inputs.corpus.contents)
 
     def prepare(self) -> list[str]:
-        """As of a sweep, and the passes of the interventions."""
+        """Describe the sweep, and estimate the time of the interventions."""
         *sentences, _ = describe_sweep(self.inputs, probes=self.probes)
         description = self.inputs.description
         assert description is not None
@@ -83,17 +83,17 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return [*sentences, f"about {max(minutes * self.seeds, 0.5):.1f} minutes on two cores"]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """The sweep, the knockouts, the erasures, and what explains them (analysis.formation.measure)."""
+        """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
         from clsprobe.analysis.formation.measure import measure_formation
 
         return measure_formation(self, self.inputs)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Cut off in the upper half against cut off in the lower half; undecided where nothing can be lost at all."""
+        """Cut off in the lower half minus cut off in the upper half; undecided if a cut of all layers costs nothing."""
         import numpy as np
 
         from clsprobe.analysis import stats
-        from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, right
+        from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, tabulate_correct
 
         task, rows = short(rows.task.iloc[0]), rows[rows.readout == "cls"]
         layer = int(rows.layer.iloc[0])
@@ -104,24 +104,24 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             Window(EVERYTHING, 1, half),
             Window(EVERYTHING, layer - half + 1, layer),
         )
-        intact, off, lower, upper = (right(rows, cut) for cut in cuts)
+        intact, cut_off, lower, upper = (tabulate_correct(rows, cut) for cut in cuts)
         effect, low, high = stats.paired_difference(lower, upper)
-        values = [float(np.nanmean(side)) for side in (intact, off, lower, upper)]
+        values = [float(np.nanmean(side)) for side in (intact, cut_off, lower, upper)]
         because = (
             f"On {task}, the probe of [CLS] at layer {layer} gets {values[0]:.3f} of the test texts right; "
-            f"{values[2]:.3f} when [CLS] is cut off in layers {_span(1, half)}, {values[3]:.3f} in layers "
-            f"{_span(layer - half + 1, layer)}, {values[1]:.3f} in all of them."
+            f"{values[2]:.3f} when [CLS] is cut off in layers {_format_span(1, half)}, {values[3]:.3f} in layers "
+            f"{_format_span(layer - half + 1, layer)}, {values[1]:.3f} in all of them."
         )
         if layer < 2:
             because = f"On {task}, dev reads [CLS] at layer 1: one layer has no lower and no upper half."
             return Verdict("undecided", because, effect, low, high)
-        if stats.paired_difference(intact, off)[1] <= self.margin:
+        if stats.paired_difference(intact, cut_off)[1] <= self.margin:
             because += " There is nothing to lose that [CLS] would have received."
             return Verdict("undecided", because, effect, low, high)
         return Verdict.decide(because, effect, low, high, threshold=self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """Cuts, erasures, and what explains them."""
+        """Cuts, erasures, attention and attribution."""
         from clsprobe.analysis.formation import exhibits
 
         return [
@@ -133,16 +133,16 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         ]
 
     def note(self, measured: Measured) -> list[str]:
-        """What a cut can and cannot show, and the free controls."""
-        from clsprobe.analysis.formation.knockout import EVERYTHING, effects
+        """The self-check, and what a cut can and cannot show."""
+        from clsprobe.analysis.formation.knockout import EVERYTHING, compute_effects
 
-        cut = measured.tables["knockout"]
-        cut = cut[cut.readout == "cls"]
-        off, predictions = (
+        knockout = measured.tables["knockout"]
+        knockout = knockout[knockout.readout == "cls"]
+        cut_off, predictions = (
             rows[(rows.edges == EVERYTHING) & (rows["first"] == 1) & (rows["last"] == rows.layer)]
-            for rows in (effects(cut), cut)
+            for rows in (compute_effects(knockout), knockout)
         )
-        values = ", ".join(f"{short(row.task)} {row.value:.3f}" for row in off.itertuples())
+        values = ", ".join(f"{short(row.task)} {row.value:.3f}" for row in cut_off.itertuples())
         one_class = predictions.groupby(["task", "seed"]).predicted.nunique().max() == 1
         what = "says one class of all texts" if one_class else "still tells texts apart: it sees words before layer 1"
         return [
@@ -152,7 +152,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         ]
 
 
-def _span(first: int, last: int) -> str:
+def _format_span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first} to {last}"
 
 

@@ -2,11 +2,11 @@
 
     clsprobe geometry --model ./my-bert --task file:reviews.csv
 
-1. No label is asked for: labels only colour the maps. The texts are those that every readout can read, copies once.
-2. Every cell is measured (analysis.geometry.measures): how alike the vectors of different texts point, beside two
-   random tokens of that layer; how many directions they use; how long they are; whom they resemble.
+1. Labels are not needed: they only colour the maps. The texts are those that every readout can read, without copies.
+2. Every cell is measured (analysis.geometry.measures): how similar the directions of different texts are, compared with
+   two random tokens of that layer; how many directions they use; how long they are; which cells they resemble.
 3. The verdict is about one number: how much wider [CLS] of different texts is spread than the mean of their tokens, at
-   the last layer that is read, from where sentence vectors are usually taken. Its interval is a paired bootstrap.
+   the last layer read, from which sentence vectors are usually taken. Its interval is a paired bootstrap.
 4. Maps show [CLS] and mean of that layer, by UMAP and by PCA. They are no evidence.
 """
 
@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, read_inputs, unnamed_contents
+from clsprobe.analysis.corpus import Inputs, content_digests, read_inputs
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import parse
+from clsprobe.probes.extraction.readouts import parse_readouts
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.folder import RunFolder
 
-WIDE = ("flatten", "attention")  # one vector for every token: no cell of a text
+PER_TOKEN = ("flatten", "attention")  # a vector for every token, not one for the text
 
 
 class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
-    """The geometry of every cell, and whether [CLS] is spread as widely as the mean."""
+    """What is the geometry of every cell, and is [CLS] spread as widely as the mean?"""
 
     question: ClassVar[str] = "What kind of space is it?"
     claim: ClassVar[str] = (
@@ -55,12 +55,12 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="moves --max-texts, what is drawn at random, the maps")
 
     def model_post_init(self, context: Any) -> None:
-        """Raise InputError where there is nothing to compare."""
-        names = [readout.name for readout in parse(self.readouts)]
+        """Raise InputError without cls and mean, or for a readout that is no single vector."""
+        names = [readout.name for readout in parse_readouts(self.readouts)]
         if not self.vectors and not self.comparable(names):
             raise InputError("--readouts", "this study compares cls with mean", "Name cls and mean")
-        if wide := [name for name in names if name.partition("[")[0] in WIDE]:
-            raise InputError("--readouts", f"'{wide[0]}' is no single vector of a text", "Leave it out")
+        if per_token := [name for name in names if name.partition("[")[0] in PER_TOKEN]:
+            raise InputError("--readouts", f"'{per_token[0]}' is no single vector of a text", "Leave it out")
 
     @staticmethod
     def comparable(readouts: Sequence[str]) -> bool:
@@ -81,23 +81,23 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
         return inputs
 
     def settings(self) -> dict[str, Any]:
-        """The fields, and digests of what they do not tell."""
-        return super().settings() | unnamed_contents(self, self.inputs.corpus.contents)
+        """The fields, and digests of the contents that were read."""
+        return super().settings() | content_digests(self, self.inputs.corpus.contents)
 
     def prepare(self) -> list[str]:
-        """Read and check; what a run would take."""
+        """Read and check the inputs; describe the run."""
         from clsprobe.analysis.sweep.plan import describe_sweep
 
         return describe_sweep(self.inputs)
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """The tables measured (analysis.geometry.measures) and projection (the maps), all tasks under one another."""
+        """The tables measured (analysis.geometry.measures) and projection (the maps), of all tasks."""
         from clsprobe.analysis.geometry.measure import measure_geometry
 
-        return measure_geometry(self, self.inputs, at=self.at)
+        return measure_geometry(self, self.inputs, map_layer=self.at)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Yes where the whole interval of (cosine of means - cosine of [CLS]) lies above -margin, no where below."""
+        """Cosine of the means minus cosine of [CLS]: yes if its interval lies above -margin, no if below."""
         layer = self._layer(rows)
         cells = rows[rows.layer == layer]
         cosine, coordinate = (
@@ -113,7 +113,7 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
         return Verdict.decide(because, difference.value, difference.low, difference.high, threshold=-self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """The judged difference at every layer, the measures over the layers, who resembles whom, the maps."""
+        """The judged difference at every layer, the measures over the layers, the similarity of cells, the maps."""
         from clsprobe.analysis.geometry import exhibits
 
         rows = measured.rows("measured", task)

@@ -1,4 +1,4 @@
-"""What there is to choose from: models, tasks, readouts, probes, studies."""
+"""`clsprobe list`: the models, tasks, readouts, probes and studies to choose from."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def list_choices(
     """What there is to choose from."""
     from clsprobe.studies import studies
 
-    kinds = {
+    listings = {
         "models": _list_models, "tasks": _list_tasks, "readouts": _list_readouts, "probes": _list_probes,
         "studies": lambda: {name: kind.question for name, kind in studies().items()},
     }  # fmt: skip
-    if what not in kinds:
-        raise unknown("list", "kind", what, kinds)
+    if what not in listings:
+        raise unknown("list", "kind", what, listings)
     if task is not None:
         if what != "tasks":
             raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
         for line in _describe_spec(task):
             typer.echo(line)
         return
-    lines = kinds[what]()
-    width = max(map(len, lines))
-    for name, told in lines.items():
-        typer.echo(f"{name:<{width}}  {told}")
+    descriptions = listings[what]()
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
+        typer.echo(f"{name:<{width}}  {description}")
 
 
 def _list_models() -> dict[str, str]:
@@ -63,18 +63,18 @@ def _list_tasks() -> dict[str, str]:
 
 
 def _describe_spec(spec: str) -> list[str]:
-    """Rows by class and side of every task of a SPEC, then the rows left out by reason, then what else was noticed."""
+    """Lines with the rows by class and split of every task of a SPEC, the rows left out by reason, and the notes."""
     from clsprobe.analysis.sources import SourceOptions, load
 
     loaded = load(spec, SourceOptions())
     lines = []
     for name, classes in loaded.classes.items():
-        rows = sum(sum(sides.values()) for sides in classes.values())
+        rows = sum(sum(splits.values()) for splits in classes.values())
         lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
-        for label, sides in classes.items():
-            told = ", ".join(f"{n:,}" if side == "all" else f"{side} {n:,}" for side, n in sides.items())
-            lines.append(f"  {printable(label)}: {told}")
-    lines += [f"left out, {why}: {n:,}" for why, n in loaded.left_out.items() if n]
+        for label, splits in classes.items():
+            counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
+            lines.append(f"  {printable(label)}: {counts}")
+    lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
     return [*lines, *loaded.notes]
 
 
@@ -91,6 +91,6 @@ def _list_readouts() -> dict[str, str]:
 
 
 def _list_probes() -> dict[str, str]:
-    from clsprobe.probes.registry import registered
+    from clsprobe.probes.registry import registered_probes
 
-    return registered() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}
+    return registered_probes() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}

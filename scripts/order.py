@@ -2,12 +2,12 @@
 
     clsprobe order --task grammar:word_order
 
-1. The tasks can only be solved by who sees the order of the words: a bag of words is at chance on them.
-2. Every readout is probed at every layer: [CLS], mean and max, a pooling that is learned (attention), all tokens one
-   after another (flatten), and these through a fixed random projection to the size of one vector, so that capacity is
-   matched. Layer 0 shows what the readout itself does to order, before any block has mixed the words.
-3. A readout keeps order where it tells more than the best baseline that sees none, at the layer that dev chooses, over
-   the same test texts. The verdict is about the flattened tokens at matched capacity.
+1. The tasks cannot be solved without word order: a bag of words is at chance.
+2. Every readout is probed at every layer: [CLS], mean and max, a learned pooling (attention), all tokens concatenated
+   (flatten), and these after a fixed random projection to the size of one vector, so that capacity is matched. Layer 0
+   shows what the readout itself does to order, before any block has mixed the words.
+3. A readout keeps order if it tells more than the best order-blind baseline, at the layer chosen on dev, on the same
+   test texts. The verdict is about the flattened tokens at matched capacity.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.sweep.choose import ChosenCell
 
-BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
-FLAT = ("flatten_projected", "flatten")  # the first that was read is judged
+ORDER_BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
+FLATTENED = ("flatten_projected", "flatten")  # the first of them that was read is judged
 
 
 class Order(SweepStudy):
-    """Which readouts keep the order of the words."""
+    """Which readouts keep word order?"""
 
     question: ClassVar[str] = "Does flattening destroy order? Which readouts keep it?"
     claim: ClassVar[str] = (
@@ -39,7 +39,7 @@ class Order(SweepStudy):
         "baseline that sees no order"
     )
     margin: ClassVar[float] = 0.0
-    untrained: ClassVar[bool] = False  # such an encoder sees order too
+    untrained: ClassVar[bool] = False  # an untrained encoder sees order too
 
     task: Specs = Field(
         ("grammar:bigram_shift:2400", "grammar:word_order:2400"),
@@ -53,21 +53,21 @@ class Order(SweepStudy):
     @classmethod
     def comparable(cls, readouts: Sequence[str]) -> bool:
         """[CLS] and the flattened tokens."""
-        return "cls" in readouts and any(name in readouts for name in FLAT)
+        return "cls" in readouts and any(name in readouts for name in FLATTENED)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
         from clsprobe.analysis.sweep.choose import choose_layer
 
         rows = self.judged_rows(rows)
-        readout = next(name for name in FLAT if name in set(rows.readout))
-        return self._keeps_order(rows, choose_layer(rows, readout))
+        readout = next(name for name in FLATTENED if name in set(rows.readout))
+        return self._judge_cell(rows, choose_layer(rows, readout))
 
-    def _keeps_order(self, rows: pd.DataFrame, cell: ChosenCell) -> Verdict:
-        """Whether one cell tells more than the best baseline that sees no order."""
+    def _judge_cell(self, rows: pd.DataFrame, cell: ChosenCell) -> Verdict:
+        """One cell minus the best order-blind baseline."""
         from clsprobe.analysis.sweep.choose import choose_layer, difference
 
-        baselines = [choose_layer(rows, None, control) for control in BLIND if (rows.control == control).any()]
+        baselines = [choose_layer(rows, None, control) for control in ORDER_BLIND if (rows.control == control).any()]
         blind = max(baselines, key=lambda baseline: baseline.dev)
         because = (
             f"On {short(rows.task.iloc[0])}, {cell.statement}, the best baseline without order ({blind.name}) "
@@ -76,33 +76,33 @@ class Order(SweepStudy):
         return Verdict.decide(because, *difference(rows, cell.where, blind.where), threshold=self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """What each readout keeps, at its best layer and at layer 0, and the curves."""
+        """The difference of each readout from the baseline, at its best layer and at layer 0, and the curves."""
         from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
-        names = read_readouts(rows)
-        places = [("at the layer that dev chooses", rows)]
+        readouts = read_readouts(rows)
+        comparisons = [("at the layer that dev chooses", rows)]
         if 0 in set(rows[rows.control == "none"].layer):
-            places.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
+            comparisons.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
         exhibits = []
-        for where, of_layers in places:
-            cells = [choose_layer(of_layers, name) for name in names]
+        for where, subset in comparisons:
+            cells = [choose_layer(subset, readout) for readout in readouts]
             exhibits.append(
                 Exhibit(
                     f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, over "
                     f"the same test texts, with 95 % intervals.",
-                    self._differences(of_layers, cells),
+                    self._compare_cells(subset, cells),
                     "differences",
                     {"margin": self.margin, "metric": cells[0].metric},
                 )
             )
-        return [*exhibits, curves_exhibit(rows, names, choose_layer(rows, "cls"))]
+        return [*exhibits, curves_exhibit(rows, readouts, choose_layer(rows, "cls"))]
 
-    def _differences(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
+    def _compare_cells(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
         import pandas as pd
 
-        verdicts = [(cell.name, self._keeps_order(rows, cell)) for cell in cells]
+        verdicts = [(cell.name, self._judge_cell(rows, cell)) for cell in cells]
         differences = [(name, v.effect, v.low, v.high, v.outcome) for name, v in verdicts]
         return pd.DataFrame(differences, columns=["name", "effect", "low", "high", "outcome"])
 

@@ -2,8 +2,8 @@
 
     clsprobe poolings --task file:reviews.csv
 
-[CLS], mean and max are probed at every layer; dev chooses the layer of each. The verdict is the paired difference
-between mean and [CLS] over the same test texts.
+[CLS], mean and max are probed at every layer; the layer of each is chosen on dev. The verdict is the paired difference
+between mean and [CLS] on the same test texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Poolings(SweepStudy):
-    """Whether mean pooling tells as much as [CLS]."""
+    """Does mean pooling tell as much as [CLS]?"""
 
     question: ClassVar[str] = "Is mean pooling inferior to [CLS]?"
     claim: ClassVar[str] = "Mean pooling tells as much about the text as [CLS] does (less by no more than 2 points)"

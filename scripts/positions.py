@@ -2,8 +2,8 @@
 
     clsprobe positions --task file:reviews.csv
 
-Every single position is probed at every layer; dev chooses the layer of each, and the best position other than [CLS].
-The verdict is the paired difference between that position and [CLS] over the same test texts.
+Every single position is probed at every layer. The layer of each and the best position other than [CLS] are chosen on
+dev. The verdict is the paired difference between that position and [CLS] on the same test texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POSITIONS = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random")
 
 
 class Positions(SweepStudy):
-    """Whether another single position tells as much as [CLS]."""
+    """Does another single position tell as much as [CLS]?"""
 
     question: ClassVar[str] = "Why the first token? What can be read from the others?"
     claim: ClassVar[str] = (
@@ -62,7 +62,7 @@ class Positions(SweepStudy):
 
 
 def other_positions(readouts: Sequence[str]) -> list[str]:
-    """Every single position but [CLS]."""
+    """The readouts that are single positions other than [CLS]."""
     return [name for name in readouts if name in ("sep", "random") or name.startswith("token[")]
 
 

@@ -2,9 +2,9 @@
 
     clsprobe run --task file:reviews.csv --label-column stars --out out/reviews
 
-Every text is encoded once and probed at every layer and readout. The verdict compares [CLS] at the layer that dev
-chooses with the best baseline, over the same test texts. The same measurement answers further questions
-(`clsprobe.studies.ANSWERED_TOO`).
+Every text is encoded once and probed at every layer and readout. The verdict compares [CLS] at the layer chosen on dev
+with the best baseline, on the same test texts. The same measurement answers further questions
+(`clsprobe.studies.FURTHER_STUDIES`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Run(SweepStudy):
     details: ClassVar[bool] = True
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """[CLS] (or the best readout, where [CLS] was not read) against the best baseline, both chosen on dev."""
+        """[CLS] (or the best readout, if [CLS] was not read) minus the best baseline, both chosen on dev."""
         from clsprobe.analysis.sweep.choose import best_baseline, difference, subject_cell
 
         rows = self.judged_rows(rows)
@@ -52,20 +52,20 @@ class Run(SweepStudy):
         ]
 
     def note(self, measured: Measured) -> list[str]:
-        """Where the last layer would mislead."""
+        """The tasks for which the last layer is not the one chosen on dev."""
         from clsprobe.analysis.sweep.choose import accuracy_by_cell, subject_cell
 
-        falls = []
+        gaps = []
         for task in measured.tasks:
             rows = self.judged_rows(measured.rows("predictions", task))
             subject = subject_cell(rows)
             accuracies = accuracy_by_cell(rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
-                falls.append(
+                gaps.append(
                     f"{short(task)}: {subject.readout} {accuracies[last]:.3f} at the last layer ({last}), "
                     f"{subject.test:.3f} at the one that dev chooses ({subject.layer})"
                 )
-        return [f"The last layer is not the measure of a readout. {'; '.join(falls)}."] if falls else []
+        return [f"The last layer is not the measure of a readout. {'; '.join(gaps)}."] if gaps else []
 
 
 if __name__ == "__main__":

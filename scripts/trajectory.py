@@ -2,8 +2,8 @@
 
     clsprobe trajectory --checkpoints ./step-0,./step-1000,./step-5000 --task file:reviews.csv
 
-Several models, checkpoints of one training in their order, are probed at every layer over the same texts: what each
-layer gains and loses, and how far it moves. `clsprobe fine-tuning` answers the question for its own training.
+Several models, checkpoints of one training in order, are probed at every layer on the same texts: what each layer gains
+and loses, and how far it moves. `clsprobe fine-tuning` answers the question for its own training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus, unnamed_contents
+from clsprobe.analysis.corpus import Corpus, check_classes, content_digests, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
@@ -32,7 +32,7 @@ CANNOT = (
 
 
 class Trajectory(ReadingSettings, TaskSettings, Study):
-    """What the layers gain and lose over a training."""
+    """What do the layers gain and lose during training?"""
 
     question: ClassVar[str] = "How does [CLS] learn?"
     claim: ClassVar[str] = "At the end, a linear probe on [CLS] at the last layer tells more than at the start"
@@ -56,11 +56,11 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         return corpus
 
     def settings(self) -> dict[str, Any]:
-        """The fields, and digests of what they do not tell."""
-        return super().settings() | unnamed_contents(self, self.corpus.contents)
+        """The fields, and digests of the contents that were read."""
+        return super().settings() | content_digests(self, self.corpus.contents)
 
     def prepare(self) -> list[str]:
-        """Read and check; what a run would take."""
+        """Read and check the inputs; describe the run."""
         tasks = [f"{task.name}: {len(task.texts):,} texts, {len(set(task.y))} classes" for task in self.corpus.tasks]
         return [*tasks, f"{counted(len(self.checkpoints), 'checkpoint')}, probed at every layer"]
 
@@ -72,8 +72,7 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         return measure_checkpoints(self, self.corpus, models, self.train_texts)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """[CLS] at the last layer, at the last moment less at the first, over the same test texts; mean where the
-        encoder has no [CLS]."""
+        """[CLS] (mean if there is none) at the last layer, last checkpoint minus first, on the same test texts."""
         readout, name = ("cls", "[CLS]") if (rows.readout == "cls").any() else ("mean", "mean")
         cells = rows[(rows.readout == readout) & (rows.layer == rows.layer.max())].sort_values("order")
         start, end = cells.iloc[0], cells.iloc[-1]
@@ -84,7 +83,7 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         return Verdict.decide(because, end.gain, end.gain_low, end.gain_high, threshold=self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """For every readout the layers over the moments."""
+        """The layers over the checkpoints, for every readout."""
         from clsprobe.analysis.fine_tuning.exhibits import trajectory_exhibits
 
         return trajectory_exhibits(measured.rows("trajectory", task))

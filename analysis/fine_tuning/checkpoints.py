@@ -1,4 +1,4 @@
-"""Several models that are checkpoints of one, known before torch is imported."""
+"""The descriptions of the checkpoints of one model, before torch is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clsprobe.probes.errors import InputError
 
 
 def describe_checkpoints(names: Sequence[str]) -> dict[str, Description]:
-    """Name -> description.
+    """Name -> description of the model.
 
     Raises InputError for fewer than two, and where they are not of one architecture, depth, width and vocabulary.
     """
@@ -18,7 +18,7 @@ def describe_checkpoints(names: Sequence[str]) -> dict[str, Description]:
     described = {name: describe(name) for name in names}
     first, *others = described.values()
     for other in others:
-        for what, value_of in (
+        for quantity, value_of in (
             ("architecture", lambda model: model.model_type),
             ("number of layers", lambda model: model.layers),
             ("width", lambda model: model.dim),
@@ -26,6 +26,6 @@ def describe_checkpoints(names: Sequence[str]) -> dict[str, Description]:
         ):
             if value_of(first) != value_of(other):
                 values = f"({value_of(other)}, {value_of(first)})"
-                what = f"{other.name} has another {what} than {first.name} {values}"
+                what = f"{other.name} has another {quantity} than {first.name} {values}"
                 raise InputError("--checkpoints", what, "Name checkpoints of one model")
     return described

@@ -1,4 +1,4 @@
-"""What the page shows of fine-tuning, one task at a time. Every function is pure: rows of tables in, exhibits out."""
+"""The exhibits of fine-tuning, one task at a time. Every function is pure: rows of tables in, exhibits out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clsprobe.analysis.study import Exhibit
 
 
 def fine_tuning_exhibits(rows: pd.DataFrame, steps: pd.DataFrame, margin: float) -> list[Exhibit]:
-    """The differences from [CLS], fine-tuned beside frozen, what the rate does, learning curves."""
+    """The differences from [CLS], fine-tuned and frozen accuracies, accuracy by learning rate, learning curves."""
     compared = compare_with_cls(rows, margin)
     return [
         Exhibit(
@@ -44,7 +44,7 @@ def fine_tuning_exhibits(rows: pd.DataFrame, steps: pd.DataFrame, margin: float)
 
 
 def trajectory_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
-    """For every readout the layers over the moments: accuracy; of [CLS] and mean also CKA, of [CLS] attention.
+    """Layers by moments of every readout: accuracy, for [CLS] and mean also CKA, for [CLS] also attention.
 
     rows: of one task in the table of `Trajectory`.
     """
@@ -53,13 +53,13 @@ def trajectory_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
         cells = rows[rows.readout == readout].sort_values("order")
         grid = cells.drop(columns="readout").rename(columns={"moment": "readout"})
         name = "[CLS]" if readout == "cls" else readout
-        pictures = [("test accuracy", f"What a linear probe reads off {name}, layer by layer over the training", "")]
+        measures = [("test accuracy", f"What a linear probe reads off {name}, layer by layer over the training", "")]
         if readout in ("cls", "mean"):
-            pictures.append(("CKA", f"How like its start {name} still is (unbiased CKA, test texts)", "cka"))
+            measures.append(("CKA", f"How like its start {name} still is (unbiased CKA, test texts)", "cka"))
         if readout == "cls" and cells.received.notna().any():
             caption = "How much of the words' attention goes into [CLS], in the block below each layer"
-            pictures.append(("attention", caption, "received"))
-        for metric, caption, column in pictures:
+            measures.append(("attention", caption, "received"))
+        for metric, caption, column in measures:
             table = grid
             if column:
                 table = grid.assign(value=grid[column], low=float("nan"), high=float("nan"))

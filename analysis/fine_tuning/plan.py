@@ -1,4 +1,4 @@
-"""What is trained, known before torch is imported."""
+"""The plan of the trainings, before torch is imported."""
 
 from __future__ import annotations
 

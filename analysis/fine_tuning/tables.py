@@ -1,7 +1,7 @@
-"""Tables out of tables: which learning rate dev chooses, readouts against [CLS], results, accuracies.
+"""Tables computed from predictions: learning rates that dev chooses, readouts against [CLS], results, accuracies.
 
-rows: predictions of one task. The probe of a fine-tuned encoder is called "fine-tuned RATE", that of the encoder as it
-was "frozen".
+rows: predictions of one task. The probe of a fine-tuned encoder is called "fine-tuned RATE", that of the original
+encoder "frozen".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
-TUNED = "fine-tuned "  # what the name of such a probe begins with; its rate follows
+TUNED = "fine-tuned "  # prefix of the name of such a probe; its rate follows
 POOLED = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
 RATE = "rate (millionths)"
 ACCURACIES = (
@@ -24,7 +24,7 @@ ACCURACIES = (
 
 
 def is_pooled(readout: str) -> bool:
-    """Whether a readout is made of many tokens."""
+    """Whether a readout pools many tokens."""
     return readout.partition("@")[0].partition("(")[0].partition("[")[0] in POOLED
 
 
@@ -36,15 +36,15 @@ def choose_rates(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Every readout less [CLS], each at the rate that dev chooses, over the same test texts and seeds.
+    """Every readout minus [CLS], each at the rate that dev chooses, over the same test texts and seeds.
 
-    Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (that they
-    are equally good) and p_apart (that they are apart by the margin), both Holm's.
+    Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (of
+    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `stats.holm`.
     """
     rates = choose_rates(rows)
-    right = {name: stats.correct(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
+    correct = {name: stats.correctness(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
     others = [name for name in rates if name != "cls"]
-    pairs = [(right[name], right["cls"]) for name in others]
+    pairs = [(correct[name], correct["cls"]) for name in others]
     effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
     p_equal, p_apart, p_worse = (
         stats.holm(np.array([p(*pair) for pair in pairs]))
@@ -62,8 +62,8 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
             "high": high,
             "outcome": np.where(low > -margin, "yes", np.where(p_worse < 0.025, "no", "undecided")),
             "rate": [rates[name].removeprefix(TUNED) for name in others],
-            "accuracy": [float(right[name].to_numpy().mean()) for name in others],
-            "of_cls": float(right["cls"].to_numpy().mean()),
+            "accuracy": [float(correct[name].to_numpy().mean()) for name in others],
+            "of_cls": float(correct["cls"].to_numpy().mean()),
             "p_equal": p_equal,
             "p_apart": p_apart,
         }
@@ -74,17 +74,17 @@ def accuracies(rows: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Every readout fine-tuned and frozen, then the majority: columns `ACCURACIES`. compared: `compare_with_cls`."""
     p, table = compared.set_index("name"), []
     for name, rate in choose_rates(rows).items():
-        right = stats.correct(rows, control="none", readout=name, probe=rate).to_numpy()
-        frozen = float(stats.correct(rows, control="none", readout=name, probe="frozen").to_numpy().mean())
-        low, high = stats.wilson(right.mean(), right.shape[1])
-        spread = right.mean(1).std(ddof=1) if len(right) > 1 else np.nan
+        correct = stats.correctness(rows, control="none", readout=name, probe=rate).to_numpy()
+        frozen = float(stats.correctness(rows, control="none", readout=name, probe="frozen").to_numpy().mean())
+        low, high = stats.wilson(correct.mean(), correct.shape[1])
+        spread = correct.mean(1).std(ddof=1) if len(correct) > 1 else np.nan
         tests = [p.p_equal.get(name, np.nan), p.p_apart.get(name, np.nan)]
-        gained = right.mean() - frozen
-        table.append((name, rate.removeprefix(TUNED), right.mean(), low, high, spread, frozen, gained, *tests))
+        gained = correct.mean() - frozen
+        table.append((name, rate.removeprefix(TUNED), correct.mean(), low, high, spread, frozen, gained, *tests))
     sorted_table = pd.DataFrame(table, columns=[*ACCURACIES]).sort_values("fine-tuned", ascending=False, kind="stable")
     majority = {
         "readout": "commonest class",
-        "frozen": float(stats.correct(rows, control="majority").to_numpy().mean()),
+        "frozen": float(stats.correctness(rows, control="majority").to_numpy().mean()),
     }
     last = pd.DataFrame([majority], columns=[*ACCURACIES]).astype(sorted_table.dtypes)
     return pd.concat([sorted_table, last], ignore_index=True)
@@ -112,16 +112,16 @@ def learning_curves(rows: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 def results_of(
     predictions: pd.DataFrame, n_train: dict[str, int], converged: Collection[tuple[str, str]]
 ) -> pd.DataFrame:
-    """The results table of predictions. n_train: by task. converged: task and readout of such frozen probes."""
+    """The results table of predictions. n_train: by task. converged: task, readout of converged frozen probes."""
     rows = []
     for key, cell in predictions.groupby(list(KEY[:-1]), observed=True, sort=False):
         codes = pd.factorize(np.concatenate([cell.label, cell.predicted]))[0].reshape(2, -1)
         measured = stats.intervals(codes[1:], codes[0], cell.log2_probability.to_numpy()[None])
         task, readout, probe = key[1], key[4], key[5]
-        sound = probe.startswith(TUNED) or (task, readout) in converged
+        has_converged = probe.startswith(TUNED) or (task, readout) in converged
         rows += [
-            (*key, metric, *(float(each[0]) for each in numbers), n_train[task], len(cell), sound)
-            for metric, numbers in measured.items()
+            (*key, metric, *(float(part[0]) for part in estimate), n_train[task], len(cell), has_converged)
+            for metric, estimate in measured.items()
         ]
     return check_results(pd.DataFrame(rows, columns=list(COLUMNS)))
 
@@ -135,7 +135,7 @@ def check_orders(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_position(compared: pd.DataFrame) -> tuple[pd.Series, Sequence[str], int]:
-    """The other position that is worst, the outcomes of all, and their number; of all readouts where no position is."""
+    """The position that is worst against [CLS], all outcomes, and their number; of all readouts without positions."""
     positions = compared[~compared.name.map(is_pooled)]
     if positions.empty:
         positions = compared

@@ -1,20 +1,20 @@
-"""Where [CLS] looks, and who looks at it: attention weights, rollout, value zeroing.
+"""Attention from and to [CLS]: attention weights, rollout, value zeroing.
 
-1. `attention`: the weights themselves, per layer and head: what [CLS] reads from every token (out of it), and what
-   every token reads from [CLS] (into it). `heads` sums them up.
-2. `mixing`: one score a token and layer, how much of it is in [CLS]; every text's scores sum to 1.
+1. `measure_attention`: the weights per layer and head, from [CLS] to every token (out of it) and from every token to
+   [CLS] (into it). `summarise_heads` averages them.
+2. `measure_mixing`: one score per token and layer, the share of the token in [CLS]; the scores of a text sum to 1.
        attention              the weights, as a mean over heads
-       rollout                these and the residual stream in equal parts, multiplied up to the layer (Abnar & Zuidema
+       rollout                weights and residual stream in equal parts, multiplied up to the layer (Abnar & Zuidema
                               2020)
-       value_zeroing          how far a layer's output turns when the token's value vectors are zero (Mohebbi et al.
-                              2023)
-       value_zeroing_rollout  the same, multiplied up to the layer; the residual stream is in it already
-   The tables have the columns of `attribution.attribute`, so that `attribution.agreement` compares them.
+       value_zeroing          the cosine distance by which a layer's output changes if the token's value vectors are 0
+                              (Mohebbi et al. 2023)
+       value_zeroing_rollout  the same, multiplied up to the layer; it includes the residual stream already
+   The tables have the columns of `attribution.attribute`, so that `attribution.measure_agreement` compares them.
 
-Weights say where a layer looks, not what it uses: they are correlations, and only an intervention decides. Some models
-give none: FNet and YOSO have no weights, Longformer's have a form of their own, Funnel's and CANINE's are of pooled
-positions, SqueezeBERT's are no shares. These are refused in one line. In the local layers of ModernBERT [CLS] does
-not see far tokens: their weights are 0. Longformer can be asked by value zeroing.
+Attention weights are correlations: they do not show what a layer uses, only an intervention does. Some models have no
+usable weights and raise InputError: FNet and YOSO have none, Longformer's have another shape, Funnel's and CANINE's
+belong to pooled positions, SqueezeBERT's do not sum to 1. In the local layers of ModernBERT, [CLS] does not see distant
+tokens: their weights are 0. Value zeroing works for Longformer.
 """
 
 from __future__ import annotations
@@ -33,74 +33,74 @@ from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import evaluating
 from clsprobe.probes.encoders.tokenizing import Row, Rows
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.extraction.extractor import BUDGET, Extractor, plan
+from clsprobe.probes.extraction.extractor import BUDGET, Extractor, plan_batches
 from clsprobe.probes.extraction.readouts import Position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 METHODS = ("attention", "rollout", "value_zeroing", "value_zeroing_rollout")
-_VALUES = {"value", "value_proj", "v_proj", "v_lin", "v"}  # what architectures call the projection to value vectors
-_HOOKED = "_output_capturing_hooks_installed"  # how transformers remembers that its hooks are there
-_FUSED = "Wqkv"  # queries, keys and values of one product, in this order
+_VALUE_NAMES = {"value", "value_proj", "v_proj", "v_lin", "v"}  # names of the projection to value vectors
+_HOOKED = "_output_capturing_hooks_installed"  # set by transformers once its hooks are installed
+_FUSED = "Wqkv"  # queries, keys and values in one projection, in this order
+_Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def attention(
+def measure_attention(
     encoder: Encoder, texts: Sequence[str], readout: str = "cls", *, max_length: int | None = None
 ) -> pd.DataFrame:
     """The attention weights between one position and every token, per layer and head.
 
     Columns: readout; text, layer (1 is the first block), head, token_index, token, special; own (whether the token is
     the position itself); out_of, what the position reads from the token (sums to 1 over the tokens); into, what the
-    token reads from the position. readout: the name of a position. Texts are cut to `max_length` tokens, by default the
-    encoder's limit. Raises InputError for an encoder that gives no attention weights, and for a readout that is no
-    position.
+    token reads from the position. readout: the name of a position. Texts are truncated to `max_length` tokens, by
+    default the encoder's limit. Raises InputError for an encoder without attention weights, and for a readout that is
+    not a position.
     """
-    at, rows = _position(encoder, readout), _rows(encoder, texts, max_length)
+    position, rows = _find_position(encoder, readout), _tokenize(encoder, texts, max_length)
     parts: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
-    for chosen, weights, places in _weights(encoder, rows, at):
-        for i, text in enumerate(chosen):
-            n, place = rows.lengths[text], places[i]
-            one = weights[:, i, :, :n, :n]  # (layer, head, token, token)
-            blank = np.full((*one.shape[:2], n), np.nan)
-            parts[int(text)] = (one[:, :, place], one[:, :, :, place], place) if place >= 0 else (blank, blank, -1)
+    for batch, weights, positions in _attention_weights(encoder, rows, position):
+        for i, text in enumerate(batch):
+            n, index = rows.lengths[text], positions[i]
+            m = weights[:, i, :, :n, :n]  # (layer, head, token, token)
+            missing = np.full((*m.shape[:2], n), np.nan)
+            parts[int(text)] = (m[:, :, index], m[:, :, :, index], index) if index >= 0 else (missing, missing, -1)
     columns = pd.DataFrame(token_columns(encoder, rows))
     layers, count = next(iter(parts.values()))[0].shape[:2] if parts else (0, 0)
     ends = np.cumsum(rows.lengths)
     tables = []
     for text, end in enumerate(ends):
-        out_of, into, place = parts[text]
+        out_of, into, index = parts[text]
         tokens = columns.iloc[end - rows.lengths[text] : end]
-        many = pd.concat([tokens] * (layers * count), ignore_index=True)
-        many.insert(1, "layer", np.repeat(np.arange(1, layers + 1), count * len(tokens)))
-        many.insert(2, "head", np.tile(np.repeat(np.arange(count), len(tokens)), layers))
-        tables.append(
-            many.assign(own=many["token_index"] == place, out_of=out_of.ravel(), into=into.ravel(), readout=at.name)
-        )
-    empty = columns.assign(layer=0, head=0, own=False, out_of=0.0, into=0.0, readout=at.name).head(0)
+        table = pd.concat([tokens] * (layers * count), ignore_index=True)
+        table.insert(1, "layer", np.repeat(np.arange(1, layers + 1), count * len(tokens)))
+        table.insert(2, "head", np.tile(np.repeat(np.arange(count), len(tokens)), layers))
+        own = table["token_index"] == index
+        tables.append(table.assign(own=own, out_of=out_of.ravel(), into=into.ravel(), readout=position.name))
+    empty = columns.assign(layer=0, head=0, own=False, out_of=0.0, into=0.0, readout=position.name).head(0)
     return pd.concat(tables, ignore_index=True) if tables else empty
 
 
-def heads(table: pd.DataFrame) -> pd.DataFrame:
-    """What every head does on average: `attention` summed over tokens of a kind, and averaged over texts.
+def summarise_heads(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean attention of every head, by kind of token. table: of `measure_attention`.
 
-    Columns: layer, head; direction; of (own, special for the other special tokens, content); value. Of direction
-    "out of", the share of the position's attention that goes to such tokens, the three sum to 1; of "into", the mean
-    weight that one such token gives to the position.
+    Columns: layer, head; direction; of (own, special for the other special tokens, content); value. For direction
+    "out of", the share of the position's attention that goes to such tokens (the three sum to 1); for "into", the mean
+    weight that such a token gives to the position. Means over texts.
     """
     kind = np.where(table["own"], "own", np.where(table["special"], "special", "content"))
-    where = ["text", "layer", "head", "of"]
+    keys = ["text", "layer", "head", "of"]
     per_text = (
         table.assign(of=kind)
-        .groupby(where, observed=True)[["out_of", "into"]]
+        .groupby(keys, observed=True)[["out_of", "into"]]
         .agg({"out_of": partial(pd.Series.sum, min_count=1), "into": "mean"})
     )
-    mean = per_text.groupby(where[1:]).mean().rename(columns={"out_of": "out of"})
+    mean = per_text.groupby(keys[1:]).mean().rename(columns={"out_of": "out of"})
     long = mean.rename_axis(columns="direction").stack().rename("value").reset_index()
     return long[["layer", "head", "direction", "of", "value"]]
 
 
-def mixing(
+def measure_mixing(
     encoder: Encoder,
     texts: Sequence[str],
     method: str = "rollout",
@@ -108,111 +108,111 @@ def mixing(
     *,
     max_length: int | None = None,
 ) -> pd.DataFrame:
-    """How much of every token is in one position, layer by layer; the scores of a text sum to 1 in each.
+    """The share of every token in one position, layer by layer; the scores of a text sum to 1 in each layer.
 
     Columns: method, layer (1 is the first block), readout; text, token_index, token, special; score. NaN where a text
-    lacks the position. Value zeroing runs a text as often as it has tokens. Texts are cut to `max_length` tokens, by
-    default the encoder's limit. Raises InputError for an unknown method, a readout that is no position, and an encoder
-    that cannot be asked in this way.
+    lacks the position. Value zeroing runs a text once per token. Texts are truncated to `max_length` tokens, by default
+    the encoder's limit. Raises InputError for an unknown method, a readout that is not a position, and an encoder that
+    does not support the method.
     """
     if method not in METHODS:
         raise unknown("--method", "method", method, METHODS)
-    at, rows = _position(encoder, readout), _rows(encoder, texts, max_length)
-    found: dict[int, np.ndarray] = {}  # text -> (layer, token)
-    matrices = _weights(encoder, rows, at) if method in METHODS[:2] else _zeroed(encoder, rows, at)
-    for chosen, weights, places in matrices:
-        mixed = weights.mean(2)  # (layer, text, token, token), over heads
+    position, rows = _find_position(encoder, readout), _tokenize(encoder, texts, max_length)
+    mixed: dict[int, np.ndarray] = {}  # text -> (layer, token)
+    weigh = _attention_weights if method in METHODS[:2] else _zero_values
+    for batch, weights, positions in weigh(encoder, rows, position):
+        mixing = weights.mean(2)  # (layer, text, token, token), over heads
         if method == "rollout":
-            mixed = (mixed + np.eye(mixed.shape[-1])) / 2
+            mixing = (mixing + np.eye(mixing.shape[-1])) / 2
         if method.endswith("rollout"):
-            for layer in range(1, len(mixed)):
-                mixed[layer] = mixed[layer] @ mixed[layer - 1]
-        for i, text in enumerate(chosen):
-            n = rows.lengths[text]
-            found[int(text)] = mixed[:, i, places[i], :n] if places[i] >= 0 else np.full((len(mixed), n), np.nan)
-    columns = pd.DataFrame({"method": method, "layer": 0, "readout": at.name} | token_columns(encoder, rows))
-    scores = np.concatenate([found[text] for text in range(len(rows))], 1) if found else np.zeros((0, 0))
+            for layer in range(1, len(mixing)):
+                mixing[layer] = mixing[layer] @ mixing[layer - 1]
+        for i, text in enumerate(batch):
+            n, index = rows.lengths[text], positions[i]
+            mixed[int(text)] = mixing[:, i, index, :n] if index >= 0 else np.full((len(mixing), n), np.nan)
+    columns = pd.DataFrame({"method": method, "layer": 0, "readout": position.name} | token_columns(encoder, rows))
+    scores = np.concatenate([mixed[text] for text in range(len(rows))], 1) if mixed else np.zeros((0, 0))
     tables = [columns.assign(layer=layer, score=score) for layer, score in enumerate(scores, 1)]
     return pd.concat(tables, ignore_index=True) if tables else columns.assign(score=0.0).head(0)
 
 
-def received(encoder: Encoder, texts: Sequence[str], *, max_length: int | None = None) -> dict[int, float]:
+def measure_inflow(encoder: Encoder, texts: Sequence[str], *, max_length: int | None = None) -> dict[int, float]:
     """Layer (1 is the first block) -> the share of content tokens' attention that goes into [CLS].
 
-    Mean over heads, tokens and texts. Raises InputError as `attention`.
+    Mean over heads, tokens and texts. Raises InputError like `measure_attention`.
     """
-    at, rows = _position(encoder, "cls"), _rows(encoder, texts, max_length)
+    position, rows = _find_position(encoder, "cls"), _tokenize(encoder, texts, max_length)
     total, tokens = np.zeros(len(encoder.points) - 1), 0
-    for chosen, weights, places in _weights(encoder, rows, at):
-        for i, text in enumerate(chosen):
+    for batch, weights, positions in _attention_weights(encoder, rows, position):
+        for i, text in enumerate(batch):
             content = np.flatnonzero(~rows[int(text)].special)
-            total += weights[:, i].mean(1)[:, content, places[i]].sum(1)
+            total += weights[:, i].mean(1)[:, content, positions[i]].sum(1)
             tokens += len(content)
     return dict(enumerate((total / max(tokens, 1)).tolist(), 1))
 
 
-def _position(encoder: Encoder, readout: str) -> Position:
-    (at,) = Extractor(encoder, [readout], layers="all").readouts
-    if not isinstance(at, Position):
-        raise InputError("--readouts", f"'{at.name}' is no position of its own", "Use cls, sep or token[1]")
-    return at
+def _find_position(encoder: Encoder, readout: str) -> Position:
+    (position,) = Extractor(encoder, [readout], layers="all").readouts
+    if not isinstance(position, Position):
+        raise InputError("--readouts", f"'{position.name}' is no position of its own", "Use cls, sep or token[1]")
+    return position
 
 
-def _rows(encoder: Encoder, texts: Sequence[str], max_length: int | None) -> Rows:
+def _tokenize(encoder: Encoder, texts: Sequence[str], max_length: int | None) -> Rows:
     return encoder.tokenize(texts, max_length or encoder.description.max_length)
 
 
 def _batches(encoder: Encoder, rows: Rows, costs: np.ndarray, *, equal: bool) -> Iterator[np.ndarray]:
     for kind in (False, True):  # single texts and pairs apart
-        alike = np.flatnonzero(rows.paired == kind)
-        for part in plan(costs[alike], BUDGET[encoder.device.type], equal=equal):
-            yield alike[part]
+        same_kind = np.flatnonzero(rows.paired == kind)
+        for part in plan_batches(costs[same_kind], BUDGET[encoder.device.type], equal=equal):
+            yield same_kind[part]
 
 
-def _numbers(tensor: Tensor) -> np.ndarray:
+def _to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy()
 
 
 # ----------------------------------------------------------------------------------------------------------- weights
 
 
-def _weights(encoder: Encoder, rows: Rows, at: Position) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batch by batch: which texts, their weights (layer, text, head, token, token) with rows that sum to 1, and where
-    the position stands in each (text,)."""
+def _attention_weights(encoder: Encoder, rows: Rows, position: Position) -> Iterator[_Weights]:
+    """Batches of text indices (text,), attention weights (layer, text, head, token, token) whose rows sum to 1, and the
+    token index of the position (text,), negative where a text lacks it."""
     equal = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
-    near = 1e-3 if encoder.dtype == torch.float32 else 0.05
-    with evaluating(encoder.model), _giving_weights(encoder):
-        for chosen in _batches(encoder, rows, rows.lengths, equal=equal):
-            batch = encoder.batch([rows[i] for i in chosen])
-            given = getattr(encoder.forward(batch, attentions=True), "attentions", None) or ()
+    tolerance = 1e-3 if encoder.dtype == torch.float32 else 0.05
+    with evaluating(encoder.model), _eager_attention(encoder):
+        for indices in _batches(encoder, rows, rows.lengths, equal=equal):
+            batch = encoder.batch([rows[i] for i in indices])
+            attentions = getattr(encoder.forward(batch, attentions=True), "attentions", None) or ()
             size, layers = batch.ids.shape[1], len(encoder.points) - 1
-            if len(given) == 0 or any(one is None for one in given):
-                raise _refused(encoder, "gives no attention weights")
-            if len(given) != layers or any(one.ndim != 4 or one.shape[2:] != (size, size) for one in given):
-                raise _refused(encoder, "has attention weights of another form than (token, token) for every layer")
-            weights = np.stack([_numbers(one) for one in given])
+            if len(attentions) == 0 or any(layer is None for layer in attentions):
+                raise _make_error(encoder, "gives no attention weights")
+            if len(attentions) != layers or any(a.ndim != 4 or a.shape[2:] != (size, size) for a in attentions):
+                raise _make_error(encoder, "has attention weights of another form than (token, token) for every layer")
+            weights = np.stack([_to_numpy(layer) for layer in attentions])
             real = batch.real.cpu().numpy()
-            weights *= real[:, None, None]  # nothing comes from padding
+            weights *= real[:, None, None]  # no attention from padding
             sums = weights.sum(-1, keepdims=True)
-            if not (np.abs(sums[..., 0] - 1).max((0, 2))[real] <= near).all():
-                raise _refused(encoder, "has attention weights that do not sum to 1")
-            yield chosen, weights / np.where(sums > 0, sums, 1), batch.position_of(at).cpu().numpy()
+            if not (np.abs(sums[..., 0] - 1).max((0, 2))[real] <= tolerance).all():
+                raise _make_error(encoder, "has attention weights that do not sum to 1")
+            yield indices, weights / np.where(sums > 0, sums, 1), batch.position_of(position).cpu().numpy()
 
 
-def _refused(encoder: Encoder, what: str) -> InputError:
+def _make_error(encoder: Encoder, what: str) -> InputError:
     kind = encoder.description.model_type
     return InputError(encoder.name, f"{kind} {what}", "Use another model, or attribution")
 
 
 @contextmanager
-def _giving_weights(encoder: Encoder) -> Iterator[None]:
-    """Within the block the model computes attention weights where it can; afterwards all is as it was.
+def _eager_attention(encoder: Encoder) -> Iterator[None]:
+    """Within the block, the model uses eager attention, since fused kernels compute no weights.
 
-    The fused kernels do not compute them. transformers would leave its own hooks behind.
+    Restores the implementation afterwards, and removes the hooks that transformers leaves behind.
     """
     model: Any = encoder.model
     before = model.config._attn_implementation
-    held = {module: (dict(module._forward_hooks), vars(module).get(_HOOKED)) for module in model.modules()}
+    hooks_before = {module: (dict(module._forward_hooks), vars(module).get(_HOOKED)) for module in model.modules()}
     try:
         if before != "eager":
             model.set_attn_implementation("eager")
@@ -220,62 +220,64 @@ def _giving_weights(encoder: Encoder) -> Iterator[None]:
     finally:
         if before != "eager":
             model.set_attn_implementation(before)
-        for module, (hooks, hooked) in held.items():
+        for module, (hooks, flag) in hooks_before.items():
             for key in [key for key in module._forward_hooks if key not in hooks]:
                 del module._forward_hooks[key]
-            if hooked is None:
+            if flag is None:
                 vars(module).pop(_HOOKED, None)
 
 
 # ------------------------------------------------------------------------------------------------------ value zeroing
 
 
-def _zeroed(encoder: Encoder, rows: Rows, at: Position) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `_weights`, with one head: how far every token's output turns, in shares of all that turn it."""
+def _zero_values(encoder: Encoder, rows: Rows, position: Position) -> Iterator[_Weights]:
+    """Like `_attention_weights`, with one head: the share of every token in the change of another token's output."""
     values = _value_projections(encoder)
     with evaluating(encoder.model):
-        for chosen in _batches(encoder, rows, rows.lengths * (rows.lengths + 1), equal=True):
-            size = int(rows.lengths[chosen[0]])
-            most = max(1, BUDGET[encoder.device.type] // size - 1)  # tokens at a time, where a text is long
-            parts = [np.arange(size)[start : start + most] for start in range(0, size, most)]
-            told = [rows[i] for i in chosen]
-            turned = np.concatenate([_turned(encoder, values, told, lost) for lost in parts], -1)
-            sums = turned.sum(-1, keepdims=True)
-            shares = np.divide(turned, sums, out=np.broadcast_to(np.eye(size), turned.shape).copy(), where=sums > 0)
-            yield chosen, shares[:, :, None], encoder.batch(told).position_of(at).cpu().numpy()
+        for indices in _batches(encoder, rows, rows.lengths * (rows.lengths + 1), equal=True):
+            size = int(rows.lengths[indices[0]])
+            limit = max(1, BUDGET[encoder.device.type] // size - 1)  # tokens of a long text zeroed at once
+            parts = [np.arange(size)[start : start + limit] for start in range(0, size, limit)]
+            batch = [rows[i] for i in indices]
+            turns = np.concatenate([_measure_turns(encoder, values, batch, part) for part in parts], -1)
+            sums = turns.sum(-1, keepdims=True)
+            shares = np.divide(turns, sums, out=np.broadcast_to(np.eye(size), turns.shape).copy(), where=sums > 0)
+            yield indices, shares[:, :, None], encoder.batch(batch).position_of(position).cpu().numpy()
 
 
-def _turned(encoder: Encoder, values: dict[nn.Module, slice], texts: list[Row], lost: np.ndarray) -> np.ndarray:
-    """(layer, text, token, lost token) cosine distance of a layer's output with and without the lost one's values.
+def _measure_turns(
+    encoder: Encoder, values: dict[nn.Module, slice], texts: list[Row], tokens: np.ndarray
+) -> np.ndarray:
+    """(layer, text, token, zeroed token) cosine distance of a layer's output with and without a token's value vectors.
 
-    texts: of one length. Every one is there in as many copies as tokens are lost and one more. At every layer a copy
-    loses the value vectors of its token; what leaves the layer is compared with the last copy, which loses none, and
-    all go on as that one.
+    texts: of one length. Each is copied once per zeroed token and once more. In every layer a copy loses the value
+    vectors of its token; the output is compared with the last, intact copy, which is then the input of the next layer
+    for all copies.
     """
-    size, many = len(texts[0].ids), len(lost) + 1
-    batch = encoder.batch([text for text in texts for _ in range(many)])
-    here = torch.zeros(many, size, dtype=torch.bool, device=encoder.device)
-    here[torch.arange(many - 1), torch.from_numpy(lost)] = True
-    turned: list[np.ndarray] = []
+    size, copies = len(texts[0].ids), len(tokens) + 1
+    batch = encoder.batch([text for text in texts for _ in range(copies)])
+    zeroed = torch.zeros(copies, size, dtype=torch.bool, device=encoder.device)
+    zeroed[torch.arange(copies - 1), torch.from_numpy(tokens)] = True
+    turns: list[np.ndarray] = []
     token_first = encoder.description.model_type == "longformer"  # its projections see (token, batch, dim)
 
-    def copies(hidden: Tensor) -> Tensor:
+    def split_copies(hidden: Tensor) -> Tensor:
         """(text, copy, token, dim)."""
         if hidden.ndim != 3 or len(hidden) != len(batch.ids) or hidden.shape[1] < size:
-            raise _refused(encoder, "has other positions inside than tokens")
-        return hidden.unflatten(0, (-1, many))
+            raise _make_error(encoder, "has other positions inside than tokens")
+        return hidden.unflatten(0, (-1, copies))
 
     def zero(part: slice, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        kept = copies(output.transpose(0, 1) if token_first else output).clone()
-        kept[:, :, :size, part] *= ~here[..., None]
-        return kept.flatten(0, 1).transpose(0, 1) if token_first else kept.flatten(0, 1)
+        values = split_copies(output.transpose(0, 1) if token_first else output).clone()
+        values[:, :, :size, part] *= ~zeroed[..., None]
+        return values.flatten(0, 1).transpose(0, 1) if token_first else values.flatten(0, 1)
 
     def compare(module: nn.Module, args: Any, output: Any) -> Any:
-        each = copies(output if isinstance(output, torch.Tensor) else output[0])
-        near = torch.cosine_similarity(each[:, :-1, :size].double(), each[:, -1:, :size].double(), dim=-1)
-        turned.append(_numbers(1 - near).swapaxes(1, 2))
-        same = each[:, -1:].expand_as(each).flatten(0, 1)
-        return same if isinstance(output, torch.Tensor) else (same, *output[1:])
+        states = split_copies(output if isinstance(output, torch.Tensor) else output[0])
+        cosine = torch.cosine_similarity(states[:, :-1, :size].double(), states[:, -1:, :size].double(), dim=-1)
+        turns.append(_to_numpy(1 - cosine).swapaxes(1, 2))
+        output_states = states[:, -1:].expand_as(states).flatten(0, 1)
+        return output_states if isinstance(output, torch.Tensor) else (output_states, *output[1:])
 
     with ExitStack() as hooks:
         for module, part in values.items():
@@ -284,22 +286,22 @@ def _turned(encoder: Encoder, values: dict[nn.Module, slice], texts: list[Row], 
             block = encoder.model.get_submodule(path)
             hooks.callback(block.register_forward_hook(compare).remove)
         encoder.forward(batch)
-    return np.stack(turned).clip(min=0)
+    return np.stack(turns).clip(min=0)
 
 
 def _value_projections(encoder: Encoder) -> dict[nn.Module, slice]:
-    """The module of every block that makes value vectors, and where they are in what it returns."""
-    found: dict[nn.Module, slice] = {}
+    """The module that computes the value vectors of every block, and their slice of its output."""
+    projections: dict[nn.Module, slice] = {}
     for point in encoder.points[1:]:
         block = encoder.model.get_submodule(point.module)
-        named = {path.rpartition(".")[2]: module for path, module in block.named_modules()}
-        own = [name for name in named if name in _VALUES]
-        if point.side != "out" or len(own) + (_FUSED in named) != 1:
-            raise _refused(encoder, "keeps its value vectors where they cannot be zeroed")
-        if own:
-            found[named[own[0]]] = slice(None)
+        modules = {path.rpartition(".")[2]: module for path, module in block.named_modules()}
+        names = [name for name in modules if name in _VALUE_NAMES]
+        if point.side != "out" or len(names) + (_FUSED in modules) != 1:
+            raise _make_error(encoder, "keeps its value vectors where they cannot be zeroed")
+        if names:
+            projections[modules[names[0]]] = slice(None)
         else:
-            width = named[_FUSED].weight.shape[0]
+            width = modules[_FUSED].weight.shape[0]
             assert isinstance(width, int)
-            found[named[_FUSED]] = slice(width * 2 // 3, None)
-    return found
+            projections[modules[_FUSED]] = slice(width * 2 // 3, None)
+    return projections

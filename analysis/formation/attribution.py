@@ -1,23 +1,23 @@
 """Which tokens move a vector along a direction: attribution with three methods, one table.
 
-1. A `Target` is the number that is explained: a readout of a layer, times a direction; `direction_of` takes it from a
-   linear probe. All else is asked about that number, F.
-2. `attribute` asks what every token's own embedding does to F, against a baseline in which content tokens are the mask
-   token and special tokens stay: a text without words, of the same length.
-       integrated_gradients  the mean gradient on the way from the baseline (Sundararajan, Taly & Yan 2017), by
+1. A `Target` is the number F that is explained: a readout of a layer, times a direction. `compute_direction` takes the
+   direction from a linear probe.
+2. `attribute` measures the contribution of every token's embedding to F, against a baseline of the same length in which
+   all content tokens are mask tokens and special tokens stay.
+       integrated_gradients  the mean gradient on the line from the baseline (Sundararajan, Taly & Yan 2017), by
                              Gauss-Legendre quadrature as in captum
-       input_x_gradient      the gradient at the text alone: the first-order guess, one pass (Shrikumar et al. 2016)
-       feature_ablation      what F loses when one token becomes the mask token (Zeiler & Fergus 2014): no gradients
-   Each gives the difference times what F does with it, so the three are equal where F is linear.
-3. Scores should sum to F(text) - F(baseline). The gap, in parts of that or of F's standard deviation over the texts
-   if that is larger, stands in every row; above 1 % integrated gradients take twice as many steps, up to 512, and
-   what is still above it is marked.
-4. `infidelity` (Yeh et al. 2019) asks whether the scores foretell what removing several tokens does; `randomised`
-   (Adebayo et al. 2018) whether an encoder with random weights would have been given the same ones; `agreement` is the
-   rank correlation of two tables of scores, text by text.
+       input_x_gradient      the gradient at the text only: first order, one pass (Shrikumar et al. 2016)
+       feature_ablation      the loss of F when a mask token replaces one token (Zeiler & Fergus 2014): no gradients
+   All three agree where F is linear.
+3. Scores should sum to F(text) - F(baseline). Every row has the gap as a share of that difference, or of F's standard
+   deviation over the texts if that is larger. Above 1 % integrated gradients double their steps, up to 512; `complete`
+   is False for texts that stay above it.
+4. `measure_infidelity` (Yeh et al. 2019) tests whether the scores predict the effect of removing several tokens,
+   `compare_randomised` (Adebayo et al. 2018) whether an encoder with random weights has the same scores.
+   `measure_agreement` is the rank correlation of two tables of scores, text by text.
 
-The word embeddings are replaced by a hook on the table that gives them, position and segment stay: what is asked is
-which words matter. Many texts and steps share a batch, and the layers above the target's are not run.
+A hook on the embedding table replaces word embeddings; position and segment embeddings stay. Texts and steps share
+batches, and layers above the target's are not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Batch, Rows
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.extraction.extractor import Extractor, plan
+from clsprobe.probes.extraction.extractor import Extractor, plan_batches
 from clsprobe.probes.extraction.readouts import Normed, Readout
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 METHODS = ("integrated_gradients", "input_x_gradient", "feature_ablation")
 STEPS, MOST = 32, 512
-TOLERANCE = 0.01  # of the change of F: a larger gap is marked
-ROUNDING = 1e-6  # of the size of F's terms: what float32 leaves of a sum that should be 0
+TOLERANCE = 0.01  # of the change of F, above which scores are incomplete
+ROUNDING = 1e-6  # of the size of F's terms: the float32 error of a sum that should be 0
 
 Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 1 the text's own token, 0 the baseline's
 
@@ -56,10 +56,9 @@ Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 
 class Target:
     """A number F for every text: the readout of a layer, times a direction.
 
-    direction: (width,), or (text, width) where every text has its own, as the direction of the class it was told.
-    Texts are cut to `max_length` tokens, by default the encoder's limit. Raises InputError for a layer or a readout
-    that the encoder lacks, for a direction of another width, and for an encoder whose tokens have no embeddings of
-    their own.
+    direction: (width,), or (text, width) with one for every text, such as that of its label. Texts are truncated to
+    `max_length` tokens, by default the encoder's limit. Raises InputError for a layer or a readout that the encoder
+    lacks, for a direction of another width, and for an encoder without a table of token embeddings.
     """
 
     def __init__(
@@ -83,85 +82,86 @@ class Target:
             what = f"has {self.direction.shape[-1]} numbers, {self.readout.name} at layer {layer} has {width}"
             raise InputError("the direction", what, "Take it from a probe of that cell")
         self._table = _embedding_table(encoder)
-        self._blank = _blank(encoder, self._table)
-        self._running = threading.local()  # the batch of a thread, and what has been read of it
+        self._baseline = _find_baseline(encoder, self._table)
+        self._running = threading.local()  # the batch of a thread, and the sums read from it
 
     def rows(self, texts: Sequence[str]) -> Rows:
-        """The tokens of the texts, cut to the limit. Raises InputError where directions are not theirs."""
+        """The tokens of the texts, truncated to the limit. Raises InputError for directions of other texts."""
         if self.direction.ndim > 1 and len(self.direction) != len(texts):
             raise InputError("the direction", f"is given for {len(self.direction)} texts, not {len(texts)}", "Pass one")
         return self.encoder.tokenize(texts, self.max_length)
 
-    def run(self, rows: Rows, of: np.ndarray, keep: Keep, *, gradients: bool = False) -> Iterator[Passed]:
-        """Forward passes over items, batch by batch, in an order of their own.
+    def run(self, rows: Rows, text_indices: np.ndarray, keep: Keep, *, gradients: bool = False) -> Iterator[Passed]:
+        """Forward passes over items, versions of texts, batch by batch in no fixed order.
 
-        of: (item,) which text each item is a version of. keep: which tokens of it are the text's own, and by how much.
-        gradients: what F would gain by what separates every token from the baseline, at first order.
+        text_indices: (item,) the text of each item. keep: the weight of its own tokens against the baseline's.
+        gradients: also compute the first-order effect on F of the difference of every token from the baseline.
         """
-        lengths, paired = rows.lengths[of], rows.paired[of]
+        lengths, paired = rows.lengths[text_indices], rows.paired[text_indices]
         with (
-            tqdm(total=len(of), desc="attribution", unit=" passes", delay=1, disable=None, leave=False) as bar,
+            tqdm(total=len(lengths), desc="attribution", unit=" passes", delay=1, disable=None, leave=False) as bar,
             evaluating(self.encoder.model),
-            self._replacing(),
+            self._replace_embeddings(),
             tap(self.encoder, self._read, self._layers),
         ):
             for kind in (False, True):  # single texts first: some models tell token types of 0 from none
-                alike = np.flatnonzero(paired == kind)
-                for part in plan(lengths[alike], self._tokens_per_batch, equal=self._equal):
-                    yield self._pass(rows, of, alike[part], keep, gradients)
+                same_kind = np.flatnonzero(paired == kind)
+                for part in plan_batches(lengths[same_kind], self._tokens_per_batch, equal=self._equal):
+                    yield self._pass(rows, text_indices, same_kind[part], keep, gradients)
                     bar.update(len(part))
 
-    def _pass(self, rows: Rows, of: np.ndarray, items: np.ndarray, keep: Keep, gradients: bool) -> Passed:
-        encoder, now = self.encoder, self._running
-        texts, which = np.unique(of[items], return_inverse=True)
-        batch = _repeated(encoder.batch([rows[i] for i in texts]), torch.from_numpy(which).to(encoder.device))
-        along = torch.from_numpy(self.direction if self.direction.ndim == 1 else self.direction[of[items]])
-        now.batch, now.gradients, now.value, now.size = batch, gradients, 0.0, 0.0
-        now.along = along.to(encoder.device).unflatten(-1, (self.readout.depth, -1))
-        now.keep = torch.from_numpy(keep(items, batch.ids.shape[1])).to(encoder.device, torch.float32)
-        with suppress(_Enough):
+    def _pass(self, rows: Rows, text_indices: np.ndarray, items: np.ndarray, keep: Keep, gradients: bool) -> Passed:
+        encoder, state = self.encoder, self._running
+        texts, batch_rows = np.unique(text_indices[items], return_inverse=True)
+        batch = _repeat_rows(encoder.batch([rows[i] for i in texts]), torch.from_numpy(batch_rows).to(encoder.device))
+        shared = self.direction.ndim == 1
+        direction = torch.from_numpy(self.direction if shared else self.direction[text_indices[items]])
+        state.batch, state.gradients, state.value, state.size = batch, gradients, 0.0, 0.0
+        state.direction = direction.to(encoder.device).unflatten(-1, (self.readout.depth, -1))
+        state.keep = torch.from_numpy(keep(items, batch.ids.shape[1])).to(encoder.device, torch.float32)
+        with suppress(_TargetRead):
             encoder.forward(batch, gradients=gradients)
         present = self.readout.present(batch)
-        moved = None
+        effect = None
         if gradients:
-            (gradient,) = torch.autograd.grad(now.value.where(present, 0).sum(), now.words)
-            moved = (gradient.float() * now.apart).sum(-1).double().cpu().numpy()
-            del now.words, now.apart
-        value = now.value.detach().double().where(present, torch.nan)
-        return Passed(items, value.cpu().numpy(), now.size.sqrt().cpu().numpy(), moved)
+            (gradient,) = torch.autograd.grad(state.value.where(present, 0).sum(), state.words)
+            effect = (gradient.float() * state.difference).sum(-1).double().cpu().numpy()
+            del state.words, state.difference
+        value = state.value.detach().double().where(present, torch.nan)
+        return Passed(items, value.cpu().numpy(), state.size.sqrt().cpu().numpy(), effect)
 
     def _read(self, layer: int, hidden: Tensor) -> None:
-        """Add what this layer gives to F, and stop behind the last that is read."""
-        encoder, now = self.encoder, self._running
+        """Add the terms of F from this layer, and stop after the last layer that is read."""
+        encoder, state = self.encoder, self._running
         if isinstance(self.readout, Normed) and encoder.norm is not None:
             hidden = encoder.norm(hidden)
-        terms = self.readout.read(hidden, now.batch).float() * now.along[..., layer - self.layer - 1, :]
-        now.value = now.value + terms.sum(-1)
-        now.size = now.size + terms.detach().square().sum(-1)
+        terms = self.readout.read(hidden, state.batch).float() * state.direction[..., layer - self.layer - 1, :]
+        state.value = state.value + terms.sum(-1)
+        state.size = state.size + terms.detach().square().sum(-1)
         if layer == self.layer:
-            raise _Enough
+            raise _TargetRead
 
     @contextmanager
-    def _replacing(self) -> Iterator[None]:
-        """Within the block the table gives what is kept of every token, and the baseline for the rest."""
+    def _replace_embeddings(self) -> Iterator[None]:
+        """Within the block, the table returns a mixture of every token's embedding and the baseline's."""
 
-        def replaced(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            now, found, turned = self._running, args[0], False
-            ids = now.batch.ids
-            if found.shape != ids.shape and found.T.shape == ids.shape and torch.equal(found.T, ids):
-                turned = True  # XLNet looks (token, batch) up
-            elif not torch.equal(found[:, : ids.shape[1]], ids):
+        def replace_words(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            state, given_ids, transposed = self._running, args[0], False
+            ids = state.batch.ids
+            if given_ids.shape != ids.shape and given_ids.T.shape == ids.shape and torch.equal(given_ids.T, ids):
+                transposed = True  # XLNet looks (token, batch) up
+            elif not torch.equal(given_ids[:, : ids.shape[1]], ids):
                 raise RuntimeError(f"{type(self.encoder.model).__name__} looks up other ids than it was given")
-            own = output.transpose(0, 1) if turned else output
-            more = own[:, ids.shape[1] :]  # what the model itself pads
-            own = own[:, : ids.shape[1]]
-            now.apart = (own - self._blank).where(now.batch.content[..., None], 0)
-            words = own - (1 - now.keep[..., None]).to(own.dtype) * now.apart
-            now.words = words.detach().requires_grad_() if now.gradients else words
-            words = torch.cat([now.words, more], 1) if more.shape[1] else now.words
-            return words.transpose(0, 1) if turned else words
+            embeddings = output.transpose(0, 1) if transposed else output
+            padding = embeddings[:, ids.shape[1] :]  # added by the model itself
+            embeddings = embeddings[:, : ids.shape[1]]
+            state.difference = (embeddings - self._baseline).where(state.batch.content[..., None], 0)
+            words = embeddings - (1 - state.keep[..., None]).to(embeddings.dtype) * state.difference
+            state.words = words.detach().requires_grad_() if state.gradients else words
+            words = torch.cat([state.words, padding], 1) if padding.shape[1] else state.words
+            return words.transpose(0, 1) if transposed else words
 
-        handle = self._table.register_forward_hook(replaced)
+        handle = self._table.register_forward_hook(replace_words)
         try:
             yield
         finally:
@@ -170,16 +170,16 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Passed:
-    """What a batch of items gave: value (item,) F, NaN where a text lacks the readout; size (item,) the root of the
-    squared terms that F is the sum of; moved (item, token), with gradients."""
+    """The results of a batch of items: value (item,) of F, NaN where a text lacks the readout; size (item,) the root of
+    the sum of the squared terms of F; effect (item, token) at first order, with gradients."""
 
     items: np.ndarray
     value: np.ndarray
     size: np.ndarray
-    moved: np.ndarray | None
+    effect: np.ndarray | None
 
 
-class _Enough(Exception):
+class _TargetRead(Exception):
     """The layer of the target has been read."""
 
 
@@ -195,97 +195,96 @@ def _embedding_table(encoder: Encoder) -> Any:
     return table
 
 
-def _blank(encoder: Encoder, table: Any) -> Tensor:
-    """(dim,) what the table gives for the token without a word: the mask token, else padding, else unknown."""
-    known = (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "unk"))
-    for number in known:
-        if number is not None:
+def _find_baseline(encoder: Encoder, table: Any) -> Tensor:
+    """(dim,) the embedding of the baseline token: the mask token, else padding, else unknown."""
+    candidates = (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "unk"))
+    for token_id in candidates:
+        if token_id is not None:
             with torch.no_grad():
-                return table(torch.tensor([[number]], device=encoder.device))[0, 0]
+                return table(torch.tensor([[token_id]], device=encoder.device))[0, 0]
     return torch.zeros_like(table.weight[0])
 
 
-def _repeated(batch: Batch, which: Tensor) -> Batch:
-    """The rows `which` of a batch, some of them many times."""
+def _repeat_rows(batch: Batch, row_indices: Tensor) -> Batch:
+    """The given rows of a batch, with repetitions."""
     names = ("ids", "real", "special", "seeds", "types")
-    return replace(batch, **{name: part[which] for name in names if (part := getattr(batch, name)) is not None})
+    return replace(batch, **{name: part[row_indices] for name in names if (part := getattr(batch, name)) is not None})
 
 
-def direction_of(
+def compute_direction(
     probe: LogisticProbe | RidgeProbe, label: Any = None, *, cell: int = 0, label_set: int = 0
 ) -> np.ndarray:
-    """(dim,) along which a fitted linear probe reads a cell, in the units of the vectors themselves.
+    """(dim,) the gradient of a fitted linear probe at a cell, in the units of the vectors before standardisation.
 
-    Of a classifier: the way in which the log odds of `label` against the mean of the other classes grow; without a
-    label, of the last class. Of a regressor: the way in which what it tells grows. label: one of its `classes_`, a code
-    where it was fitted on codes. cell, label_set: which of those it was fitted on. Raises ValueError for a label that
-    the probe does not know, or has not seen.
+    For a classifier: of the log odds of `label` (by default the last class) against the mean of the other classes. For
+    a regressor: of its prediction. label: one of its `classes_`, or a code if it was fitted on codes. cell, label_set:
+    indices into those it was fitted on. Raises ValueError for an unknown label, or one without training texts.
     """
     coef = np.asarray(probe.coef_[cell, label_set], np.float64) / probe.scale_[cell]
     if isinstance(probe, RidgeProbe):
         return coef
-    known = getattr(probe, "classes_", np.arange(len(coef))).tolist()
+    labels = getattr(probe, "classes_", np.arange(len(coef))).tolist()
     seen = np.isfinite(coef).all(-1)
-    own = len(known) - 1 if label is None else known.index(label) if label in known else -1
-    if own < 0 or not seen[own]:
-        raise ValueError(f"{label!r} is no class of this probe: {[k for k, s in zip(known, seen, strict=True) if s]}")
-    seen[own] = False
-    return coef[own] - coef[seen].mean(0)
+    chosen = len(labels) - 1 if label is None else labels.index(label) if label in labels else -1
+    if chosen < 0 or not seen[chosen]:
+        raise ValueError(f"{label!r} is no class of this probe: {[k for k, s in zip(labels, seen, strict=True) if s]}")
+    seen[chosen] = False
+    return coef[chosen] - coef[seen].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
 def attribute(target: Target, texts: Sequence[str], method: str = METHODS[0], *, steps: int = STEPS) -> pd.DataFrame:
-    """What every token of every text contributes to F, against a text without words.
+    """The contribution of every token of every text to F, against the baseline.
 
     Columns: method, layer, readout; text (its row in `texts`), token_index (0 is the first token, mostly [CLS]),
     token (as the tokenizer writes it), special; score (in units of F; 0 on special tokens, which the baseline shares);
     value, baseline (F of the text, and of the baseline); gap, steps (0 where there are none); complete: whether the gap
-    is at most 1 %. A text that lacks the readout has NaN scores. steps: of integrated gradients, before any doubling.
+    is at most 1 %. A text that lacks the readout has NaN scores. steps: initial steps of integrated gradients.
     Raises InputError for an unknown method.
     """
     if method not in METHODS:
         raise unknown("--method", "method", method, METHODS)
     rows = target.rows(texts)
     ends = np.cumsum(rows.lengths)
-    whole, size = _values(target, rows)
-    nothing, _ = _values(target, rows, kept=0.0)
-    scores, taken = np.zeros(int(rows.lengths.sum())), np.zeros(len(rows), np.int64)
-    scale = np.maximum(np.abs(whole - nothing), np.nanstd(whole) if np.isfinite(whole).any() else 0.0)
+    values, size = _evaluate(target, rows)
+    baselines, _ = _evaluate(target, rows, share=0.0)
+    scores, steps_taken = np.zeros(int(rows.lengths.sum())), np.zeros(len(rows), np.int64)
+    scale = np.maximum(np.abs(values - baselines), np.nanstd(values) if np.isfinite(values).any() else 0.0)
 
     def gaps() -> np.ndarray:
         summed = np.add.reduceat(scores, ends - rows.lengths) if len(rows) else scores
-        off = np.abs(summed - (whole - nothing))
-        off[off <= ROUNDING * size] = 0
-        return np.divide(off, scale, out=np.where(off > 0, np.inf, 0.0), where=scale != 0)
+        gap = np.abs(summed - (values - baselines))
+        gap[gap <= ROUNDING * size] = 0
+        return np.divide(gap, scale, out=np.where(gap > 0, np.inf, 0.0), where=scale != 0)
 
     if method == "feature_ablation":
-        _ablate(target, rows, whole, scores)
+        _ablate(target, rows, values, scores)
     elif method == "input_x_gradient":
         _integrate(target, rows, np.arange(len(rows)), np.ones(1), np.ones(1), scores)
     else:
-        todo = np.arange(len(rows))
-        while len(todo):
+        remaining = np.arange(len(rows))
+        while len(remaining):
             nodes, weights = np.polynomial.legendre.leggauss(steps)
-            _integrate(target, rows, todo, (1 + nodes) / 2, weights / 2, scores)
-            taken[todo], steps = steps, 2 * steps
-            todo = np.flatnonzero(gaps() > TOLERANCE) if steps <= MOST else todo[:0]
+            _integrate(target, rows, remaining, (1 + nodes) / 2, weights / 2, scores)
+            steps_taken[remaining], steps = steps, 2 * steps
+            remaining = np.flatnonzero(gaps() > TOLERANCE) if steps <= MOST else remaining[:0]
     gap = gaps()
-    scores[np.repeat(np.isnan(whole), rows.lengths)] = np.nan
-    return _table(target, rows, scores, method).assign(
-        value=np.repeat(whole, rows.lengths),
-        baseline=np.repeat(nothing, rows.lengths),
+    scores[np.repeat(np.isnan(values), rows.lengths)] = np.nan
+    return _make_table(target, rows, scores, method).assign(
+        value=np.repeat(values, rows.lengths),
+        baseline=np.repeat(baselines, rows.lengths),
         gap=np.repeat(gap, rows.lengths),
-        steps=np.repeat(taken, rows.lengths),
+        steps=np.repeat(steps_taken, rows.lengths),
         complete=np.repeat(gap <= TOLERANCE, rows.lengths),
     )
 
 
-def _values(target: Target, rows: Rows, *, kept: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """(text,) F of every text with so much of its words, and the size of its terms."""
+def _evaluate(target: Target, rows: Rows, *, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(text,) F of every text with this share of its word embeddings, and the size of its terms."""
     value, size = np.empty((2, len(rows)))
-    for passed in target.run(rows, np.arange(len(rows)), lambda items, width: np.full((len(items), width), kept)):
+    for passed in target.run(rows, np.arange(len(rows)), lambda items, width: np.full((len(items), width), share)):
         value[passed.items], size[passed.items] = passed.value, passed.size
     return value, size
 
@@ -293,8 +292,8 @@ def _values(target: Target, rows: Rows, *, kept: float = 1.0) -> tuple[np.ndarra
 def _integrate(
     target: Target, rows: Rows, texts: np.ndarray, nodes: np.ndarray, weights: np.ndarray, scores: np.ndarray
 ) -> None:
-    """Fill `scores` (token of all texts) for `texts`: what the gradient tells at `nodes` (step,) of the way from the
-    baseline, 1 being the text, summed with `weights` (step,)."""
+    """Fill `scores` (token of all texts) for `texts`: first-order effects at `nodes` (step,), from 0 at the baseline
+    to 1 at the text, summed with `weights` (step,)."""
     steps, starts = len(nodes), (np.cumsum(rows.lengths) - rows.lengths)[texts]
     for start, length in zip(starts, rows.lengths[texts], strict=True):
         scores[start : start + length] = 0
@@ -303,27 +302,27 @@ def _integrate(
         return np.repeat(nodes[items % steps, None], width, 1)
 
     for passed in target.run(rows, texts.repeat(steps), keep, gradients=True):
-        assert passed.moved is not None
-        for item, moved in zip(passed.items, passed.moved, strict=True):
+        assert passed.effect is not None
+        for item, effect in zip(passed.items, passed.effect, strict=True):
             text, step = divmod(int(item), steps)
             length = rows.lengths[texts[text]]
-            scores[starts[text] : starts[text] + length] += weights[step] * moved[:length]
+            scores[starts[text] : starts[text] + length] += weights[step] * effect[:length]
 
 
-def _ablate(target: Target, rows: Rows, whole: np.ndarray, scores: np.ndarray) -> None:
-    """Fill `scores` (token of all texts): what F loses with every content token, one at a time."""
+def _ablate(target: Target, rows: Rows, values: np.ndarray, scores: np.ndarray) -> None:
+    """Fill `scores` (token of all texts): the loss of F without each content token."""
     tokens = np.flatnonzero(~rows.special)
-    of = np.repeat(np.arange(len(rows)), rows.lengths)[tokens]
-    at = tokens - (np.cumsum(rows.lengths) - rows.lengths)[of]
+    text_indices = np.repeat(np.arange(len(rows)), rows.lengths)[tokens]
+    token_indices = tokens - (np.cumsum(rows.lengths) - rows.lengths)[text_indices]
 
     def keep(items: np.ndarray, width: int) -> np.ndarray:
-        return np.arange(width) != at[items, None]
+        return np.arange(width) != token_indices[items, None]
 
-    for passed in target.run(rows, of, keep):
-        scores[tokens[passed.items]] = whole[of[passed.items]] - passed.value
+    for passed in target.run(rows, text_indices, keep):
+        scores[tokens[passed.items]] = values[text_indices[passed.items]] - passed.value
 
 
-def _table(target: Target, rows: Rows, scores: np.ndarray, method: str) -> pd.DataFrame:
+def _make_table(target: Target, rows: Rows, scores: np.ndarray, method: str) -> pd.DataFrame:
     return pd.DataFrame(
         {"method": method, "layer": target.layer, "readout": target.readout.name}
         | token_columns(target.encoder, rows)
@@ -332,7 +331,7 @@ def _table(target: Target, rows: Rows, scores: np.ndarray, method: str) -> pd.Da
 
 
 def token_columns(encoder: Encoder, rows: Rows) -> dict[str, np.ndarray | list[str]]:
-    """The columns text, token_index, token and special of a table with one row a token."""
+    """The columns text, token_index, token and special of a table with one row per token."""
     starts = np.cumsum(rows.lengths) - rows.lengths
     return {
         "text": np.repeat(np.arange(len(rows)), rows.lengths),
@@ -342,94 +341,95 @@ def token_columns(encoder: Encoder, rows: Rows) -> dict[str, np.ndarray | list[s
     }
 
 
-# ------------------------------------------------------------------------------------------------ can it be believed?
+# ------------------------------------------------------------------------------------------------------------ checks
 
 
-def infidelity(
+def measure_infidelity(
     target: Target, texts: Sequence[str], table: pd.DataFrame, *, draws: int = 20, seed: int = 0
 ) -> pd.DataFrame:
-    """How far the scores are from foretelling what happens to F when each content token goes with probability 1/2.
+    """The error of the scores as a prediction of F when each content token is removed with probability 1/2.
 
     table: of `attribute`, for these texts. Columns: text; infidelity, the mean squared difference between the sum of
-    the removed scores and what F lost, over `draws` drawn sets (Yeh et al. 2019); change, the mean square of what F
-    lost. Their sums' ratio is 0 for scores that foretell everything, and 1 for scores of 0.
+    the removed scores and the loss of F over `draws` random sets (Yeh et al. 2019); change, the mean squared loss of F.
+    The ratio of their sums is 0 for a perfect prediction and 1 for scores of 0.
     """
     rows = target.rows(texts)
     if len(table) != len(rows.ids):
         raise ValueError(f"the table has {len(table):,} tokens, the texts have {len(rows.ids):,}")
     random = np.random.default_rng(seed)
-    gone = (random.random((draws, len(rows.ids))) < 0.5) & ~rows.special
+    removed = (random.random((draws, len(rows.ids))) < 0.5) & ~rows.special
     starts = np.cumsum(rows.lengths) - rows.lengths
-    whole, _ = _values(target, rows)
+    values, _ = _evaluate(target, rows)
     scores = table["score"].to_numpy(np.float64)
-    found = np.zeros((2, len(rows)))
+    sums = np.zeros((2, len(rows)))
 
     def keep(items: np.ndarray, width: int) -> np.ndarray:
-        kept = np.ones((len(items), width))
+        keep_shares = np.ones((len(items), width))
         for i, (text, draw) in enumerate(zip(items // draws, items % draws, strict=True)):
             part = slice(starts[text], starts[text] + rows.lengths[text])
-            kept[i, : rows.lengths[text]] = ~gone[draw, part]
-        return kept
+            keep_shares[i, : rows.lengths[text]] = ~removed[draw, part]
+        return keep_shares
 
     for passed in target.run(rows, np.repeat(np.arange(len(rows)), draws), keep):
         for item, value in zip(passed.items, passed.value, strict=True):
             text, draw = divmod(int(item), draws)
             part = slice(starts[text], starts[text] + rows.lengths[text])
-            lost = whole[text] - value
-            told = scores[part][gone[draw, part]].sum()
-            found[:, text] += (told - lost) ** 2 / draws, lost**2 / draws
-    return pd.DataFrame({"text": np.arange(len(rows)), "infidelity": found[0], "change": found[1]})
+            lost = values[text] - value
+            predicted = scores[part][removed[draw, part]].sum()
+            sums[:, text] += (predicted - lost) ** 2 / draws, lost**2 / draws
+    return pd.DataFrame({"text": np.arange(len(rows)), "infidelity": sums[0], "change": sums[1]})
 
 
-def randomised(target: Target, texts: Sequence[str], table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """`agreement` of scores with those of the same architecture with random weights (Adebayo et al. 2018).
+def compare_randomised(target: Target, texts: Sequence[str], table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """`measure_agreement` of scores with those of the same architecture with random weights (Adebayo et al. 2018).
 
-    table: of `attribute`, for these texts. Scores that an untrained encoder would have had as well, a correlation far
-    from 0, tell of the words or of the architecture and not of what was learned.
+    table: of `attribute`, for these texts. A correlation far from 0 means that the scores reflect the words or the
+    architecture, not what was learned.
     """
     encoder = target.encoder
-    other = load_encoder(
+    untrained = load_encoder(
         encoder.description, device=encoder.device.type, dtype=str(encoder.dtype).removeprefix("torch."), untrained=seed
     )
-    same = Target(other, target.direction, layer=target.layer, readout=target.readout, max_length=target.max_length)
+    layer, readout, limit = target.layer, target.readout, target.max_length
+    random_target = Target(untrained, target.direction, layer=layer, readout=readout, max_length=limit)
     method = table["method"].iloc[0] if len(table) else METHODS[0]
-    return agreement(table, attribute(same, texts, method))
+    return measure_agreement(table, attribute(random_target, texts, method))
 
 
-def agreement(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def measure_agreement(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of two tables of scores (text, token_index, special, score) over content tokens.
 
     Columns: text; correlation, of the scores; magnitude, of their absolute values. NaN where a text has fewer than
     three content tokens, or equal scores for all.
     """
-    where = ["text", "token_index"]
-    both = one.loc[~one["special"], [*where, "score"]].merge(
-        other.loc[~other["special"], [*where, "score"]], on=where, suffixes=("_one", "_other"), validate="1:1"
+    keys = ["text", "token_index"]
+    merged = one.loc[~one["special"], [*keys, "score"]].merge(
+        other.loc[~other["special"], [*keys, "score"]], on=keys, suffixes=("_one", "_other"), validate="1:1"
     )
-    found = {"text": np.array(sorted(both["text"].unique()), np.int64)}
-    for name, taken in (("correlation", lambda scores: scores), ("magnitude", abs)):
-        ranks = both[["score_one", "score_other"]].pipe(taken).groupby(both["text"]).rank()
-        found[name] = _correlated(ranks, both["text"].to_numpy(), found["text"])
-    return pd.DataFrame(found)
+    columns = {"text": np.array(sorted(merged["text"].unique()), np.int64)}
+    for name, transform in (("correlation", lambda scores: scores), ("magnitude", abs)):
+        ranks = merged[["score_one", "score_other"]].pipe(transform).groupby(merged["text"]).rank()
+        columns[name] = _correlate(ranks, merged["text"].to_numpy(), columns["text"])
+    return pd.DataFrame(columns)
 
 
-def _correlated(ranks: pd.DataFrame, of: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def _correlate(ranks: pd.DataFrame, text_of: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """(text,) Pearson's correlation of two columns within every text."""
-    mean = ranks.groupby(of).transform("mean")
-    apart = ranks - mean
+    mean = ranks.groupby(text_of).transform("mean")
+    centred = ranks - mean
     sums = (
         pd.DataFrame(
             {
-                "product": apart.iloc[:, 0] * apart.iloc[:, 1],
-                "one": apart.iloc[:, 0] ** 2,
-                "other": apart.iloc[:, 1] ** 2,
+                "product": centred.iloc[:, 0] * centred.iloc[:, 1],
+                "one": centred.iloc[:, 0] ** 2,
+                "other": centred.iloc[:, 1] ** 2,
                 "count": 1.0,
             }
         )
-        .groupby(of)
+        .groupby(text_of)
         .sum(min_count=1)
         .loc[texts]
     )
     spread = np.sqrt(sums["one"] * sums["other"]).to_numpy()
-    enough = (spread > 0) & (sums["count"] >= 3).to_numpy()
-    return np.divide(sums["product"].to_numpy(), spread, out=np.full(len(texts), np.nan), where=enough)
+    defined = (spread > 0) & (sums["count"] >= 3).to_numpy()
+    return np.divide(sums["product"].to_numpy(), spread, out=np.full(len(texts), np.nan), where=defined)

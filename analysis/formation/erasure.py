@@ -1,12 +1,12 @@
-"""Is what a place holds *used*? A property is erased there, and the rest of the network runs on.
+"""Is the information at a place *used*? A property is erased there, and the rest of the network runs on.
 
-1. A place is a layer and some of its tokens (`probes.interventions.changes.tokens_of`: ``cls``, ``content``).
-2. LEACE (Belrose et al. 2023, the package concept-erasure) moves the vectors of a place as little as can be so that no
-   linear probe tells the property any more: in float64, on one-hot labels (integers would erase one direction), fitted
-   on train. What is left is measured on test by a probe trained on erased vectors: the leakage.
-3. Two controls take out random directions: of the *same variance* as LEACE moves, by which it is judged, and the *same
-   number* of directions, which moves the vectors far less.
-4. The erased hidden states go into the next block, and the fixed probe is asked at the end, as after a cut
+1. A place is a layer and some of its tokens (`probes.interventions.changes.select_tokens`: ``cls``, ``content``).
+2. LEACE (Belrose et al. 2023, the package concept-erasure) changes the vectors of a place as little as possible so that
+   no linear probe predicts the property: in float64, on one-hot labels (integers would erase one direction), fitted on
+   train. The leakage is the test accuracy of a probe trained on erased vectors.
+3. Two controls remove random directions: with the *same variance* as LEACE removes, which is the reference, and the
+   *same number* of directions, which changes the vectors far less.
+4. The erased hidden states enter the next block, and the fixed probe reads the last layer, as after a knockout
    (`analysis.formation.knockout`).
 """
 
@@ -26,13 +26,13 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.formation.knockout import Cell, fill, read
+from clsprobe.analysis.formation.knockout import Cell, fill_cells, predict_changed
 from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.interventions.changes import altered, tokens_of
-from clsprobe.probes.interventions.passes import Recorded
+from clsprobe.probes.interventions.changes import alter_layer, select_tokens
+from clsprobe.probes.interventions.passes import RecordedPass
 from clsprobe.probes.interventions.replaying import replay
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Erasure(NamedTuple):
-    """What is taken out of a place: one of `KINDS`, or "none"."""
+    """What is removed from a place: one of `KINDS`, or "none"."""
 
     kind: str
     tokens: str
@@ -72,61 +72,61 @@ class Eraser:
     out: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., dim) in the precision that it came in."""
-        wide = x.to(self.out)
-        return (wide - (wide - self.mean) @ self.out).to(x)
+        """(..., dim) in the precision of x."""
+        double = x.to(self.out)
+        return (double - (double - self.mean) @ self.out).to(x)
 
-    def moves(self, covariance: Tensor) -> float:
-        """The mean square of how far it moves vectors of this covariance (dim, dim)."""
+    def mean_square_change(self, covariance: Tensor) -> float:
+        """The mean squared change of vectors with this covariance (dim, dim)."""
         return float(torch.trace(self.out.T @ covariance @ self.out))
 
 
-def erasers_of(fitter: LeaceFitter, *, seed: int = 0) -> dict[str, Eraser]:
-    """LEACE and its two controls, by `KINDS`, out of what a float64 fitter has seen.
+def make_erasers(fitter: LeaceFitter, *, seed: int = 0) -> dict[str, Eraser]:
+    """LEACE and its two controls, by `KINDS`, from a float64 fitter.
 
-    The last random direction of the same variance is taken out in part, so that the variance is the same to rounding.
+    The last random direction of the same variance is removed in part, so that the variances agree up to rounding.
     """
-    found = fitter.eraser
-    leace = Eraser(fitter.mean_x, (found.proj_left @ found.proj_right).T)
-    covariance = covariance_of(fitter)
+    eraser = fitter.eraser
+    leace = Eraser(fitter.mean_x, (eraser.proj_left @ eraser.proj_right).T)
+    covariance = compute_covariance(fitter)
     number = int(torch.linalg.matrix_rank(leace.out, rtol=TOLERANCE)) if leace.out.abs().max() else 0
     noise = np.random.default_rng([seed, fitter.x_dim]).normal(size=(fitter.x_dim, fitter.x_dim))
     basis = torch.from_numpy(np.linalg.qr(noise)[0]).to(leace.out)  # (dim, direction), orthonormal
-    along = (basis * (covariance @ basis)).sum(0).clamp(min=0)
-    reached = along.cumsum(0)
-    wanted = min(leace.moves(covariance), float(reached[-1]))
-    share = ((wanted - (reached - along)) / along.clamp(min=torch.finfo(along.dtype).tiny)).clamp(0, 1)
-    some = basis[:, :number]
+    variances = (basis * (covariance @ basis)).sum(0).clamp(min=0)
+    cumulative = variances.cumsum(0)
+    target = min(leace.mean_square_change(covariance), float(cumulative[-1]))
+    share = ((target - (cumulative - variances)) / variances.clamp(min=torch.finfo(variances.dtype).tiny)).clamp(0, 1)
+    first = basis[:, :number]
     return dict(
         zip(
             KINDS,
-            (leace, Eraser(leace.mean, basis * share.sqrt() @ basis.T), Eraser(leace.mean, some @ some.T)),
+            (leace, Eraser(leace.mean, basis * share.sqrt() @ basis.T), Eraser(leace.mean, first @ first.T)),
             strict=True,
         )
     )
 
 
-def covariance_of(fitter: LeaceFitter) -> Tensor:
-    """(dim, dim) of the vectors that a fitter has seen."""
+def compute_covariance(fitter: LeaceFitter) -> Tensor:
+    """The covariance (dim, dim) of the vectors passed to a fitter."""
     assert fitter.sigma_xx_ is not None
     return (fitter.sigma_xx_ + fitter.sigma_xx_.T) / 2 / fitter.n
 
 
 def new_fitter(dim: int, classes: int) -> LeaceFitter:
-    """An empty one: float64, nothing of the label left, whatever that does to the trace."""
+    """An empty float64 fitter that erases all linear information, even if the trace grows."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in a part that we do not use
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, in a part that is not used here
         from concept_erasure import LeaceFitter
 
     return LeaceFitter(dim, classes, dtype=torch.float64, svd_tol=TOLERANCE, constrain_cov_trace=False)
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """What train has taught of every place.
+class FittedErasers:
+    """The erasers of every place, fitted on train.
 
-    erasers: place -> kind -> eraser. means: place -> (text, dim) the mean of its tokens in every text, which an eraser
-    moves as it moves each of them. moved: place -> kind -> the share of their variance.
+    erasers: place -> kind -> eraser. means: place -> (text, dim) mean over its tokens in every text; erasers
+    are affine, so they act on the mean as on the tokens. moved: place -> kind -> the removed share of variance.
     """
 
     erasers: dict[Place, dict[str, Eraser]]
@@ -134,62 +134,63 @@ class Fitted:
     moved: dict[Place, dict[str, float]]
 
 
-def fit(
-    encoder: Encoder, asked: SplitTask, places: Sequence[Place], *, max_length: int | None = None, seed: int = 0
-) -> Fitted:
-    """Fit the erasers of every place on the train texts of a task, every token of the place by itself."""
-    texts = [asked.task.texts[i] for i in asked.row_indices]
-    dim, train = encoder.description.dim, asked.side == "train"
-    fitters = {place: new_fitter(dim, len(asked.classes)) for place in places}
+def fit_erasers(
+    encoder: Encoder, split: SplitTask, places: Sequence[Place], *, max_length: int | None = None, seed: int = 0
+) -> FittedErasers:
+    """Fit the erasers of every place on the train texts of a task, on single tokens."""
+    texts = [split.task.texts[i] for i in split.row_indices]
+    dim, train = encoder.description.dim, split.side == "train"
+    fitters = {place: new_fitter(dim, len(split.classes)) for place in places}
     means = {place: np.zeros((len(texts), dim)) for place in places}
-    labels = torch.eye(len(asked.classes), dtype=torch.float64)[asked.y]
-    deepest = max(1, max(place.layer for place in places))  # layer 0 is seen on the way into block 1
-    with replay(encoder, texts, deepest, max_length=max_length) as chunks:
+    labels = torch.eye(len(split.classes), dtype=torch.float64)[split.y]
+    last_layer = max(1, max(place.layer for place in places))  # layer 0 is recorded as the input of block 1
+    with replay(encoder, texts, last_layer, max_length=max_length) as chunks:
         for chunk in chunks:
             for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):
                 for place, fitter in fitters.items():
-                    within = tokens_of(place.tokens)(recorded.batch).cpu()
+                    selected = select_tokens(place.tokens)(recorded.batch).cpu()
                     hidden = recorded.hidden[place.layer].cpu().double()
-                    count = within.sum(1, keepdim=True).clamp(min=1)
-                    means[place][rows] = (hidden.where(within[..., None], 0).sum(1) / count).numpy()
-                    learn = within & torch.from_numpy(train[rows])[:, None]
-                    if learn.any():
-                        fitter.update(hidden[learn], labels[rows][:, None].expand(-1, within.shape[1], -1)[learn])
-    erasers = {place: erasers_of(fitter, seed=seed) for place, fitter in fitters.items()}
+                    count = selected.sum(1, keepdim=True).clamp(min=1)
+                    means[place][rows] = (hidden.where(selected[..., None], 0).sum(1) / count).numpy()
+                    used = selected & torch.from_numpy(train[rows])[:, None]
+                    if used.any():
+                        fitter.update(hidden[used], labels[rows][:, None].expand(-1, selected.shape[1], -1)[used])
+    erasers = {place: make_erasers(fitter, seed=seed) for place, fitter in fitters.items()}
     moved = {}
     for place, fitter in fitters.items():
-        covariance = covariance_of(fitter)
-        whole = max(float(torch.trace(covariance)), torch.finfo(torch.float64).tiny)
-        moved[place] = {kind: eraser.moves(covariance) / whole for kind, eraser in erasers[place].items()}
-    return Fitted(erasers, means, moved)
+        covariance = compute_covariance(fitter)
+        total = max(float(torch.trace(covariance)), torch.finfo(torch.float64).tiny)
+        moved[place] = {kind: eraser.mean_square_change(covariance) / total for kind, eraser in erasers[place].items()}
+    return FittedErasers(erasers, means, moved)
 
 
-def leakage(asked: SplitTask, fitted: Fitted) -> pd.DataFrame:
-    """What a linear probe, trained on erased vectors, still tells of the property on test.
+def measure_leakage(split: SplitTask, fitted: FittedErasers) -> pd.DataFrame:
+    """The test accuracy of a linear probe trained on erased vectors.
 
     Columns kind ("none" before erasure), tokens, layer, moved (share of the variance), value, low, high (accuracy).
     """
     from clsprobe.probes.linear import LogisticProbe
 
-    train, dev, test = (asked.rows_of(side) for side in ("train", "dev", "test"))
-    found = []
+    train, dev, test = (split.rows_of(side) for side in ("train", "dev", "test"))
+    table = []
     for place, means in fitted.means.items():
-        both: dict[str, Eraser | None] = {"none": None, **fitted.erasers[place]}
-        X = np.stack([means if eraser is None else eraser(torch.from_numpy(means)).numpy() for eraser in both.values()])
-        y = asked.y[:, None]
-        told = predict_each(
+        erasers: dict[str, Eraser | None] = {"none": None, **fitted.erasers[place]}
+        vectors = torch.from_numpy(means)
+        X = np.stack([means if eraser is None else eraser(vectors).numpy() for eraser in erasers.values()])
+        y = split.y[:, None]
+        predictions = predict_each(
             LogisticProbe(), X[:, train], y[train], X[:, test], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
         )
-        for kind, codes in zip(both, told.codes[:, 0], strict=True):
-            right = (codes == asked.y[test]).mean()
-            low, high = stats.wilson(right, len(test))
-            found.append((kind, *place, fitted.moved[place].get(kind, 0.0), right, float(low), float(high)))
-    return pd.DataFrame(found, columns=["kind", "tokens", "layer", "moved", "value", "low", "high"])
+        for kind, codes in zip(erasers, predictions.codes[:, 0], strict=True):
+            accuracy = (codes == split.y[test]).mean()
+            low, high = stats.wilson(accuracy, len(test))
+            table.append((kind, *place, fitted.moved[place].get(kind, 0.0), accuracy, float(low), float(high)))
+    return pd.DataFrame(table, columns=["kind", "tokens", "layer", "moved", "value", "low", "high"])
 
 
-def predictions_of(
+def predict_erased(
     encoder: Encoder,
-    asked: SplitTask,
+    split: SplitTask,
     states: States,
     probe: BaseEstimator,
     cell: Cell,
@@ -197,85 +198,87 @@ def predictions_of(
     *,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the fixed probe of a cell says of every test text after every erasure (`PREDICTIONS`), and the `leakage`.
+    """Predictions of a cell's fixed probe after every erasure (columns `PREDICTIONS`), and `measure_leakage`.
 
-    places: below the layer of the cell. Raises InputError where the encoder cannot be altered.
+    places: below the layer of the cell. Raises InputError if the encoder cannot be altered.
     """
     limit = states.source["max_length"]
-    fitted = fit(encoder, asked, places, max_length=limit, seed=seed)
-    test = asked.rows_of("test")
-    texts = [asked.task.texts[i] for i in asked.row_indices[test]]
+    fitted = fit_erasers(encoder, split, places, max_length=limit, seed=seed)
+    test = split.rows_of("test")
+    texts = [split.task.texts[i] for i in split.row_indices[test]]
     width = states.width(cell[1])
-    untouched = Erasure("none", "", cell[0])
-    found = {untouched: np.empty((len(texts), width), np.float32)}
-    found |= {Erasure(kind, *place): np.empty_like(found[untouched]) for place in places for kind in KINDS}
+    intact = Erasure("none", "", cell[0])
+    erased = {intact: np.empty((len(texts), width), np.float32)}
+    erased |= {Erasure(kind, *place): np.empty_like(erased[intact]) for place in places for kind in KINDS}
     with (
         replay(encoder, texts, cell[0], max_length=limit) as chunks,
-        tqdm(total=len(texts) * len(found), desc="erasing", unit=" passes", delay=1, disable=None, leave=False) as bar,
+        tqdm(total=len(texts) * len(erased), desc="erasing", unit=" passes", delay=1, disable=None, leave=False) as bar,
     ):
         for chunk in chunks:
-            for erasure, vectors in found.items():
-                with _erasing(encoder, fitted, erasure):
-                    chunk.each(partial(_onward, {cell: vectors}, chunk.rows, erasure.layer))
+            for erasure, vectors in erased.items():
+                with _erase(encoder, fitted, erasure):
+                    chunk.map(partial(_fill, {cell: vectors}, chunk.rows, erasure.layer))
                 bar.update(sum(map(len, chunk.rows)))
     parts = []
-    for erasure, codes in read(probe, asked, states, cell, found).items():
-        own = dict(zip(KEY, (*erasure, *cell), strict=True))
+    for erasure, codes in predict_changed(probe, split, states, cell, erased).items():
+        key = dict(zip(KEY, (*erasure, *cell), strict=True))
         rows = {
-            "row": asked.row_indices[test],
-            "label": asked.classes[asked.y[test]],
-            "predicted": asked.classes[codes],
+            "row": split.row_indices[test],
+            "label": split.classes[split.y[test]],
+            "predicted": split.classes[codes],
         }
-        parts.append(pd.DataFrame({"task": asked.task.name, **own, "seed": seed, **rows}))
-    told = leakage(asked, fitted)
-    told.insert(0, "task", asked.task.name)
-    return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)], told.assign(seed=seed)
+        parts.append(pd.DataFrame({"task": split.task.name, **key, "seed": seed, **rows}))
+    leakage = measure_leakage(split, fitted)
+    leakage.insert(0, "task", split.task.name)
+    return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)], leakage.assign(seed=seed)
 
 
-def _erasing(encoder: Encoder, fitted: Fitted, erasure: Erasure) -> AbstractContextManager[None]:
+def _erase(encoder: Encoder, fitted: FittedErasers, erasure: Erasure) -> AbstractContextManager[None]:
     if erasure.kind == "none":
         return nullcontext()
     eraser = fitted.erasers[Place(*erasure[1:])][erasure.kind]
-    within = tokens_of(erasure.tokens)
+    select = select_tokens(erasure.tokens)
 
     def change(hidden: Tensor, batch: Batch) -> Tensor:
-        chosen, changed = within(batch), hidden.clone()
-        changed[chosen] = eraser(hidden[chosen])
+        selected, changed = select(batch), hidden.clone()
+        changed[selected] = eraser(hidden[selected])
         return changed
 
-    return altered(encoder, erasure.layer, change)
+    return alter_layer(encoder, erasure.layer, change)
 
 
-def _onward(into: dict[Cell, np.ndarray], rows: list[np.ndarray], layer: int, number: int, recorded: Recorded) -> None:
-    fill(into, rows[number], recorded, layer, recorded.hidden[layer])
+def _fill(
+    vectors: dict[Cell, np.ndarray], rows: list[np.ndarray], layer: int, number: int, recorded: RecordedPass
+) -> None:
+    fill_cells(vectors, rows[number], recorded, layer, recorded.hidden[layer])
 
 
-def effects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The accuracy at the end after LEACE, and its change from no erasure and from the random directions.
+def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The probe's accuracy after every erasure, and its change from no erasure and from random directions.
 
-    Columns task, kind, tokens, layer, value; effect, low, high: less the accuracy without erasure; beyond, beyond low,
-    beyond high: less that of the random directions of the same variance. 95 % intervals over the same test texts.
+    Columns task, kind, tokens, layer, value; effect, low, high: minus the accuracy without erasure; beyond, beyond low,
+    beyond high: minus that of random directions of the same variance. 95 % intervals, paired over test texts.
     """
-    found = []
+    table = []
     for task, rows in predictions.groupby("task", sort=False):
-        hits = {Erasure(*key): _right(some) for key, some in rows.groupby(list(Erasure._fields), sort=False)}
-        (intact,) = (hit for erasure, hit in hits.items() if erasure.kind == "none")
-        for erasure, hit in hits.items():
+        hits = {Erasure(*key): _tabulate_hits(part) for key, part in rows.groupby(list(Erasure._fields), sort=False)}
+        (intact,) = (correct for erasure, correct in hits.items() if erasure.kind == "none")
+        for erasure, correct in hits.items():
             if erasure.kind == "none":
                 continue
             control = hits[erasure._replace(kind="same variance")]
-            found.append(
+            table.append(
                 (
                     task,
                     *erasure,
-                    float(np.nanmean(hit)),
-                    *stats.paired_difference(hit, intact),
-                    *stats.paired_difference(hit, control),
+                    float(np.nanmean(correct)),
+                    *stats.paired_difference(correct, intact),
+                    *stats.paired_difference(correct, control),
                 )
             )
     columns = ["value", "effect", "low", "high", "beyond", "beyond low", "beyond high"]
-    return pd.DataFrame(found, columns=["task", *Erasure._fields, *columns])
+    return pd.DataFrame(table, columns=["task", *Erasure._fields, *columns])
 
 
-def _right(rows: pd.DataFrame) -> pd.DataFrame:
-    return stats.right(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
+def _tabulate_hits(rows: pd.DataFrame) -> pd.DataFrame:
+    return stats.is_correct(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")

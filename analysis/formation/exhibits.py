@@ -1,4 +1,4 @@
-"""What the page shows of how [CLS] forms, one task at a time. Pure: rows of tables in, exhibits out."""
+"""The exhibits of the formation study, one task at a time. Pure: table rows in, exhibits out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation import erasure
-from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, effects
+from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, compute_effects
 from clsprobe.analysis.study import Exhibit, Verdict
 
 EDGES = {  # as a reader calls them
@@ -25,16 +25,16 @@ def knockout_exhibits(knockout: pd.DataFrame, margin: float) -> list[Exhibit]:
     knockout: rows of one task, `knockout.PREDICTIONS`.
     """
     exhibits = []
-    for (layer, readout), rows in effects(knockout).groupby(["layer", "readout"], sort=False):
+    for (layer, readout), rows in compute_effects(knockout).groupby(["layer", "readout"], sort=False):
         intact = rows[rows.edges == INTACT.edges].iloc[0]
         windows = rows[rows.edges == EVERYTHING]
         if readout == "cls":
-            whole = windows[(windows["first"] == 1) & (windows["last"] == layer)].value.iloc[0]
+            cut_off = windows[(windows["first"] == 1) & (windows["last"] == layer)].value.iloc[0]
             exhibits.append(
                 Exhibit(
                     f"[CLS] cut off from all other tokens in a window of layers, from the layer of the row to that "
                     f"of the column: accuracy of its fixed probe at layer {layer}, with 95 % intervals. Intact: "
-                    f"{intact.value:.3f}. Cut off in all of them: {whole:.3f}.",
+                    f"{intact.value:.3f}. Cut off in all of them: {cut_off:.3f}.",
                     _windows(knockout[knockout.readout == readout], windows),
                     "heatmap",
                     {"metric": "accuracy"},
@@ -75,7 +75,7 @@ def _losses(names: Sequence[str], rows: pd.DataFrame, margin: float) -> pd.DataF
 
 def erasure_exhibits(erased: pd.DataFrame, leakage: pd.DataFrame, margin: float) -> list[Exhibit]:
     """What erasing costs the probe at the end, and what is left where it was erased. Rows of one task each."""
-    rows = erasure.effects(erased)
+    rows = erasure.compute_effects(erased)
     names = [f"{'[CLS]' if r.tokens == 'cls' else 'words'}, layer {r.layer}: {r.kind}" for r in rows.itertuples()]
     rows_at_end = rows.rename(columns={"value": "at the end", "effect": "change"})
     left = leakage[leakage.seed == leakage.seed.min()].drop(columns=["task", "seed"])

@@ -1,4 +1,4 @@
-"""The sweep that chooses where [CLS] is read, then what cutting and erasing below that layer does to its probe."""
+"""Measures of the formation study: a sweep that chooses the layer of [CLS], then knockout and erasure below it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import encode_inputs
 from clsprobe.analysis.formation import attribution, erasure, knockout
-from clsprobe.analysis.formation.attention import mixing
+from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import choose_layer, judged_rows
@@ -33,114 +33,115 @@ log = logging.getLogger("clsprobe")
 
 OTHERS = ("content->cls", "sep->cls", "cls->content")
 EXPLAINED = 60  # test texts whose attention and attributions are computed
-STRIPS = 8  # of them that are shown word by word
+STRIPS = 8  # of these texts, those shown word by word
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
     """The tables of a sweep; knockout, erasure, leakage (every seed); profiles, agreement, tokens (the first seed).
 
-    settings: as of a sweep. Raises InputError for an encoder whose forward pass cannot be changed.
+    settings: those of a sweep. Raises InputError for an encoder whose forward pass cannot be changed.
     """
-    check_changes(load_encoder(inputs.description, device=settings.device))  # before anything that takes its time
+    check_changes(load_encoder(inputs.description, device=settings.device))  # before anything slow
     (states,) = encode_inputs(settings, inputs)
-    swept = measure_sweep(settings, inputs, [states])
+    sweep = measure_sweep(settings, inputs, [states])
     encoder = load_encoder(inputs.description, device=settings.device, dtype=states.source["dtype"])
     drop = states.truncated if settings.long_rows == "drop" else None
     parts: dict[str, list[pd.DataFrame]] = {}
     notes = []
     for task in inputs.tasks:
-        rows = judged_rows(swept.rows("predictions", task.name), settings.probes)
+        rows = judged_rows(sweep.rows("predictions", task.name), settings.probes)
         cells = _cells(rows, inputs.readouts)
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
         for seed in settings.every_seed:
-            asked = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
-            tables = _intervene(encoder, asked, states, settings.probes[0], cells, seed)
+            split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
+            tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
             if seed == settings.seed:
-                explained, note = _explain(encoder, asked, states, cells[0], tables["knockout"], seed)
+                explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
                 tables |= explained
                 notes += [f"{short(task.name)}: {note}"] if note else []
             for name, table in tables.items():
                 parts.setdefault(name, []).append(table)
-    tables = {name: pd.concat(each, ignore_index=True) for name, each in parts.items()}
-    return replace(swept, tables={**swept.tables, **tables}, notes=[*swept.notes, *notes])
+    tables = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
+    return replace(sweep, tables={**sweep.tables, **tables}, notes=[*sweep.notes, *notes])
 
 
 def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
-    """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer. rows: of one task."""
+    """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer. rows: one task."""
     layer = choose_layer(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
     return [(layer, name) for name in sorted(readouts, key=lambda name: name != "cls")]
 
 
 def _intervene(
-    encoder: Encoder, asked: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
+    encoder: Encoder, split: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
     """Tables knockout, erasure and leakage of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
-    cuts = knockout.windows([EVERYTHING], layer)
-    cuts += [knockout.Window(edges, at, at) for edges in OTHERS for at in range(1, layer + 1)]
-    places = [erasure.Place("cls", at) for at in range(1, layer)]
-    places += [erasure.Place("content", at) for at in range(layer)]
-    cut = knockout.predictions_of(encoder, asked, states, probe, cells, cuts, seed=seed)
-    erased, leakage = erasure.predictions_of(encoder, asked, states, probe, cells[0], places, seed=seed)
-    return {"knockout": cut, "erasure": erased, "leakage": leakage}
+    cuts = knockout.list_windows([EVERYTHING], layer)
+    cuts += [knockout.Window(edges, block, block) for edges in OTHERS for block in range(1, layer + 1)]
+    places = [erasure.Place("cls", block) for block in range(1, layer)]
+    places += [erasure.Place("content", block) for block in range(layer)]
+    predictions = knockout.predict_cut(encoder, split, states, probe, cells, cuts, seed=seed)
+    erased, leakage = erasure.predict_erased(encoder, split, states, probe, cells[0], places, seed=seed)
+    return {"knockout": predictions, "erasure": erased, "leakage": leakage}
 
 
 def _explain(
-    encoder: Encoder, asked: SplitTask, states: States, cell: Cell, cut: pd.DataFrame, seed: int
+    encoder: Encoder, split: SplitTask, states: States, cell: Cell, cut: pd.DataFrame, seed: int
 ) -> tuple[dict[str, pd.DataFrame], str]:
-    """Where [CLS] looks, which words move it, layer by layer; how that agrees with the knockout; and what to say
-    where the encoder does not tell."""
-    layer, task, note = cell[0], asked.task.name, ""
-    test, limit = asked.rows_of("test"), states.source["max_length"]
-    some = np.sort(np.random.default_rng(seed).permutation(len(test))[:EXPLAINED])
-    texts = [asked.task.texts[i] for i in asked.row_indices[test[some]]]
-    own = cut[(cut.layer == layer) & (cut.readout == "cls")]
-    profiles = {"knockout": knockout.losses(own, EVERYTHING)[:, :layer]}  # rows in the order of the task, as test
+    """Attention and attribution profiles over the layers, their agreement with the knockout, and a note if the encoder
+    gives no attention weights."""
+    layer, task, note = cell[0], split.task.name, ""
+    test, limit = split.rows_of("test"), states.source["max_length"]
+    sample = np.sort(np.random.default_rng(seed).permutation(len(test))[:EXPLAINED])
+    texts = [split.task.texts[i] for i in split.row_indices[test[sample]]]
+    cls_predictions = cut[(cut.layer == layer) & (cut.readout == "cls")]
+    losses = knockout.compute_losses(cls_predictions, EVERYTHING)  # rows in the order of the task, as test
+    profiles = {"knockout": losses[:, :layer]}
 
-    def spread(values: np.ndarray) -> np.ndarray:
-        """(test text, layer) out of those of the texts looked at."""
-        whole = np.full((len(test), layer), np.nan)
-        whole[some] = values
-        return whole
+    def spread_rows(values: np.ndarray) -> np.ndarray:
+        """(test text, layer), NaN for texts outside the sample."""
+        values_by_text = np.full((len(test), layer), np.nan)
+        values_by_text[sample] = values
+        return values_by_text
 
-    def content(table: pd.DataFrame) -> np.ndarray:
+    def sum_content(table: pd.DataFrame) -> np.ndarray:
         """(text, layer) sums over content tokens."""
         summed = table[~table.special].groupby(["text", "layer"]).score.sum().unstack("layer")
         return summed.reindex(range(len(texts)), fill_value=0.0).to_numpy()[:, -layer:]
 
     try:
         for method in ("attention", "value_zeroing"):
-            table = mixing(encoder, texts, method, max_length=limit)
-            profiles[method] = spread(content(table[table.layer <= layer]))
+            table = measure_mixing(encoder, texts, method, max_length=limit)
+            profiles[method] = spread_rows(sum_content(table[table.layer <= layer]))
     except InputError as error:
         note = f"attention is not shown ({error.what})."
-    X, X_dev = (features(states, [cell], asked.state_rows[asked.rows_of(side)]) for side in ("train", "dev"))
-    y, y_dev = (asked.y[asked.rows_of(side), None] for side in ("train", "dev"))
+    X, X_dev = (features(states, [cell], split.state_rows[split.rows_of(side)]) for side in ("train", "dev"))
+    y, y_dev = (split.y[split.rows_of(side), None] for side in ("train", "dev"))
     probe = LogisticProbe().fit_cells(X, y, dev=(X_dev, y_dev), strengths=STRENGTHS)
-    each = np.stack([attribution.direction_of(probe, code) for code in range(len(asked.classes))])
-    direction = each[asked.y[test[some]]]  # towards every text's own label
+    directions = np.stack([attribution.compute_direction(probe, code) for code in range(len(split.classes))])
+    direction = directions[split.y[test[sample]]]  # towards the text's own label
 
     def target(direction: np.ndarray, layer: int) -> attribution.Target:
         return attribution.Target(encoder, direction, layer=layer, max_length=limit)
 
-    tables = [attribution.attribute(target(direction, at), texts, "feature_ablation") for at in range(1, layer + 1)]
-    moved = content(pd.concat(tables).assign(score=lambda table: table.score.abs()))
-    before = np.concatenate([np.zeros((len(texts), 1)), moved[:, :-1]], 1)
-    profiles["attribution"] = spread(moved - before)  # layer 0 of [CLS] depends on no word
+    tables = [attribution.attribute(target(direction, n), texts, "feature_ablation") for n in range(1, layer + 1)]
+    magnitudes = sum_content(pd.concat(tables).assign(score=lambda table: table.score.abs()))
+    below = np.concatenate([np.zeros((len(texts), 1)), magnitudes[:, :-1]], 1)
+    profiles["attribution"] = spread_rows(magnitudes - below)  # [CLS] of layer 0 depends on no word
     means = [
         pd.DataFrame({"readout": kind, "layer": np.arange(1, layer + 1), **_profile(values)})
         for kind, values in profiles.items()
     ]
-    found = {
+    explained = {
         "profiles": pd.concat(means, ignore_index=True),
-        "agreement": knockout.agreement(profiles),
+        "agreement": knockout.measure_agreement(profiles),
         "tokens": attribution.attribute(target(direction[:STRIPS], layer), texts[:STRIPS], "integrated_gradients"),
     }
-    labels = asked.classes[asked.y[test[some]]].astype(str)
-    found["tokens"]["name"] = labels[found["tokens"].text]
-    for table in found.values():
+    labels = split.classes[split.y[test[sample]]].astype(str)
+    explained["tokens"]["name"] = labels[explained["tokens"].text]
+    for table in explained.values():
         table.insert(0, "task", task)
-    return found, note
+    return explained, note
 
 
 def _profile(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the page shows of the geometry, one task at a time. Every function is pure: rows of tables in, exhibits out.
+"""The exhibits of the geometry, one task at a time. Every function is pure: rows of tables in, exhibits out.
 
 rows: of one task in the table of `measures.geometry`.
 """
@@ -21,14 +21,14 @@ MAPS = {
 
 
 def difference_exhibits(rows: pd.DataFrame, margin: float) -> list[Exhibit]:
-    """The claim at every layer, and the cosines behind it."""
-    found = rows[(rows.measure == "difference") & (rows.readout == "mean")].sort_values("layer", ascending=False)
-    sides = found.assign(
-        name="layer " + found.layer.astype(str),
-        effect=found.value,
+    """The claim at every layer, and the mean cosines it rests on."""
+    differences = rows[(rows.measure == "difference") & (rows.readout == "mean")].sort_values("layer", ascending=False)
+    sides = differences.assign(
+        name="layer " + differences.layer.astype(str),
+        effect=differences.value,
         outcome=[
             Verdict.decide("", effect, low, high, threshold=-margin).outcome
-            for effect, low, high in zip(found.value, found.low, found.high, strict=True)
+            for effect, low, high in zip(differences.value, differences.low, differences.high, strict=True)
         ],
     )[["name", "effect", "low", "high", "outcome"]]
     exhibits = [
@@ -41,19 +41,19 @@ def difference_exhibits(rows: pd.DataFrame, margin: float) -> list[Exhibit]:
             {"margin": margin, "metric": "mean cosine"},
         )
     ]
-    raw = cells(rows, "self_similarity")
-    adjusted = cells(rows, "adjusted").rename(columns={"value": "adjusted", "low": "from", "high": "to"})
+    raw = cells_of(rows, "self_similarity")
+    adjusted = cells_of(rows, "adjusted").rename(columns={"value": "adjusted", "low": "from", "high": "to"})
     if len(adjusted):
-        own = raw[raw.readout == "random"].set_index("layer").value.rename("baseline")
-        beside = raw.join(own, on="layer").merge(adjusted, on=["layer", "readout"], how="left")
-        beside = beside.drop(columns=["low", "high"]).rename(columns={"value": "cosine"})
-        beside.loc[beside.readout == "random", ["adjusted", "from", "to"]] = 0.0
+        random = raw[raw.readout == "random"].set_index("layer").value.rename("baseline")
+        cosines = raw.join(random, on="layer").merge(adjusted, on=["layer", "readout"], how="left")
+        cosines = cosines.drop(columns=["low", "high"]).rename(columns={"value": "cosine"})
+        cosines.loc[cosines.readout == "random", ["adjusted", "from", "to"]] = 0.0
         exhibits.append(
             Exhibit(
                 "Adjusted self-similarity (Ethayarajh 2019): the mean cosine of two texts, less that of two random "
                 "tokens of the layer, one from each text (its anisotropy; the table has both). 0: no more alike "
                 "than any two tokens. [CLS] is one and the same word in all texts.",
-                beside.rename(columns={"adjusted": "value", "from": "low", "to": "high"}),
+                cosines.rename(columns={"adjusted": "value", "from": "low", "to": "high"}),
                 "curves",
                 {"metric": "mean cosine above that of random tokens"},
             )
@@ -77,18 +77,18 @@ def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
     ]
 
 
-def cells(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+def cells_of(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Columns layer, readout, value, low, high of one measure."""
     return rows[rows.measure == measure][["layer", "readout", "value", "low", "high"]].reset_index(drop=True)
 
 
 def measure_exhibits(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
-    """What each cell is like by itself."""
-    here = rows[rows.measure.isin(MEASURES) & (rows.layer == layer)]
-    order = list(here.readout.unique())
-    wide = here.pivot(index="readout", columns="measure", values="value").loc[order]
-    shown = wide[[name for name in MEASURES if name in wide]].rename(columns=lambda name: name.replace("_", " "))
-    told = {
+    """The measures of single cells."""
+    of_layer = rows[rows.measure.isin(MEASURES) & (rows.layer == layer)]
+    order = list(of_layer.readout.unique())
+    wide = of_layer.pivot(index="readout", columns="measure", values="value").loc[order]
+    table = wide[[name for name in MEASURES if name in wide]].rename(columns=lambda name: name.replace("_", " "))
+    captions = {
         "effective_rank": "How many directions the texts use: exp of the entropy of the singular values' shares, the "
         "mean taken off (Roy & Vetterli 2007). At most as many as there are texts or dimensions.",
         "dimension": "Intrinsic dimension, from the two nearest neighbours of every text (TwoNN, Facco et al. 2017), "
@@ -100,25 +100,25 @@ def measure_exhibits(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
         Exhibit(
             f"Every readout at layer {layer}. Adjusted: self-similarity less that of random tokens. Coordinate: how "
             f"much of the self-similarity one single coordinate brings (Timkey & van Schijndel 2021).",
-            shown.reset_index(),
+            table.reset_index(),
         ),
         *(
-            Exhibit(caption, found, "curves", {"metric": metrics[measure]})
-            for measure, caption in told.items()
-            if len(found := cells(rows, measure))
+            Exhibit(caption, measured, "curves", {"metric": metrics[measure]})
+            for measure, caption in captions.items()
+            if len(measured := cells_of(rows, measure))
         ),
     ]
 
 
 def pair_exhibits(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
-    """Which cell resembles which."""
+    """The measures of pairs of cells."""
     pairs = rows[rows.measure == "cka"]
     panels = []
     for readout in DRAWN:
         own = pairs[(pairs.readout == readout) & (pairs.other_readout == readout)]
         if len(own):
             panels.append(_square(own.layer.astype(str), own.other_layer.astype(str), own.value).assign(panel=readout))
-    one = pairs[(pairs.layer == layer) & (pairs.other_layer == layer)]
+    same_layer = pairs[(pairs.layer == layer) & (pairs.other_layer == layer)]
     exhibits: list[Exhibit] = []
     unbiased = "Linear CKA, the unbiased estimate over minibatches (Song et al. 2012; Nguyen et al. 2021)"
     if panels:
@@ -134,7 +134,7 @@ def pair_exhibits(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
     exhibits.append(
         Exhibit(
             f"The same between every two readouts of layer {layer}.",
-            _square(one.readout, one.other_readout, one.value).assign(panel=f"layer {layer}")[
+            _square(same_layer.readout, same_layer.other_readout, same_layer.value).assign(panel=f"layer {layer}")[
                 ["panel", "row", "column", "value"]
             ],
             "squares",
@@ -150,30 +150,30 @@ def pair_exhibits(rows: pd.DataFrame, layer: int) -> list[Exhibit]:
             "shared neighbours",
         ),
     ):
-        beside = _beside_cls(rows[rows.measure == measure])
+        with_cls = _pairs_with_cls(rows[rows.measure == measure])
         arguments: dict[str, Any] = {"metric": metric}
         if measure == "neighbours":
             arguments["baselines"] = {"chance": float(rows[rows.measure == "chance"].value.iloc[0])}
-        if len(beside):
-            exhibits.append(Exhibit(caption, beside, "curves", arguments))
+        if len(with_cls):
+            exhibits.append(Exhibit(caption, with_cls, "curves", arguments))
     return exhibits
 
 
-def _beside_cls(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of cls with another readout of its layer: layer, readout, value, low, high."""
+def _pairs_with_cls(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of cls with another readout of its layer: columns layer, readout (the other), value, low, high."""
     same = pairs[(pairs.layer == pairs.other_layer) & ((pairs.readout == "cls") | (pairs.other_readout == "cls"))]
     other = same.other_readout.where(same.readout == "cls", same.readout)
     return same.assign(readout=other)[["layer", "readout", "value", "low", "high"]].reset_index(drop=True)
 
 
 def _square(rows: pd.Series, columns: pd.Series, values: pd.Series) -> pd.DataFrame:
-    """Both halves of a symmetric square, and ones on its diagonal where a row has any value: row, column, value."""
+    """Columns row, column, value of a symmetric matrix, with ones on the diagonal where a row has any value."""
     half = pd.DataFrame({"row": rows, "column": columns, "value": values})
     names = list(dict.fromkeys([*half.row, *half.column]))
-    known = {*half.row[half.value.notna()], *half.column[half.value.notna()]}
-    diagonal = pd.DataFrame({"row": names, "column": names, "value": [1.0 if n in known else None for n in names]})
+    measured = {*half.row[half.value.notna()], *half.column[half.value.notna()]}
+    diagonal = pd.DataFrame({"row": names, "column": names, "value": [1.0 if n in measured else None for n in names]})
     other = half.rename(columns={"row": "column", "column": "row"})
-    whole = pd.concat([half, other, diagonal.astype({"value": float})], ignore_index=True)
-    place = {name: i for i, name in enumerate(names)}
-    key = whole.row.map(place) * len(names) + whole.column.map(place)
-    return whole.iloc[key.argsort(kind="stable")][["row", "column", "value"]].reset_index(drop=True)
+    square = pd.concat([half, other, diagonal.astype({"value": float})], ignore_index=True)
+    index = {name: i for i, name in enumerate(names)}
+    key = square.row.map(index) * len(names) + square.column.map(index)
+    return square.iloc[key.argsort(kind="stable")][["row", "column", "value"]].reset_index(drop=True)

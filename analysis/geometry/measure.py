@@ -1,4 +1,4 @@
-"""Encode the texts, measure every cell, draw maps of [CLS] and mean."""
+"""Encode the texts, measure every cell, compute maps of [CLS] and mean."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis.corpus import Inputs
-from clsprobe.analysis.encoding import encode_inputs, facts_of, half_precision
+from clsprobe.analysis.encoding import collect_facts, encode_inputs, half_precision_notes
 from clsprobe.analysis.geometry.measures import SAMPLE, comparable, geometry
 from clsprobe.analysis.study import Measured, counted, short
-from clsprobe.analysis.sweep.maps import SMALLEST, pca_of, umap_of
+from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.tasks.task import Task, readable
@@ -24,21 +24,21 @@ DRAWN = ("cls", "mean")
 MAP = ["task", "map", "panel", "x", "y", "label", "text", "row"]
 
 
-def measure_geometry(settings: Any, inputs: Inputs, *, at: int | None) -> Measured:
-    """Tables measured and projection, all tasks under one another.
+def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) -> Measured:
+    """Tables measured and projection of all tasks.
 
-    settings: `VectorSettings` with a seed. at: the layer of the maps, None for the last one. Raises InputError where
+    settings: `VectorSettings` with a seed. map_layer: None for the last one. Raises InputError where
     too few texts are left.
     """
     (states,) = encode_inputs(settings, inputs)
-    parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *half_precision(states)]
+    parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *half_precision_notes(states)]
     for task in inputs.tasks:
-        of_states = states.rows(task.texts) if task.rows is None else task.rows
-        long = np.isin(of_states, states.truncated) if settings.long_rows == "drop" else np.zeros(len(of_states), bool)
-        present = states.present[:, of_states].all(0)
-        used = comparable(states, np.unique(of_states[~long]))
+        state_rows = states.rows(task.texts) if task.rows is None else task.rows
+        long = np.isin(state_rows, states.truncated if settings.long_rows == "drop" else [])
+        present = states.present[:, state_rows].all(0)
+        used = comparable(states, np.unique(state_rows[~long]))
         if len(used) < SMALLEST:
-            what = f"{counted(len(used), 'text')} of {len(of_states):,} are left, too few"
+            what = f"{counted(len(used), 'text')} of {len(state_rows):,} are left, too few"
             raise InputError(task.name, what, "Give more texts, or name readouts that short ones have")
         left_out = {
             "too long": int(long.sum()),
@@ -56,42 +56,41 @@ def measure_geometry(settings: Any, inputs: Inputs, *, at: int | None) -> Measur
         log.info("measuring the geometry of %s", task.name)
         table = geometry(states, used, seed=settings.seed)
         log.info("drawing the maps of %s", task.name)
-        row_of = dict(zip(of_states.tolist(), range(len(of_states)), strict=True))
-        layer = int(table.layer.max()) if at is None else at
-        maps.append(
-            _maps(task, states, table, layer, used, np.array([row_of[i] for i in used.tolist()]), settings.seed)
-        )
+        row_by_state = dict(zip(state_rows.tolist(), range(len(state_rows)), strict=True))
+        layer = int(table.layer.max()) if map_layer is None else map_layer
+        task_rows = np.array([row_by_state[i] for i in used.tolist()])
+        maps.append(_draw_maps(task, states, table, layer, used, task_rows, settings.seed))
         parts.append(table.assign(task=task.name))
     if inputs.vectors:
-        inputs.vectors.check_same()
+        inputs.vectors.check_unchanged()
     tables = {"measured": pd.concat(parts, ignore_index=True), "projection": pd.concat(maps, ignore_index=True)}
-    return Measured(tables, facts_of(settings, inputs, states, counts), notes)
+    return Measured(tables, collect_facts(settings, inputs, states, counts), notes)
 
 
-def _maps(
-    task: Task, states: States, table: pd.DataFrame, layer: int, used: np.ndarray, row: np.ndarray, seed: int
+def _draw_maps(
+    task: Task, states: States, table: pd.DataFrame, layer: int, used: np.ndarray, task_rows: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """Columns `MAP`. used: (text,) rows of the States; row: (text,) the same texts among those of the task."""
-    chosen = np.arange(len(used))
-    if len(chosen) > MAPPED:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, MAPPED, replace=False))
-    rows = row[chosen]
+    """Columns `MAP`. used: (text,) rows of the States; task_rows: (text,) the same texts in the task."""
+    drawn = np.arange(len(used))
+    if len(drawn) > MAPPED:
+        drawn = np.sort(np.random.default_rng(seed).choice(drawn, MAPPED, replace=False))
+    rows = task_rows[drawn]
     ranks = table[(table.measure == "effective_rank") & (table.layer == layer)].set_index("readout").value
     parts = [pd.DataFrame(columns=MAP)]
     for readout in DRAWN:
         if np.isnan(ranks[readout]):
-            continue  # one vector for every text: nothing to draw
-        vectors = states.cell(layer, readout, used[chosen])
+            continue  # one vector for every text: no map
+        vectors = states.cell(layer, readout, used[drawn])
         for name in ("UMAP", "PCA"):
-            flat, trust = umap_of(vectors, seed=seed) if name == "UMAP" else pca_of(vectors)
-            share = flat.var(0).sum() / vectors.astype(np.float64).var(0).sum()
+            positions, trustworthiness = compute_umap(vectors, seed=seed) if name == "UMAP" else compute_pca(vectors)
+            share = positions.var(0).sum() / vectors.astype(np.float64).var(0).sum()
             variance = f"{share:.0%} of the variance, " if name == "PCA" else ""
             columns = {
                 "task": task.name,
                 "map": name,
-                "panel": f"{readout}, layer {layer} ({variance}trustworthiness {trust:.2f})",
-                "x": flat[:, 0],
-                "y": flat[:, 1],
+                "panel": f"{readout}, layer {layer} ({variance}trustworthiness {trustworthiness:.2f})",
+                "x": positions[:, 0],
+                "y": positions[:, 1],
                 "label": task.y[rows].astype(str) if task.kind == "class" else "texts",
                 "text": [readable(task.texts[i]) for i in rows],
                 "row": rows,

@@ -1,11 +1,10 @@
-"""What kind of space a layer is: how narrow, of how many dimensions, and which other cell it resembles.
+"""The geometry of cells: how narrow they are, of how many dimensions, and how similar to each other.
 
-1. `comparable` chooses the texts: those that every readout can read, copies once.
-2. `shape` goes through a cell in chunks, with sums in float64: norms, how alike the texts point, the effective rank.
-3. `dimension` and `nearest` look at distances between pairs, `cka` at Gram matrices; they get a sample of the texts,
-   the same one in every cell.
-4. `geometry` puts all of it into one tidy table, with intervals where a number is judged: the same weights of a Poisson
-   bootstrap go over all cells, so that differences between cells are paired.
+1. `comparable` chooses the texts: those that every readout can read, without copies.
+2. `shape` reads a cell in chunks, with sums in float64: norms, mean cosine, effective rank.
+3. `dimension` and `nearest` use distances between pairs of texts, `cka` Gram matrices, over one sample of the texts.
+4. `geometry` collects all of it in one tidy table, with intervals where a number is judged: a Poisson bootstrap with
+   the same weights for all cells, so that differences between cells are paired.
 
 A cell whose vectors are all the same, such as [CLS] at layer 0, has no directions to count and no neighbours: NaN.
 """
@@ -27,29 +26,29 @@ if TYPE_CHECKING:
 
 COLUMNS = ("measure", "layer", "readout", "other_layer", "other_readout", "value", "low", "high")
 MEASURES = ("norm", "self_similarity", "adjusted", "coordinate", "effective_rank", "dimension")  # of one cell
-BASELINE = "random"  # the readout that is one random token of every text: what a layer's cosines are measured from
+BASELINE = "random"  # the readout of one random token of every text, the baseline of a layer's cosines
 
 CHUNK = 4_096  # texts that are in memory at once
-SAMPLE = 2_000  # texts for what looks at pairs of them
+SAMPLE = 2_000  # texts for measures of pairs of texts
 BATCH = 128  # texts of a minibatch of CKA
 NEIGHBOURS = 10
 DRAWS = 1_000
 LEVEL = 0.95
-SAME = 1e-6  # of the norm: vectors no farther apart differ by the rounding of float32 alone
-KEPT = 0.9  # of the ratios of distances, the smallest; the others are cut off (Facco et al. 2017)
-FEWEST = 50  # distinct vectors of which a dimension is told
+SAME = 1e-6  # times the norm: vectors no farther apart differ only by the rounding of float32
+UNCENSORED = 0.9  # share of the ratios of distances, the smallest, that are used (Facco et al. 2017)
+FEWEST = 50  # distinct vectors for an estimate of the dimension
 
 
 def comparable(states: States, rows: np.ndarray) -> np.ndarray:
-    """Those among `rows` of the States that every readout can read, one of those with the same tokens to the encoder.
+    """Those among `rows` of the States that every readout can read, without copies to the encoder (equal tokens).
 
     Raises ValueError where a row is named twice.
     """
     if len(np.unique(rows)) < len(rows):
         raise ValueError("a row is named twice")
-    there = rows[states.present[:, rows].all(0)]
-    _, first = np.unique(states.where.ids.to_numpy()[there], return_index=True)
-    return there[np.sort(first)]
+    readable = rows[states.present[:, rows].all(0)]
+    _, first = np.unique(states.locations.ids.to_numpy()[readable], return_index=True)
+    return readable[np.sort(first)]
 
 
 def geometry(states: States, rows: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
@@ -58,7 +57,7 @@ def geometry(states: States, rows: np.ndarray, *, seed: int = 0) -> pd.DataFrame
     Of one cell (other_layer -1, other_readout "none"):
       norm             the mean Euclidean norm.
       self_similarity  the mean cosine of two different texts.
-      coordinate       how much of that cosine the one coordinate brings that brings most (Timkey & van Schijndel 2021).
+      coordinate       the largest contribution of one coordinate to that cosine (Timkey & van Schijndel 2021).
       effective_rank   see `effective_rank`.       dimension   see `dimension`.
     Of two readouts of one layer:
       adjusted         self_similarity minus that of `BASELINE`, the anisotropy of the layer (Ethayarajh 2019).
@@ -69,7 +68,7 @@ def geometry(states: States, rows: np.ndarray, *, seed: int = 0) -> pd.DataFrame
     Of none:
       chance           that share in two unrelated cells.
 
-    low, high: the 95 % interval; NaN where there is none. rows: distinct, as `comparable` gives them. seed: of the
+    low, high: the 95 % interval; NaN where there is none. rows: distinct, see `comparable`. seed: of the
     sample, the bootstrap and the order of ties. Raises ValueError for fewer than four rows.
     """
     import pandas as pd
@@ -77,35 +76,35 @@ def geometry(states: States, rows: np.ndarray, *, seed: int = 0) -> pd.DataFrame
     if len(rows) < 4:
         raise ValueError(f"a geometry needs at least 4 texts, not {len(rows)}")
     random = np.random.default_rng([seed, 0])
-    sample = random.permutation(rows)[:SAMPLE]  # in random order: minibatches may not follow that of the texts
-    found: list[tuple[Any, ...]] = []
+    sample = random.permutation(rows)[:SAMPLE]  # in random order, for the minibatches of CKA
+    measured: list[tuple[Any, ...]] = []
     shapes: dict[tuple[int, str], Shape] = {}
-    grams, nearby = [], []
+    grams, neighbours = [], []
     for number, (layer, readout) in enumerate(states.cells):
-        shapes[layer, readout] = one = shape(_chunks(states, layer, readout, rows), seed=seed)
+        shapes[layer, readout] = summed = shape(_chunks(states, layer, readout, rows), seed=seed)
         vectors = states.cell(layer, readout, sample).astype(np.float64)
         pairs = Pairs.of(vectors)
         grams.append(_gram(vectors))
-        nearby.append(nearest(pairs, NEIGHBOURS, seed=number))
-        of = (layer, readout, -1, "none")
-        found += [
-            ("norm", *of, *one.norm),
-            ("self_similarity", *of, one.cosine, *_percentile(one.replicates)),
-            ("coordinate", *of, one.coordinate, np.nan, np.nan),
-            ("effective_rank", *of, one.rank, np.nan, np.nan),
-            ("dimension", *of, *dimension(pairs)),
+        neighbours.append(nearest(pairs, NEIGHBOURS, seed=number))
+        cell = (layer, readout, -1, "none")
+        measured += [
+            ("norm", *cell, *summed.norm),
+            ("self_similarity", *cell, summed.cosine, *_percentile(summed.replicates)),
+            ("coordinate", *cell, summed.coordinate, np.nan, np.nan),
+            ("effective_rank", *cell, summed.rank, np.nan, np.nan),
+            ("dimension", *cell, *dimension(pairs)),
         ]
-    for (layer, readout), one in shapes.items():
-        for measure, to in (("adjusted", BASELINE), ("difference", "cls")):
-            if to != readout and (other := shapes.get((layer, to))):
-                interval = _percentile(one.replicates - other.replicates)
-                found.append((measure, layer, readout, layer, to, one.cosine - other.cosine, *interval))
-    for measure, square in (("cka", _alike(grams)), ("neighbours", _shared(nearby))):
+    for (layer, readout), own in shapes.items():
+        for measure, reference in (("adjusted", BASELINE), ("difference", "cls")):
+            if reference != readout and (other := shapes.get((layer, reference))):
+                interval = _percentile(own.replicates - other.replicates)
+                measured.append((measure, layer, readout, layer, reference, own.cosine - other.cosine, *interval))
+    for measure, square in (("cka", _normalise(grams)), ("neighbours", _shared_neighbours(neighbours))):
         for a, b in zip(*np.triu_indices(len(square), 1), strict=True):
-            found.append((measure, *states.cells[a], *states.cells[b], square[a, b], np.nan, np.nan))
+            measured.append((measure, *states.cells[a], *states.cells[b], square[a, b], np.nan, np.nan))
     others = len(sample) - 1
-    found.append(("chance", -1, "none", -1, "none", min(NEIGHBOURS, others) / others, np.nan, np.nan))
-    return pd.DataFrame(found, columns=list(COLUMNS))
+    measured.append(("chance", -1, "none", -1, "none", min(NEIGHBOURS, others) / others, np.nan, np.nan))
+    return pd.DataFrame(measured, columns=list(COLUMNS))
 
 
 def _chunks(states: States, layer: int, readout: str, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -118,10 +117,10 @@ def _chunks(states: States, layer: int, readout: str, rows: np.ndarray) -> Itera
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """What the vectors of a cell have in common.
+    """Summary of the vectors of a cell.
 
     norm: mean, low, high. cosine: the mean over pairs of different texts; replicates: (draw,) of it, paired between
-    cells of the same texts. coordinate: the largest part of it that one coordinate brings. rank: the effective one.
+    cells of the same texts. coordinate: its largest contribution from one coordinate. rank: effective rank.
     """
 
     norm: tuple[float, float, float]
@@ -132,43 +131,43 @@ class Shape:
 
 
 def shape(chunks: Iterable[np.ndarray], *, seed: int = 0) -> Shape:
-    """The shape of a cell that comes in chunks (text, dim), two texts or more.
+    """The shape of a cell from chunks (text, dim), with two texts or more in all.
 
-    The mean cosine is (|sum of u|^2 - n) / (n (n - 1)) of the unit vectors u. The bootstrap gives every text of every
-    draw a weight of its own, Poisson with mean 1 (Hanley & MacGibbon 2006), which needs no second pass; a text and its
-    copy in a draw are no pair.
+    The mean cosine is (|sum of u|^2 - n) / (n (n - 1)) of the unit vectors u. In the bootstrap every text of every
+    draw has a Poisson weight of mean 1 (Hanley & MacGibbon 2006), which needs no second pass; a text and its copy in a
+    draw are no pair.
     """
     count, norms, squares = 0, 0.0, 0.0
-    mean = scatter = units = own = drawn = weight = weight2 = np.zeros(0)
+    mean = scatter = units = squared_units = drawn_sums = weight = weight2 = np.zeros(0)
     for number, chunk in enumerate(chunks):
-        x = np.asarray(chunk, np.float64)
+        vectors = np.asarray(chunk, np.float64)
         if not number:
-            dim = x.shape[1]
-            mean, units, own = np.zeros((3, dim))
-            scatter, drawn = np.zeros((dim, dim)), np.zeros((DRAWS, dim))
+            dim = vectors.shape[1]
+            mean, units, squared_units = np.zeros((3, dim))
+            scatter, drawn_sums = np.zeros((dim, dim)), np.zeros((DRAWS, dim))
             weight, weight2 = np.zeros((2, DRAWS))
-        length = np.linalg.norm(x, axis=1)
-        u = x / np.where(length > 0, length, 1)[:, None]
+        length = np.linalg.norm(vectors, axis=1)
+        directions = vectors / np.where(length > 0, length, 1)[:, None]
         norms, squares = norms + length.sum(), squares + (length**2).sum()
-        units, own = units + u.sum(0), own + (u**2).sum(0)
-        bits = np.random.default_rng([seed, 1, number]).integers(2**16, size=(DRAWS, len(x)), dtype=np.uint16)
-        times = _poisson()[bits]
-        drawn += times @ u.astype(np.float32)
-        weight, weight2 = weight + times.sum(1), weight2 + times**2 @ (u**2).sum(1)
-        # Chan, Golub & LeVeque (1983): no large numbers that cancel
-        shift, centred = x.mean(0) - mean, x - x.mean(0)
-        scatter += centred.T @ centred + np.outer(shift, shift) * (count * len(x) / (count + len(x)))
-        mean = mean + shift * (len(x) / (count + len(x)))
-        count += len(x)
+        units, squared_units = units + directions.sum(0), squared_units + (directions**2).sum(0)
+        bits = np.random.default_rng([seed, 1, number]).integers(2**16, size=(DRAWS, len(vectors)), dtype=np.uint16)
+        draw_counts = _poisson()[bits]
+        drawn_sums += draw_counts @ directions.astype(np.float32)
+        weight, weight2 = weight + draw_counts.sum(1), weight2 + draw_counts**2 @ (directions**2).sum(1)
+        # Chan, Golub & LeVeque (1983): avoids cancellation of large numbers
+        shift, centred = vectors.mean(0) - mean, vectors - vectors.mean(0)
+        scatter += centred.T @ centred + np.outer(shift, shift) * (count * len(vectors) / (count + len(vectors)))
+        mean = mean + shift * (len(vectors) / (count + len(vectors)))
+        count += len(vectors)
     if count < 2:
         raise ValueError(f"a cell of {count} texts has no shape")
     pairs = count * (count - 1)
-    parts = (units**2 - own) / pairs
+    parts = (units**2 - squared_units) / pairs
     spread = np.sqrt(max(squares / count - (norms / count) ** 2, 0) / (count - 1))
     half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread
     drawn_pairs = weight**2 - weight2
-    sums = (drawn**2).sum(1) - weight2
-    replicates = np.divide(sums, drawn_pairs, out=np.full(DRAWS, np.nan), where=drawn_pairs > 0.5)  # NaN: of no pair
+    sums = (drawn_sums**2).sum(1) - weight2
+    replicates = np.divide(sums, drawn_pairs, out=np.full(DRAWS, np.nan), where=drawn_pairs > 0.5)  # NaN: no pairs
     average = norms / count
     return Shape(
         (average, average - half, average + half),
@@ -181,24 +180,24 @@ def shape(chunks: Iterable[np.ndarray], *, seed: int = 0) -> Shape:
 
 @cache
 def _poisson() -> np.ndarray:
-    """The Poisson number of mean 1 of each of 65,536 equally likely draws: ten times as fast as to draw it."""
+    """Poisson quantiles of mean 1 at 65,536 equally likely levels: a table lookup is ten times as fast as sampling."""
     return stats.poisson.ppf((np.arange(2**16) + 0.5) / 2**16, 1).astype(np.float32)
 
 
 def effective_rank(vectors: np.ndarray) -> float:
-    """exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of (text, dim) with the mean taken off.
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of centred (text, dim).
 
-    k equally wide directions have rank k. NaN where all vectors are the same.
+    k directions of equal variance have rank k. NaN where all vectors are the same.
     """
     return shape([vectors]).rank
 
 
 def _rank(eigenvalues: np.ndarray, squares: float) -> float:
-    """eigenvalues: of the scatter matrix. squares: the sum of the squared norms before the mean was taken off."""
+    """eigenvalues: of the scatter matrix. squares: the sum of the squared norms before centring."""
     total, largest = eigenvalues.sum(), eigenvalues.max()
     if total <= SAME**2 * squares:
         return np.nan
-    # What rounding leaves of a zero would count by its root.
+    # Rounding errors in zero eigenvalues would be enlarged by the square root.
     singular = np.sqrt(eigenvalues[eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * largest])
     share = singular / singular.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
@@ -214,14 +213,14 @@ def _percentile(replicates: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Squared distances (text, text), infinite from a text to itself; at most `same` apart, two vectors are one."""
+    """Squared distances (text, text), infinite on the diagonal; at most `same` means equal vectors."""
 
     squared: np.ndarray
     same: float
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> Pairs:
-        """Of (text, dim)."""
+        """The distances between vectors (text, dim)."""
         same = SAME**2 * float((vectors**2).sum(1).mean())
         x = vectors - vectors.mean(0)
         own = (x**2).sum(1)
@@ -239,39 +238,39 @@ def dimension(pairs: Pairs) -> tuple[float, float, float]:
     """The intrinsic dimension and its 95 % interval, from the two nearest neighbours of every text (TwoNN).
 
     On a manifold of dimension d the log of the ratio of the two distances is exponential with rate d, whatever the
-    density (Facco et al. 2017). Copies are taken out first: their ratio is infinite. As there, a tenth of the ratios,
-    the largest, is not looked at; where they begin is, which gives the estimate for censored lifetimes (Epstein &
-    Sobel 1953). Texts that have a neighbour in common are not independent: the interval takes the errors of all such
-    pairs together, as for clusters (Liang & Zeger 1986); without that it covers 0.88. In many dimensions n texts are
-    too few, and the estimate is a lower bound. NaN for fewer than `FEWEST` distinct vectors.
+    density (Facco et al. 2017). Copies are removed first: their ratio is infinite. As there, the largest tenth of the
+    ratios is not used, but treated as censored, with the estimate for censored lifetimes (Epstein & Sobel 1953). Texts
+    with a common neighbour are not independent: the interval sums the errors of all such pairs, as for clusters (Liang
+    & Zeger 1986); without that it covers 0.88. In many dimensions n texts are too few, and the estimate is a lower
+    bound. NaN for fewer than `FEWEST` distinct vectors.
     """
-    kept = pairs.distinct
-    n = int(kept.sum())
+    distinct = pairs.distinct
+    n = int(distinct.sum())
     if n < FEWEST:
         return np.nan, np.nan, np.nan
-    squared = pairs.squared[np.ix_(kept, kept)]
-    two = np.argpartition(squared, 1, axis=1)[:, :2]
-    near = np.take_along_axis(squared, two, 1)
+    squared = pairs.squared[np.ix_(distinct, distinct)]
+    nearest_two = np.argpartition(squared, 1, axis=1)[:, :2]
+    near = np.take_along_axis(squared, nearest_two, 1)
     logs = np.log(near[:, 1] / near[:, 0]) / 2
-    m = int(KEPT * n)
-    end = np.partition(logs, m - 1)[m - 1]
-    total = logs.clip(max=end).sum()
+    m = int(UNCENSORED * n)
+    censored_at = np.partition(logs, m - 1)[m - 1]
+    total = logs.clip(max=censored_at).sum()
     if total <= 0:  # points on a grid: all distances are the same
         return np.nan, np.nan, np.nan
-    found = (m - 1) / total
-    error = (logs <= end) - found * logs.clip(max=end)  # (text,) sums to about 0 where `found` is right
-    of = np.column_stack([np.arange(n), two]).ravel()
-    touched = sparse.csr_array((np.ones(3 * n), (np.repeat(np.arange(n), 3), of)), (n, n))
-    together = touched @ touched.T
-    together.data[:] = 1
-    half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(max(error @ (together @ error), 0)) / m
-    return float(found), float(found * np.exp(-half)), float(found * np.exp(half))
+    estimate = (m - 1) / total
+    error = (logs <= censored_at) - estimate * logs.clip(max=censored_at)  # (text,) sums to about 0
+    columns = np.column_stack([np.arange(n), nearest_two]).ravel()
+    touches = sparse.csr_array((np.ones(3 * n), (np.repeat(np.arange(n), 3), columns)), (n, n))
+    related = touches @ touches.T
+    related.data[:] = 1
+    half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(max(error @ (related @ error), 0)) / m
+    return float(estimate), float(estimate * np.exp(-half)), float(estimate * np.exp(half))
 
 
 def nearest(pairs: Pairs, k: int, *, seed: int = 0) -> np.ndarray | None:
-    """(text, k) the nearest neighbours of every text; among equally near ones, some at random. None: all are the same.
+    """(text, k) the nearest neighbours of every text, ties broken at random. None where all vectors are the same.
 
-    Without the draw, texts would share the neighbours that come first wherever many have one vector.
+    Otherwise texts would share the first neighbours wherever many have one vector.
     """
     n = len(pairs.squared)
     if pairs.distinct.sum() == 1:
@@ -282,33 +281,33 @@ def nearest(pairs: Pairs, k: int, *, seed: int = 0) -> np.ndarray | None:
     return order[np.argpartition(near, k - 1, axis=1)[:, :k]]
 
 
-def _shared(cells: Sequence[np.ndarray | None]) -> np.ndarray:
-    """(cell, cell) the mean share of neighbours in common; NaN where a cell has none."""
-    some = [cell for cell in cells if cell is not None]
+def _shared_neighbours(cells: Sequence[np.ndarray | None]) -> np.ndarray:
+    """(cell, cell) the mean share of common neighbours; NaN for a cell without any."""
+    measured = [cell for cell in cells if cell is not None]
     square = np.full((len(cells), len(cells)), np.nan)
-    if some:
-        n, k = some[0].shape
-        flat = [(cell + n * np.arange(n)[:, None]).ravel() for cell in some]
-        place = np.repeat(np.arange(len(some)), n * k)
-        chosen = sparse.csr_array((np.ones(len(place)), (place, np.concatenate(flat))), (len(some), n * n))
-        at = [i for i, cell in enumerate(cells) if cell is not None]
-        square[np.ix_(at, at)] = (chosen @ chosen.T).toarray() / (n * k)
+    if measured:
+        n, k = measured[0].shape
+        flat = [(cell + n * np.arange(n)[:, None]).ravel() for cell in measured]
+        rows = np.repeat(np.arange(len(measured)), n * k)
+        incidence = sparse.csr_array((np.ones(len(rows)), (rows, np.concatenate(flat))), (len(measured), n * n))
+        present = [i for i, cell in enumerate(cells) if cell is not None]
+        square[np.ix_(present, present)] = (incidence @ incidence.T).toarray() / (n * k)
     return square
 
 
 def cka(cells: Sequence[np.ndarray]) -> np.ndarray:
-    """(cell, cell) linear centred kernel alignment (Kornblith et al. 2019), without the bias towards 1 in few texts.
+    """(cell, cell) linear centred kernel alignment (Kornblith et al. 2019), without the bias towards 1 for few texts.
 
     cells: (text, dim) each, the same texts in the same random order. HSIC is the unbiased estimate of Song et al.
     (2012), averaged over minibatches before it is divided (Nguyen et al. 2021). May be below 0 where nothing is
     shared. NaN for a cell whose vectors are all the same. Raises ValueError for fewer than four texts.
     """
-    return _alike([_gram(np.asarray(cell, np.float64)) for cell in cells])
+    return _normalise([_gram(np.asarray(cell, np.float64)) for cell in cells])
 
 
 def _gram(vectors: np.ndarray) -> np.ndarray:
-    """(minibatch x pair of texts,) Gram matrices with the mean of every row and column taken off, zero diagonals left
-    out (Szekely & Rizzo 2014): their products, summed, are the unbiased HSIC, n (n - 3) times."""
+    """(minibatch x pair of texts,) the upper triangles of U-centred Gram matrices (Szekely & Rizzo 2014): the sum of
+    their products is the unbiased HSIC, times n (n - 3)."""
     n = len(vectors)
     if n < 4:
         raise ValueError(f"unbiased CKA needs at least 4 texts, not {n}")
@@ -325,7 +324,7 @@ def _gram(vectors: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _alike(grams: Sequence[np.ndarray]) -> np.ndarray:
+def _normalise(grams: Sequence[np.ndarray]) -> np.ndarray:
     """(cell, cell) cosines of Gram matrices."""
     stacked = np.stack(grams)
     hsic = stacked @ stacked.T

@@ -1,12 +1,12 @@
-"""Tables into figures: a plot takes a table and returns a matplotlib Figure; `draw` finds it by its name.
+"""Plots: functions from a table to a matplotlib Figure; `draw` calls one by its name.
 
-1. grids: `heatmap`, layer x readout; `squares`, how much every two of many things agree; `confusion`, class by class.
+1. grids: `heatmap`, layer x readout; `squares`, matrices of agreement; `confusion`, class by class.
 2. curves: `curves`, a line per readout.   3. forest: `intervals`; `differences`, effects against a declared margin.
 4. points: `scatter`, panel beside panel.   5. strips: `token_strips`, texts coloured by their tokens' scores.
-6. svg: a figure as inline SVG.   7. style: the palette and the house style, how data text and effects are spelled.
+6. svg: a figure as inline SVG.   7. style: the palette, the house style, formatting of text and numbers.
 
-A plot of a new kind is one function under `register_plot` (style), in a file that is imported here. Sees tables only:
-no torch, no scikit-learn.
+A plot of a new kind is one function under `register_plot` (style), in a file that is imported here. Plots see tables
+only: no torch, no scikit-learn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def draw(name: str, table: pd.DataFrame, arguments: Mapping[str, Any]) -> Figure:
-    """The figure of a table by the plot of this name. Raises ValueError where there is none, or a column is missing."""
+    """Draw a table with the plot of this name. Raises ValueError for an unknown plot or a missing column."""
     if name not in PLOTS:
         raise ValueError(f"there is no plot '{name}'")
     return PLOTS[name](table, **arguments)

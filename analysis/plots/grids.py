@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis.plots.style import (
+    display_text,
     fit_text,
     format_number,
     format_short,
     make_axes,
     padded_range,
     register_plot,
-    shown,
     text_colour,
     text_width,
 )
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-CHOSEN = "#d1480a"  # the outline of the chosen cell: far from every colour of the heat map
-_FOLD = 40  # classes drawn apart in `confusion`
+OUTLINE = "#d1480a"  # of the best cell: far from every colour of the heat map
+_CLASSES = 40  # drawn apart in `confusion`
 
 
 @register_plot("layer", "readout", "value", "low", "high")
@@ -45,93 +45,94 @@ def heatmap(table: pd.DataFrame, *, metric: str, best: Sequence[Any] | None = No
     )
     if best is not None and not (best[0] in layers and best[1] in readouts):
         best = None
-    roomy = values.size <= 150
-    wide, tall = (0.80, 0.43) if roomy else (0.56, 0.29)
+    with_intervals = values.size <= 150
+    cell_width, cell_height = (0.80, 0.43) if with_intervals else (0.56, 0.29)
     names = [fit_text(name, 1.9) for name in readouts]
-    below, before = _slant(names, wide)
-    left = max(0.35 + max(text_width(str(layer)) for layer in layers), before)
-    figure, axes = make_axes(
-        wide * len(readouts), tall * len(layers), left=left, right=0.95, top=0.3 if best else 0.1, bottom=below
-    )
+    bottom, overhang = _name_margins(names, cell_width)
+    left = max(0.35 + max(text_width(str(layer)) for layer in layers), overhang)
+    width, height = cell_width * len(readouts), cell_height * len(layers)
+    figure, axes = make_axes(width, height, left=left, right=0.95, top=0.3 if best else 0.1, bottom=bottom)
     low, high = padded_range(values, pad=0.0)
-    ink = _grid(figure, axes, values, low, high, label=shown(metric, 40))
+    ink = _grid(figure, axes, values, low, high, label=display_text(metric, 40))
     for row, column in np.argwhere(np.isfinite(values)):
         value, x, y = values[row, column], column + 0.5, row + 0.5
         colour = ink(value)
-        if not roomy:
+        if not with_intervals:
             axes.text(x, y, format_number(value), ha="center", va="center_baseline", size=8, color=colour)
             continue
-        known = np.isfinite([lows[row, column], highs[row, column]]).all()
-        shift = 0.06 if known else 0.0
+        has_interval = np.isfinite([lows[row, column], highs[row, column]]).all()
+        shift = 0.06 if has_interval else 0.0
         axes.text(x, y + shift, format_number(value), ha="center", va="center_baseline", size=10, color=colour)
-        if known:
+        if has_interval:
             interval = f"{format_short(lows[row, column])}–{format_short(highs[row, column])}"
             axes.text(x, y - 0.3, interval, ha="center", va="center_baseline", size=6.6, color=colour)
     if best is not None:
         corner = (readouts.index(best[1]), layers.index(best[0]))
-        for width, colour in ((4.4, "white"), (2.2, CHOSEN)):  # a white halo keeps the outline apart on dark cells
+        for linewidth, colour in ((4.4, "white"), (2.2, OUTLINE)):  # a white halo keeps the outline apart on dark cells
             axes.add_patch(
-                Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=4)
+                Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=linewidth, clip_on=False, zorder=4)
             )
         axes.annotate(
-            f"outlined: layer {best[0]}, {shown(best[1], 40)}",
+            f"outlined: layer {best[0]}, {display_text(best[1], 40)}",
             (0, 1),
             xytext=(0, 7),
             xycoords="axes fraction",
             textcoords="offset points",
-            color=CHOSEN,
+            color=OUTLINE,
             size=8.5,
         )
     axes.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
     axes.set_ylabel("layer", labelpad=6)
-    _name_columns(axes, names, wide)
+    _name_columns(axes, names, cell_width)
     figure.set_label(
-        f"Heat map of {shown(metric, 40)} over {len(layers)} layers and {len(readouts)} readouts, "
+        f"Heat map of {display_text(metric, 40)} over {len(layers)} layers and {len(readouts)} readouts, "
         f"from {format_number(low)} to {format_number(high)}"
-        + (f"; layer {best[0]}, {shown(best[1], 40)} is outlined" if best is not None else "")
+        + (f"; layer {best[0]}, {display_text(best[1], 40)} is outlined" if best is not None else "")
     )
     return figure
 
 
 @register_plot("panel", "row", "column", "value")
 def squares(table: pd.DataFrame, *, metric: str, label: str) -> Figure:
-    """Every thing against every other, one panel beside the other: how much two of them agree, on a scale from 0 to 1.
+    """Square matrices of agreement, one panel beside the other, on a scale from 0 to 1.
 
-    table: panel, row, column, value; rows upwards and columns in order of first appearance. label: what they are. A
-    pair without a value is hatched; one below 0 has the colour of 0.
+    table: panel, row, column, value; rows upwards and columns in order of first appearance. label: what a row is. A
+    pair without a value is hatched; a value below 0 has the colour of 0.
     """
     panels = dict(iter(table.groupby("panel", sort=False, observed=True)))
     names = {name: list(dict.fromkeys([*rows["row"], *rows["column"]])) for name, rows in panels.items()}
-    most = max(map(len, names.values()))
-    size, font = (0.48, 8.5) if most <= 9 else (0.36, 7.0) if most <= 14 else (0.2, 0.0)
-    fitted = {name: [fit_text(each, 1.6) for each in names[name]] for name in panels}
-    below, before = (max(each) for each in zip(*(_slant(texts, size) for texts in fitted.values()), strict=True))
-    left = max(0.4 + max(text_width(text) for texts in fitted.values() for text in texts), before)
-    side, gap = size * most, 0.9
+    largest = max(map(len, names.values()))
+    size, font = (0.48, 8.5) if largest <= 9 else (0.36, 7.0) if largest <= 14 else (0.2, 0.0)
+    fitted = {panel: [fit_text(name, 1.6) for name in names[panel]] for panel in panels}
+    margins = [_name_margins(texts, size) for texts in fitted.values()]
+    bottom, overhang = (max(inches) for inches in zip(*margins, strict=True))
+    left = max(0.4 + max(text_width(text) for texts in fitted.values() for text in texts), overhang)
+    side, gap = size * largest, 0.9
     across = max(1, min(len(panels), int(11 // (left + side + gap))))
     down = -(-len(panels) // across)
-    wide, tall = left + side + gap, 0.35 + side + below + 0.2
-    figure, frame = make_axes(across * wide - 0.2, down * tall - 0.2)
+    panel_width, panel_height = left + side + gap, 0.35 + side + bottom + 0.2
+    figure, frame = make_axes(across * panel_width - 0.2, down * panel_height - 0.2)
     frame.axis("off")
     width, height = figure.get_size_inches()
     for i, (name, rows) in enumerate(panels.items()):
         count = len(names[name])
         square = rows.pivot(index="row", columns="column", values="value").reindex(names[name], columns=names[name])
         values = square.to_numpy(float)
-        x, y = (i % across) * wide + left, height - (i // across) * tall - 0.35 - size * count
+        x, y = (i % across) * panel_width + left, height - (i // across) * panel_height - 0.35 - size * count
         axes = figure.add_axes((x / width, y / height, size * count / width, size * count / height))
-        ink = _grid(figure, axes, values, 0.0, 1.0, label=shown(metric, 40))
+        ink = _grid(figure, axes, values, 0.0, 1.0, label=display_text(metric, 40))
         for row, column in np.argwhere(np.isfinite(values)) if font else ():
             value = values[row, column]
-            at = column + 0.5, row + 0.5
-            axes.text(*at, format_short(value), ha="center", va="center_baseline", size=font, color=ink(value))
-        every = max(1, round(0.2 / size)) if font else 2
-        axes.set_yticks(np.arange(0, count, every) + 0.5, fitted[name][::every])
+            centre = column + 0.5, row + 0.5
+            axes.text(*centre, format_short(value), ha="center", va="center_baseline", size=font, color=ink(value))
+        step = max(1, round(0.2 / size)) if font else 2
+        axes.set_yticks(np.arange(0, count, step) + 0.5, fitted[name][::step])
         _name_columns(axes, fitted[name], size)
-        axes.set_ylabel(shown(label, 40), labelpad=6)
+        axes.set_ylabel(display_text(label, 40), labelpad=6)
         axes.set_title(fit_text(name, size * count + gap, 10), loc="left", size=10, pad=5)
-    told = ", ".join(fit_text(name, 2.4) for name in list(panels)[:12])
-    figure.set_label(f"Heat map of {shown(metric, 40)} between every two of {most}, in {len(panels)} panels: {told}")
+    titles = ", ".join(fit_text(name, 2.4) for name in list(panels)[:12])
+    what = f"{display_text(metric, 40)} between every two of {largest}"
+    figure.set_label(f"Heat map of {what}, in {len(panels)} panels: {titles}")
     return figure
 
 
@@ -139,55 +140,54 @@ def squares(table: pd.DataFrame, *, metric: str, label: str) -> Figure:
 def confusion(table: pd.DataFrame) -> Figure:
     """True labels (rows) against predicted ones: the count in the cell, coloured by its share of the row.
 
-    table: label, predicted, count; classes in order of first appearance. Past 40 classes the rarer ones are one.
+    table: label, predicted, count; classes in order of first appearance. Past 40 classes the rarer ones share one row.
     """
     counts = table.groupby("label", sort=False)["count"].sum()
     classes = list(dict.fromkeys([*table["label"], *table["predicted"]]))
     names = {label: fit_text(label, 1.7) for label in classes}
-    if len(classes) > _FOLD:
-        common = set(counts.nlargest(_FOLD - 1).index)
-        rest = object()  # equal to no label
+    if len(classes) > _CLASSES:
+        common = set(counts.nlargest(_CLASSES - 1).index)
+        rest = object()  # a key that equals no label
         names = {label: name for label, name in names.items() if label in common}
         names[rest] = f"{len(classes) - len(names)} other classes"
         classes = list(names)
-    place = {label: i for i, label in enumerate(classes)}
-    square = np.zeros((len(classes), len(classes)))
+    index = {label: i for i, label in enumerate(classes)}
+    matrix = np.zeros((len(classes), len(classes)))
     rows, columns = (
-        table[side].map(lambda label: place.get(label, len(classes) - 1)) for side in ("label", "predicted")
+        table[side].map(lambda label: index.get(label, len(classes) - 1)) for side in ("label", "predicted")
     )
-    np.add.at(square, (rows.to_numpy(int), columns.to_numpy(int)), table["count"].to_numpy(float))
-    totals = square.sum(axis=1, keepdims=True)
-    shares = np.divide(square, totals, out=np.full_like(square, np.nan), where=totals > 0)
+    np.add.at(matrix, (rows.to_numpy(int), columns.to_numpy(int)), table["count"].to_numpy(float))
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
 
     few, many = len(classes) <= 10, len(classes) > 18
-    wide, tall = (0.66, 0.46) if few else (0.28, 0.24) if many else (0.46, 0.36)
+    cell_width, cell_height = (0.66, 0.46) if few else (0.28, 0.24) if many else (0.46, 0.36)
     texts = list(names.values())
-    below, before = _slant(texts, wide)
-    left = max(0.4 + max(map(text_width, texts)), before)
-    figure, axes = make_axes(
-        wide * len(classes), tall * len(classes), left=left, right=0.95, top=0.1, bottom=below + 0.22
-    )
+    bottom, overhang = _name_margins(texts, cell_width)
+    left = max(0.4 + max(map(text_width, texts)), overhang)
+    width, height = cell_width * len(classes), cell_height * len(classes)
+    figure, axes = make_axes(width, height, left=left, right=0.95, top=0.1, bottom=bottom + 0.22)
     ink = _grid(figure, axes, shares[::-1], 0.0, 1.0, label="share of the row", shares=True)
     size = 9.5 if few else 6.6 if many else 8.0
-    for row, column in np.argwhere(square > 0):
+    for row, column in np.argwhere(matrix > 0):
         x, y, share = column + 0.5, len(classes) - row - 0.5, shares[row, column]
-        count = f"{square[row, column]:,.0f}" if square[row, column] < 10_000 else f"{square[row, column]:.2g}"
+        count = f"{matrix[row, column]:,.0f}" if matrix[row, column] < 10_000 else f"{matrix[row, column]:.2g}"
         axes.text(x, y + 0.07 * few, count, ha="center", va="center_baseline", size=size, color=ink(share))
         if few:
             axes.text(x, y - 0.3, f"{share:.0%}", ha="center", va="center_baseline", size=6.6, color=ink(share))
     axes.set_yticks(np.arange(len(classes)) + 0.5, texts[::-1])
     axes.set_ylabel("true label", labelpad=6)
-    _name_columns(axes, texts, wide)
+    _name_columns(axes, texts, cell_width)
     axes.set_xlabel("predicted label", labelpad=4)
-    right = float(np.trace(square) / square.sum()) if square.sum() else float("nan")
-    figure.set_label(f"Confusion matrix of {len(classes)} classes; {right:.0%} of the texts lie on the diagonal")
+    accuracy = float(np.trace(matrix) / matrix.sum()) if matrix.sum() else float("nan")
+    figure.set_label(f"Confusion matrix of {len(classes)} classes; {accuracy:.0%} of the texts lie on the diagonal")
     return figure
 
 
 def _sequential(*, zero: bool) -> Colormap:
-    """seaborn's mako, light to dark, without its dark end: uniform, and print keeps its order in grey.
+    """seaborn's mako, light to dark, without its dark end: perceptually uniform, also in grey.
 
-    zero: the lowest colour is a neutral grey, for a scale on which the lowest value means nothing at all.
+    zero: make the lowest colour a neutral grey, for a scale whose lowest value means "none".
     """
     import seaborn as sns
     from matplotlib.colors import ListedColormap, to_rgba
@@ -201,9 +201,9 @@ def _sequential(*, zero: bool) -> Colormap:
 def _grid(
     figure: Figure, axes: Axes, values: np.ndarray, low: float, high: float, *, label: str, shares: bool = False
 ) -> Callable[[float], str]:
-    """A heat map of (row, column) values, first row at the bottom, blanks hatched, a slim colour bar to its right.
+    """Draw a heat map of (row, column) values, first row at the bottom, blanks hatched, with a slim colour bar.
 
-    Returns the ink to write with on a value.
+    Returns a function from a value to the colour of text on its cell.
     """
     import seaborn as sns
     from matplotlib.colors import Normalize
@@ -212,8 +212,8 @@ def _grid(
     colours, norm = _sequential(zero=shares), Normalize(low, high)
     box = axes.get_position()
     inch = 1 / figure.get_figwidth()
-    tall = min(box.height, 2.6 / figure.get_figheight())
-    bar = figure.add_axes((box.x1 + 0.14 * inch, box.y1 - tall, 0.1 * inch, tall))
+    height = min(box.height, 2.6 / figure.get_figheight())
+    bar = figure.add_axes((box.x1 + 0.14 * inch, box.y1 - height, 0.1 * inch, height))
     sns.heatmap(
         values,
         mask=~np.isfinite(values),
@@ -238,9 +238,9 @@ def _grid(
     return lambda value: text_colour(colours(norm(value)))
 
 
-def _name_columns(axes: Axes, names: Sequence[str], cell: float) -> None:
-    """Names under the columns of a grid: level where they fit, slanted where they do not."""
-    level = max(map(text_width, names)) < cell - 0.06
+def _name_columns(axes: Axes, names: Sequence[str], cell_width: float) -> None:
+    """Write names under the columns of a grid: level where they fit, slanted where they do not."""
+    level = max(map(text_width, names)) < cell_width - 0.06
     axes.set_xticks(np.arange(len(names)) + 0.5)
     axes.set_xticklabels(
         names,
@@ -252,10 +252,10 @@ def _name_columns(axes: Axes, names: Sequence[str], cell: float) -> None:
     axes.tick_params(length=0, pad=5)
 
 
-def _slant(names: Sequence[str], cell: float) -> tuple[float, float]:
+def _name_margins(names: Sequence[str], cell_width: float) -> tuple[float, float]:
     """Inches that `_name_columns` needs below the grid, and to the left of its first column."""
     longest = max(map(text_width, names))
-    if longest < cell - 0.06:
+    if longest < cell_width - 0.06:
         return 0.28, 0.0
-    before = max(text_width(name) * 0.766 - (i + 0.5) * cell for i, name in enumerate(names))
-    return 0.25 + longest * 0.643, before + 0.1
+    overhang = max(text_width(name) * 0.766 - (i + 0.5) * cell_width for i, name in enumerate(names))
+    return 0.25 + longest * 0.643, overhang + 0.1

@@ -1,9 +1,9 @@
-"""How every figure looks: the palette, the house style, text that fits its place, and the register of plots.
+"""The style of every figure: palette, rcParams, text that fits its place, and the register of plots.
 
 `register_plot` makes a function of a table a plot: its columns are checked, it is drawn in the house style, and it has
-a name. Figures are made in matplotlib's default style under a context: no pyplot figure, nothing left in rcParams,
-nothing taken from the user's. Labels are shown as typed (``$`` starts no mathematics, ``_x`` stays in the legend).
-Margins are computed from the text they hold.
+a name. Figures are made within a style context: no pyplot figure, and the user's rcParams are neither used nor
+changed. Labels are drawn as typed (``$`` starts no mathematics, ``_x`` stays in the legend). Margins are computed from
+the text they hold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Key = TypeVar("Key")
 PLOTS: dict[str, Callable[..., Figure]] = {}  # name -> plot; `register_plot` fills it
 
 INK, SOFT, FAINT = "#1f2328", "#59636e", "#d0d7de"  # text, secondary text, rules
-# Eight colours searched for the largest smallest distance (Oklab) under normal sight, deuteranopia, protanopia and
+# Eight colours that maximise the smallest distance between two (Oklab) under normal sight, deuteranopia, protanopia and
 # tritanopia (Machado et al. 2009) at a contrast of 2.5 or more on white: 0.088, against 0.032 for seaborn's colorblind.
 PALETTE = ("#1a5cad", "#c0540a", "#07906f", "#c491bb", "#de8f14", "#5b9df5", "#2c3a4c", "#764008")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -61,7 +61,7 @@ _STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-# Fonts asked in turn for a glyph; only those installed count, DejaVu Sans comes with matplotlib.
+# Fonts in which a glyph is looked up, in this order, where installed; DejaVu Sans comes with matplotlib.
 _FONTS = (
     "DejaVu Sans",
     "Noto Sans",
@@ -77,13 +77,13 @@ _FONTS = (
 )
 
 
-def shown(text: object, limit: int | None = None) -> str:
-    """`text` as typed, control and direction characters as escapes; over `limit` characters the middle is left out."""
-    whole = str(text)
-    if limit is not None and len(whole) > limit:
-        head = (limit - 1) - (limit - 1) // 2
-        whole = f"{whole[:head]}…{whole[len(whole) - (limit - 1) // 2 :]}"
-    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in whole)
+def display_text(text: object, limit: int | None = None) -> str:
+    """`text` as typed, with control and direction characters as escapes; past `limit` the middle is left out."""
+    string = str(text)
+    if limit is not None and len(string) > limit:
+        tail = (limit - 1) // 2
+        string = f"{string[: limit - 1 - tail]}…{string[len(string) - tail :]}"
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in string)
 
 
 def _is_harmless(character: str) -> bool:
@@ -92,30 +92,30 @@ def _is_harmless(character: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a label is drawn everywhere it appears."""
+class LabelStyle:
+    """Colour and marker of a label, the same wherever it is drawn."""
 
     colour: str
     marker: str
 
 
-def styles(labels: Sequence[Key]) -> dict[Key, Look]:
-    """A colour for every label, in the order given; from the ninth on the marker changes, so that no two look alike.
+def assign_styles(labels: Sequence[Key]) -> dict[Key, LabelStyle]:
+    """A colour for every label, in the order given; from the ninth on the marker changes, so that no two are alike.
 
-    Past 48 labels the rest share one grey look.
+    From the 49th on, all labels share one grey style.
     """
-    looks = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]
-    return {label: looks[i] if i < len(looks) else Look("#9aa3ad", "o") for i, label in enumerate(labels)}
+    styles = [LabelStyle(colour, marker) for marker in MARKERS for colour in PALETTE]
+    return {label: styles[i] if i < len(styles) else LabelStyle("#9aa3ad", "o") for i, label in enumerate(labels)}
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Within the block matplotlib draws in its default style and ours, whatever the user has set."""
+    """Within the block, matplotlib draws in its default style and ours, whatever the user has set."""
     import matplotlib.style
     from matplotlib import font_manager
 
     with warnings.catch_warnings():
-        # A glyph that no font here has is drawn as a box at worst; in SVG the reader's own fonts draw it anyway.
+        # A glyph that no installed font has becomes a box; in SVG the reader's own fonts draw it.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
         installed = set(font_manager.get_font_names())
         family = {"font.family": [name for name in _FONTS if name in installed]}
@@ -124,30 +124,30 @@ def house_style() -> Iterator[None]:
 
 
 def register_plot(*columns: str) -> Callable[[Callable[Concatenate[pd.DataFrame, P], Figure]], Callable[..., Figure]]:
-    """Put a function of a table with these columns into `PLOTS`, under its own name.
+    """Register a function of a table with these columns in `PLOTS`, under its own name.
 
-    The columns are checked first; it is drawn in the house style, and blank where the table has no row.
+    The registered function checks the columns (ValueError), draws in the house style, and a blank figure of no rows.
     """
 
     def decorate(
         plot: Callable[Concatenate[pd.DataFrame, P], Figure],
     ) -> Callable[Concatenate[pd.DataFrame, P], Figure]:
         @wraps(plot)
-        def drawing(table: pd.DataFrame, *args: P.args, **kwargs: P.kwargs) -> Figure:
-            wanted = (str(kwargs.get("along", name)) if name == "layer" else name for name in columns)
-            if missing := [name for name in wanted if name not in table.columns]:
-                there = ", ".join(map(str, table.columns))
-                raise ValueError(f"{plot.__name__}: the table lacks {', '.join(missing)}; it has {there}")
+        def checked_plot(table: pd.DataFrame, *args: P.args, **kwargs: P.kwargs) -> Figure:
+            required = (str(kwargs.get("along", name)) if name == "layer" else name for name in columns)
+            if missing := [name for name in required if name not in table.columns]:
+                present = ", ".join(map(str, table.columns))
+                raise ValueError(f"{plot.__name__}: the table lacks {', '.join(missing)}; it has {present}")
             with house_style():
-                return plot(table, *args, **kwargs) if len(table) else _nothing()
+                return plot(table, *args, **kwargs) if len(table) else _empty_figure()
 
-        PLOTS[plot.__name__] = drawing
-        return drawing
+        PLOTS[plot.__name__] = checked_plot
+        return checked_plot
 
     return decorate
 
 
-def _nothing() -> Figure:
+def _empty_figure() -> Figure:
     figure, axes = make_axes(3.0, 0.5)
     axes.axis("off")
     axes.text(0.0, 0.5, "no rows to draw", color=SOFT, va="center", transform=axes.transAxes)
@@ -161,9 +161,10 @@ def make_axes(
     """A figure whose axes measure width x height inches, with margins around them in inches."""
     from matplotlib.figure import Figure
 
-    whole, tall = left + width + right, bottom + height + top
-    figure = Figure(figsize=(whole, tall))
-    return figure, figure.add_axes((left / whole, bottom / tall, width / whole, height / tall))
+    total_width, total_height = left + width + right, bottom + height + top
+    figure = Figure(figsize=(total_width, total_height))
+    box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
+    return figure, figure.add_axes(box)
 
 
 @lru_cache(maxsize=4096)
@@ -186,22 +187,22 @@ def text_width(text: str, size: float = 9.0) -> float:
 
 
 def fit_text(text: object, inches: float, size: float = 9.0) -> str:
-    """`text` as shown, the middle left out until it fits in so many inches."""
-    line = shown(text, 200)
+    """`text` as displayed, its middle left out as far as needed to fit in so many inches."""
+    line = display_text(text, 200)
     limit = len(line)
     while text_width(line, size) > inches and limit > 3:
         limit -= 1
-        line = shown(text, limit)
+        line = display_text(text, limit)
     return line
 
 
 def format_short(number: float) -> str:
-    """0.716 -> .72: two decimals, the form of the small print."""
+    """0.716 -> .72: two decimals without the leading zero, for small print."""
     return f"{number:.2f}".replace("0.", ".", 1).replace("-", "−") if abs(number) < 0.995 else f"{number:.2f}"
 
 
-def signed(number: float) -> str:
-    """+0.021: an effect with its sign, three decimals, a true minus; a dash where there is none."""
+def format_signed(number: float) -> str:
+    """+0.021: an effect with its sign, three decimals and a true minus; a dash where it is not finite."""
     if not np.isfinite(number):
         return "–"
     return f"{number:+.3f}".replace("-", "−")
@@ -213,7 +214,7 @@ def format_number(number: float, decimals: int = 2) -> str:
 
 
 def padded_range(*numbers: Any, pad: float = 0.04) -> tuple[float, float]:
-    """The range of all finite numbers, padded; never empty."""
+    """(low, high) of all finite numbers, padded on both sides by a share of the range; never empty."""
     values = np.concatenate([np.asarray(n, float).ravel() for n in numbers])
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
@@ -222,42 +223,41 @@ def padded_range(*numbers: Any, pad: float = 0.04) -> tuple[float, float]:
 
 
 def text_colour(colour: tuple[float, ...]) -> str:
-    """The ink that reads better on this colour (WCAG relative luminance)."""
+    """White or dark, whichever has more contrast to this colour (WCAG relative luminance)."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.064 else INK
 
 
 def place_legend(texts: Sequence[str], room: float, size: float = 8.5) -> list[tuple[float, int]]:
-    """Where each entry of a legend starts (inches) and on which line, as words flow in a paragraph."""
-    found, at, line = [], 0.0, 0
+    """(start in inches, line) of each entry of a legend, which flow like words in a paragraph."""
+    places, start, line = [], 0.0, 0
     for text in texts:
-        need = 0.2 + text_width(text, size) + 0.2
-        if at and at + need > room + 0.2:
-            at, line = 0.0, line + 1
-        found.append((at, line))
-        at += need
-    return found
+        width = 0.2 + text_width(text, size) + 0.2
+        if start and start + width > room + 0.2:
+            start, line = 0.0, line + 1
+        places.append((start, line))
+        start += width
+    return places
 
 
 def draw_legend(
     figure: Figure,
     axes: Axes,
     texts: Sequence[str],
-    looks: Sequence[tuple[str, str, bool]],
+    styles: Sequence[tuple[str, str, bool]],
     places: Sequence[tuple[float, int]],
     *,
     above: float,
 ) -> None:
-    """A legend of (colour, marker, hollow) looks, its first line `above` inches over the top left corner of the axes.
+    """A legend of (colour, marker, hollow) styles, its first line `above` inches over the top left corner of the axes.
 
-    Our own, because matplotlib's leaves out the labels that begin with an underscore.
+    matplotlib's own legend leaves out labels that begin with an underscore.
     """
     box, (width, height) = axes.get_position(), figure.get_size_inches()
-    sheet = figure.transFigure
-    for text, (colour, marker, hollow), (at, line) in zip(texts, looks, places, strict=True):
-        x, y = box.x0 + at / width, box.y1 + (above - 0.18 * line) / height
+    for text, (colour, marker, hollow), (start, line) in zip(texts, styles, places, strict=True):
+        x, y = box.x0 + start / width, box.y1 + (above - 0.18 * line) / height
         face = "white" if hollow else colour
-        (dot,) = axes.plot([x + 0.06 / width], [y], marker, color=colour, transform=sheet, clip_on=False)
+        (dot,) = axes.plot([x + 0.06 / width], [y], marker, color=colour, transform=figure.transFigure, clip_on=False)
         dot.set(markerfacecolor=face, markersize=6)
-        axes.text(x + 0.17 / width, y, text, size=8.5, va="center_baseline", transform=sheet)
+        axes.text(x + 0.17 / width, y, text, size=8.5, va="center_baseline", transform=figure.transFigure)

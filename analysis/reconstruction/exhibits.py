@@ -1,4 +1,4 @@
-"""What the page shows of a reconstruction. Every function is pure: tables in, exhibits and sentences out.
+"""The exhibits and notes of a reconstruction. Every function is pure: tables in, exhibits and sentences out.
 
 texts: a row per decoder, layer, readout, source and text (see `measure`). slots: a row per token of the chosen cells.
 """
@@ -12,23 +12,23 @@ import pandas as pd
 from clsprobe.analysis.reconstruction.scores import (
     BLIND,
     NOVEL,
-    binned,
-    corpus,
-    gained,
-    gains,
-    marked,
-    mean_of,
-    recovered,
-    signatures,
+    bin_values,
+    describe_scorers,
+    mark_differences,
+    measure_gain,
+    measure_gains,
+    measure_mean,
+    measure_recovery,
+    score_corpus,
 )
 from clsprobe.analysis.stats import wilson
 from clsprobe.analysis.study import Exhibit
 
-STAGES = ("vector", "re-ranked", "corrected")  # of writing
+STAGES = ("vector", "re-ranked", "corrected")  # of writing a text
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
 COUNTS = (0, 1, 5, 20, 100, 10**9), ("not in train", "1-4", "5-19", "20-99", "100 and more")
 DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6", "0.6 and more")
-FEWEST_TOKENS = 20  # that a share is told of
+FEWEST_TOKENS = 20  # for which a share is shown
 ESTIMATES = {
     "sequence": "the only ones that estimate information",
     "slot": "tokens taken for independent of each other",
@@ -39,33 +39,32 @@ ESTIMATES = {
 # ------------------------------------------------------------------------------------------------- rows of the tables
 
 
-def judged_texts(texts: pd.DataFrame) -> pd.DataFrame:
-    """The rows that texts were written for by the decoder that is judged, of test texts that are new (of all where
-    fewer than ten are)."""
+def select_judged(texts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the judged decoder with a written text, for new test texts (for all, if fewer than ten are new)."""
     rows = texts[(texts.split == "test") & texts.text.notna() & (texts.decoder == texts.decoder.iloc[-1])]
     new = rows[rows.novelty >= NOVEL]
     return new if new.row.nunique() >= 10 else rows
 
 
-def last_stage(rows: pd.DataFrame) -> pd.DataFrame:
-    """The texts of the last stage of writing that there is."""
+def select_last_stage(rows: pd.DataFrame) -> pd.DataFrame:
+    """The texts of the last stage of writing in the table, in the order of their rows."""
     stage = next(stage for stage in reversed(STAGES) if (rows.source == stage).any())
     return rows[rows.source == stage].sort_values("row")
 
 
-def best_blind(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The blind decoder that is likest to the originals, and its name: chosen on test, which is against the claim."""
+def select_best_blind(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows and name of the blind source most like the originals: chosen on test, which works against the claim."""
     blind = rows[rows.source.isin(BLIND)]
     best = str(blind.groupby("source", sort=False).likeness.mean().idxmax())
     return blind[blind.source == best].sort_values("row"), best
 
 
-def shares_recovered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns name, value, low, high, count: of every readout, what the best blind decoder misses that is put right."""
+def tabulate_recovery(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns name, value, low, high, count: `measure_recovery` over the best blind source, for every readout."""
     shares = []
-    for readout, of_readout in rows.groupby("readout", sort=False):
-        written, (blind, _) = last_stage(of_readout), best_blind(of_readout)
-        share = recovered(written.likeness.to_numpy(float), blind.likeness.to_numpy(float))
+    for readout, readout_rows in rows.groupby("readout", sort=False):
+        written, (blind, _) = select_last_stage(readout_rows), select_best_blind(readout_rows)
+        share = measure_recovery(written.likeness.to_numpy(float), blind.likeness.to_numpy(float))
         shares.append((f"{readout}, layer {written.layer.iloc[0]}", *share, len(written)))
     return pd.DataFrame(shares, columns=["name", "value", "low", "high", "count"])
 
@@ -75,13 +74,13 @@ def shares_recovered(rows: pd.DataFrame) -> pd.DataFrame:
 
 def text_exhibits(texts: pd.DataFrame, margin: float) -> list[Exhibit]:
     """Recovered shares, bits over the layers, all scores, by length and novelty, and examples."""
-    rows, written = judged_texts(texts), texts[(texts.split == "test") & texts.text.notna()]
+    rows, written = select_judged(texts), texts[(texts.split == "test") & texts.text.notna()]
     return [
         Exhibit(
             "Share of what the best blind decoder gets wrong that is put right from the vector (0: nothing, 1: every "
             "text word for word), with 95 % intervals; each readout at the layer that dev chooses. Texts are compared "
             "by the edit distance of their tokens.",
-            shares_recovered(rows),
+            tabulate_recovery(rows),
             "intervals",
             {"metric": "share put right", "reference": {"margin": margin}},
         ),
@@ -90,8 +89,8 @@ def text_exhibits(texts: pd.DataFrame, margin: float) -> list[Exhibit]:
             f"All scores on the {written.row.nunique():,} test texts that were written. Bits are teacher-forced: every "
             f"token given the true ones before it, 'from' and 'to' their 95 % interval per token; all else is of texts "
             f"that were written freely. F1 counts repeated tokens; cosine is that of the vector of what was written. "
-            f"{'; '.join(signatures())}.",
-            _scores(written),
+            f"{'; '.join(describe_scorers())}.",
+            _tabulate_scores(written),
         ),
         _binned_exhibit(rows, "length", *LENGTHS, "length in tokens"),
         _binned_exhibit(
@@ -107,7 +106,7 @@ def text_exhibits(texts: pd.DataFrame, margin: float) -> list[Exhibit]:
 def _gain_exhibits(texts: pd.DataFrame) -> list[Exhibit]:
     """Bits per token gained over the layers, of every decoder, the last one first."""
     test = texts[(texts.split == "test") & (texts.source == "vector") & texts.bits.notna()]
-    grid = gains(test, ["decoder", "layer", "readout"])
+    grid = measure_gains(test, ["decoder", "layer", "readout"])
     return [
         Exhibit(
             f"Bits per token that the vector takes off the blind {decoder} decoder's, over the layers, with 95 % "
@@ -120,21 +119,21 @@ def _gain_exhibits(texts: pd.DataFrame) -> list[Exhibit]:
     ]
 
 
-def _scores(written: pd.DataFrame) -> pd.DataFrame:
+def _tabulate_scores(written: pd.DataFrame) -> pd.DataFrame:
     """Every score of every decoder, readout and source."""
     scores = []
     for (decoder, readout, source), rows in written.groupby(
         ["decoder", "readout", "source"], sort=False, observed=True
     ):
-        gain = gained(rows) if rows.bits.notna().all() else (float("nan"),) * 3
-        f1 = mean_of(rows.f1.to_numpy())
+        gain = measure_gain(rows) if rows.bits.notna().all() else (float("nan"),) * 3
+        f1 = measure_mean(rows.f1.to_numpy())
         scores.append(
             {
                 "decoder": decoder, "readout": readout, "layer": int(rows.layer.iloc[0]), "written by": source,
                 "bits gained": gain[0], "from": gain[1], "to": gain[2],
                 "precision": rows.precision.mean(), "recall": rows.recall.mean(), "F1": f1[0], "F1 from": f1[1],
                 "F1 to": f1[2], "exact": rows.exact.mean(), "likeness": rows.likeness.mean(),
-                **corpus(list(rows.original), list(rows.text)), "cosine": rows.cosine.mean(),
+                **score_corpus(list(rows.original), list(rows.text)), "cosine": rows.cosine.mean(),
             }
         )  # fmt: skip
     return pd.DataFrame(scores)
@@ -143,15 +142,16 @@ def _scores(written: pd.DataFrame) -> pd.DataFrame:
 def _binned_exhibit(
     rows: pd.DataFrame, column: str, edges: Sequence[float], names: Sequence[str], heading: str
 ) -> Exhibit:
-    """Bits of every readout in bins of a column, and what was written, beside the best blind decoder's."""
+    """Bits and scores of every readout in bins of a column, beside those of the best blind source."""
     table = []
-    for readout, of_readout in rows.groupby("readout", sort=False):
-        parts = last_stage(of_readout), best_blind(of_readout)[0], of_readout[of_readout.source == "vector"]
+    for readout, readout_rows in rows.groupby("readout", sort=False):
+        from_vector = readout_rows[readout_rows.source == "vector"]
+        parts = select_last_stage(readout_rows), select_best_blind(readout_rows)[0], from_vector
         for name in names:
-            written, blind, bits = (part[binned(part[column].to_numpy(), edges, names) == name] for part in parts)
+            written, blind, bits = (part[bin_values(part[column].to_numpy(), edges, names) == name] for part in parts)
             if len(written):
                 scores = (part[score].mean() for score in ("f1", "likeness", "exact") for part in (written, blind))
-                table.append((name, readout, len(written), *gained(bits), *scores))
+                table.append((name, readout, len(written), *measure_gain(bits), *scores))
     columns = [heading, "readout", "texts", "bits gained", "from", "to"]
     columns += ["F1", "F1 blind", "likeness", "likeness blind", "exact", "exact blind"]
     caption = f"By {heading}: bits per token gained, and what was written, beside what the best blind decoder writes."
@@ -161,8 +161,8 @@ def _binned_exhibit(
 def _example_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
     """The best, the middle and the worst texts of every readout."""
     exhibits = []
-    for readout, of_readout in rows.groupby("readout", sort=False):
-        written = last_stage(of_readout).sort_values("likeness", ascending=False, kind="stable")
+    for readout, readout_rows in rows.groupby("readout", sort=False):
+        written = select_last_stage(readout_rows).sort_values("likeness", ascending=False, kind="stable")
         middle = len(written) // 2
         parts = {
             "best": written.head(5),
@@ -170,7 +170,7 @@ def _example_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
             "worst": written.tail(5),
         }
         examples = [
-            (which, text.likeness, *marked(text.original, text.text))
+            (which, text.likeness, *mark_differences(text.original, text.text))
             for which, part in parts.items()
             for text in part.itertuples()
         ]
@@ -187,26 +187,26 @@ def _example_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
 
 def token_exhibits(slots: pd.DataFrame) -> list[Exhibit]:
     """By position in the text, by how often train has a token, by part of speech."""
-    places = []
+    positions = []
     for (readout, slot), rows in slots.groupby(["readout", "slot"], sort=False):
         if len(rows) >= FEWEST_TOKENS:
             share, gain = rows.hit.mean(), (rows.blind - rows.bits).mean()
             low, high = map(float, wilson(share, len(rows)))
-            places.append((int(slot) + 1, readout, share, low, high, rows.blind_hit.mean(), len(rows), gain))
+            positions.append((int(slot) + 1, readout, share, low, high, rows.blind_hit.mean(), len(rows), gain))
     columns = ["position", "readout", "value", "low", "high", "blind", "texts", "bits gained"]
-    slots = slots.assign(times=binned(slots["count"].to_numpy(), *COUNTS))
+    slots = slots.assign(times=bin_values(slots["count"].to_numpy(), *COUNTS))
     exhibits = [
         Exhibit(
             "By position in the text: how often the token written there is the original's, with 95 % bands; blind: "
             "without input.",
-            pd.DataFrame(places, columns=columns).sort_values(["readout", "position"], kind="stable"),
+            pd.DataFrame(positions, columns=columns).sort_values(["readout", "position"], kind="stable"),
             "curves",
             {"metric": "share of right tokens", "along": "position"},
         ),
         Exhibit(
             "By how often train has a token: bits gained (0 for tokens that train lacks: they have no bits), and how "
             "often it stands anywhere in what was written (blind: without input).",
-            _tokens_by(slots, "times", "times in train"),
+            _tabulate_tokens(slots, "times", "times in train"),
         ),
     ]
     if len(tagged := slots[slots.tag != ""]):
@@ -214,14 +214,14 @@ def token_exhibits(slots: pd.DataFrame) -> list[Exhibit]:
             Exhibit(
                 "By part of speech, of the texts whose source knows it: bits gained, and how often a token stands "
                 "anywhere in what was written (blind: without input).",
-                _tokens_by(tagged, "tag", "part of speech"),
+                _tabulate_tokens(tagged, "tag", "part of speech"),
             )
         )
     return exhibits
 
 
-def _tokens_by(slots: pd.DataFrame, column: str, heading: str) -> pd.DataFrame:
-    """Bits gained and the share that was written, of the tokens of every readout and value of a column."""
+def _tabulate_tokens(slots: pd.DataFrame, column: str, heading: str) -> pd.DataFrame:
+    """Bits gained and the share of tokens written, for every readout and value of a column."""
     groups = slots.assign(gained=slots.blind - slots.bits).groupby([column, "readout"], observed=True)
     table = groups.agg(
         tokens=("gained", "size"), gained=("gained", "mean"), written=("found", "mean"), blind=("blind_found", "mean")
@@ -235,22 +235,22 @@ def _tokens_by(slots: pd.DataFrame, column: str, heading: str) -> pd.DataFrame:
 
 
 def reconstruction_notes(texts: pd.DataFrame) -> list[str]:
-    """Layer-0 [CLS], the free negative control; the other readouts beside [CLS]; the gain of encoding again."""
+    """Layer-0 [CLS], the negative control; the other readouts against [CLS]; scores by stage of writing."""
     notes = []
     vectors = texts[(texts.split == "test") & (texts.source == "vector")]
     layer0 = vectors[(vectors.layer == 0) & (vectors.readout == "cls")]
     for decoder, rows in layer0.groupby("decoder", sort=False):
-        value, low, high = gained(rows)
+        value, low, high = measure_gain(rows)
         verdict = "nothing, as it must be" if low <= 0 <= high else "it should tell nothing"
         notes.append(f"[CLS] of layer 0 tells the {decoder} decoder {value:.3f} bits a token: {verdict}.")
-    writer = texts.decoder.iloc[-1]
-    written, bits = texts[(texts.decoder == writer) & texts.text.notna()], vectors[vectors.decoder == writer]
+    judged = texts.decoder.iloc[-1]
+    written, bits = texts[(texts.decoder == judged) & texts.text.notna()], vectors[vectors.decoder == judged]
     layers = written.groupby("readout", sort=False).layer.first()
-    of_readout = {name: bits[(bits.readout == name) & (bits.layer == layer)] for name, layer in layers.items()}
-    for readout, rows in of_readout.items():
+    bits_by_readout = {name: bits[(bits.readout == name) & (bits.layer == layer)] for name, layer in layers.items()}
+    for readout, rows in bits_by_readout.items():
         if readout != "cls":
-            of_cls = of_readout["cls"].set_index("row").bits.loc[rows.row].to_numpy()
-            value, low, high = gained(rows.assign(blind=of_cls))
+            cls_bits = bits_by_readout["cls"].set_index("row").bits.loc[rows.row].to_numpy()
+            value, low, high = measure_gain(rows.assign(blind=cls_bits))
             notes.append(
                 f"{readout} of layer {layers[readout]} tells {value:.2f} bits a token more than cls of layer "
                 f"{layers['cls']} ({low:.2f} to {high:.2f}, over the same texts)."

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsprobe.analysis.corpus import check_count, load_all
+from clsprobe.analysis.corpus import check_count, load_specs
 from clsprobe.analysis.study import counted
 from clsprobe.probes.encoders.describing import Description, describe
-from clsprobe.probes.encoders.layers import layer_numbers, parse_layers
+from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import OF_TOKENS, parse
+from clsprobe.probes.extraction.readouts import OF_TOKENS, parse_readouts
 from clsprobe.probes.tasks.task import PAIRED
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ FEWEST = 50  # texts that a decoder can learn from
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """Vectors that were given: as States, the row of every text in them, and their file."""
+class StoredVectors:
+    """The vectors of `--vectors`: as States, the row of every text in them, and their file."""
 
     states: States
     rows: np.ndarray
@@ -35,10 +35,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class ReconstructionInputs:
-    """What could be read and checked without torch.
+    """The inputs that can be read and checked without torch.
 
-    texts: distinct ones of all tasks. rows: SPEC -> how many. words: text -> its words and their parts of speech, where
-    a source knows them. contents: digests of what was read where the settings do not tell it.
+    texts: the distinct texts of all tasks. rows: SPEC -> counts. words: text -> (word, part of speech), if the source
+    has them. contents: digests of inputs that the settings do not identify.
     """
 
     texts: list[str]
@@ -48,20 +48,20 @@ class ReconstructionInputs:
     readouts: list[str]
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
-    stored: Stored | None = None
+    stored: StoredVectors | None = None
 
 
 def read_reconstruction(settings: Any) -> ReconstructionInputs:
-    """The texts of all SPECs once, the encoder's cells, the vectors of `--vectors`. Raises InputError.
+    """Read the distinct texts of all SPECs, the encoder's cells and the vectors of `--vectors`. Raises InputError.
 
-    settings: `Reconstruct`'s.
+    settings: those of `Reconstruct`.
     """
-    readouts = [readout.name for readout in parse(settings.readouts)]
-    if several := [name for name in readouts if name.partition("[")[0] in OF_TOKENS]:
-        raise InputError("--readouts", f"'{several[0]}' is no single vector of a text", "Choose among cls, mean ...")
+    readouts = [readout.name for readout in parse_readouts(settings.readouts)]
+    if wrong := [name for name in readouts if name.partition("[")[0] in OF_TOKENS]:
+        raise InputError("--readouts", f"'{wrong[0]}' is no single vector of a text", "Choose among cls, mean ...")
     description = describe(settings.model)
-    last = description.layers
-    layers = parse_layers(settings.layers or (f"0,{last // 2},{last}" if last > 2 else "all"), description)
+    depth = description.layers
+    layers = parse_layers(settings.layers or (f"0,{depth // 2},{depth}" if depth > 2 else "all"), description)
     vectors = None
     if settings.vectors:
         vectors, layers, readouts = _read_vectors(settings, description)
@@ -73,8 +73,8 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
     rows: dict[str, dict[str, int]] = {}
     words: dict[str, Sequence[tuple[str, str]]] = {}
     contents: dict[str, str] = {}
-    for spec, loaded in load_all(settings, text_column=settings.text_column or "text", label_column=()):
-        # Of a treebank every sentence, whatever the property: its tasks leave out some, and hold corrupted ones.
+    for spec, loaded in load_specs(settings, text_column=settings.text_column or "text", label_column=()):
+        # All sentences of a treebank: its tasks leave out some, and add corrupted ones.
         sentences = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
         rows[spec] = {"different texts": len(set(sentences))}
         if loaded.digest:
@@ -87,45 +87,45 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         texts |= dict.fromkeys(text for text in sentences if text.strip())
     if any(PAIRED in text for text in texts):
         raise InputError("--text-column", "names pairs, and one text is written at a time", "Name one column")
-    chosen = list(texts)
-    if settings.max_texts is not None and len(chosen) > settings.max_texts:
-        chosen = Random(settings.seed).sample(chosen, settings.max_texts)
-    check_enough(chosen, {})
+    kept_texts = list(texts)
+    if settings.max_texts is not None and len(kept_texts) > settings.max_texts:
+        kept_texts = Random(settings.seed).sample(kept_texts, settings.max_texts)
+    check_enough(kept_texts, {})
     stored = None
     if vectors:
-        of_texts = np.array([row_of[text] for text in chosen])
-        states = vectors.states(layers, readouts, vectors.check(of_texts, layers, readouts))
-        stored = Stored(states, of_texts, vectors)
+        row_indices = np.array([row_of[text] for text in kept_texts])
+        states = vectors.states(layers, readouts, vectors.check(row_indices, layers, readouts))
+        stored = StoredVectors(states, row_indices, vectors)
         contents[str(settings.vectors)] = vectors.digest
-    return ReconstructionInputs(chosen, rows, description, layers, readouts, words, contents, stored)
+    return ReconstructionInputs(kept_texts, rows, description, layers, readouts, words, contents, stored)
 
 
 def _read_vectors(settings: Any, description: Description) -> tuple[Vectors, list[int], list[str]]:
-    """The file of vectors, and those of its layers and readouts that are asked for."""
+    """The file of vectors, and the requested layers and readouts."""
     from clsprobe.probes.extraction.vectors import read_vectors
 
     if len(settings.task) > 1:
         raise InputError("--vectors", "belong to the rows of one file", "Give one --task")
     vectors = read_vectors(str(settings.vectors))
     default = settings.readouts == type(settings).model_fields["readouts"].default
-    names = vectors.readouts if default else vectors.chosen_readouts(settings.readouts)
+    names = vectors.readouts if default else vectors.choose_readouts(settings.readouts)
     mend = "Name the encoder that made them with --model, and tensors as in layer.06/cls"
     if vectors.shape[1] != description.dim:
         what = f"its vectors have {vectors.shape[1]:,} dimensions, those of {description.name} {description.dim:,}"
         raise InputError(vectors.name, what, mend)
     try:
-        parse(names)
+        parse_readouts(names)
     except InputError as error:
         raise InputError(vectors.name, error.what, mend) from None
     if vectors.layers[-1] > description.layers:
         what = f"it has a layer {vectors.layers[-1]}, and {description.name} no more than {description.layers}"
         raise InputError(vectors.name, what, mend)
-    numbers = layer_numbers(settings.layers, vectors.layers[-1]) if settings.layers else vectors.layers
-    return vectors, vectors.chosen_layers(numbers), names
+    numbers = parse_layer_numbers(settings.layers, vectors.layers[-1]) if settings.layers else vectors.layers
+    return vectors, vectors.choose_layers(numbers), names
 
 
 def check_enough(texts: Sequence[str], left_out: Mapping[str, int]) -> None:
-    """Raise InputError where too few texts are there, or have been left: left_out, why and how many were not."""
+    """Raise InputError for fewer than `FEWEST` texts. left_out: reason -> texts left out."""
     if len(texts) < FEWEST:
         what = counted(len(texts), "different text")
         what += "".join(f", {n:,} left out: {reason}" for reason, n in left_out.items() if n)

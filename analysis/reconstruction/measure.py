@@ -1,7 +1,7 @@
 """Encode the texts, train the decoders, write the test texts: the tables reconstructions and slots.
 
-Texts are dealt out anew to train, dev and test, whatever sides their source has. Every decoder reads every cell, and
-nothing; the last one writes the texts of the cells that dev chooses.
+Texts are split anew into train, dev and test, whatever split their source has. Every decoder is trained on every cell
+and without input; the last one writes the texts of the cells that dev chooses.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from clsprobe.analysis.reconstruction.exhibits import reconstruction_notes
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
-from clsprobe.analysis.reconstruction.scores import novelty
-from clsprobe.analysis.reconstruction.writing import Texts, Tongue, Writer, tables
-from clsprobe.analysis.sources.tables import shown
+from clsprobe.analysis.reconstruction.scores import measure_novelty
+from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
+from clsprobe.analysis.sources.tables import quote
 from clsprobe.analysis.study import Measured, counted
 from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.decoders.base import Decoder, vocabulary
@@ -28,7 +28,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.extraction.store import usable_folder
+from clsprobe.probes.extraction.store import make_cache_folder
 from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 
@@ -37,20 +37,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clsprobe")
 
-DECODERS = ("bag", "slot", "sequence")  # in the order in which they are trained
-COMPARED, ALIKE = 16, 0.98  # texts and the least cosine of vectors that were given with those of the encoder
-MANTISSA = {"F64": 18, "F32": 18, "F16": 11, "BF16": 8}  # bits; float32 of another batch or machine differs in the last
+DECODERS = ("bag", "slot", "sequence")  # in training order
+COMPARED, ALIKE = 16, 0.98  # texts, and the least cosine of stored vectors with the encoder's
+MANTISSA = {
+    "F64": 18,
+    "F32": 18,
+    "F16": 11,
+    "BF16": 8,
+}  # bits; the last bits of float32 differ between batches and machines
 
 
 def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: RunFolder | None) -> Measured:
-    """Tables reconstructions and slots (`writing.tables`).
+    """Tables reconstructions and slots (`writing.write_tables`).
 
-    settings: `Reconstruct`'s. folder: where what the decoders have learned is kept, begun once the texts are read.
+    settings: those of `Reconstruct`. folder: for the decoders' weights; begun once all inputs are checked.
     """
     encoder = load_encoder(inputs.description, device=settings.device)
-    texts, ids, left_out = _fitting(settings, encoder, inputs.texts)
+    texts, ids, left_out = _select_fitting(settings, encoder, inputs.texts)
     check_enough(texts, left_out)
-    states, rows = _states(settings, inputs, encoder, texts)
+    states, rows = _read_states(settings, inputs, encoder, texts)
     present = np.flatnonzero(states.present[:, rows].all(0))
     if len(present) < len(texts):
         left_out["too short for a readout"] = len(texts) - len(present)
@@ -62,47 +67,47 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
         raise InputError("--readouts", what, "Name readouts of one size")
     vectors = np.stack([states.cell(*cell, rows) for cell in states.cells])
     if inputs.stored:
-        inputs.stored.file.check_same()
+        inputs.stored.file.check_unchanged()
     task = Task("texts:all:none", texts, np.arange(len(texts), dtype=np.float64), kind="number")  # no labels: numbers
-    parted = split(task, seed=settings.seed, tokens=[each.tobytes() for each in ids])
-    sides = {side: np.flatnonzero(parted.side == side) for side in ("train", "dev", "test")}
+    dealt = split(task, seed=settings.seed, tokens=[token_ids.tobytes() for token_ids in ids])
+    sides = {side: np.flatnonzero(dealt.side == side) for side in ("train", "dev", "test")}
 
     tokens = vocabulary([ids[i] for i in sides["train"]])
-    spelling = _own_spelling(encoder)
-    read = dict.fromkeys(settings.decoders, (spelling, ids))
+    tokenizer = _own_tokenizer(encoder)
+    tokenized = dict.fromkeys(settings.decoders, (tokenizer, ids))
     if settings.decoder is not None:
-        read["sequence"] = _foreign_spelling(settings.decoder, texts)
+        tokenized["sequence"] = _foreign_tokenizer(settings.decoder, texts)
     if folder is not None:
-        folder.begin()  # only now: an error about the texts or the decoder leaves nothing behind
-    table_of_embeddings = _embeddings(encoder)
+        folder.begin()  # only now, so that an error in the inputs leaves no folder
+    embeddings = _embedding_table(encoder)
     writers: dict[str, Writer] = {}
     for name in (name for name in DECODERS if name in settings.decoders):
         log.info("training the %s decoder for %s", name, counted(len(states.cells), "cell"))
-        own_spelling, own_ids = read[name]
-        decoder = make_decoder(name, settings, encoder.device.type, max(map(len, own_ids)))
-        examples = {side: (vectors[:, at], [own_ids[i] for i in at]) for side, at in sides.items()}
+        decoder_tokenizer, decoder_ids = tokenized[name]
+        decoder = make_decoder(name, settings, encoder.device.type, max(map(len, decoder_ids)))
+        examples = {side: (vectors[:, rows], [decoder_ids[i] for i in rows]) for side, rows in sides.items()}
         decoder.fit(
             *examples["train"],
             dev=examples["dev"],
-            embeddings=table_of_embeddings if own_spelling is spelling else None,
-            keep=folder.place(f"weights/{name}.safetensors") if folder else None,
+            embeddings=embeddings if decoder_tokenizer is tokenizer else None,
+            checkpoint=folder.path_of(f"weights/{name}.safetensors") if folder else None,
         )
-        writers[name] = Writer(decoder, own_spelling, own_ids)
+        writers[name] = Writer(decoder, decoder_tokenizer, decoder_ids)
 
     def encode(candidates: Sequence[str], cell: tuple[int, str]) -> np.ndarray:
         layer, readout = cell
         return Extractor(encoder, [readout], layers=[layer], long_rows="truncate")(candidates).cell(layer, readout)
 
     log.info("writing texts")
-    corpus = Texts(texts, ids, spelling, vectors, states.cells, sides, inputs.words, encode)
+    data = DecodingData(texts, ids, tokenizer, vectors, states.cells, sides, inputs.words, encode)
     limits = {"written": settings.written, "beams": settings.beams, "corrections": settings.corrections}
-    table, slots = tables(corpus, writers, **limits, seed=settings.seed)
+    table, slots = write_tables(data, writers, **limits, seed=settings.seed)
     written = np.unique(table.row[table.text.notna()])
-    distances = novelty([texts[i] for i in written], [texts[i] for i in sides["train"]])
+    distances = measure_novelty([texts[i] for i in written], [texts[i] for i in sides["train"]])
     table["novelty"] = table.row.map(dict(zip(written.tolist(), distances, strict=True)))
     unseen = 1 - np.isin(np.concatenate([ids[i] for i in sides["test"]]), tokens).mean()
-    counts = {side: len(at) for side, at in sides.items()}
-    counts |= {f"left out: {reason}": n for reason, n in {**left_out, **parted.left_out}.items() if n}
+    counts = {side: len(rows) for side, rows in sides.items()}
+    counts |= {f"left out: {reason}": n for reason, n in {**left_out, **dealt.left_out}.items() if n}
     packages = ("clsprobe", "sacrebleu", "rapidfuzz")
     facts = {
         "rows": {"texts": counts | {"different tokens in train": len(tokens)}},
@@ -113,28 +118,31 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     notes = [
         f"{unseen:.1%} of the test tokens stand nowhere in train: no decoder can write them, and they have no bits.",
         *reconstruction_notes(table),
-        *(f"{note}." for note in parted.notes),
+        *(f"{note}." for note in dealt.notes),
     ]
     if encoder.tokenizer.decode(encoder.tokenize(["A"])[0].ids[1:-1]) == "a":
         notes.insert(1, "The encoder's tokenizer drops case; the originals are shown as it spells them.")
     return Measured({"reconstructions": table, "slots": slots}, facts, notes)
 
 
-def _fitting(settings: Any, encoder: Encoder, texts: list[str]) -> tuple[list[str], list[np.ndarray], dict[str, int]]:
-    """The texts that fit, their content tokens, and how many were left out and why."""
+def _select_fitting(
+    settings: Any, encoder: Encoder, texts: list[str]
+) -> tuple[list[str], list[np.ndarray], dict[str, int]]:
+    """The texts that fit, their content tokens, and reason -> texts left out."""
     ids = [row.ids[~row.special].astype(np.int64) for row in encoder.tokenize(texts)]
-    most = min(settings.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
-    long = [i for i, each in enumerate(ids) if len(each) > most]
-    if long and settings.long_rows == "error":
-        examples = ", ".join(shown(texts[i], 50) for i in long[:2])
-        what = f"{counted(len(long), 'text')} of more than {most} tokens: {examples}{' ...' if len(long) > 2 else ''}"
+    limit = min(settings.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
+    too_long = [i for i, token_ids in enumerate(ids) if len(token_ids) > limit]
+    if too_long and settings.long_rows == "error":
+        examples = ", ".join(quote(texts[i], 50) for i in too_long[:2]) + (" ..." if len(too_long) > 2 else "")
+        what = f"{counted(len(too_long), 'text')} of more than {limit} tokens: {examples}"
         raise InputError("--slots", what, "Pass --long-rows drop, or more --slots")
-    keep = [i for i, each in enumerate(ids) if 0 < len(each) <= most]
-    left_out = {f"longer than {most} tokens": len(long), "without a token": len(ids) - len(long) - len(keep)}
-    return [texts[i] for i in keep], [ids[i] for i in keep], left_out
+    fitting = [i for i, token_ids in enumerate(ids) if 0 < len(token_ids) <= limit]
+    empty = len(ids) - len(too_long) - len(fitting)
+    left_out = {f"longer than {limit} tokens": len(too_long), "without a token": empty}
+    return [texts[i] for i in fitting], [ids[i] for i in fitting], left_out
 
 
-def _states(
+def _read_states(
     settings: Any, inputs: ReconstructionInputs, encoder: Encoder, texts: list[str]
 ) -> tuple[States, np.ndarray]:
     """The vectors of the texts, and the row of each in them."""
@@ -144,15 +152,15 @@ def _states(
         _check_stored(stored.states, rows, texts, encoder)
         return stored.states, rows
     log.info("encoding %s", counted(len(texts), "text"))
-    extract = Extractor(encoder, inputs.readouts, layers=inputs.layers, cache=usable_folder(settings.cache))
+    extract = Extractor(encoder, inputs.readouts, layers=inputs.layers, cache=make_cache_folder(settings.cache))
     return extract(texts), np.arange(len(texts))
 
 
 def _check_stored(states: States, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> None:
-    """Raise InputError unless the vectors that were given, `rows` of `states`, are those that the encoder makes.
+    """Raise InputError unless the stored vectors, `rows` of `states`, are those of the encoder.
 
-    Vectors of one cell may all lie in one direction, whatever their texts are: their differences from the mean are
-    compared too, unless these are no more than what rounding leaves.
+    All vectors of a cell may have nearly the same direction: their differences from the mean are compared too, unless
+    these are within rounding error.
     """
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -169,7 +177,7 @@ def _check_stored(states: States, rows: np.ndarray, texts: Sequence[str], encode
             for vectors in (states.cell(layer, readout, rows[:COMPARED]), encoded.cell(layer, readout))
         )
         close, mend = cosine(a, b), "Name the encoder that made them with --model"
-        rounded = _rounded(b, states.source["dtype"])
+        rounded = _round_vectors(b, states.source["dtype"])
         if close >= ALIKE and cosine(rounded - rounded.mean(0), b - b.mean(0)) > (1 + ALIKE) / 2:
             close, mend = cosine(a - a.mean(0), b - b.mean(0)), "Give every row of the file its own vector, and --model"
         if close < ALIKE:
@@ -177,19 +185,19 @@ def _check_stored(states: States, rows: np.ndarray, texts: Sequence[str], encode
             raise InputError(states.source["model"], what, mend)
 
 
-def _rounded(vectors: np.ndarray, kind: str) -> np.ndarray:
-    """Vectors as precise as a file of this kind of numbers can be relied on to keep them."""
+def _round_vectors(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Vectors rounded to the precision of this number format."""
     if bits := MANTISSA.get(kind):
         part, power = np.frexp(vectors)
         return np.ldexp(np.round(part * 2**bits), power - bits)
     return np.round(vectors * (127 / max(np.abs(vectors).max(), 1e-30)))
 
 
-# ----------------------------------------------------------------------------------------------- decoders, spellings
+# ----------------------------------------------------------------------------------------------- decoders, tokenizers
 
 
-def _embeddings(encoder: Encoder) -> np.ndarray | None:
-    """(token id, dim) the encoder's table of embeddings; None where it has none (CANINE hashes characters)."""
+def _embedding_table(encoder: Encoder) -> np.ndarray | None:
+    """(token id, dim) the encoder's embedding table; None if it has none (CANINE hashes characters)."""
     model: Any = encoder.model
     try:
         return model.get_input_embeddings().weight.detach().float().cpu().numpy()
@@ -198,49 +206,49 @@ def _embeddings(encoder: Encoder) -> np.ndarray | None:
 
 
 def make_decoder(name: str, settings: Any, device: str, slots: int) -> Decoder:
-    """A decoder of this name, not yet trained. device: of the encoder. slots: tokens of the longest text."""
-    device = "cpu" if device == "mps" else device  # decoders count in float64, which Apple GPUs lack
+    """An unfitted decoder. device: of the encoder. slots: tokens of the longest text."""
+    device = "cpu" if device == "mps" else device  # decoders use float64, which Apple GPUs lack
     common: dict[str, Any] = {"slots": slots, "random_state": settings.seed, "device": device}
     if name == "sequence":
         return SequenceDecoder(settings.decoder, frozen=settings.frozen, **common)
     return (BagDecoder if name == "bag" else SlotDecoder)(**common)
 
 
-def _spelling(tokenizer: Any, read: Callable[[Sequence[str]], list[np.ndarray]]) -> Tongue:
-    """A tokenizer of transformers; read: texts -> token ids, special ones left out."""
+def _make_tokenizer(tokenizer: Any, tokenize: Callable[[Sequence[str]], list[np.ndarray]]) -> TextTokenizer:
+    """Wrap a tokenizer of transformers. tokenize: texts -> token ids without special tokens."""
 
-    def ends(text: str) -> list[int]:
-        coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        return [max(end - 1, 0) for _, end in coded["offset_mapping"]]
+    def find_last_characters(text: str) -> list[int]:
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return [max(end - 1, 0) for _, end in encoded["offset_mapping"]]
 
-    return Tongue(
-        read,
+    return TextTokenizer(
+        tokenize,
         lambda ids: str(tokenizer.decode(ids.tolist())),
         lambda ids: list(tokenizer.convert_ids_to_tokens(ids.tolist())),
-        ends if tokenizer.is_fast else None,
+        find_last_characters if tokenizer.is_fast else None,
     )
 
 
-def _own_spelling(encoder: Encoder) -> Tongue:
+def _own_tokenizer(encoder: Encoder) -> TextTokenizer:
     """The encoder's tokenizer."""
-    return _spelling(
+    return _make_tokenizer(
         encoder.tokenizer, lambda texts: [row.ids[~row.special].astype("int64") for row in encoder.tokenize(texts)]
     )
 
 
-def _foreign_spelling(name: str, texts: Sequence[str]) -> tuple[Tongue, list[np.ndarray]]:
-    """The tokenizer of another model, and the texts as it reads them. Raises InputError where the model is no decoder,
-    or has no places for so many tokens."""
+def _foreign_tokenizer(name: str, texts: Sequence[str]) -> tuple[TextTokenizer, list[np.ndarray]]:
+    """The tokenizer of another model, and its token ids of the texts. Raises InputError if the model is not a decoder
+    or has too few positions."""
     model, tokenizer = load_causal(name)
     places = getattr(model.config, "max_position_embeddings", None)
 
-    def read(texts: Sequence[str]) -> list[np.ndarray]:
-        coded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return [np.array(ids, np.int64) for ids in coded["input_ids"]]
+    def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [np.array(ids, np.int64) for ids in encoded["input_ids"]]
 
-    ids = read(texts)
-    most = max(map(len, ids))
-    if places is not None and most >= places:  # the prefix takes one
-        what = f"{name} has {places:,} places, and the longest text has {most:,} of its tokens and takes one more"
+    ids = tokenize(texts)
+    longest = max(map(len, ids))
+    if places is not None and longest >= places:  # the prefix takes one
+        what = f"{name} has {places:,} places, and the longest text has {longest:,} of its tokens and takes one more"
         raise InputError("--decoder", what, "Pass fewer --slots and --long-rows drop")
-    return _spelling(tokenizer, read), ids
+    return _make_tokenizer(tokenizer, tokenize), ids

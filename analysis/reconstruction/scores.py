@@ -1,13 +1,13 @@
-"""Texts got back from their vectors: what they are worth, as tables.
+"""Scores of reconstructed texts, as tables.
 
-1. `gained`: bits per token that a vector takes off the blind decoder's, with an interval over texts.
-2. `compared`: a text written beside its original: tokens as multisets, the sequence as a whole, and exactly.
-3. `corpus`: BLEU and chrF by sacrebleu (Post 2018), with their signatures.
-4. `novelty`: how far a text is from the nearest train text; a decoder that only remembers is found out by it.
-5. `recovered`: what share of what the blind decoder misses is put right, with its interval.
-6. `marked`: two texts with their differences in brackets.
+1. `measure_gain`: bits per token that a vector saves against the blind decoder, with an interval over texts.
+2. `compare_texts`: overlap of token multisets, edit distance and exact matches of written texts and their originals.
+3. `score_corpus`: BLEU and chrF by sacrebleu (Post 2018), with their signatures.
+4. `measure_novelty`: the distance of a text from the nearest train text; it reveals a decoder that only memorises.
+5. `measure_recovery`: the share of the blind decoder's errors that is corrected, with its interval.
+6. `mark_differences`: two texts with their differences in brackets.
 
-Knows texts, token ids and tables: no torch.
+Works on texts, token ids and tables, without torch.
 """
 
 from __future__ import annotations
@@ -23,126 +23,128 @@ from rapidfuzz.distance import Levenshtein
 
 from clsprobe.analysis import stats
 
-NOVEL = 0.2  # of the characters: a text this near to a train text is not new
-AT_ONCE = 256  # texts compared with all of train together
+NOVEL = 0.2  # share of characters that differ: below it a text is not new
+AT_ONCE = 256  # texts compared with all of train at once
 BLIND = ("no input", "mean vector", "shuffled vectors")
 
 
-def gained(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Bits gained per token over the blind decoder, and the 95 % interval: a ratio of sums, its bootstrap over texts.
+def measure_gain(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Bits gained per token over the blind decoder, a ratio of sums, with its 95 % bootstrap interval over texts.
 
     rows: columns blind, bits, tokens of the texts of one cell.
     """
     saved, tokens = (rows.blind - rows.bits).to_numpy(float), rows.tokens.to_numpy(float)
     value = saved.sum() / tokens.sum()
-    told = stats.bootstrap(lambda weights: (weights @ saved) / np.maximum(weights @ tokens, 1), len(rows))
-    low, high = stats.percentile(told)
+    ratios = stats.bootstrap(lambda weights: (weights @ saved) / np.maximum(weights @ tokens, 1), len(rows))
+    low, high = stats.percentile(ratios)
     return float(value), float(min(low, value)), float(max(high, value))
 
 
-def gains(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """`gained` of every group: columns `by`, value, low, high, texts."""
-    found = [
-        (*(key if isinstance(key, tuple) else (key,)), *gained(group), len(group))
+def measure_gains(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`measure_gain` of every group: columns `by`, value, low, high, texts."""
+    table = [
+        (*(key if isinstance(key, tuple) else (key,)), *measure_gain(group), len(group))
         for key, group in rows.groupby(list(by), sort=False, observed=True)
     ]
-    return pd.DataFrame(found, columns=[*by, "value", "low", "high", "texts"])
+    return pd.DataFrame(table, columns=[*by, "value", "low", "high", "texts"])
 
 
-def mean_of(values: np.ndarray) -> tuple[float, float, float]:
+def measure_mean(values: np.ndarray) -> tuple[float, float, float]:
     """A mean over texts with its 95 % interval."""
     values = np.asarray(values, float)
-    told = stats.bootstrap(lambda weights: (weights @ values) / weights.sum(1), len(values))
-    low, high = stats.percentile(told)
+    means = stats.bootstrap(lambda weights: (weights @ values) / weights.sum(1), len(values))
+    low, high = stats.percentile(means)
     return float(values.mean()), float(low), float(high)
 
 
-def compared(originals: Sequence[np.ndarray], written: Sequence[np.ndarray]) -> pd.DataFrame:
-    """One row a text, of token ids: precision, recall, f1 (multisets: a token counts as often as it stands there),
-    likeness (1 - edit distance of the token sequences over the longer one's length) and exact (0 or 1)."""
-    found = []
-    for original, told in zip(originals, written, strict=True):
-        a, b = original.tolist(), told.tolist()
+def compare_texts(originals: Sequence[np.ndarray], written: Sequence[np.ndarray]) -> pd.DataFrame:
+    """One row per text of token ids: precision, recall, f1 (of token multisets), likeness (1 - edit distance of the
+    sequences over the longer length) and exact (0 or 1)."""
+    table = []
+    for original, text in zip(originals, written, strict=True):
+        a, b = original.tolist(), text.tolist()
         hits = (Counter(a) & Counter(b)).total()
         precision, recall = hits / max(len(b), 1), hits / max(len(a), 1)
         f1 = 2 * hits / max(len(a) + len(b), 1)
-        found.append((precision, recall, f1, Levenshtein.normalized_similarity(a, b), float(a == b)))
-    return pd.DataFrame(found, columns=["precision", "recall", "f1", "likeness", "exact"])
+        table.append((precision, recall, f1, Levenshtein.normalized_similarity(a, b), float(a == b)))
+    return pd.DataFrame(table, columns=["precision", "recall", "f1", "likeness", "exact"])
 
 
-def corpus(originals: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+def score_corpus(originals: Sequence[str], written: Sequence[str]) -> dict[str, float]:
     """BLEU and chrF of all texts together, in points of 100."""
-    bleu, chrf = _scorers()
+    bleu, chrf = _make_scorers()
     references = [list(originals)]
-    told = [text or " " for text in written]
-    return {"BLEU": bleu.corpus_score(told, references).score, "chrF": chrf.corpus_score(told, references).score}
+    hypotheses = [text or " " for text in written]
+    return {
+        name: metric.corpus_score(hypotheses, references).score for name, metric in (("BLEU", bleu), ("chrF", chrf))
+    }
 
 
-def signatures() -> list[str]:
-    """What sacrebleu measured with, in its own short form; complete once `corpus` was asked."""
-    bleu, chrf = _scorers()
+def describe_scorers() -> list[str]:
+    """The short signatures of sacrebleu's metrics; scoring an example completes them."""
+    bleu, chrf = _make_scorers()
     for scorer in (bleu, chrf):
         scorer.corpus_score(["a"], [["a"]])
     return [f"BLEU {bleu.get_signature()}", f"chrF {chrf.get_signature()}"]
 
 
-def _scorers() -> tuple[Any, Any]:
+def _make_scorers() -> tuple[Any, Any]:
     from sacrebleu.metrics import BLEU, CHRF
 
     return BLEU(effective_order=False), CHRF()
 
 
-def novelty(texts: Sequence[str], train: Sequence[str]) -> np.ndarray:
+def measure_novelty(texts: Sequence[str], train: Sequence[str]) -> np.ndarray:
     """(text,) edit distance in characters to the nearest train text, over the longer one's length: 0 is a copy."""
-    nearest = np.ones(len(texts))
-    for at in range(0, len(texts), AT_ONCE):
-        some = list(texts[at : at + AT_ONCE])
-        far = process.cdist(some, list(train), scorer=Levenshtein.normalized_distance, dtype=np.float32)
-        nearest[at : at + AT_ONCE] = far.min(1)
-    return nearest
+    distances = np.ones(len(texts))
+    for start in range(0, len(texts), AT_ONCE):
+        batch = list(texts[start : start + AT_ONCE])
+        batch_distances = process.cdist(batch, list(train), scorer=Levenshtein.normalized_distance, dtype=np.float32)
+        distances[start : start + AT_ONCE] = batch_distances.min(1)
+    return distances
 
 
-def recovered(likeness: np.ndarray, blind: np.ndarray) -> tuple[float, float, float]:
+def measure_recovery(likeness: np.ndarray, blind: np.ndarray) -> tuple[float, float, float]:
     """(mean likeness - mean blind) / (1 - mean blind) over the same texts, with its 95 % interval.
 
-    0: what the blind decoder writes anyway. 1: the texts themselves.
+    0: no better than the blind decoder. 1: the original texts.
     """
 
-    def share(weights: np.ndarray) -> np.ndarray:
-        own, floor = (weights @ values / weights.sum(1) for values in (likeness, blind))
-        return (own - floor) / np.maximum(1 - floor, 1e-9)
+    def compute_share(weights: np.ndarray) -> np.ndarray:
+        mean, blind_mean = (weights @ values / weights.sum(1) for values in (likeness, blind))
+        return (mean - blind_mean) / np.maximum(1 - blind_mean, 1e-9)
 
-    value = float(share(np.ones((1, len(likeness))))[0])
-    low, high = map(float, stats.percentile(stats.bootstrap(share, len(likeness))))
+    value = float(compute_share(np.ones((1, len(likeness))))[0])
+    low, high = map(float, stats.percentile(stats.bootstrap(compute_share, len(likeness))))
     return value, min(low, value), max(high, value)
 
 
-def marked(original: str, written: str) -> tuple[str, str]:
-    """Both texts, what the other lacks in square brackets, word by word."""
-    a, b = original.split(), written.split()
+def mark_differences(original: str, written: str) -> tuple[str, str]:
+    """Both texts, with the words that the other lacks in square brackets."""
+    original_words, written_words = original.split(), written.split()
     sides: tuple[list[str], list[str]] = ([], [])
-    for step in Levenshtein.opcodes(a, b):
-        parts = a[step.src_start : step.src_end], b[step.dest_start : step.dest_end]
+    for step in Levenshtein.opcodes(original_words, written_words):
+        parts = original_words[step.src_start : step.src_end], written_words[step.dest_start : step.dest_end]
         for side, part in zip(sides, parts, strict=True):
             if part:
-                told = " ".join(part)
-                side.append(told if step.tag == "equal" else f"[{told}]")
+                words = " ".join(part)
+                side.append(words if step.tag == "equal" else f"[{words}]")
     return " ".join(sides[0]), " ".join(sides[1])
 
 
-def by_character(text: str, words: Sequence[tuple[str, str]]) -> list[str]:
-    """The part of speech that every character of a text belongs to; "" between words.
+def tag_characters(text: str, words: Sequence[tuple[str, str]]) -> list[str]:
+    """The part of speech of every character of a text; "" between words.
 
-    words: (word, part of speech) in the order of the text, spelled as there.
+    words: (word, part of speech) in the order and spelling of the text.
     """
-    found, at = [""] * len(text), 0
+    tags, end = [""] * len(text), 0
     for word, tag in words:
-        if (start := text.find(word, at)) >= 0:
-            at = start + len(word)
-            found[start:at] = [tag] * len(word)
-    return found
+        if (start := text.find(word, end)) >= 0:
+            end = start + len(word)
+            tags[start:end] = [tag] * len(word)
+    return tags
 
 
-def binned(values: np.ndarray, edges: Sequence[float], names: Sequence[str]) -> pd.Categorical:
-    """The name of the bin of every value; bin i is edges[i] <= value < edges[i + 1]."""
+def bin_values(values: np.ndarray, edges: Sequence[float], names: Sequence[str]) -> pd.Categorical:
+    """The name of every value's bin; bin i is edges[i] <= value < edges[i + 1]."""
     return pd.Categorical.from_codes(np.digitize(values, edges[1:-1]), categories=list(names), ordered=True)

@@ -1,4 +1,4 @@
-"""Where tasks come from: one file each, chosen by the word before the first colon of a SPEC.
+"""Task sources, one module each. The word before the first colon of a SPEC selects the source.
 
 A source is a module with ``load(rest, options) -> Loaded``; `rest` is what follows the colon. Imports no torch.
 """
@@ -19,9 +19,9 @@ SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The flags a source may need; each is the command line's flag of the same name.
+    """The command-line flags that a source may need, under the same names.
 
-    label_column: none where texts alone are asked for; the one task of file: and hf: then has numbers that say nothing.
+    label_column: empty to load texts without labels; file: and hf: then make one task whose numbers are all 0.
     """
 
     text_column: str | None = None
@@ -40,9 +40,9 @@ class SourceOptions:
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """The column of the texts, or the two of pairs; none where vectors came and no texts.
+        """The text column, or the two columns of text pairs; empty for vectors without texts.
 
-        Raises InputError for more, and for one named twice.
+        Raises InputError for more than two columns and for a column named twice.
         """
         if self.vectors and not self.text_column:
             return ()
@@ -57,10 +57,10 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The tasks of one SPEC, and where its rows went: rows = rows of every task + the rows left out by reason.
+    """The tasks of one SPEC and its row counts: `rows` read = rows of every task + `left_out` (reason -> rows).
 
-    digest: the SHA-256 of what was read where no path tells it, as of standard input. words: sentence -> its words and
-    their parts of speech (Universal Dependencies), in the order of the text, where the source knows them.
+    digest: SHA-256 of the content when it has no path, as for standard input. words: sentence -> its words and their
+    parts of speech (Universal Dependencies), in the order of the text, where the source knows them.
     """
 
     tasks: list[Task]
@@ -72,20 +72,20 @@ class Loaded:
 
     @property
     def classes(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Task -> class -> side -> rows; side "all" where the source fixes none. What `clsprobe list tasks` tells."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
+        """Task -> class -> side -> rows, as `clsprobe list tasks` prints; side "all" if the source fixes no split."""
+        counts: dict[str, dict[str, dict[str, int]]] = {}
         for task in self.tasks:
             sides = ["all"] * len(task.y) if task.split is None else task.split.tolist()
-            rows = found[task.name] = dict[str, dict[str, int]]()
+            rows = counts[task.name] = dict[str, dict[str, int]]()
             for (label, side), n in sorted(Counter(zip(task.y.tolist(), sides, strict=True)).items()):
                 rows.setdefault(str(label), {})[side] = n
-        return found
+        return counts
 
 
 def load(spec: str, options: SourceOptions) -> Loaded:
-    """The tasks of a SPEC such as ``grammar:tense`` or ``file:reviews.csv``.
+    """Load the tasks of a SPEC such as ``grammar:tense`` or ``file:reviews.csv``.
 
-    Raises InputError for an unknown source and for everything wrong with what it reads.
+    Raises InputError for an unknown source and for invalid input data.
     """
     source, _, rest = spec.partition(":")
     if source not in SOURCES:

@@ -1,13 +1,13 @@
-"""``file:PATH``: tasks out of a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files.
+"""``file:PATH``: tasks from a .csv, .tsv, .jsonl or .parquet file, or from a folder with train, dev and test files.
 
-``file:-`` reads CSV from standard input, ``file:-.tsv``, ``file:-.jsonl`` and ``file:-.parquet`` what they say.
+``file:-`` reads CSV from standard input; ``file:-.tsv``, ``file:-.jsonl`` and ``file:-.parquet`` read these formats.
 
-1. `_find` says which files, and which side of the split each is.
-2. `_Gathered` takes the rows in, file by file: texts, labels, sides and groups go into packed arrays, never into a
-   list of Python strings; rows that are wrong are named, rows that may be left out are counted.
-3. `_Gathered.loaded` makes one task per label column, after the checks that need all rows.
+1. `_find_files` finds the files and the side of the split that each of them is.
+2. `_RowCollector` reads the rows file by file. Texts, labels, sides and groups go into packed arrays, never into a list
+   of Python strings. Invalid rows are reported by line; dropped rows are counted.
+3. `_RowCollector.make_tasks` runs the checks that need all rows and makes one task per label column.
 
-With --vectors every row keeps its number, over all files, and there may be no texts: a row's name stands for its text.
+With --vectors every row keeps its number, counted over all files. Texts are optional: "row N" replaces a missing one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
-from clsprobe.analysis.sources.tables import READERS, Findings, Stdin, Texts, read, shown
-from clsprobe.probes.errors import InputError, did_you_mean, named_rows
+from clsprobe.analysis.sources.tables import READERS, Findings, Stdin, Texts, quote, read_rows
+from clsprobe.probes.errors import InputError, did_you_mean, format_rows
 from clsprobe.probes.tasks.task import PAIRED, Task, pair
 
 SIDES = ("train", "dev", "test")
@@ -35,20 +35,20 @@ ALIASES = {
     **dict.fromkeys(("dev", "valid", "validation", "val", "va"), "dev"),
     **dict.fromkeys(("test", "te"), "test"),
 }
-LONGEST_LABEL = 1000  # characters; more is a text, and would take 4 bytes times the longest label for every row
-MANY_NUMBERS = 10  # distinct labels with fractions that are still taken for classes, such as half stars
+LONGEST_LABEL = 1000  # characters; longer ones are texts, and numpy pads every label to the longest
+MANY_NUMBERS = 10  # distinct labels with fractions that still count as classes, such as half stars
 
 
 def load(rest: str, options: SourceOptions) -> Loaded:
-    """The tasks of a file or a folder, one for each label column."""
+    """Load the tasks of a file or folder, one per label column. Raises InputError."""
     _check_columns(options)
-    path, files = _find(rest)
+    path, files = _find_files(rest)
     if isinstance(path, Path) and path.is_dir() and options.split_column:
         raise InputError("--split-column", f"{rest} is a folder, split by its files already", "Leave the flag out")
-    gathered = _Gathered(options)
+    collector = _RowCollector(options)
     for side, file in files:
-        gathered.take_in(file, side)
-    return gathered.loaded(path)
+        collector.add_file(file, side)
+    return collector.make_tasks(path)
 
 
 def _check_columns(options: SourceOptions) -> None:
@@ -57,23 +57,23 @@ def _check_columns(options: SourceOptions) -> None:
         ("--split-column", (options.split_column,)),
         ("--group-column", (options.group_column,) if len(options.text_columns) == 1 else ()),
     ):
-        if taken := [name for name in options.text_columns if name in columns]:
-            raise InputError(flag, f"{shown(taken[0])} is the text column already", "Name another column")
-    if double := [name for name, times in Counter(options.label_column).items() if times > 1]:
-        raise InputError("--label-column", f"{shown(double[0])} is named twice", "Name each column once")
+        if clashes := [name for name in options.text_columns if name in columns]:
+            raise InputError(flag, f"{quote(clashes[0])} is the text column already", "Name another column")
+    if duplicates := [name for name, times in Counter(options.label_column).items() if times > 1]:
+        raise InputError("--label-column", f"{quote(duplicates[0])} is named twice", "Name each column once")
     for flag, column in (("--split-column", options.split_column), ("--group-column", options.group_column)):
         if column in options.label_column:
-            raise InputError(flag, f"{shown(column)} is a label column already", "Name another column")
+            raise InputError(flag, f"{quote(column)} is a label column already", "Name another column")
 
 
 # ----------------------------------------------------------------------------------------------------------------- find
 
 
-def _find(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Path | Stdin]]]:
-    """The path of a SPEC and its files with their sides (None: the file is not one side of a split)."""
+def _find_files(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Path | Stdin]]]:
+    """The path of a SPEC and its (side, file) pairs; side None if the file is not one side of a split."""
     if not rest:
         raise InputError("--task", "no path after 'file:'", "Name a file, as in file:reviews.csv")
-    if rest in ("-", *(f"-{suffix}" for suffix in READERS)):  # a file of that name is ./-.csv
+    if rest in ("-", *(f"-{suffix}" for suffix in READERS)):  # ./-.csv is a file of that name
         stdin = Stdin(rest[1:] or ".csv")
         return stdin, [(None, stdin)]
     try:
@@ -81,19 +81,19 @@ def _find(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Path | St
         path.stat()
         names = sorted(entry.name for entry in os.scandir(path)) if path.is_dir() else []
     except FileNotFoundError:
-        raise _not_found(rest) from None
+        raise _not_found_error(rest) from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(shown(rest, 200)[1:-1], f"cannot be read ({reason.lower()})") from None
+        raise InputError(quote(rest, 200)[1:-1], f"cannot be read ({reason.lower()})") from None
     if path.is_dir():
-        return path, _sides(path, names)
+        return path, _split_files(path, names)
     if path.suffix.lower() not in READERS:
         what = f"unknown kind of file '{path.suffix}'" if path.suffix else "a file without a suffix"
         raise InputError(path.name, what, f"Known: {', '.join(READERS)}. Convert the file, or give it its right name")
     return path, [(None, path)]
 
 
-def _not_found(rest: str) -> InputError:
+def _not_found_error(rest: str) -> InputError:
     path = Path(rest).expanduser()
     if path.is_symlink():
         return InputError(rest, f"is a link to {os.readlink(path)}, which does not exist", "Mend the link")
@@ -108,127 +108,127 @@ def _not_found(rest: str) -> InputError:
     return InputError(rest, what, f"Did you mean {guess}?" if guess else "")
 
 
-def _sides(folder: Path, names: Sequence[str]) -> list[tuple[str | None, Path]]:
+def _split_files(folder: Path, names: Sequence[str]) -> list[tuple[str | None, Path]]:
     """The train, dev and test files of a folder, in this order."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name in names:
         path = folder / name
         side = ALIASES.get(path.stem.lower())
         if side is None or path.suffix.lower() not in READERS:
             continue
-        if side in found:
-            what = f"{found[side].name} and {name} are both {side} files"
+        if side in files:
+            what = f"{files[side].name} and {name} are both {side} files"
             raise InputError(str(folder), what, "Move one of them away")
-        found[side] = path
-    if "train" in found and len(found) > 1:
-        return [(side, found[side]) for side in SIDES if side in found]
+        files[side] = path
+    if "train" in files and len(files) > 1:
+        return [(side, files[side]) for side in SIDES if side in files]
     tables = [name for name in names if Path(name).suffix.lower() in READERS]
-    held = f"It holds {', '.join(tables[:10])}" if tables else f"It holds no {', '.join(READERS)} file"
-    lacking = "train file" if "train" not in found else "test file"
-    mend = f"{held}. Name its files train, dev and test, or give one file"
-    raise InputError(str(folder), f"the folder has no {lacking}", mend)
+    contents = f"It holds {', '.join(tables[:10])}" if tables else f"It holds no {', '.join(READERS)} file"
+    missing = "train file" if "train" not in files else "test file"
+    mend = f"{contents}. Name its files train, dev and test, or give one file"
+    raise InputError(str(folder), f"the folder has no {missing}", mend)
 
 
 # --------------------------------------------------------------------------------------------------------------- gather
 
 
-class _Wrong(Exception):
-    """A cell that keeps its row out of the task: kind (what is counted together), what is wrong, how to mend it."""
+class _BadCell(Exception):
+    """A cell that invalidates its row. Arguments: the kind of problem, what is wrong, the remedy."""
 
 
-class _Codes:
-    """A column of strings as integer codes of its distinct values, in the order of their first row."""
+class _StringCodes:
+    """A column of strings as integer codes of its distinct values, numbered by first occurrence."""
 
     def __init__(self) -> None:
-        self.codes, self._known = array("i"), dict[str, int]()
+        self.codes, self._code_of_value = array("i"), dict[str, int]()
 
     def append(self, value: str) -> None:
-        self.codes.append(self._known.setdefault(value, len(self._known)))
+        self.codes.append(self._code_of_value.setdefault(value, len(self._code_of_value)))
 
     def values(self) -> list[str]:
-        return list(self._known)
+        return list(self._code_of_value)
 
     def array(self) -> np.ndarray:
         names = self.values()
-        plain = np.array(names)
-        if plain.tolist() != names:  # numpy's fixed-width strings lose a NUL at the end
-            plain = np.array(names, dtype=object)
-        return plain[np.frombuffer(self.codes, np.intc)]
+        values = np.array(names)
+        if values.tolist() != names:  # numpy's fixed-width strings lose a NUL at the end
+            values = np.array(names, dtype=object)
+        return values[np.frombuffer(self.codes, np.intc)]
 
 
-class _Gathered:
-    """The rows of one file or folder, packed as they come."""
+class _RowCollector:
+    """The rows of one file or folder in packed arrays."""
 
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
-        self.texts, self.sides, self.groups = Texts(), array("b"), _Codes()
-        self.numbers = array("q")  # with --vectors: which row of all that were read each is, from 0
+        self.texts, self.sides, self.groups = Texts(), array("b"), _StringCodes()
+        self.row_numbers = array("q")  # with --vectors: the number of each row among all rows read, from 0
         self.run_rows, self.run_lines = (
             array("q"),
             array("q"),
         )  # rows that do not stand on the line after the last row's
-        self.labels: list[_Codes | array[float]] = [
-            array("d") if options.target == "number" else _Codes() for _ in options.label_column
+        self.labels: list[_StringCodes | array[float]] = [
+            array("d") if options.target == "number" else _StringCodes() for _ in options.label_column
         ]
         self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
         self.files: list[tuple[str, int]] = []  # the name of each file and its first row
 
-    def take_in(self, path: Path | Stdin, side: str | None) -> None:
-        """Add the rows of a file; raises what is wrong with it, naming up to ten rows."""
-        options, findings, named = self.options, Findings(path), self.options.text_columns
-        split, grouped, columns = options.split_column, options.group_column, options.label_column
-        fixed = -1 if side is None else SIDES.index(side)
+    def add_file(self, path: Path | Stdin, side: str | None) -> None:
+        """Add the rows of a file. Raises InputError with up to ten invalid rows."""
+        options, findings, text_columns = self.options, Findings(path), self.options.text_columns
+        split_column, group_column, label_columns = options.split_column, options.group_column, options.label_column
+        file_code = -1 if side is None else SIDES.index(side)
         drop = {"empty text": options.drop_empty, "missing label": options.drop_missing_labels}
-        wanted = [*named, *columns, *(column for column in (split, grouped) if column)]
-        told = named if len(named) != 1 else ("",)
+        columns = [*text_columns, *label_columns, *(column for column in (split_column, group_column) if column)]
+        text_names = text_columns if len(text_columns) != 1 else ("",)
         self.files.append((path.name, len(self.texts)))
-        expected = -1
-        for line, cells in read(path, wanted, options, findings):
+        next_line = -1
+        for line, cells in read_rows(path, columns, options, findings):
             self.rows += 1
-            written, cells = cells[: len(named)], cells[len(named) :]
+            text_cells, cells = cells[: len(text_columns)], cells[len(text_columns) :]
             try:
-                texts = [self._text(cell, each) for cell, each in zip(written, told, strict=True)]
-                labels = [self._label(cell, column) for cell, column in zip(cells, columns, strict=False)]
-                code = self._side(cells[len(columns)], split) if split else fixed
-                group = self._string(cells[-1], grouped, "missing group") if grouped else ""
-            except _Wrong as wrong:
-                kind, what, mend = wrong.args
+                texts = [self._check_text(cell, name) for cell, name in zip(text_cells, text_names, strict=True)]
+                labels = [self._parse_label(cell, column) for cell, column in zip(cells, label_columns, strict=False)]
+                code = self._parse_side(cells[len(label_columns)], split_column) if split_column else file_code
+                group = self._check_string(cells[-1], group_column, "missing group") if group_column else ""
+            except _BadCell as error:
+                kind, what, mend = error.args
                 if drop.get(kind):
                     self.left_out[kind] += 1
                 else:
-                    findings.problem(line, what, mend, what if kind in drop else kind)
+                    findings.add(line, what, mend, what if kind in drop else kind)
                 continue
-            if line != expected:
+            if line != next_line:
                 self.run_rows.append(len(self.texts))
                 self.run_lines.append(line)
-            expected = line + 1
+            next_line = line + 1
             self.texts.append(pair(*texts) if len(texts) > 1 else texts[0] if texts else f"row {self.rows}")
             if options.vectors:
-                self.numbers.append(self.rows - 1)
-            for store, label in zip(self.labels, labels, strict=True):
-                store.append(label)  # type: ignore[arg-type]
+                self.row_numbers.append(self.rows - 1)
+            for column, label in zip(self.labels, labels, strict=True):
+                column.append(label)  # type: ignore[arg-type]
             self.sides.append(code)
-            if grouped:
+            if group_column:
                 self.groups.append(group)
-        findings.check()
+        findings.raise_problems()
         self.notes += findings.notes
 
-    def _text(self, cell: str | None, column: str) -> str:
-        """A text, or one of a pair: column names which."""
-        text = self._string(cell, column, "empty text", "--drop-empty")
-        if (at := text.find(PAIRED)) < 0:
+    def _check_text(self, cell: str | None, column: str) -> str:
+        """A text, or one text of a pair (column: its column). Raises `_BadCell`."""
+        text = self._check_string(cell, column, "empty text", "--drop-empty")
+        if (position := text.find(PAIRED)) < 0:
             return text
         if self.options.replace_invalid:
             self.replaced += 1
             return text.replace(PAIRED, "\ufffd")
-        what = f"{f'column {shown(column)}' if column else 'text'} has U+FDD0, which is no character, at character"
-        raise _Wrong("no character", f"{what} {at + 1}", "Remove it or pass --replace-invalid")
+        what = f"{f'column {quote(column)}' if column else 'text'} has U+FDD0, which is no character, at character"
+        raise _BadCell("no character", f"{what} {position + 1}", "Remove it or pass --replace-invalid")
 
-    def _string(self, cell: str | None, column: str | None, kind: str, flag: str = "") -> str:
-        """A cell that must hold something that can be written as UTF-8."""
-        name = f"column {shown(column)}" if column else "text"
+    def _check_string(self, cell: str | None, column: str | None, kind: str, flag: str = "") -> str:
+        """The cell, checked to be non-empty and valid Unicode. Raises `_BadCell`."""
+        name = f"column {quote(column)}" if column else "text"
         if not cell or cell.isspace():
-            raise _Wrong(kind, f"{name} is empty", f"Fill it in, or pass {flag}" if flag else "Fill it in")
+            raise _BadCell(kind, f"{name} is empty", f"Fill it in, or pass {flag}" if flag else "Fill it in")
         try:
             cell.encode()
         except UnicodeEncodeError as error:
@@ -236,33 +236,33 @@ class _Gathered:
                 self.replaced += 1
                 return re.sub("[\ud800-\udfff]", "\ufffd", cell)
             what = f"{name} has an unpaired surrogate (U+{ord(cell[error.start]):X}) at character {error.start + 1}"
-            raise _Wrong(f"surrogate {name}", what, "Remove it or pass --replace-invalid") from None
+            raise _BadCell(f"surrogate {name}", what, "Remove it or pass --replace-invalid") from None
         return cell
 
-    def _label(self, cell: str | None, column: str) -> str | float:
-        label = self._string(cell, column, "missing label", "--drop-missing-labels")
+    def _parse_label(self, cell: str | None, column: str) -> str | float:
+        label = self._check_string(cell, column, "missing label", "--drop-missing-labels")
         if self.options.target == "number":
-            if not isfinite(number := _number(label)):
-                what = f"column {shown(column)} holds {shown(label)}, not a finite number"
-                raise _Wrong(f"number {column}", what, "Mend it, or leave --target number out to predict classes")
+            if not isfinite(number := _parse_number(label)):
+                what = f"column {quote(column)} holds {quote(label)}, not a finite number"
+                raise _BadCell(f"number {column}", what, "Mend it, or leave --target number out to predict classes")
             return number
         if len(label) > LONGEST_LABEL:
-            what = f"column {shown(column)} holds {len(label):,} characters, more than a label has"
-            raise _Wrong(f"long {column}", what, "Name the column of the labels with --label-column")
+            what = f"column {quote(column)} holds {len(label):,} characters, more than a label has"
+            raise _BadCell(f"long {column}", what, "Name the column of the labels with --label-column")
         return label
 
-    def _side(self, cell: str | None, column: str) -> int:
-        value = self._string(cell, column, "missing split")
+    def _parse_side(self, cell: str | None, column: str) -> int:
+        value = self._check_string(cell, column, "missing split")
         if side := ALIASES.get(value.strip().lower()):
             return SIDES.index(side)
         guess = did_you_mean(value, ALIASES)
         mend = f"{f'Did you mean {guess}? ' if guess else ''}Known: train, dev, test"
-        raise _Wrong("split", f"column {shown(column)} holds {shown(value)}, no side of a split", mend)
+        raise _BadCell("split", f"column {quote(column)} holds {quote(value)}, no side of a split", mend)
 
     # ------------------------------------------------------------------------------------------------ all rows at once
 
-    def loaded(self, path: Path | Stdin) -> Loaded:
-        """The tasks, once all files are in; `path` names them."""
+    def make_tasks(self, path: Path | Stdin) -> Loaded:
+        """The tasks, after all files were added; `path` gives them their name."""
         folder = isinstance(path, Path) and path.is_dir()
         stem = os.path.basename(os.path.abspath(str(path))) if folder else path.stem
         if not len(self.texts):
@@ -270,81 +270,81 @@ class _Gathered:
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
         if self.replaced:
             self.notes.append(f"{self.replaced:,} cells held what no text can hold, replaced by U+FFFD")
-        split = self._split(path)
+        split = self._make_split(path)
         groups = np.frombuffer(self.groups.codes, np.intc) if self.options.group_column else None
         texts, tasks = self.texts.finish(), []
-        numbers = np.frombuffer(self.numbers, np.int64) if self.options.vectors else None
-        more: Any = {"split": split, "groups": groups, "rows": numbers, "textless": not self.options.text_columns}
-        for column, store in zip(self.options.label_column, self.labels, strict=True):
+        row_numbers = np.frombuffer(self.row_numbers, np.int64) if self.options.vectors else None
+        shared: Any = {"split": split, "groups": groups, "rows": row_numbers, "textless": not self.options.text_columns}
+        for column, labels in zip(self.options.label_column, self.labels, strict=True):
             name = f"file:{stem}:{column}"
-            if isinstance(store, array):
-                tasks.append(Task(name, texts, np.frombuffer(store), "number", **more))
+            if isinstance(labels, array):
+                tasks.append(Task(name, texts, np.frombuffer(labels), "number", **shared))
                 continue
-            self._check_classes(path, column, store, split)
-            tasks.append(Task(name, texts, store.array(), "class", **more))
+            self._check_classes(path, column, labels, split)
+            tasks.append(Task(name, texts, labels.array(), "class", **shared))
         if not tasks:
-            tasks.append(Task(f"file:{stem}:texts", texts, np.zeros(len(texts)), "number", **more))
+            tasks.append(Task(f"file:{stem}:texts", texts, np.zeros(len(texts)), "number", **shared))
         digest = path.digest if isinstance(path, Stdin) else None
         return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
 
-    def _split(self, path: Path | Stdin) -> np.ndarray | None:
+    def _make_split(self, path: Path | Stdin) -> np.ndarray | None:
         codes = np.frombuffer(self.sides, np.int8)
         present = {SIDES[code] for code in set(codes.tolist()) if code >= 0}
         if not present:
             return None
         if "train" not in present or len(present) == 1:
-            lacking = "test" if "train" in present else "train"
-            column = f" in column {shown(self.options.split_column)}" if self.options.split_column else ""
-            raise InputError(path.name, f"no {lacking} rows{column}", "A split has at least train and test")
+            missing = "test" if "train" in present else "train"
+            column = f" in column {quote(self.options.split_column)}" if self.options.split_column else ""
+            raise InputError(path.name, f"no {missing} rows{column}", "A split has at least train and test")
         if "test" not in present:
             self.notes.append("there are no test rows: dev serves as test, and a tenth of train as dev")
             return np.array(["train", "test", "test"])[codes]
         return np.array(SIDES)[codes]
 
-    def _check_classes(self, path: Path | Stdin, column: str, store: _Codes, split: np.ndarray | None) -> None:
-        """What only all labels together can show: one class, classes that are numbers, labels that train never saw."""
-        codes, values = np.frombuffer(store.codes, np.intc), store.values()
-        many = len(values) > MANY_NUMBERS or 2 * len(values) > len(codes)
-        if many and self.options.target is None and _fractions(values):
-            what = f"column {shown(column)} holds numbers with fractions ({len(values):,} distinct)"
+    def _check_classes(self, path: Path | Stdin, column: str, labels: _StringCodes, split: np.ndarray | None) -> None:
+        """Raise InputError for a single class, for numbers as classes, and for labels that are not in train."""
+        codes, values = np.frombuffer(labels.codes, np.intc), labels.values()
+        many_values = len(values) > MANY_NUMBERS or 2 * len(values) > len(codes)
+        if many_values and self.options.target is None and _has_fractions(values):
+            what = f"column {quote(column)} holds numbers with fractions ({len(values):,} distinct)"
             raise InputError(path.name, what, "Pass --target number, or --target class to make each a class")
         train = np.ones(len(codes), bool) if split is None else split == "train"
-        seen = np.unique(codes[train])
-        if len(seen) == 1:
+        train_codes = np.unique(codes[train])
+        if len(train_codes) == 1:
             name = path.name if split is None or self.options.split_column else self.files[0][0]
-            what = f"column {shown(column)} has one class ({shown(values[seen[0]])}, {train.sum():,} rows)"
+            what = f"column {quote(column)} has one class ({quote(values[train_codes[0]])}, {train.sum():,} rows)"
             raise InputError(name, f"{what}; a probe needs two")
         if len({value.strip() for value in values}) < len(values):
-            self.notes.append(f"column {shown(column)}: some classes differ only by spaces around them")
-        if len(unseen := np.flatnonzero(~np.isin(codes, seen))):
+            self.notes.append(f"column {quote(column)}: some classes differ only by spaces around them")
+        if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))):
             first, others = codes[unseen[0]], len(np.unique(codes[unseen])) - 1
-            name, lines = self._place(unseen[codes[unseen] == first])
+            name, lines = self._locate(unseen[codes[unseen] == first])
             sides = "the train rows" if self.options.split_column else self.files[0][0]
             what = (
-                f"label {shown(values[first])} of column {shown(column)} is not in {sides} (lines {named_rows(lines)}"
+                f"label {quote(values[first])} of column {quote(column)} is not in {sides} (lines {format_rows(lines)}"
             )
             what += f"; {others:,} more labels likewise)" if others else ")"
             raise InputError(f"{name}:{lines[0]}", what, "Remove these rows, or add such rows to train")
 
-    def _place(self, rows: np.ndarray) -> tuple[str, list[int]]:
-        """The file that holds the first of these rows, and the lines of those of them that it holds."""
+    def _locate(self, rows: np.ndarray) -> tuple[str, list[int]]:
+        """The file of the first of these rows, and the lines of all these rows in that file."""
         name, start = [file for file in self.files if file[1] <= rows[0]][-1]
         end = min((first for _, first in self.files if first > start), default=len(self.texts))
-        return name, [self._line(row) for row in rows[rows < end].tolist()]
+        return name, [self._line_of_row(row) for row in rows[rows < end].tolist()]
 
-    def _line(self, row: int) -> int:
+    def _line_of_row(self, row: int) -> int:
         run = bisect_right(self.run_rows, row) - 1
         return self.run_lines[run] + row - self.run_rows[run]
 
 
-def _fractions(values: Sequence[str]) -> bool:
-    """Whether all of them are numbers and not all of these are whole."""
-    numbers = [_number(value) for value in values]
+def _has_fractions(values: Sequence[str]) -> bool:
+    """Whether all values are numbers and some of them have a fraction."""
+    numbers = [_parse_number(value) for value in values]
     return all(map(isfinite, numbers)) and not all(map(float.is_integer, numbers))
 
 
-def _number(text: str) -> float:
-    """The number that a cell holds; NaN where it holds none (1_000 is none)."""
+def _parse_number(text: str) -> float:
+    """The number in a cell, NaN if it is not one (such as 1_000, which Python would accept)."""
     try:
         return float("nan" if "_" in text else text)
     except ValueError:

@@ -1,15 +1,15 @@
-"""``grammar:PROPERTY[:SIZE]``: sentences the project writes itself, from a small generative grammar of English.
+"""``grammar:PROPERTY[:SIZE]``: sentences generated from a small grammar of English.
 
-1. The lexicon (analysis/sources/lexicon.py) deals nouns and verbs to train, test and dev: none crosses a split.
-2. A `_Writer` writes one sentence as a tree of `Phrase` and `Word`. Its public methods are the start symbols; tense,
-   number and how much the sentence elaborates are drawn.
-3. A `Property` reads its label off the tree. `_rows` keeps what the quota of a class still needs, so that classes are
-   equally large, and alike in what the property says must not tell them apart.
-4. Where the label is about order or oddness, every sentence comes with its twin: the same words in another order, or
-   one word exchanged. Both stand in the task, as one group, with different labels.
+1. The lexicon (analysis/sources/lexicon.py) assigns nouns and verbs to train, test or dev: none crosses a split.
+2. A `_Writer` generates one sentence as a tree of `Phrase` and `Word`. Its public methods are the start symbols; tense,
+   number and the amount of elaboration are drawn.
+3. A `Property` reads its label from the tree. `_generate_rows` fills a quota for every class, so that classes are
+   equally large, and equally distributed over the strata of the property.
+4. If the label is about word order or an odd word, every sentence comes with its twin: the same words in another order,
+   or with one word replaced. Both are in the task, as one group, with different labels.
 
 The first ten properties are SentEval's (Conneau et al. 2018, https://aclanthology.org/P18-1198). Every draw comes from
-``random.Random(str).random()``, the one stream that Python promises never to change.
+``random.Random(str).random()``, the only stream that Python guarantees not to change.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from clsprobe.probes.tasks.task import Task
 
 T = TypeVar("T")
 BEINGS = ("people", "animals")
-TAGS = {
+UPOS = {
     "adjective": "ADJ", "preposition": "ADP", "adverb": "ADV", "CC": "CCONJ", "determiner": "DET", "pronoun": "PRON",
     ",": "PUNCT", "subordinator": "SCONJ", "that": "SCONJ",
 }  # fmt: skip
 
 SIZE, LARGEST = 3000, 1_000_000  # sentences of a task; half of them train, a sixth dev, a third test
-FULL = 9  # nouns and verbs, after which a sentence is only brought to its end
+FULL = 9  # nouns and verbs after which a sentence is only completed
 LONGEST = 28  # words of a sentence
-PATIENCE = 50_000  # sentences in a row that nobody needs, before we say that there are no more
+MAX_REJECTED = 50_000  # consecutive sentences without a new row, after which generation stops
 
 
 @cache
-def _split(words: str) -> list[str]:
+def _split_words(words: str) -> list[str]:
     return words.split()
 
 
-class _Dice(Random):
-    """A seeded stream that gives the same draws in every process and every version of Python."""
+class _Rng(Random):
+    """A seeded generator with the same draws in every process and every version of Python."""
 
-    def one(self, items: Sequence[T]) -> T:
+    def pick(self, items: Sequence[T]) -> T:
         return items[int(self.random() * len(items))]
 
-    def word(self, words: str) -> str:
-        return self.one(_split(words))
+    def pick_word(self, words: str) -> str:
+        return self.pick(_split_words(words))
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
@@ -83,18 +83,18 @@ class Word:
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
-    """S, SBAR, NP, VP, PP or ADVP, and what it consists of."""
+    """S, SBAR, NP, VP, PP or ADVP, and its parts."""
 
     label: str
     parts: tuple[Node, ...]
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """All words below, from left to right."""
+        """All words of the phrase, from left to right."""
         return tuple(word for part in self.parts for word in (part.words if isinstance(part, Phrase) else (part,)))
 
     def phrases(self) -> Iterator[Phrase]:
-        """The phrase itself and all phrases below."""
+        """Yield the phrase itself and all phrases in it."""
         yield self
         for part in self.parts:
             if isinstance(part, Phrase):
@@ -104,14 +104,14 @@ class Phrase:
         """The first part with this label."""
         return next((part for part in self.parts if isinstance(part, Phrase) and part.label == label), None)
 
-    def exchanged(self, new: Mapping[Node, Node]) -> Phrase:
-        """The same tree with some of its nodes replaced."""
-        parts = (new.get(part) or (part.exchanged(new) if isinstance(part, Phrase) else part) for part in self.parts)
+    def replace(self, new: Mapping[Node, Node]) -> Phrase:
+        """A copy of the tree with some nodes replaced. new: old node -> new node."""
+        parts = (new.get(part) or (part.replace(new) if isinstance(part, Phrase) else part) for part in self.parts)
         return Phrase(self.label, tuple(parts))
 
     @property
     def depth(self) -> int:
-        """The number of nodes on the longest way from this phrase to a word, both included."""
+        """The number of nodes on the longest path from this phrase to a word, both included."""
         return 1 + max(part.depth if isinstance(part, Phrase) else 1 for part in self.parts)
 
     @property
@@ -127,7 +127,7 @@ class Phrase:
 Node: TypeAlias = Phrase | Word
 
 
-def _inflected(lemma: Lemma, form: str) -> Word:
+def _inflect(lemma: Lemma, form: str) -> Word:
     return Word(lemma.forms[form], lemma.kind, form, lemma)
 
 
@@ -139,300 +139,301 @@ def _s(*parts: Node) -> Phrase:
 
 
 class _Writer:
-    """Writes one sentence from a lexicon. The methods before `clause` are start symbols and return a whole S.
+    """Generates one sentence from a lexicon. The methods before `clause` are start symbols and return a whole S.
 
-    richness: 0 for hardly a word more than needed, 1 for a long sentence. bent: 0 for flat, 1 for clauses in clauses.
-    Nouns and verbs vary within the sentence.
+    richness: from 0 for a minimal sentence to 1 for a long one. depth_bias: from 0 for a flat sentence to 1 for nested
+    clauses. No noun or verb is repeated within the sentence.
     """
 
-    def __init__(self, words: Lexicon, dice: _Dice) -> None:
-        self.lexicon, self.dice = words, dice
-        self.richness, self.bent = dice.random(), dice.random()
-        self.opening = 1  # how much stands before the subject
-        self.nesting = 0  # clauses around the one that is written
+    def __init__(self, words: Lexicon, rng: _Rng) -> None:
+        self.lexicon, self.rng = words, rng
+        self.richness, self.depth_bias = rng.random(), rng.random()
+        self.opening = 1  # scales the probability of words before the subject
+        self.nesting = 0  # number of clauses around the current one
         self.used: set[Lemma] = set()
 
     def sentence(self) -> Phrase:
-        """Anything: a clause with what may stand before it, two clauses, or somebody's words."""
-        dice, kind = self.dice, self.dice.random()
+        """Any sentence: a clause with optional words before it, two clauses, or direct speech."""
+        rng, kind = self.rng, self.rng.random()
         if kind < 0.1:
             return self.coordination()
         if kind < 0.15:
             return _s(self.clause(), SEMICOLON, self.clause())
         if kind < 0.2:
-            said, past, plural = self.nested(self.clause), dice.chance(0.5), dice.chance(0.5)
-            return _s(said, COMMA, self.subject(True, plural), Phrase("VP", (self.verb("saying", past, plural),)))
+            quotation, past, plural = self.nested(self.clause), rng.chance(0.5), rng.chance(0.5)
+            return _s(quotation, COMMA, self.subject(True, plural), Phrase("VP", (self.verb("saying", past, plural),)))
         before: list[Node] = []
-        if dice.chance(0.15 * self.opening):
-            before.append(Word(dice.word(lexicon.COORDINATORS), "CC"))
-        if self.often(0.25 * self.opening):
+        if rng.chance(0.15 * self.opening):
+            before.append(Word(rng.pick_word(lexicon.COORDINATORS), "CC"))
+        if self.elaborates(0.25 * self.opening):
             before += [self.adverb(lexicon.OPENERS), COMMA]
-        if self.often(0.25 * self.opening):
-            before += [self.place() if dice.chance(0.5) else self.aside(), COMMA]
+        if self.elaborates(0.25 * self.opening):
+            before += [self.place_phrase() if rng.chance(0.5) else self.subordinate_clause(), COMMA]
         return _s(*before, *self.clause().parts)
 
     def coordination(self) -> Phrase:
-        """Two clauses, the second of which takes up someone from the first: "The boy slept, and then he ran"."""
-        dice, self.nesting = self.dice, 1
+        """Two clauses, the second with a pronoun for a noun of the first: "The boy slept, and then he ran"."""
+        rng, self.nesting = self.rng, 1
         first = self.clause()
-        subject, verbal = first.part("NP"), first.part("VP")
+        subject, predicate = first.part("NP"), first.part("VP")
         assert subject is not None
-        assert verbal is not None
-        met = verbal.part("NP")
-        about = met.head if met and met.head.kind in BEINGS and dice.chance(0.5) else subject.head
-        past = verbal.head.form == "past" if dice.chance(0.8) else dice.chance(0.5)
-        second = self.clause(past, subject=about) if dice.chance(0.5) else self.clause(past, met=about)
-        if dice.chance(0.3):
+        assert predicate is not None
+        obj = predicate.part("NP")
+        antecedent = obj.head if obj and obj.head.kind in BEINGS and rng.chance(0.5) else subject.head
+        past = predicate.head.form == "past" if rng.chance(0.8) else rng.chance(0.5)
+        second = self.clause(past, subject=antecedent) if rng.chance(0.5) else self.clause(past, obj=antecedent)
+        if rng.chance(0.3):
             second = _s(self.adverb(lexicon.DISCOURSE), *second.parts)
-        return _s(first, COMMA, Word(dice.word(lexicon.COORDINATORS), "CC"), second)
+        return _s(first, COMMA, Word(rng.pick_word(lexicon.COORDINATORS), "CC"), second)
 
     def temporal(self) -> Phrase:
-        """Two events: "The boy slept, shortly before the dog ran", or the later clause first."""
-        dice, self.nesting = self.dice, 2
-        past = dice.chance(0.7)
-        when = Word(dice.word("before after"), "subordinator")
-        aside = Phrase("SBAR", (self.adverb(lexicon.APART), when, self.clause(past)))
+        """Two events: "The boy slept, shortly before the dog ran", with either clause first."""
+        rng, self.nesting = self.rng, 2
+        past = rng.chance(0.7)
+        connective = Word(rng.pick_word("before after"), "subordinator")
+        subordinate = Phrase("SBAR", (self.adverb(lexicon.TIME_MODIFIERS), connective, self.clause(past)))
         main = self.clause(past).parts
-        return _s(aside, COMMA, *main) if dice.chance(0.5) else _s(*main, COMMA, aside)
+        return _s(subordinate, COMMA, *main) if rng.chance(0.5) else _s(*main, COMMA, subordinate)
 
     def encounter(self) -> Phrase:
-        """One person and one animal, whose order the agreement of the verb leaves free: "The boy chased the dog"."""
-        dice, past, plural = self.dice, self.dice.chance(0.5), self.dice.chance(0.5)
-        one, other = dice.shuffled(BEINGS)
-        subject = self.noun_phrase(one, plural)
-        company = self.noun_phrase(other, dice.chance(0.5) if past else plural)
-        kind = dice.random()
+        """One person and one animal; the agreement of the verb does not fix their order: "The boy chased the dog"."""
+        rng, past, plural = self.rng, self.rng.chance(0.5), self.rng.chance(0.5)
+        first_kind, second_kind = rng.shuffled(BEINGS)
+        subject = self.noun_phrase(first_kind, plural)
+        companion = self.noun_phrase(second_kind, rng.chance(0.5) if past else plural)
+        kind = rng.random()
         if kind < 0.5:
-            inner: list[Node] = [self.verb("transitive", past, plural), company]
+            inner: list[Node] = [self.verb("transitive", past, plural), companion]
         elif kind < 0.75:
-            near = Phrase("PP", (Word(dice.word(lexicon.NEAR), "preposition"), company))
+            near = Phrase("PP", (Word(rng.pick_word(lexicon.NEAR), "preposition"), companion))
             inner = [self.verb("intransitive", past, plural), near]
         else:
-            subject = Phrase("NP", (subject, Word("and", "CC"), company))
+            subject = Phrase("NP", (subject, Word("and", "CC"), companion))
             inner = [self.verb("intransitive", past, True)]
         before: list[Node] = []
-        if self.often(0.4):
-            before = [self.adverb(lexicon.OPENERS) if dice.chance(0.5) else self.place(), COMMA]
-        if self.often(0.2):
-            subject = Phrase("NP", (subject, self.place(not plural)))
-        often = [self.adverb(lexicon.FREQUENCY)] if self.often(0.3) else []
-        return _s(*before, subject, *often, Phrase("VP", (*inner, *self.adjuncts())))
+        if self.elaborates(0.4):
+            before = [self.adverb(lexicon.OPENERS) if rng.chance(0.5) else self.place_phrase(), COMMA]
+        if self.elaborates(0.2):
+            subject = Phrase("NP", (subject, self.place_phrase(not plural)))
+        frequency = [self.adverb(lexicon.FREQUENCY)] if self.elaborates(0.3) else []
+        return _s(*before, subject, *frequency, Phrase("VP", (*inner, *self.adjuncts())))
 
     def mention(self) -> Phrase:
-        """A sentence, in which one noun or verb gives way to a target of the same kind and form."""
-        target = self.dice.one(TARGETS)
+        """A sentence in which a target replaces one noun or verb of the same kind, in the same form."""
+        target = self.rng.pick(TARGETS)
         while True:
-            tree = _Writer(self.lexicon, self.dice).sentence()
+            tree = _Writer(self.lexicon, self.rng).sentence()
             if slots := [word for word in tree.words if word.kind == target.kind]:
-                old = self.dice.one(slots)
-                return tree.exchanged({old: _inflected(target, old.form)})
+                old = self.rng.pick(slots)
+                return tree.replace({old: _inflect(target, old.form)})
 
     def fronted(self) -> Phrase:
-        """A sentence, more often one that does not begin with its subject."""
+        """A sentence that begins with its subject less often."""
         self.opening = 2
         return self.sentence()
 
     def layered(self) -> Phrase:
-        """A sentence that is drawn more often from the ends: short and deep, or long and flat."""
-        self.bent = float(self.dice.chance(0.7))
-        self.richness = 0.3 * self.richness if self.bent else self.richness
+        """A sentence that is more often short and deep, or long and flat."""
+        self.depth_bias = float(self.rng.chance(0.7))
+        self.richness = 0.3 * self.richness if self.depth_bias else self.richness
         return self.sentence()
 
     # ---------------------------------------------------------------------------------------------------------- clauses
 
-    def clause(self, past: bool | None = None, *, subject: Word | None = None, met: Word | None = None) -> Phrase:
-        """S: NP [ADVP] VP. A tense that is not given is drawn, and so is the number.
+    def clause(self, past: bool | None = None, *, subject: Word | None = None, obj: Word | None = None) -> Phrase:
+        """S: NP [ADVP] VP. The number is drawn, and so is the tense if `past` is None.
 
-        subject, met: nouns already named, which a pronoun takes up as subject or as object.
+        subject, obj: nouns already mentioned, for which the clause has a pronoun as its subject or object.
         """
-        dice = self.dice
-        past = dice.chance(0.5) if past is None else past
-        plural = subject.form == "plural" if subject else dice.chance(0.5)
-        person = subject.kind == "people" if subject else dice.chance(0.7)
-        who = self.pronoun(subject, "he she it they") if subject else self.subject(person, plural)
-        often = [self.adverb(lexicon.FREQUENCY)] if self.often(0.25) else []
-        verbal = self.predicate(person, past, plural, met)
-        if self.often(0.25):
-            verbal = Phrase("VP", (verbal, Word("and", "CC"), self.predicate(person, past, plural)))
-        return _s(who, *often, verbal)
+        rng = self.rng
+        past = rng.chance(0.5) if past is None else past
+        plural = subject.form == "plural" if subject else rng.chance(0.5)
+        person = subject.kind == "people" if subject else rng.chance(0.7)
+        subject_phrase = self.pronoun(subject, "he she it they") if subject else self.subject(person, plural)
+        frequency = [self.adverb(lexicon.FREQUENCY)] if self.elaborates(0.25) else []
+        predicate = self.predicate(person, past, plural, obj)
+        if self.elaborates(0.25):
+            predicate = Phrase("VP", (predicate, Word("and", "CC"), self.predicate(person, past, plural)))
+        return _s(subject_phrase, *frequency, predicate)
 
     def nested(self, write: Callable[[], Phrase]) -> Phrase:
-        """What `write` writes, one clause further in."""
+        """The phrase that `write` returns, nested one clause deeper."""
         self.nesting += 1
         phrase = write()
         self.nesting -= 1
         return phrase
 
-    def aside(self) -> Phrase:
-        """A subordinate clause; its tense and number are its own, so that only the main clause tells the label."""
-        return Phrase("SBAR", (Word(self.dice.word(lexicon.SUBORDINATORS), "subordinator"), self.nested(self.clause)))
+    def subordinate_clause(self) -> Phrase:
+        """A subordinate clause with its own tense and number, so that only the main clause determines the label."""
+        subordinator = Word(self.rng.pick_word(lexicon.SUBORDINATORS), "subordinator")
+        return Phrase("SBAR", (subordinator, self.nested(self.clause)))
 
-    def predicate(self, person: bool, past: bool, plural: bool, met: Word | None = None) -> Phrase:
-        dice, kind = self.dice, self.dice.random()
-        if met:
-            inner: list[Node] = [self.verb("transitive", past, plural), self.pronoun(met, "him her it them")]
+    def predicate(self, person: bool, past: bool, plural: bool, obj: Word | None = None) -> Phrase:
+        rng, kind = self.rng, self.rng.random()
+        if obj:
+            inner: list[Node] = [self.verb("transitive", past, plural), self.pronoun(obj, "him her it them")]
         elif kind < 0.25:
             inner = [self.verb("intransitive", past, plural)]
-        elif kind < 0.25 + 0.3 * self.bent and person and self.nesting < 3:
+        elif kind < 0.25 + 0.3 * self.depth_bias and person and self.nesting < 3:
             that = Phrase("SBAR", (Word("that", "that"), self.nested(self.clause)))
             return Phrase("VP", (self.verb("saying", past, plural), that))
         elif kind < 0.75 and person:
-            verbs = dice.one(tuple(OBJECTS))
-            inner = [self.verb(verbs, past, plural), self.noun_phrase(OBJECTS[verbs], dice.chance(0.5))]
+            verbs = rng.pick(tuple(OBJECTS))
+            inner = [self.verb(verbs, past, plural), self.noun_phrase(OBJECTS[verbs], rng.chance(0.5))]
         else:
-            whom = self.being(dice.chance(0.5))
-            inner = [self.verb("transitive", past, plural), whom]
-            if whom.part("SBAR"):  # what followed would seem to belong to it
+            object_phrase = self.object_phrase(rng.chance(0.5))
+            inner = [self.verb("transitive", past, plural), object_phrase]
+            if object_phrase.part("SBAR"):  # further words would seem to belong to it
                 return Phrase("VP", tuple(inner))
         inner += self.adjuncts()
-        if not self.nesting and self.often(0.15):
-            inner.append(self.aside())
+        if not self.nesting and self.elaborates(0.15):
+            inner.append(self.subordinate_clause())
         return Phrase("VP", tuple(inner))
 
     def adjuncts(self) -> list[Phrase]:
-        found = [self.adverb(lexicon.MANNER)] if self.often(0.25) else []
-        return [*found, self.place()] if self.often(0.45) else found
+        manner = [self.adverb(lexicon.MANNER)] if self.elaborates(0.25) else []
+        return [*manner, self.place_phrase()] if self.elaborates(0.45) else manner
 
     # ---------------------------------------------------------------------------------------------------------- phrases
 
     def subject(self, person: bool, plural: bool) -> Phrase:
-        """A person or an animal, often with a noun of the other number between it and its verb."""
+        """A person or an animal, often followed by a noun of the other number before the verb."""
         inner = self.noun_phrase("people" if person else "animals", plural)
-        if not self.often(0.35):
+        if not self.elaborates(0.35):
             return inner
-        if self.dice.chance(0.4):
+        if self.rng.chance(0.4):
             return Phrase("NP", (inner, self.relative(plural)))
-        if self.dice.chance(0.5):
-            company = self.noun_phrase(self.dice.one(BEINGS), not plural)
-            return Phrase("NP", (inner, Phrase("PP", (Word(self.dice.word(lexicon.WITH), "preposition"), company))))
-        return Phrase("NP", (inner, self.place(not plural)))
+        if self.rng.chance(0.5):
+            companion = self.noun_phrase(self.rng.pick(BEINGS), not plural)
+            preposition = Word(self.rng.pick_word(lexicon.WITH), "preposition")
+            return Phrase("NP", (inner, Phrase("PP", (preposition, companion))))
+        return Phrase("NP", (inner, self.place_phrase(not plural)))
 
-    def being(self, plural: bool) -> Phrase:
+    def object_phrase(self, plural: bool) -> Phrase:
         """An object: a person or an animal, sometimes with a clause of its own."""
-        inner = self.noun_phrase(self.dice.one(BEINGS), plural)
-        if self.nesting < 3 and self.dice.chance(0.4 * self.bent):
+        inner = self.noun_phrase(self.rng.pick(BEINGS), plural)
+        if self.nesting < 3 and self.rng.chance(0.4 * self.depth_bias):
             return Phrase("NP", (inner, self.nested(lambda: self.relative(plural))))
         return inner
 
     def relative(self, plural: bool) -> Phrase:
         """ "that chased the dog" or "that the dog chased", in a tense of its own."""
-        dice, past, other = self.dice, self.dice.chance(0.5), self.dice.chance(0.5)
-        if dice.chance(0.6):
-            inner = _s(Phrase("VP", (self.verb("transitive", past, plural), self.being(other))))
+        rng, past, other_plural = self.rng, self.rng.chance(0.5), self.rng.chance(0.5)
+        if rng.chance(0.6):
+            inner = _s(Phrase("VP", (self.verb("transitive", past, plural), self.object_phrase(other_plural))))
         else:
-            who = self.noun_phrase(dice.one(BEINGS), other)
-            inner = _s(who, Phrase("VP", (self.verb("transitive", past, other),)))
+            subject = self.noun_phrase(rng.pick(BEINGS), other_plural)
+            inner = _s(subject, Phrase("VP", (self.verb("transitive", past, other_plural),)))
         return Phrase("SBAR", (Word("that", "that"), inner))
 
-    def place(self, plural: bool | None = None) -> Phrase:
-        """ "near the river"; a number that is not given is drawn, and the determiner may tell it."""
-        dice, determiners = self.dice, lexicon.NEUTRAL
+    def place_phrase(self, plural: bool | None = None) -> Phrase:
+        """ "near the river"; if `plural` is None, the number is drawn, and the determiner may reveal it."""
+        rng, determiners = self.rng, lexicon.NEUTRAL
         if plural is None:
-            plural = dice.chance(0.3)
+            plural = rng.chance(0.3)
             determiners = lexicon.PLURAL if plural else lexicon.SINGULAR
-        return Phrase(
-            "PP", (Word(dice.word(lexicon.NEAR), "preposition"), self.noun_phrase("places", plural, determiners))
-        )
+        preposition = Word(rng.pick_word(lexicon.NEAR), "preposition")
+        return Phrase("PP", (preposition, self.noun_phrase("places", plural, determiners)))
 
     def noun_phrase(self, kind: str, plural: bool, determiners: str = lexicon.NEUTRAL) -> Phrase:
-        """Subjects and objects have neutral determiners: the noun alone tells their number."""
-        dice = self.dice
-        words = [dice.word(each) for each, p in zip(ADJECTIVES[kind], (0.35, 0.2), strict=True) if self.often(p)]
-        noun = _inflected(self.fresh(kind), "plural" if plural else "singular")
-        described = [Word(word, "adjective") for word in words]
-        return Phrase("NP", (Word(dice.word(determiners), "determiner"), *described, noun))
+        """By default with a neutral determiner, so that only the noun reveals the number."""
+        rng = self.rng
+        lists = zip(ADJECTIVES[kind], (0.35, 0.2), strict=True)
+        adjectives = [Word(rng.pick_word(words), "adjective") for words, p in lists if self.elaborates(p)]
+        noun = _inflect(self.draw_lemma(kind), "plural" if plural else "singular")
+        return Phrase("NP", (Word(rng.pick_word(determiners), "determiner"), *adjectives, noun))
 
     def pronoun(self, noun: Word, forms: str) -> Phrase:
-        """forms: those for a man, a woman, a thing, and several."""
+        """A pronoun for `noun`. forms: masculine, feminine, neuter and plural."""
         he, she, it, they = forms.split()
         assert noun.lemma
         if noun.form == "plural":
             text = they
         elif noun.kind != "people":
             text = it
-        elif noun.lemma.name in lexicon.HE.split():
+        elif noun.lemma.name in lexicon.MASCULINE.split():
             text = he
         else:
-            text = she if noun.lemma.name in lexicon.SHE.split() else self.dice.one([he, she])
+            text = she if noun.lemma.name in lexicon.FEMININE.split() else self.rng.pick([he, she])
         return Phrase("NP", (Word(text, "pronoun", noun.form),))
 
     def adverb(self, words: str) -> Phrase:
-        return Phrase("ADVP", (Word(self.dice.word(words), "adverb"),))
+        return Phrase("ADVP", (Word(self.rng.pick_word(words), "adverb"),))
 
     def verb(self, kind: str, past: bool, plural: bool) -> Word:
-        return _inflected(self.fresh(kind), "past" if past else "base" if plural else "third")
+        return _inflect(self.draw_lemma(kind), "past" if past else "base" if plural else "third")
 
-    def fresh(self, kind: str) -> Lemma:
-        """A lemma not yet used in the sentence, unless all are."""
+    def draw_lemma(self, kind: str) -> Lemma:
+        """Draw a lemma that the sentence does not use yet, unless it uses all."""
         words = self.lexicon[kind]
-        lemma = self.dice.one([word for word in words if word not in self.used] or words)
+        lemma = self.rng.pick([word for word in words if word not in self.used] or words)
         self.used.add(lemma)
         return lemma
 
-    def often(self, probability: float) -> bool:
-        """Whether to elaborate here: up to twice the probability in a rich sentence, never in a poor or full one."""
-        return len(self.used) < FULL and self.dice.chance(2 * probability * self.richness)
+    def elaborates(self, probability: float) -> bool:
+        """Draw whether to elaborate: up to twice the probability in a rich sentence, never in a poor or full one."""
+        return len(self.used) < FULL and self.rng.chance(2 * probability * self.richness)
 
 
-def _articles(tree: Phrase) -> Phrase:
+def _fix_articles(tree: Phrase) -> Phrase:
     """The tree with "an" for every "a" before a vowel."""
     words = tree.words
-    new: dict[Node, Node] = {
+    replacements: dict[Node, Node] = {
         word: Word("an", word.kind)
         for word, following in pairwise(words)
         if word.text == "a" and following.text[0] in "aeiou"
     }
-    return tree.exchanged(new) if new else tree
+    return tree.replace(replacements) if replacements else tree
 
 
-def _text(tree: Phrase) -> str:
+def _render(tree: Phrase) -> str:
     """ "Sadly, the dog sleeps." """
     text = " ".join(word.text for word in tree.words).replace(" ,", ",").replace(" ;", ";")
     return text[0].upper() + text[1:] + "."
 
 
-def _spelled(tree: Phrase) -> list[tuple[str, str]]:
-    """The words of `_text` and their parts of speech."""
-    words = [(word.text, _tag(word.kind)) for word in tree.words]
+def _tagged_words(tree: Phrase) -> list[tuple[str, str]]:
+    """The words of `_render` and their parts of speech."""
+    words = [(word.text, _upos(word.kind)) for word in tree.words]
     return [(words[0][0][0].upper() + words[0][0][1:], words[0][1]), *words[1:], (".", "PUNCT")]
 
 
-def _tag(kind: str) -> str:
-    return "NOUN" if kind in NOUNS else "VERB" if kind in VERBS else TAGS[kind]
+def _upos(kind: str) -> str:
+    return "NOUN" if kind in NOUNS else "VERB" if kind in VERBS else UPOS[kind]
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
 
 
-def _length(tree: Phrase) -> int:
+def _count_words(tree: Phrase) -> int:
     return sum(word.kind != "," for word in tree.words)
 
 
 def _length_bin(tree: Phrase) -> str | None:
-    words = _length(tree)
+    words = _count_words(tree)
     return next((f"{low}-{high}" for low, high in LENGTHS if low <= words <= high), None)
 
 
 LENGTHS = (5, 8), (9, 12), (13, 16), (17, 20), (21, 25), (26, 28)
 
 
-def _target(tree: Phrase) -> str:
+def _target_word(tree: Phrase) -> str:
     return next(word.lemma.name for word in tree.words if word.lemma in TARGETS)
 
 
-TARGETS = [lemma for lemmas in lexicon.targets().values() for lemma in lemmas]
+TARGETS = [lemma for lemmas in lexicon.build_targets().values() for lemma in lemmas]
 
 
-def _top(tree: Phrase) -> str:
-    """What the sentence consists of: ADVP_NP_VP for "Sadly, the dog sleeps"."""
+def _top_constituents(tree: Phrase) -> str:
+    """The labels of its parts: ADVP_NP_VP for "Sadly, the dog sleeps"."""
     parts = (part.label if isinstance(part, Phrase) else part.kind for part in tree.parts)
     sequence = "_".join(part for part in parts if part != ",")
     return sequence if sequence in TOPS else "OTHER"
 
 
 def _tense(tree: Phrase) -> str | None:
-    verbal = tree.part("VP")
-    return None if verbal is None else "past" if verbal.head.form == "past" else "present"
+    predicate = tree.part("VP")
+    return None if predicate is None else "past" if predicate.head.form == "past" else "present"
 
 
 def _subject_number(tree: Phrase) -> str | None:
@@ -441,22 +442,22 @@ def _subject_number(tree: Phrase) -> str | None:
 
 
 def _object_number(tree: Phrase) -> str | None:
-    verbal = tree.part("VP")
-    met = None if verbal is None else verbal.part("NP")
-    return None if met is None else met.head.form
+    predicate = tree.part("VP")
+    obj = None if predicate is None else predicate.part("NP")
+    return None if obj is None else obj.head.form
 
 
-def _who_first(tree: Phrase) -> str:
+def _first_being(tree: Phrase) -> str:
     return next(f"{word.kind} first" for word in tree.words if word.kind in BEINGS)
 
 
 def _connective(tree: Phrase) -> str:
-    aside = tree.part("SBAR")
-    assert aside
-    return next(part.text for part in aside.parts if isinstance(part, Word))
+    subordinate = tree.part("SBAR")
+    assert subordinate
+    return next(part.text for part in subordinate.parts if isinstance(part, Word))
 
 
-def _chronology(tree: Phrase) -> str:
+def _event_order(tree: Phrase) -> str:
     main_first = tree.parts[0] is not tree.part("SBAR")
     return "in order" if main_first == (_connective(tree) == "before") else "reversed"
 
@@ -464,21 +465,21 @@ def _chronology(tree: Phrase) -> str:
 # ---------------------------------------------------------------------------------------------------------------- twins
 
 
-def _shifted(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase | None:
-    """Two neighbours swapped: neither the first word nor a comma, and no pair that also reads well so."""
-    line = tree.words
-    places = [i for i in range(1, len(line) - 1) if not _free(*line[i : i + 2])]
-    i = dice.one(places)
-    return _s(*line[:i], line[i + 1], line[i], *line[i + 2 :])
+def _shift_bigram(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase | None:
+    """Swap two neighbours: neither the first word nor a comma, and no pair that reads well both ways."""
+    sequence = tree.words
+    positions = [i for i in range(1, len(sequence) - 1) if not _reads_well_swapped(*sequence[i : i + 2])]
+    i = rng.pick(positions)
+    return _s(*sequence[:i], sequence[i + 1], sequence[i], *sequence[i + 2 :])
 
 
-def _free(one: Word, other: Word) -> bool:
-    """Whether two neighbours are not to be swapped: "often sleeps", "brave young" read well both ways."""
-    kinds = {"verb" if word.kind in VERBS else word.kind for word in (one, other)}
-    return one.text == other.text or "," in kinds or kinds in FREE
+def _reads_well_swapped(first: Word, second: Word) -> bool:
+    """Whether two neighbours read well both ways, as "often sleeps" and "brave young", or cannot be swapped."""
+    kinds = {"verb" if word.kind in VERBS else word.kind for word in (first, second)}
+    return first.text == second.text or "," in kinds or kinds in INTERCHANGEABLE
 
 
-FREE = (
+INTERCHANGEABLE = (
     {"adjective"},
     {"verb"},  # "the dog that the cat follows fears ..."
     {"adverb", "verb"},
@@ -489,38 +490,38 @@ FREE = (
 )
 
 
-def _odd(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase | None:
-    """A verb that asks for one kind of thing, or its object, becomes one of another kind: "the king wore the pie"."""
+def _replace_word(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase | None:
+    """Replace a verb with one kind of object, or its object, by one of another kind: "the king wore the pie"."""
     pairs = []
     for phrase in tree.phrases():
-        met = phrase.part("NP")
-        if phrase.label == "VP" and met and phrase.head.kind in STRICT:
-            pairs.append((phrase.head, met.head))
+        obj = phrase.part("NP")
+        if phrase.label == "VP" and obj and phrase.head.kind in STRICT:
+            pairs.append((phrase.head, obj.head))
     if not pairs:
         return None
-    verb, noun = dice.one(pairs)
-    kind = dice.one([each for each in STRICT if each != verb.kind])
-    old, kind = (verb, kind) if dice.chance(0.5) else (noun, STRICT[kind])
+    verb, noun = rng.pick(pairs)
+    kind = rng.pick([name for name in STRICT if name != verb.kind])
+    old, kind = (verb, kind) if rng.chance(0.5) else (noun, STRICT[kind])
     used = {word.lemma for word in tree.words}
-    fresh = [lemma for lemma in words[kind] if lemma not in used]
-    return tree.exchanged({old: _inflected(dice.one(fresh), old.form)}) if fresh else None
+    unused = [lemma for lemma in words[kind] if lemma not in used]
+    return tree.replace({old: _inflect(rng.pick(unused), old.form)}) if unused else None
 
 
-def _inverted(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase:
+def _invert_clauses(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase:
     first, comma, conjunction, second = tree.parts
     return _s(second, comma, conjunction, first)
 
 
-def _who_swapped(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase:
-    one, other = (np for np in tree.phrases() if isinstance(np.parts[-1], Word) and np.parts[-1].kind in BEINGS)
-    return tree.exchanged({one: other, other: one})
+def _swap_beings(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase:
+    first, second = (np for np in tree.phrases() if isinstance(np.parts[-1], Word) and np.parts[-1].kind in BEINGS)
+    return tree.replace({first: second, second: first})
 
 
-def _aside_moved(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase:
-    aside = tree.part("SBAR")
-    rest = [part for part in tree.parts if part not in (aside, COMMA)]
-    assert aside
-    return _s(*rest, COMMA, aside) if tree.parts[0] is aside else _s(aside, COMMA, *rest)
+def _move_clause(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase:
+    subordinate = tree.part("SBAR")
+    main = [part for part in tree.parts if part not in (subordinate, COMMA)]
+    assert subordinate
+    return _s(*main, COMMA, subordinate) if tree.parts[0] is subordinate else _s(subordinate, COMMA, *main)
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
@@ -528,17 +529,17 @@ def _aside_moved(tree: Phrase, words: Lexicon, dice: _Dice) -> Phrase:
 
 @dataclass(frozen=True)
 class Property:
-    """A set of labels, and how they come about.
+    """A set of labels, and how their sentences are generated.
 
-    label: reads it off a sentence; None: the sentence does not ask the question. write: the start symbol. twin: makes
-    the sentence of the other label. stratum: something that must not tell the label; each of `strata` is equally
+    label: the label of a sentence, or None if the property does not apply to it. write: the start symbol. twin: makes
+    the sentence of the other label. stratum: a value that must not reveal the label; each of `strata` is equally
     frequent in every class.
     """
 
     labels: tuple[str, ...]
     label: Callable[[Phrase], str | None] = lambda tree: "original"
     write: Callable[[_Writer], Phrase] = _Writer.sentence
-    twin: Callable[[Phrase, Lexicon, _Dice], Phrase | None] | None = None
+    twin: Callable[[Phrase, Lexicon, _Rng], Phrase | None] | None = None
     stratum: Callable[[Phrase], object] = lambda tree: None
     strata: tuple[object, ...] = (None,)
 
@@ -548,58 +549,57 @@ TOPS = (*(f"{before}NP{often}_VP" for before in FRONTED for often in ("", "_ADVP
 
 PROPERTIES = {
     "sentence_length": Property(tuple(f"{low}-{high}" for low, high in LENGTHS), _length_bin),
-    "word_content": Property(tuple(lemma.name for lemma in TARGETS), _target, _Writer.mention),
+    "word_content": Property(tuple(lemma.name for lemma in TARGETS), _target_word, _Writer.mention),
     "tree_depth": Property(
         ("5", "6", "7", "8", "9", "10"),
         lambda tree: str(tree.depth),
         _Writer.layered,
-        stratum=_length,
+        stratum=_count_words,
         strata=(13, 14, 15, 16, 17),
     ),
-    "top_constituents": Property((*TOPS, "OTHER"), _top, _Writer.fronted),
-    "bigram_shift": Property(("original", "shifted"), twin=_shifted),
+    "top_constituents": Property((*TOPS, "OTHER"), _top_constituents, _Writer.fronted),
+    "bigram_shift": Property(("original", "shifted"), twin=_shift_bigram),
     "tense": Property(("past", "present"), _tense),
     "subject_number": Property(("plural", "singular"), _subject_number),
     "object_number": Property(("plural", "singular"), _object_number),
-    "odd_man_out": Property(("original", "odd"), twin=_odd),
-    "coordination_inversion": Property(("original", "inverted"), write=_Writer.coordination, twin=_inverted),
-    "word_order": Property(("animals first", "people first"), _who_first, _Writer.encounter, _who_swapped),
+    "odd_man_out": Property(("original", "odd"), twin=_replace_word),
+    "coordination_inversion": Property(("original", "inverted"), write=_Writer.coordination, twin=_invert_clauses),
+    "word_order": Property(("animals first", "people first"), _first_being, _Writer.encounter, _swap_beings),
     "clause_order": Property(
-        ("in order", "reversed"), _chronology, _Writer.temporal, _aside_moved, _connective, ("before", "after")
+        ("in order", "reversed"), _event_order, _Writer.temporal, _move_clause, _connective, ("before", "after")
     ),
 }
-# What is shown unasked: one of each kind, in minutes rather than a quarter of an hour.
+# The default tasks: one of each kind, which take minutes instead of a quarter of an hour.
 DEMO = ("sentence_length", "bigram_shift", "tense", "subject_number", "word_order")
 
 
 def load(rest: str, options: SourceOptions) -> Loaded:
-    """The task of one property, of ``all``, or of those in `DEMO` (``demo``), with SIZE sentences each or as many as
-    follow a colon.
+    """Load the task of one property, or those of ``all`` or of ``demo`` (`DEMO`), with SIZE sentences each by default.
 
-    Raises InputError for an unknown property and for an impossible size.
+    Raises InputError for an unknown property and for an invalid size.
     """
-    named, colon, number = rest.partition(":")
-    name = named.replace("-", "_")
-    several = {"all": tuple(PROPERTIES), "demo": DEMO}
-    if name not in PROPERTIES and name not in several:
-        raise unknown("--task", "property", named, [*PROPERTIES, *several])
+    requested, colon, number = rest.partition(":")
+    name = requested.replace("-", "_")
+    collections = {"all": tuple(PROPERTIES), "demo": DEMO}
+    if name not in PROPERTIES and name not in collections:
+        raise unknown("--task", "property", requested, [*PROPERTIES, *collections])
     if colon and not (number.isascii() and number.isdecimal()):
         raise InputError("--task", f"'{number}' is no number of sentences", f"Write it as in grammar:{name}:{SIZE}")
-    made = [_made(each, int(number) if colon else SIZE, 0) for each in several.get(name, (name,))]
-    tasks = [task for task, _ in made]
-    words = {_text(tree): _spelled(tree) for _, trees in made for tree in trees}
+    results = [_generate_task(member, int(number) if colon else SIZE, 0) for member in collections.get(name, (name,))]
+    tasks = [task for task, _ in results]
+    words = {_render(tree): _tagged_words(tree) for _, trees in results for tree in trees}
     return Loaded(tasks, rows=sum(len(task.texts) for task in tasks), words=words)
 
 
-def task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
-    """The task of a property: `size` distinct sentences (one fewer where that is odd), others for every seed.
+def make_task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
+    """The task of a property: `size` distinct sentences (one fewer if it is odd), different ones for every seed.
 
-    Raises InputError where `size` leaves no room for all classes on all sides, or is more than there are sentences.
+    Raises InputError if `size` is too small for all classes on all sides, or exceeds the sentences there are.
     """
-    return _made(name, size, seed)[0]
+    return _generate_task(name, size, seed)[0]
 
 
-def _made(name: str, size: int, seed: int) -> tuple[Task, Sequence[Phrase]]:
+def _generate_task(name: str, size: int, seed: int) -> tuple[Task, Sequence[Phrase]]:
     """A task and the trees of its texts."""
     classes = len(PROPERTIES[name].labels)
     if not 12 * classes <= size <= LARGEST:
@@ -607,46 +607,46 @@ def _made(name: str, size: int, seed: int) -> tuple[Task, Sequence[Phrase]]:
         raise InputError("--task", what, f"Ask for {12 * classes:,} to {LARGEST:,}")
     train, dev = size // 4 * 2, size // 12 * 2
     sizes = {"train": train, "dev": dev, "test": size // 2 * 2 - train - dev}
-    rows = [(side, *row) for side in sizes for row in _rows(name, side, sizes[side], seed)]
+    rows = [(side, *row) for side in sizes for row in _generate_rows(name, side, sizes[side], seed)]
     split, groups, labels, trees = zip(*rows, strict=True)
-    tied = np.unique([f"{side} {group}" for side, group in zip(split, groups, strict=True)], return_inverse=True)[1]
-    paired = PROPERTIES[name].twin is not None
-    texts = [_text(tree) for tree in trees]
+    codes = np.unique([f"{side} {group}" for side, group in zip(split, groups, strict=True)], return_inverse=True)[1]
+    has_twins = PROPERTIES[name].twin is not None
+    texts = [_render(tree) for tree in trees]
     y, sides = np.array(labels), np.array(split)
-    return Task(f"grammar:{name}", texts, y, split=sides, groups=tied if paired else None), trees
+    return Task(f"grammar:{name}", texts, y, split=sides, groups=codes if has_twins else None), trees
 
 
-def _rows(name: str, side: str, size: int, seed: int) -> list[tuple[int, str, Phrase]]:
-    """(group, label, sentence) for every row of one side; no sentence is written twice, twin or not."""
-    asked, words, dice = PROPERTIES[name], lexicon.lexicon(side), _Dice(f"{name} {side} {seed}")
-    labels = [None] if asked.twin else asked.labels  # of twins there is one of each label anyway
-    cells = [(label, stratum) for stratum in asked.strata for label in labels]
-    needed = Counter(cells[i % len(cells)] for i in range(size // 2 if asked.twin else size))
+def _generate_rows(name: str, side: str, size: int, seed: int) -> list[tuple[int, str, Phrase]]:
+    """(group, label, sentence) for every row of one side; all sentences are distinct, including twins."""
+    prop, words, rng = PROPERTIES[name], lexicon.deal_lexicon(side), _Rng(f"{name} {side} {seed}")
+    labels = [None] if prop.twin else prop.labels  # twins have one sentence of each label anyway
+    cells = [(label, stratum) for stratum in prop.strata for label in labels]
+    quota = Counter(cells[i % len(cells)] for i in range(size // 2 if prop.twin else size))
     rows: list[tuple[int, str, Phrase]] = []
     written: set[str] = set()
-    idle = 0
+    n_rejected = 0
     while len(rows) < size:
-        idle += 1
-        if idle > PATIENCE:
+        n_rejected += 1
+        if n_rejected > MAX_REJECTED:
             what = f"there are hardly more than {len(rows):,} different sentences for the {side} side of {name}"
             raise InputError("--task", what, "Ask for fewer")
-        tree = asked.write(_Writer(words, dice))
-        label = asked.label(tree)
-        cell = (None if asked.twin else label, asked.stratum(tree))
-        if label is None or not needed[cell] or _length(tree) > LONGEST:
+        tree = prop.write(_Writer(words, rng))
+        label = prop.label(tree)
+        cell = (None if prop.twin else label, prop.stratum(tree))
+        if label is None or not quota[cell] or _count_words(tree) > LONGEST:
             continue
-        group = {label: _articles(tree)}
-        if asked.twin:
-            (other,) = set(asked.labels) - {label}
-            twin = asked.twin(group[label], words, dice)
+        group = {label: _fix_articles(tree)}
+        if prop.twin:
+            (other_label,) = set(prop.labels) - {label}
+            twin = prop.twin(group[label], words, rng)
             if twin is None:
                 continue
-            group[other] = twin
-        texts = {_text(each) for each in group.values()}
+            group[other_label] = twin
+        texts = {_render(member) for member in group.values()}
         if len(texts) < len(group) or texts & written:
             continue
         rows += [(len(written), *row) for row in group.items()]
         written |= texts
-        needed[cell] -= 1
-        idle = 0
-    return dice.shuffled(rows)
+        quota[cell] -= 1
+        n_rejected = 0
+    return rng.shuffled(rows)

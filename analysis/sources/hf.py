@@ -1,14 +1,12 @@
-"""``hf:ORG/NAME[:CONFIG][@REVISION]``: a data set of the Hugging Face hub, out of the local cache where it is there.
+"""``hf:ORG/NAME[:CONFIG][@REVISION]``: a dataset of the Hugging Face hub, from the local cache if it is there.
 
-1. `_Wanted` is the name taken apart. `_cached` looks for what `datasets` has prepared on this machine before; only
-   then, and if one quick request is answered, the hub is asked (`_from_hub`). Data that needs code of its own is never
-   loaded.
-2. `_sides` says which splits are read and what they are: train, validation and test as they are called, or the slices
-   that --split names.
-3. `_Rows` holds the columns as Arrow maps them from the cache's files: texts stay there, labels become strings,
-   ClassLabels their names. `_loaded` checks them column by column and makes the tasks.
+1. `_DatasetName` parses the SPEC. `_find_cached` looks for the dataset in the local cache of `datasets`; otherwise
+   `_download` fetches it, if the hub answers one quick request. Datasets that need code of their own are never loaded.
+2. `_choose_splits` selects the splits and their sides: train, validation and test by name, or the slices of --split.
+3. `_Rows` holds the columns as Arrow maps them from the cached files: texts stay on disk, labels become strings,
+   ClassLabels their names. `_make_tasks` checks the columns and makes the tasks.
 
-`datasets` is imported when there is something to load: an unknown name is answered before that.
+`datasets` is imported only to load a dataset, not to report an unknown name.
 """
 
 from __future__ import annotations
@@ -23,48 +21,48 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
-from clsprobe.analysis.sources.tables import ArrowTexts, shown
+from clsprobe.analysis.sources.tables import ArrowTexts, quote
 from clsprobe.probes import hub
-from clsprobe.probes.errors import InputError, did_you_mean, named_rows, unknown
+from clsprobe.probes.errors import InputError, did_you_mean, format_rows, unknown
 from clsprobe.probes.tasks.task import PAIRED, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SIDES = {"train": "train", "validation": "dev", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
-LONGEST_LABEL = 1000  # characters; more is a text
-MANY_NUMBERS = 10  # distinct labels with fractions that are still taken for classes, such as half stars
+LONGEST_LABEL = 1000  # characters; longer ones are texts
+MANY_NUMBERS = 10  # distinct labels with fractions that still count as classes, such as half stars
 EXAMPLE = "As in hf:stanfordnlp/sst2 or hf:nyu-mll/glue:cola@main"
 
 
 def load(rest: str, options: SourceOptions) -> Loaded:
-    """The tasks of one data set, one for each label column. Raises InputError for whatever the user can mend."""
-    wanted = _Wanted.parse(rest)
+    """Load the tasks of one dataset, one per label column. Raises InputError for invalid names, options and data."""
+    dataset = _DatasetName.parse(rest)
     if options.split_column is not None:
         raise InputError("--split-column", "hub data is split by name", "Leave the flag out, or pass --split")
-    builder = _cached(wanted) or _from_hub(wanted)
-    parts, notes = _sides(options.split, list(builder.info.splits or ()))
-    notes.append(f"{wanted.title} is revision {builder.hash}, config {builder.config.name}")
-    grouped = [options.group_column] if options.group_column else []
-    rows = _Rows.read(wanted, builder, parts, options.text_columns, [*options.label_column, *grouped])
-    return _loaded(wanted, rows, options, notes)
+    builder = _find_cached(dataset) or _download(dataset)
+    parts, notes = _choose_splits(options.split, list(builder.info.splits or ()))
+    notes.append(f"{dataset.title} is revision {builder.hash}, config {builder.config.name}")
+    group_columns = [options.group_column] if options.group_column else []
+    rows = _Rows.read(dataset, builder, parts, options.text_columns, [*options.label_column, *group_columns])
+    return _make_tasks(dataset, rows, options, notes)
 
 
-def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[str]) -> Loaded:
+def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, notes: list[str]) -> Loaded:
     texts = {name: rows.texts(name) for name in options.text_columns}
     columns = {name: rows.labels(name, notes, options.target) for name in options.label_column}
-    part = np.repeat(np.arange(len(rows.parts)), [n for *_, n in rows.parts])
-    side = np.array([one or "" for _, one, _ in rows.parts])[part]
-    keep, left_out = np.ones(len(part), bool), dict[str, int]()
-    for number, (name, one, n) in enumerate(rows.parts):
-        if one and any(_missing(column)[part == number].all() for column in columns.values()):
-            keep &= part != number  # of a benchmark that keeps its answers to itself
+    part_of_row = np.repeat(np.arange(len(rows.parts)), [n for *_, n in rows.parts])
+    side_of_row = np.array([side or "" for _, side, _ in rows.parts])[part_of_row]
+    keep, left_out = np.ones(len(part_of_row), bool), dict[str, int]()
+    for index, (name, side, n) in enumerate(rows.parts):
+        if side and any(_is_missing(column)[part_of_row == index].all() for column in columns.values()):
+            keep &= part_of_row != index  # a benchmark with hidden labels
             left_out[f"{name} has no labels"] = n
             notes.append(f"{name} is published without labels and left out")
     checks = [
         (
             column,
-            f"column {shown(name)}" if len(texts) > 1 else "text",
+            f"column {quote(name)}" if len(texts) > 1 else "text",
             "empty text",
             "--drop-empty",
             options.drop_empty,
@@ -72,165 +70,165 @@ def _loaded(wanted: _Wanted, rows: _Rows, options: SourceOptions, notes: list[st
         for name, column in texts.items()
     ]
     checks += [
-        (column, f"column {shown(name)}", "missing label", "--drop-missing-labels", options.drop_missing_labels)
+        (column, f"column {quote(name)}", "missing label", "--drop-missing-labels", options.drop_missing_labels)
         for name, column in columns.items()
     ]
-    for column, what, reason, flag, drop in checks:
-        empty = _missing(column) & keep
+    for column, title, reason, flag, drop in checks:
+        empty = _is_missing(column) & keep
         if not drop:
-            rows.check(empty, f"{what} is empty", f"Mend the data, or pass {flag}")
+            rows.check_rows(empty, f"{title} is empty", f"Mend the data, or pass {flag}")
         elif empty.any():
             left_out[reason] = left_out.get(reason, 0) + int(empty.sum())
             keep &= ~empty
-    split = _kept_sides(rows.title, side[keep], notes)
+    split = _check_sides(rows.title, side_of_row[keep], notes)
     groups = None
     if options.group_column:
         column = rows.labels(options.group_column, notes)
-        rows.check(_missing(column) & keep, f"column {shown(options.group_column)} is empty", "Mend the data")
-        groups = _codes(column.filter(keep))[0]
-    every = _joined(list(texts.values()))
-    kept = ArrowTexts(every if keep.all() else every.filter(keep))
-    stem = ":".join(filter(None, (wanted.name.rpartition("/")[2], wanted.config)))
+        rows.check_rows(_is_missing(column) & keep, f"column {quote(options.group_column)} is empty", "Mend the data")
+        groups = _encode(column.filter(keep))[0]
+    all_texts = _join_pairs(list(texts.values()))
+    task_texts = ArrowTexts(all_texts if keep.all() else all_texts.filter(keep))
+    stem = ":".join(filter(None, (dataset.name.rpartition("/")[2], dataset.config)))
     tasks = []
     for name, column in columns.items():
-        y = _target(rows, name, column, keep, options)
+        y = _convert_labels(rows, name, column, keep, options)
         kind: Literal["class", "number"] = "number" if options.target == "number" else "class"
-        tasks.append(Task(f"hf:{stem}:{name}", kept, y, kind, split, groups))
+        tasks.append(Task(f"hf:{stem}:{name}", task_texts, y, kind, split, groups))
     if not tasks:
-        tasks.append(Task(f"hf:{stem}:texts", kept, np.zeros(len(kept)), "number", split, groups))
-    return Loaded(tasks, len(side), left_out, notes)
+        tasks.append(Task(f"hf:{stem}:texts", task_texts, np.zeros(len(task_texts)), "number", split, groups))
+    return Loaded(tasks, len(side_of_row), left_out, notes)
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What a SPEC names."""
+class _DatasetName:
+    """A dataset as named by a SPEC."""
 
     name: str
     config: str | None
     revision: str | None
 
     @classmethod
-    def parse(cls, rest: str) -> _Wanted:
-        found = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?::([^@]+))?(?:@(.+))?", rest)
-        path = rest.partition("@")[0].partition(":")[0] if found else rest
+    def parse(cls, rest: str) -> _DatasetName:
+        match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?::([^@]+))?(?:@(.+))?", rest)
+        path = rest.partition("@")[0].partition(":")[0] if match else rest
         if rest and (path.startswith((".", "/", "~")) or os.path.exists(path)):
             raise InputError("--task", f"{path} is a path, not a name on the hub", f"For your own files: file:{path}")
-        if not found:
+        if not match:
             raise InputError("--task", f"'{rest}' is no name of a data set", EXAMPLE)
-        return cls(*found.groups())
+        return cls(*match.groups())
 
     @property
     def title(self) -> str:
-        """As errors call it."""
+        """The name in error messages."""
         return self.name + (f":{self.config}" if self.config else "")
 
 
 # ----------------------------------------------------------------------------------------------------------------- find
 
 
-def _cache() -> Path:
+def _cache_path() -> Path:
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
 
 
-def _cached(wanted: _Wanted) -> Any:
-    """A builder over what was prepared before: the newest, or the commit asked for; None where there is none."""
-    commit = _commit(wanted)
-    prepared = [
-        place
-        for place in _prepared(wanted.name)
-        if wanted.config in (None, place.parts[-3]) and (commit is None or place.name.startswith(commit))
+def _find_cached(dataset: _DatasetName) -> Any:
+    """A builder for the newest cached version, or the requested commit; None if it is not cached."""
+    commit = _resolve_commit(dataset)
+    folders = [
+        folder
+        for folder in _cached_folders(dataset.name)
+        if dataset.config in (None, folder.parts[-3]) and (commit is None or folder.name.startswith(commit))
     ]
-    if not prepared:
+    if not folders:
         return None
-    if len(configs := sorted({place.parts[-3] for place in prepared})) > 1:
-        raise _unnamed(wanted, configs)
+    if len(configs := sorted({folder.parts[-3] for folder in folders})) > 1:
+        raise _config_error(dataset, configs)
     from datasets.packaged_modules.cache.cache import Cache
 
-    newest = max(prepared, key=lambda place: place.stat().st_mtime)
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime)
     config, version, digest = newest.parts[-3:]
     try:
-        return Cache(str(_cache()), wanted.name.rpartition("/")[2], config, version, digest, repo_id=wanted.name)
-    except Exception as error:  # of files that are cut or were written by another version
+        return Cache(str(_cache_path()), dataset.name.rpartition("/")[2], config, version, digest, repo_id=dataset.name)
+    except Exception as error:  # truncated files, or files of another version
         what = f"damaged in the cache ({_first_line(error)})"
-        raise InputError(f"hf:{wanted.title}", what, f"Remove {newest} and run again") from None
+        raise InputError(f"hf:{dataset.title}", what, f"Remove {newest} and run again") from None
 
 
-def _prepared(name: str) -> list[Path]:
-    """The folders CONFIG/VERSION/COMMIT of a data set in the cache."""
+def _cached_folders(name: str) -> list[Path]:
+    """The folders CONFIG/VERSION/COMMIT of a dataset in the cache."""
     organisation, _, name = name.rpartition("/")
-    folder = _cache() / "___".join(filter(None, (organisation, _snake(name))))
+    folder = _cache_path() / "___".join(filter(None, (organisation, _to_snake_case(name))))
     return [info.parent for info in sorted(folder.glob("*/*/*/dataset_info.json"))]
 
 
-def _snake(name: str) -> str:
-    """How `datasets` writes a name in its cache: SetFit -> set_fit."""
+def _to_snake_case(name: str) -> str:
+    """A name as spelled in the cache of `datasets`: SetFit -> set_fit."""
     return re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _commit(wanted: _Wanted) -> str | None:
-    """The commit that a revision means: itself, or what its branch or tag was when the hub was asked last."""
-    if wanted.revision is None or re.fullmatch(r"[0-9a-f]{7,40}", wanted.revision):
-        return wanted.revision
-    return hub.cached_commit("datasets", wanted.name, wanted.revision) or wanted.revision
+def _resolve_commit(dataset: _DatasetName) -> str | None:
+    """The commit of a revision: itself, or the last known commit of a branch or tag."""
+    if dataset.revision is None or re.fullmatch(r"[0-9a-f]{7,40}", dataset.revision):
+        return dataset.revision
+    return hub.cached_commit("datasets", dataset.name, dataset.revision) or dataset.revision
 
 
-def _from_hub(wanted: _Wanted) -> Any:
-    """A builder over what the hub has, downloaded and prepared."""
-    if not hub.hub_answers():
-        what = f"is not in the local cache{f' at {wanted.revision}' if wanted.revision else ''}"
-        raise InputError(f"hf:{wanted.title}", f"{what}, and the hub does not answer", _instead(wanted))
+def _download(dataset: _DatasetName) -> Any:
+    """A builder for the dataset, after downloading it from the hub. Raises InputError."""
+    if not hub.hub_is_reachable():
+        what = f"is not in the local cache{f' at {dataset.revision}' if dataset.revision else ''}"
+        raise InputError(f"hf:{dataset.title}", f"{what}, and the hub does not answer", _suggest_cached(dataset))
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
         builder = datasets.load_dataset_builder(
-            wanted.name, wanted.config, cache_dir=str(_cache()), revision=wanted.revision
+            dataset.name, dataset.config, cache_dir=str(_cache_path()), revision=dataset.revision
         )
-        if isinstance(builder, Cache):  # which it falls back on, in any revision, where the hub fails half-way
+        if isinstance(builder, Cache):  # the fallback if the hub fails half-way; may be another revision
             raise ConnectionError("the hub stopped answering")
         builder.download_and_prepare()
-    except Exception as error:  # of the network, the disk or the data; named differently from version to version
-        raise _refused(wanted, f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # network, disk or data errors; their types vary between versions
+        raise _hub_error(dataset, f"{type(error).__name__}: {error}") from error
     return builder
 
 
-def _instead(wanted: _Wanted) -> str:
-    """What the cache has in place of what is not there."""
-    if here := _prepared(wanted.name):
-        variants = [f"hf:{wanted.name}:{place.parts[-3]}@{place.name[:7]}" for place in here]
+def _suggest_cached(dataset: _DatasetName) -> str:
+    """The remedy for a dataset that is not cached: the cached variants, or the nearest name."""
+    if cached := _cached_folders(dataset.name):
+        variants = [f"hf:{dataset.name}:{folder.parts[-3]}@{folder.name[:7]}" for folder in cached]
         return f"Cached: {', '.join(variants[:10])}"
-    folders = [folder for folder in sorted(_cache().glob("*")) if any(folder.glob("*/*/*/dataset_info.json"))]
-    guess = hub.nearest_name(wanted.name, [folder.name.replace("___", "/") for folder in folders])
+    folders = [folder for folder in sorted(_cache_path().glob("*")) if any(folder.glob("*/*/*/dataset_info.json"))]
+    guess = hub.nearest_name(dataset.name, [folder.name.replace("___", "/") for folder in folders])
     return f"Did you mean '{guess}' (cached)?" if guess else "Load it once while online"
 
 
-def _refused(wanted: _Wanted, told: str) -> InputError:
-    """What `datasets` says, in our words."""
-    where = f"hf:{wanted.title}"
-    if "gated" in told:
+def _hub_error(dataset: _DatasetName, message: str) -> InputError:
+    """The InputError for an error message of `datasets`."""
+    where = f"hf:{dataset.title}"
+    if "gated" in message:
         return InputError(where, "is gated", "Ask for access on the hub, then run hf auth login")
-    if told.startswith("DatasetNotFoundError: Revision"):
-        return InputError(where, f"has no revision '{wanted.revision}'", "Pass a branch, tag or commit")
-    if told.startswith("DatasetNotFoundError"):
+    if message.startswith("DatasetNotFoundError: Revision"):
+        return InputError(where, f"has no revision '{dataset.revision}'", "Pass a branch, tag or commit")
+    if message.startswith("DatasetNotFoundError"):
         mend = "Check its spelling; a private one needs hf auth login"
-        return InputError(where, f"the hub has no data set '{wanted.name}'", mend)
-    if "scripts are no longer supported" in told:
+        return InputError(where, f"the hub has no data set '{dataset.name}'", mend)
+    if "scripts are no longer supported" in message:
         return InputError(where, "needs code of its own, which is not run", "Take a copy of it in Parquet")
-    if "BuilderConfig" in told or "Config name is missing" in told:
-        return _unnamed(wanted, re.findall(r"'([^']*)'", told[told.find("[") : told.find("]")]))
-    reason = told.strip().splitlines()[0][:200].rstrip(".: ")
+    if "BuilderConfig" in message or "Config name is missing" in message:
+        return _config_error(dataset, re.findall(r"'([^']*)'", message[message.find("[") : message.find("]")]))
+    reason = message.strip().splitlines()[0][:200].rstrip(".: ")
     return InputError(where, f"could not be loaded ({reason})", "Try again")
 
 
-def _unnamed(wanted: _Wanted, configs: Sequence[str]) -> InputError:
-    """The error for a config that is not there, or is not named among several."""
-    if wanted.config:
-        return unknown(f"hf:{wanted.name}", "config", wanted.config, configs)
+def _config_error(dataset: _DatasetName, configs: Sequence[str]) -> InputError:
+    """The error for an unknown config, or for several configs without a choice."""
+    if dataset.config:
+        return unknown(f"hf:{dataset.name}", "config", dataset.config, configs)
     listed = ", ".join(configs[:20]) + (f" and {len(configs) - 20} more" if len(configs) > 20 else "")
-    mend = f"Name one of {listed}, as in hf:{wanted.name}:{configs[0]}" if configs else EXAMPLE
-    return InputError(f"hf:{wanted.name}", "has several configs", mend)
+    mend = f"Name one of {listed}, as in hf:{dataset.name}:{configs[0]}" if configs else EXAMPLE
+    return InputError(f"hf:{dataset.name}", "has several configs", mend)
 
 
 def _first_line(error: Exception) -> str:
@@ -240,34 +238,34 @@ def _first_line(error: Exception) -> str:
 # ----------------------------------------------------------------------------------------------------------------- read
 
 
-def _sides(asked: str | None, known: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """(split or slice, side) of everything that is read, and notes; side None where there is but one part."""
-    if asked is None:
-        parts: list[tuple[str, str | None]] = [(name, SIDES[name]) for name in known if name in SIDES]
+def _choose_splits(requested: str | None, names: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """The (split or slice, side) pairs to read, and notes; side None for a single part."""
+    if requested is None:
+        parts: list[tuple[str, str | None]] = [(name, SIDES[name]) for name in names if name in SIDES]
         sides = [side for _, side in parts]
-        if len(known) == 1:
-            return [(known[0], None)], []
+        if len(names) == 1:
+            return [(names[0], None)], []
         if "train" not in sides or len(set(sides)) < 2 or len(set(sides)) < len(sides):
-            what = f"splits {', '.join(known)}: not train with validation or test"
-            raise InputError("--split", what, f"Name what to read, such as --split {known[0]}")
-        return parts, [f"not read: split {name}" for name in known if name not in SIDES]
-    slices = [part.strip() for part in asked.split(",")]
+            what = f"splits {', '.join(names)}: not train with validation or test"
+            raise InputError("--split", what, f"Name what to read, such as --split {names[0]}")
+        return parts, [f"not read: split {name}" for name in names if name not in SIDES]
+    slices = [part.strip() for part in requested.split(",")]
     for part in slices:
-        for one in part.split("+"):
-            if (name := one.partition("[")[0].strip()) not in known:
-                raise unknown("--split", "split", name, known)
+        for term in part.split("+"):
+            if (name := term.partition("[")[0].strip()) not in names:
+                raise unknown("--split", "split", name, names)
     if len(slices) == 1:
         return [(slices[0], None)], []
     sides = [SIDES.get(part.partition("[")[0], "") for part in slices]
     if "train" not in sides or "" in sides or len(set(sides)) < len(sides) or any("+" in part for part in slices):
-        what = f"'{asked}' is not one slice each of train, validation and test"
+        what = f"'{requested}' is not one slice each of train, validation and test"
         raise InputError("--split", what, "As in train[:1000],test; one slice alone is split by clsprobe")
     return list(zip(slices, sides, strict=True)), []
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """The rows of all parts, one after the other: (name, side, rows) of each, and the columns that were asked for."""
+    """The selected columns of all parts, concatenated. parts: (name, side, number of rows) of each."""
 
     title: str
     parts: list[tuple[str, str | None, int]]
@@ -277,21 +275,21 @@ class _Rows:
     @classmethod
     def read(
         cls,
-        wanted: _Wanted,
+        dataset: _DatasetName,
         builder: Any,
         parts: Iterable[tuple[str, str | None]],
         texts: Sequence[str],
         others: Sequence[str],
     ) -> _Rows:
-        """The columns out of the cache's files, which are mapped and not copied. texts: those with the texts."""
+        """Map the columns from the cached files, without copying. texts: the text columns. Raises InputError."""
         import pyarrow as pa
 
-        title, columns = f"hf:{wanted.title}", [*texts, *others]
-        tables, found, features = [], [], {}
+        title, columns = f"hf:{dataset.title}", [*texts, *others]
+        tables, read_parts, features = [], [], {}
         for name, side in parts:
             try:
                 data = builder.as_dataset(split=name)
-            except Exception as error:  # of the slice, or of files that somebody changed
+            except Exception as error:  # an invalid slice, or changed files
                 raise InputError(
                     f"--split {name}", _first_line(error), "As in train[:1000] or train[10%:20%]"
                 ) from None
@@ -300,47 +298,47 @@ class _Rows:
                 guess = did_you_mean(missing[0], features)
                 flag = "--text-column" if missing[0] in texts else "--label-column"
                 mend = f"Did you mean '{guess}'?" if guess else f"Name it with {flag}"
-                raise InputError(title, f"no column {shown(missing[0])}", f"Columns: {', '.join(features)}. {mend}")
+                raise InputError(title, f"no column {quote(missing[0])}", f"Columns: {', '.join(features)}. {mend}")
             tables.append(data.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:])
-            found.append((name, side, len(data)))
-        return cls(title, found, pa.concat_tables(tables), features)
+            read_parts.append((name, side, len(data)))
+        return cls(title, read_parts, pa.concat_tables(tables), features)
 
-    def check(self, wrong: np.ndarray, what: str, mend: str) -> None:
-        """Raise an error about the rows where `wrong` (row,) is true, if any: by their number in their part, from 1."""
-        if not wrong.any():
+    def check_rows(self, mask: np.ndarray, what: str, mend: str) -> None:
+        """Raise InputError if `mask` (row,) is true for any row; rows are numbered within their part, from 1."""
+        if not mask.any():
             return
         start = 0
         for name, _, length in self.parts:
-            if len(here := np.flatnonzero(wrong[start : start + length]) + 1):
-                more = f" (likewise row{'s' * (len(here) > 2)} {named_rows(here[1:], 9)})" if len(here) > 1 else ""
-                raise InputError(f"{self.title}/{name}:{here[0]}", what + more, mend)
+            if len(rows := np.flatnonzero(mask[start : start + length]) + 1):
+                more = f" (likewise row{'s' * (len(rows) > 2)} {format_rows(rows[1:], 9)})" if len(rows) > 1 else ""
+                raise InputError(f"{self.title}/{name}:{rows[0]}", what + more, mend)
             start += length
 
-    def column(self, name: str, told: str, *tests: str) -> pa.ChunkedArray:
-        """A column, checked to be of a type that one of `tests` in pyarrow.types knows, and to be UTF-8."""
+    def column(self, name: str, expected: str, *type_tests: str) -> pa.ChunkedArray:
+        """A column, checked to be UTF-8 and to pass one of these type tests of pyarrow.types. Raises InputError."""
         from pyarrow import types
 
         column = self.table[name]
-        if not any(getattr(types, test)(column.type) for test in tests):
-            what = f"column {shown(name)} holds {shown(str(column.type))}, not {told}"
+        if not any(getattr(types, type_test)(column.type) for type_test in type_tests):
+            what = f"column {quote(name)} holds {quote(str(column.type))}, not {expected}"
             raise InputError(self.title, what, "Name another column with --text-column or --label-column")
         try:
             column.validate(full=True)
-        except Exception:  # Arrow's own, which names no row
-            raise InputError(self.title, f"column {shown(name)} is not UTF-8", "Load it anew") from None
+        except Exception:  # Arrow's error does not name the row
+            raise InputError(self.title, f"column {quote(name)} is not UTF-8", "Load it anew") from None
         return column
 
     def texts(self, name: str) -> pa.ChunkedArray:
-        """A column of texts."""
+        """A column of texts. Raises InputError."""
         import pyarrow.compute as pc
 
         column = self.column(name, "text", *_TEXT)
         invalid = pc.fill_null(pc.match_substring(column, PAIRED), False).to_numpy()
-        self.check(invalid, f"column {shown(name)} holds U+FDD0, which is no character", "Mend the data")
+        self.check_rows(invalid, f"column {quote(name)} holds U+FDD0, which is no character", "Mend the data")
         return column
 
     def labels(self, name: str, notes: list[str], target: str | None = None) -> pa.ChunkedArray:
-        """A column of labels or groups as strings, null where there is none."""
+        """A column of labels or groups as strings, null for missing ones."""
         import pyarrow as pa
         import pyarrow.compute as pc
         from datasets import ClassLabel
@@ -349,12 +347,12 @@ class _Rows:
         column, feature = self.column(name, "one value", *_TEXT, *_VALUE), self.features[name]
         if isinstance(feature, ClassLabel):
             codes = column.cast(pa.int64())
-            known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(feature.names)))  # -1 is a hidden label
-            return pc.take(pa.array(feature.names, pa.string()), pc.if_else(known, codes, None))
+            is_known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(feature.names)))  # -1 is a hidden label
+            return pc.take(pa.array(feature.names, pa.string()), pc.if_else(is_known, codes, None))
         if types.is_floating(column.type):
             column = pc.if_else(pc.is_finite(column), column, None)
             if target != "number" and pc.all(pc.equal(column, pc.floor(column))).as_py():
-                notes.append(f"column {shown(name)} holds whole numbers as floats; its classes are written without .0")
+                notes.append(f"column {quote(name)} holds whole numbers as floats; its classes are written without .0")
                 column = column.cast(pa.int64())
         return column.cast(pa.string())
 
@@ -366,15 +364,15 @@ _VALUE = ("is_integer", "is_floating", "is_boolean")
 # ---------------------------------------------------------------------------------------------------------------- check
 
 
-def _missing(column: pa.ChunkedArray) -> np.ndarray:
-    """(row,) where a column of strings holds nothing, or nothing but white space."""
+def _is_missing(column: pa.ChunkedArray) -> np.ndarray:
+    """(row,) whether a string is null, empty or white space."""
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True).to_numpy()
 
 
-def _joined(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """(row,) the texts, or pairs of them; null where one is missing."""
+def _join_pairs(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """(row,) the texts, or pairs of texts; null if one is missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -385,14 +383,14 @@ def _joined(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
     )
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """(row,) integers for the distinct values of a column, and these values."""
+def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """(row,) integer codes of the distinct values of a column, and these values."""
     coded = column.combine_chunks().dictionary_encode()
     return coded.indices.to_numpy(), coded.dictionary.to_pylist()
 
 
-def _kept_sides(title: str, side: np.ndarray, notes: list[str]) -> np.ndarray | None:
-    """(row,) the sides, dev serving as test where there is none; None where nothing is fixed."""
+def _check_sides(title: str, side: np.ndarray, notes: list[str]) -> np.ndarray | None:
+    """(row,) the sides, with dev as test if there is no test; None without a split."""
     present = set(np.unique(side).tolist())
     if not present - {""}:
         if not len(side):
@@ -406,28 +404,30 @@ def _kept_sides(title: str, side: np.ndarray, notes: list[str]) -> np.ndarray | 
     return side
 
 
-def _target(rows: _Rows, name: str, column: pa.ChunkedArray, keep: np.ndarray, options: SourceOptions) -> np.ndarray:
-    """(row,) the labels of the rows that are kept: strings, or numbers with --target number."""
-    codes, values = _codes(column.filter(keep))
+def _convert_labels(
+    rows: _Rows, name: str, column: pa.ChunkedArray, keep: np.ndarray, options: SourceOptions
+) -> np.ndarray:
+    """(row,) the labels of the rows to keep: strings, or numbers with --target number."""
+    codes, values = _encode(column.filter(keep))
     if options.target == "number":
-        numbers = np.array([_number(value) for value in values])
-        wrong = np.zeros(len(keep), bool)
-        wrong[np.flatnonzero(keep)] = ~np.isfinite(numbers)[codes]
-        rows.check(
-            wrong, f"column {shown(name)} holds no finite number", "Leave --target number out to predict classes"
+        numbers = np.array([_parse_number(value) for value in values])
+        mask = np.zeros(len(keep), bool)
+        mask[np.flatnonzero(keep)] = ~np.isfinite(numbers)[codes]
+        rows.check_rows(
+            mask, f"column {quote(name)} holds no finite number", "Leave --target number out to predict classes"
         )
         return numbers[codes]
     if (longest := max(map(len, values))) > LONGEST_LABEL:
-        what = f"column {shown(name)} holds {longest:,} characters, more than a label has"
+        what = f"column {quote(name)} holds {longest:,} characters, more than a label has"
         raise InputError(rows.title, what, "Name the column of the labels with --label-column")
     fractions = len(values) > MANY_NUMBERS and any("." in value for value in values)
-    if options.target is None and fractions and np.isfinite([_number(value) for value in values]).all():
-        what = f"column {shown(name)} holds numbers with fractions ({len(values):,} distinct)"
+    if options.target is None and fractions and np.isfinite([_parse_number(value) for value in values]).all():
+        what = f"column {quote(name)} holds numbers with fractions ({len(values):,} distinct)"
         raise InputError(rows.title, what, "Pass --target number, or --target class to make each a class")
     return np.array(values)[codes]
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     try:
         return float("nan" if "_" in text else text)
     except ValueError:

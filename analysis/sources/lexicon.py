@@ -1,10 +1,9 @@
-"""The words of the built-in sentences: what they are, how they are inflected, who may see them.
+"""The vocabulary of the built-in sentences: lemmas, inflection, and assignment to the sides of a split.
 
-1. A list gives the lemmas of one kind. A form that the rules of spelling do not give follows a slash: the plural of a
-   noun, the past of a verb.
-2. `lexicon` deals every list to train, test and dev, so that no form of a noun or a verb crosses a split. Adjectives,
-   adverbs and function words say nothing about time or number, and are shared.
-3. `targets` are words of their own, on every side: those that the property word_content asks about.
+1. A list holds the lemmas of one kind. An irregular form follows a slash: the plural of a noun, the past of a verb.
+2. `deal_lexicon` divides every list among train, test and dev, so that no noun or verb form crosses a split.
+   Adjectives, adverbs and function words do not reveal tense or number, and are shared.
+3. `build_targets` gives the target words of the property word_content, which are separate and occur on every side.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ NOUNS = {
         sledge tank cart scooter""",
 }
 VERBS = {
-    # What anyone does; what anyone does to someone; what people do with words.
+    # Intransitive and transitive verbs of people and animals; verbs of saying, of people only.
     "intransitive": """sleep/slept wait rest fall/fell arrive run/ran hide/hid shiver swim/swam wander sit/sat escape
         stand/stood vanish rise/rose jump freeze/froze hesitate come/came tremble speak/spoke limp drink/drank stumble
         return awake/awoke disappear go/went play linger""",
@@ -44,7 +43,7 @@ VERBS = {
         admire""",
     "saying": """say/said believe think/thought claim swear/swore insist suspect announce admit hope explain declare
         whisper boast dream complain""",
-    # What people do to things of one kind.
+    # Verbs of people, each with one kind of object.
     "handling": """buy/bought carry sell/sold clean break/broke paint build/built repair make/made polish steal/stole
         open draw/drew lift bring/brought borrow throw/threw collect take/took examine send/sent wash tear/tore measure
         lend/lent deliver shake/shook inspect sweep/swept wrap/wrapped bend/bent drop/dropped hang/hung use hold/held
@@ -55,14 +54,8 @@ VERBS = {
     "wearing": "wear/wore iron sew button weave/wove knit/knitted stitch hem unbutton embroider darn launder",
     "driving": "drive/drove park ride/rode steer overtake/overtook tow board refuel crash maneuver hijack accelerate",
 }
-# What the verbs that ask for one kind of thing ask for. Only `handling` leaves a wrong thing sounding right.
-OBJECTS = {
-    "handling": "things",
-    "eating": "food",
-    "telling": "writings",
-    "wearing": "clothes",
-    "driving": "vehicles",
-}
+# Kind of verb -> kind of its object. Only `handling` also sounds right with other objects.
+OBJECTS = {"handling": "things", "eating": "food", "telling": "writings", "wearing": "clothes", "driving": "vehicles"}
 STRICT = {verbs: nouns for verbs, nouns in OBJECTS.items() if verbs != "handling"}
 
 TARGETS = {
@@ -74,10 +67,10 @@ TARGETS = {
     "transitive": "hug kick/kicked rescue",
 }
 
-HE = "king man boy monk prince uncle fisherman waiter knight priest"
-SHE = "queen woman girl lady widow nurse"
+MASCULINE = "king man boy monk prince uncle fisherman waiter knight priest"
+FEMININE = "queen woman girl lady widow nurse"
 
-# An adjective of the first list stands before one of the second: "the proud old king".
+# Adjectives of the first list precede those of the second: "the proud old king".
 FOR_BEINGS = "tall small clever brave lazy gentle proud nervous friendly strange lonely happy", "old young"
 ADJECTIVES = {
     "people": FOR_BEINGS,
@@ -93,7 +86,7 @@ ADJECTIVES = {
 OPENERS = "sometimes fortunately sadly surprisingly luckily indeed apparently"
 FREQUENCY = "often always never rarely usually seldom"
 MANNER = "quietly slowly carefully suddenly calmly eagerly bravely silently patiently happily"
-NEUTRAL = "the the the the the the the the the the the the my your our their his her"  # of one and of many alike
+NEUTRAL = "the the the the the the the the the the the the my your our their his her"  # for singular and plural
 SINGULAR = NEUTRAL + " a a a every this"
 PLURAL = NEUTRAL + " some two three many these"
 NEAR = "near near behind behind beside outside opposite around"
@@ -101,15 +94,15 @@ WITH = "with near behind beside"
 SUBORDINATORS = "because although whereas while"
 COORDINATORS = "and but so yet"
 DISCOURSE = "then later afterwards therefore soon"
-APART = "shortly long just right"  # before or after
+TIME_MODIFIERS = "shortly long just right"  # before or after
 
-# How nouns and verbs are dealt, so that every side gets some of the irregular verbs, which stand at even places.
+# Sides of consecutive lemmas; every side gets irregular verbs, which are at even positions.
 CYCLE = ["train", "train", "test", "test", "dev", "train", "train", "test", "test", "train", "train", "dev"]
 
 
 @dataclass(frozen=True, eq=False)
 class Lemma:
-    """A noun ("singular", "plural") or a verb ("base": they chase, "third": she chases, "past") and its forms."""
+    """A noun or verb. forms: "singular" and "plural"; or "base" (they chase), "third" (she chases) and "past"."""
 
     name: str
     kind: str
@@ -120,28 +113,28 @@ Lexicon = Mapping[str, tuple[Lemma, ...]]
 
 
 @cache
-def lexicon(side: str) -> Lexicon:
-    """The nouns and verbs dealt to a side, by kind: half of them to train, a third to test, a sixth to dev."""
+def deal_lexicon(side: str) -> Lexicon:
+    """The nouns and verbs of a side, by kind: half of them in train, a third in test, a sixth in dev."""
     return {
-        kind: tuple(_lemma(word, kind) for i, word in enumerate(words.split()) if CYCLE[i % len(CYCLE)] == side)
+        kind: tuple(_parse_lemma(word, kind) for i, word in enumerate(words.split()) if CYCLE[i % len(CYCLE)] == side)
         for kind, words in (NOUNS | VERBS).items()
     }
 
 
 @cache
-def targets() -> Lexicon:
-    """The words that word_content asks about, by kind; they stand in no lexicon of a side."""
-    return {kind: tuple(_lemma(word, kind) for word in words.split()) for kind, words in TARGETS.items()}
+def build_targets() -> Lexicon:
+    """The target words of word_content, by kind; the lexicon of no side contains them."""
+    return {kind: tuple(_parse_lemma(word, kind) for word in words.split()) for kind, words in TARGETS.items()}
 
 
-def _lemma(word: str, kind: str) -> Lemma:
+def _parse_lemma(word: str, kind: str) -> Lemma:
     name, _, irregular = word.partition("/")
     if kind in NOUNS:
-        return Lemma(name, kind, {"singular": name, "plural": irregular or _with_s(name)})
-    return Lemma(name, kind, {"base": name, "third": _with_s(name), "past": irregular or _with_ed(name)})
+        return Lemma(name, kind, {"singular": name, "plural": irregular or _add_s(name)})
+    return Lemma(name, kind, {"base": name, "third": _add_s(name), "past": irregular or _add_ed(name)})
 
 
-def _with_s(word: str) -> str:
+def _add_s(word: str) -> str:
     if word.endswith(("s", "x", "z", "ch", "sh", "go")):
         return word + "es"
     if word.endswith("y") and word[-2] not in "aeiou":
@@ -149,7 +142,7 @@ def _with_s(word: str) -> str:
     return word + "s"
 
 
-def _with_ed(word: str) -> str:
+def _add_ed(word: str) -> str:
     if word.endswith("e"):
         return word + "d"
     if word.endswith("y") and word[-2] not in "aeiou":

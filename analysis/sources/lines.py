@@ -1,7 +1,7 @@
-"""Text files that hold one thing per line, gzipped or not: the file a SPEC names, and its lines with their numbers.
+"""Line-based text files, gzipped or not: find the path of a SPEC and read its numbered lines.
 
-`find` says which file or folder is meant; `read_lines` streams it and turns whatever is wrong with its bytes into one
-InputError that names the physical line. Imports nothing heavy.
+`find_path` finds the file or folder; `read_lines` streams it and raises an InputError with the physical line for
+invalid bytes. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from clsprobe.probes.tasks.task import PAIRED
 GZIP = b"\x1f\x8b"
 
 
-def find(rest: str, example: str) -> Path:
-    """The file or folder that `rest` of a SPEC names. Raises InputError; `example` is a SPEC that would do."""
+def find_path(rest: str, example: str) -> Path:
+    """The file or folder that a SPEC names. Raises InputError; `example` is a valid SPEC for its message."""
     if not rest:
         raise InputError("--task", "no path is named", f"Name one, as in {example}")
     path = Path(rest)
@@ -38,39 +38,38 @@ def find(rest: str, example: str) -> Path:
         guess = did_you_mean(missing.name, sorted(os.listdir(missing.parent)))
         raise InputError(rest, what, f"Did you mean {guess}?" if guess else "Check the path") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
-        raise InputError(rest[:200], f"cannot be read ({_reason(error)})") from None
+        raise InputError(rest[:200], f"cannot be read ({_describe_error(error)})") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line of a UTF-8 file, counted from 1, without its end; a byte-order mark is no part of the first.
+    """Yield the lines of a UTF-8 file with their numbers from 1, without line ends and byte-order mark.
 
-    Raises InputError for a file of another kind, for bytes that are not UTF-8, a damaged gzip file, and one that
-    somebody writes to meanwhile.
+    Raises InputError for another type of file, invalid UTF-8, a damaged gzip file, and a file that changes meanwhile.
     """
     name, number = path.name, 0
     try:
         before = os.stat(path)
-        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would wait for ever
+        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would block
             raise InputError(name, "not a regular file", "Name a file of text")
         with path.open("rb") as file:
             head = file.read(64)
             file.seek(0)
             _check_type(name, head)
-            plain = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
-            # Bytes that are not UTF-8 become lone surrogates, which no UTF-8 holds: so the line they stand on is known.
-            lines = io.TextIOWrapper(plain, "utf-8-sig", errors="surrogateescape")
+            stream = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
+            # Invalid bytes become lone surrogates, which valid UTF-8 cannot contain, so that their line is known.
+            lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape")
             for number, line in enumerate(lines, 1):
                 if not line.isascii():
-                    _check_text(f"{name}:{number}", line)
+                    _check_line(f"{name}:{number}", line)
                 yield number, line.removesuffix("\n")
         after = os.stat(path)
     except EOFError:
         raise InputError(f"{name}:{number + 1}", "the gzip file ends here; was the download cut?") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        what = f"damaged gzip file ({_reason(error)})"
+        what = f"damaged gzip file ({_describe_error(error)})"
         raise InputError(f"{name}:{number + 1}", what, "Download it again") from None
     except OSError as error:
-        raise InputError(name, f"cannot be read ({_reason(error)})") from None
+        raise InputError(name, f"cannot be read ({_describe_error(error)})") from None
     if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
         raise InputError(name, "changed while being read", "Run again when nothing writes to it")
     if not number:
@@ -78,7 +77,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _check_type(name: str, head: bytes) -> None:
-    """Refuse a file whose first bytes say that it is no UTF-8 text."""
+    """Raise InputError if the first bytes of a file show that it is not UTF-8 text."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if head.startswith(mark) and encoding != "utf-8":
             raise InputError(name, f"starts with a {encoding[:6].upper()} byte-order mark", "Convert it to UTF-8")
@@ -87,7 +86,7 @@ def _check_type(name: str, head: bytes) -> None:
             raise InputError(name, f"is {what}, whatever its name", mend)
 
 
-def _check_text(where: str, line: str) -> None:
+def _check_line(where: str, line: str) -> None:
     try:
         line.encode()
     except UnicodeEncodeError as error:
@@ -97,5 +96,5 @@ def _check_text(where: str, line: str) -> None:
         raise InputError(where, "holds U+FDD0, which is no character", "Remove it")
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")

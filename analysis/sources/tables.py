@@ -1,13 +1,13 @@
-"""Rows out of CSV, TSV, JSONL and Parquet files, whatever bytes they hold: every row, or one InputError.
+"""Read rows from CSV, TSV, JSONL and Parquet files. Any file yields either all its rows or one InputError.
 
-1. `read` opens a regular file or takes what standard input gave (`Stdin`), names what it really is when its suffix lies
-   (gzip, xlsx, UTF-16 ...), streams ``(line, cells)`` of the columns asked for, and checks at the end that nobody wrote
-   to the file meanwhile.
-2. `Findings` gathers what is wrong with single rows, so that one error names up to ten rows of one kind.
-3. `Texts` packs strings into one buffer as they come; `ArrowTexts` is the read-only sequence made of it.
+1. `read_rows` opens a regular file or standard input (`Stdin`), detects a content that contradicts the suffix (gzip,
+   xlsx, UTF-16 ...), streams ``(line, cells)`` of the selected columns, and checks at the end that the file did not
+   change while it was read.
+2. `Findings` collects the problems of single rows, so that one error names up to ten rows with the same problem.
+3. `Texts` packs strings into one buffer; `ArrowTexts` is the read-only sequence over it.
 
-pandas is not used: it turns NA into missing, makes 01, 1 and 1.0 one class, shifts columns on an unquoted comma, and
-merges the TSV rows that start with a quote. Only numpy and the standard library are imported before they are needed.
+pandas is not used: it turns NA into missing, merges the labels 01, 1 and 1.0, shifts columns on an unquoted comma, and
+merges TSV rows that start with a quote. Everything beyond numpy and the standard library is imported on first use.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
 import numpy as np
 
 from clsprobe.analysis.sources import SourceOptions
-from clsprobe.probes.errors import InputError, did_you_mean, named_rows
-from clsprobe.probes.files import spooled
+from clsprobe.probes.errors import InputError, did_you_mean, format_rows
+from clsprobe.probes.files import spool_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Reader = Callable[["Source"], Iterator["Row"]]
-Row = tuple[int, Sequence[str | None]]  # the line on which the record starts, the cells asked for (None: no value)
+Row = tuple[int, Sequence[str | None]]  # the first line of the record and its selected cells (None: no value)
 
-MAGIC = (  # how a file begins, what that is, what to do about it
+MAGIC = (  # first bytes, kind of file, remedy
     (b"\x1f\x8b", "a gzip file", "Unpack it with gunzip"),
     (b"BZh", "a bzip2 file", "Unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "an xz file", "Unpack it with unxz"),
@@ -57,21 +57,21 @@ MAGIC = (  # how a file begins, what that is, what to do about it
     (b"<!doctype html", "a web page", "Download the file itself, not the page about it"),
     (b"<html", "a web page", "Download the file itself, not the page about it"),
 )
-BYTE_ORDER_MARKS = (  # the longer first: UTF-32's little-endian mark begins with UTF-16's
+BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, whose little-endian mark is a prefix of UTF-32's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-NOT_FILES = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"}  # codecs no text file is in
+NOT_FILES = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"}  # not codecs of text files
 ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "euc-kr")
 
 
 class Stdin:
-    """Standard input in the place of a path: taken in to its end when it is made, and read once.
+    """Standard input in place of a path. The constructor reads it to its end; the rows can be read once.
 
-    suffix: of a file with such content. digest: SHA-256 of the content. Raises InputError where nothing comes.
+    suffix: the format, as a file suffix. digest: SHA-256 of the content. Raises InputError if there is no input.
     """
 
     name, stem = "<stdin>", "stdin"
@@ -83,29 +83,29 @@ class Stdin:
         if sys.stdin.isatty():
             raise InputError(self.name, "is a terminal, and no rows come from it", mend)
         self.suffix = suffix
-        self.file, self.digest = spooled(sys.stdin.buffer)
+        self.file, self.digest = spool_stream(sys.stdin.buffer)
         if not self.file.read(1):
             self.file.close()
             raise InputError(self.name, "is empty, or was read by a task before this one", mend)
 
 
-def read(path: Path | Stdin, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
-    """Every row of a file: the physical line on which it starts (in Parquet: the row, from 1) and its cells.
+def read_rows(path: Path | Stdin, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
+    """Yield every row of a file: the physical line on which it starts (in Parquet: its number, from 1) and its cells.
 
-    columns: the columns wanted, those of the texts first. Rows that cannot be read go to `findings`.
+    columns: the columns to read, text columns first. Problems of single rows go to `findings`. Raises InputError.
     """
-    with _steady(path) as (file, head):
+    with _open_unchanged(path) as (file, head):
         yield from READERS[path.suffix.lower()](Source(file, head, columns, options, findings))
 
 
-def shown(value: str, limit: int = 60) -> str:
-    """A name or a cell in quotes, cut where it would flood the message."""
-    return f"'{value}'" if len(value) <= limit else f"'{value[:limit]}...'"
+def quote(text: str, limit: int = 60) -> str:
+    """A name or a cell in quotes, for an error message; cut after `limit` characters."""
+    return f"'{text}'" if len(text) <= limit else f"'{text[:limit]}...'"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader needs: the open file, its first bytes, the columns wanted (texts first), and where problems go."""
+    """The input of a reader: the open file, its first bytes, the columns to read (texts first), the problems so far."""
 
     file: BinaryIO
     head: bytes
@@ -115,14 +115,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file as errors call it."""
+        """The name of the file in error messages."""
         return self.findings.name
 
 
 class Findings:
-    """What reading one file brought up: notes, and the rows that are wrong, by kind.
+    """Notes and problems found while reading one file, problems by kind.
 
-    name: the file as errors call it. unit: what its numbers count ("line"; "row" in Parquet).
+    name: the file in error messages. unit: what its line numbers count ("line", or "row" in Parquet).
     """
 
     def __init__(self, path: Path | Stdin) -> None:
@@ -131,27 +131,27 @@ class Findings:
         self.notes: list[str] = []
         self._problems: dict[str, tuple[str, str, array[int]]] = {}
 
-    def problem(self, line: int, what: str, mend: str = "", kind: str = "") -> None:
-        """Remember that `line` is wrong; the first of a `kind` (by default `what` itself) words the message."""
+    def add(self, line: int, what: str, mend: str = "", kind: str = "") -> None:
+        """Record a problem of `line`. The first one of a `kind` (default: `what`) provides the message."""
         self._problems.setdefault(kind or what, (what, mend, array("q")))[2].append(line)
 
-    def check(self) -> None:
-        """Raise the problems of the kind that came first, if any came."""
+    def raise_problems(self) -> None:
+        """Raise InputError for the kind of problem recorded first, if any."""
         for what, mend, lines in self._problems.values():
             if more := lines[1:]:
                 plural = "s" if len(more) > 1 else ""
-                what += f" (likewise {self.unit}{plural} {named_rows(more, 9)})"
+                what += f" (likewise {self.unit}{plural} {format_rows(more, 9)})"
             raise InputError(f"{self.name}:{lines[0]}", what, mend)
 
 
 class Texts:
-    """Strings packed into one UTF-8 buffer as they come: a million short ones take their bytes plus 8 MB."""
+    """A growing list of strings in one UTF-8 buffer. A million strings take their bytes plus 8 MB."""
 
     def __init__(self) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
 
     def append(self, text: str) -> None:
-        """Add one text; UnicodeEncodeError if it has an unpaired surrogate, and then nothing is added."""
+        """Add one text. Raises UnicodeEncodeError, and adds nothing, for an unpaired surrogate."""
         self._bytes += text.encode()
         self._ends.append(len(self._bytes))
 
@@ -159,7 +159,7 @@ class Texts:
         return len(self._ends) - 1
 
     def finish(self) -> ArrowTexts:
-        """The texts as a read-only sequence over the same memory; nothing may be appended afterwards."""
+        """The texts as a read-only sequence over the same memory. Do not append afterwards."""
         import pyarrow as pa
 
         ends, text = pa.py_buffer(self._ends), pa.py_buffer(self._bytes)
@@ -167,7 +167,7 @@ class Texts:
 
 
 class ArrowTexts(Sequence[str]):
-    """A `Sequence[str]` over an Arrow string array: Python strings exist only while someone looks at them."""
+    """A `Sequence[str]` over an Arrow string array. Python strings are made on access."""
 
     def __init__(self, array: pa.Array) -> None:
         self.array = array
@@ -196,51 +196,51 @@ class ArrowTexts(Sequence[str]):
 
 
 @contextmanager
-def _steady(path: Path | Stdin) -> Iterator[tuple[BinaryIO, bytes]]:
-    """The open file and its first bytes; an InputError where it is no such file or somebody writes to it meanwhile."""
+def _open_unchanged(path: Path | Stdin) -> Iterator[tuple[BinaryIO, bytes]]:
+    """The open file and its first bytes. Raises InputError if it is of another type or changes meanwhile."""
     name = path.name
     if isinstance(path, Stdin):
         with path.file as file:
-            yield file, _begun(path, file)
+            yield file, _read_head(path, file)
         return
     try:
         before = os.stat(path)
-        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would wait for ever
+        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would block
             raise InputError(name, "not a regular file", "Save the rows to a file first")
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             try:
-                yield file, _begun(path, file)
+                yield file, _read_head(path, file)
             except InputError:
-                _check_same(path, before)  # a half-written file is the better explanation of what looks wrong in it
+                _check_steady(path, before)  # a file still being written explains the error better
                 raise
-            _check_same(path, before)
+            _check_steady(path, before)
     except OSError as error:
         raise InputError(name, f"cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
-def _begun(path: Path | Stdin, file: BinaryIO) -> bytes:
-    """The first bytes of a file, which are those of such a file."""
+def _read_head(path: Path | Stdin, file: BinaryIO) -> bytes:
+    """The first bytes of a file, checked to match its suffix."""
     file.seek(0)
     head = file.read(4096)
     file.seek(0)
     if isinstance(path, Stdin):
-        for suffix, begin in ((".parquet", b"PAR1"), (".jsonl", b'{"')):
-            if path.suffix != suffix and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(begin):
+        for suffix, magic in ((".parquet", b"PAR1"), (".jsonl", b'{"')):
+            if path.suffix != suffix and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(magic):
                 what = f"looks like {suffix}, and is read as {path.suffix}"
                 raise InputError(path.name, what, f"Say so: --task file:-{suffix}")
     _check_type(path, head)
     return head
 
 
-def _check_same(path: Path, before: os.stat_result) -> None:
+def _check_steady(path: Path, before: os.stat_result) -> None:
     after = os.stat(path)
     if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
         raise InputError(path.name, "changed while being read", "Run again when nothing writes to it")
 
 
 def _check_type(path: Path | Stdin, head: bytes) -> None:
-    """Refuse a file whose first bytes say that it is not what its suffix says."""
+    """Raise InputError if the first bytes of a file contradict its suffix."""
     if not head:
         raise InputError(path.name, "file is empty")
     parquet = path.suffix.lower() == ".parquet"
@@ -248,13 +248,13 @@ def _check_type(path: Path | Stdin, head: bytes) -> None:
         return
     if head.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in head or b"xl/" in head):
         raise InputError(path.name, "is an Excel or Office file, whatever its name", "Save it as CSV UTF-8 from there")
-    begin = head.removeprefix(codecs.BOM_UTF8).lstrip()[:64]
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:64]
     for magic, what, mend in MAGIC:
-        if head.startswith(magic) or (magic[:1] in b"<v" and begin.lower().startswith(magic)):
+        if head.startswith(magic) or (magic[:1] in b"<v" and start.lower().startswith(magic)):
             raise InputError(path.name, f"is {what}, whatever its name", mend)
     if parquet:
-        text = not head.translate(None, bytes(range(32, 256)) + b"\t\r\n")
-        mend = "It looks like text: rename it to .csv, .tsv or .jsonl" if text else "Was the download cut?"
+        is_text = not head.translate(None, bytes(range(32, 256)) + b"\t\r\n")
+        mend = "It looks like text: rename it to .csv, .tsv or .jsonl" if is_text else "Was the download cut?"
         raise InputError(path.name, "not a Parquet file (it does not start with PAR1)", mend)
 
 
@@ -262,30 +262,30 @@ def _check_type(path: Path | Stdin, head: bytes) -> None:
 
 
 @contextmanager
-def _decoded(source: Source, newline: str | None) -> Iterator[io.TextIOWrapper]:
-    """The lines of a text file without its byte-order mark; InputError names the line that cannot be decoded."""
-    encoding, start = _encoding(source.head, source.options.encoding, source.name)
+def _open_text(source: Source, newline: str | None) -> Iterator[io.TextIOWrapper]:
+    """The lines of a text file, without byte-order mark. Raises InputError with the line that cannot be decoded."""
+    encoding, start = _detect_encoding(source.head, source.options.encoding, source.name)
     source.file.seek(start)
     lines = io.TextIOWrapper(source.file, encoding, newline=newline)
     try:
         yield lines
     except UnicodeError:
         source.file.seek(start)
-        raise _undecodable(source.file, encoding, source.name) from None
+        raise _decoding_error(source.file, encoding, source.name) from None
     finally:
         lines.detach()
 
 
-def _encoding(head: bytes, asked: str, name: str) -> tuple[str, int]:
-    """The codec of a file and where its text starts: what --encoding says, made exact by a byte-order mark."""
+def _detect_encoding(head: bytes, encoding: str, name: str) -> tuple[str, int]:
+    """The codec of a file and the offset of its text: that of --encoding, refined by a byte-order mark."""
     try:
-        codec = codecs.lookup(asked)
+        codec = codecs.lookup(encoding)
         if not getattr(codec, "_is_text_encoding", True) or codec.name in NOT_FILES:
             raise LookupError
     except (LookupError, ValueError):
-        guess = did_you_mean(asked, ENCODINGS)
+        guess = did_you_mean(encoding, ENCODINGS)
         hint = f"Did you mean '{guess}'?" if guess else f"Common ones: {', '.join(ENCODINGS)}"
-        raise InputError("--encoding", f"unknown encoding {shown(asked)}", hint) from None
+        raise InputError("--encoding", f"unknown encoding {quote(encoding)}", hint) from None
     for mark, exact in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             family = "utf-8" if exact == "utf-8" else exact[:6]
@@ -299,25 +299,25 @@ def _encoding(head: bytes, asked: str, name: str) -> tuple[str, int]:
     return codec.name, 0
 
 
-def _undecodable(file: BinaryIO, encoding: str, name: str) -> InputError:
-    """Where a file stops being text of this encoding, found by decoding it once more."""
+def _decoding_error(file: BinaryIO, encoding: str, name: str) -> InputError:
+    """The error for a file with another encoding. Decodes it again to find the line."""
     title = encoding.upper()
-    decoder = codecs.getincrementaldecoder(encoding)()
-    text, line, ascii_so_far = io.IncrementalNewlineDecoder(decoder, translate=True), 1, True
+    byte_decoder = codecs.getincrementaldecoder(encoding)()
+    decoder, line, ascii_so_far = io.IncrementalNewlineDecoder(byte_decoder, translate=True), 1, True
     block = b"x"
     try:
         while block:
             block = file.read(1 << 16)
-            decoded = text.decode(block, final=not block)
+            decoded = decoder.decode(block, final=not block)
             line, ascii_so_far = line + decoded.count("\n"), ascii_so_far and decoded.isascii()
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode(encoding, "replace")
         line += len(before.replace("\r\n", "\n").replace("\r", "\n").split("\n")) - 1
-        bad = error.object[error.start : error.start + 1]
-        what = f"not {title} (byte 0x{bad.hex().upper()})" if bad else f"not {title} (its last character is cut)"
+        byte = error.object[error.start : error.start + 1]
+        what = f"not {title} (byte 0x{byte.hex().upper()})" if byte else f"not {title} (its last character is cut)"
         if encoding != "utf-8":
             return InputError(f"{name}:{line}", what, "Pass the encoding it was written in as --encoding")
-        if not (ascii_so_far and before.isascii()):  # good UTF-8 until here: a broken byte, not another encoding
+        if not (ascii_so_far and before.isascii()):  # valid UTF-8 so far: a damaged byte, not another encoding
             return InputError(f"{name}:{line}", what, "The text before it is UTF-8: mend this line")
         try:
             (error.object[error.start :]).decode("cp1252")
@@ -326,12 +326,12 @@ def _undecodable(file: BinaryIO, encoding: str, name: str) -> InputError:
             guess = "latin-1"
         return InputError(f"{name}:{line}", what, f"Looks like {guess}: pass --encoding {guess} or convert the file")
     except UnicodeError:
-        pass  # UTF-16 and UTF-32 without their mark
+        pass  # UTF-16 or UTF-32 without byte-order mark
     mend = f"Pass --encoding {encoding}-le, or the one it was written in"
     return InputError(name, f"not {title}: no byte-order mark", mend)
 
 
-def _csv(source: Source) -> Iterator[Row]:
+def _read_csv(source: Source) -> Iterator[Row]:
     def records(lines: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         start = 1  # a quoted newline makes a record span lines
@@ -345,36 +345,36 @@ def _csv(source: Source) -> Iterator[Row]:
                 what, mend = "a quote opens in this record and never closes", "Close it, or double it"
             raise InputError(f"{source.name}:{start}", what, mend) from None
 
-    separator = _separator(source.options.sep)
+    separator = _parse_separator(source.options.sep)
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        with _decoded(source, newline="") as lines:
+        with _open_text(source, newline="") as lines:
             mend = "Put quotes around a text that holds the separator"
-            yield from _cells(records(lines), source, separator, mend)
+            yield from _select_cells(records(lines), source, separator, mend)
     finally:
         csv.field_size_limit(limit)
 
 
-def _separator(sep: str | None) -> str:
+def _parse_separator(sep: str | None) -> str:
     if sep is None:
         return ","
     sep = {"\\t": "\t", "tab": "\t"}.get(sep, sep)
     if len(sep) != 1 or sep in '"\r\n\0' or not (sep.isprintable() or sep == "\t"):
-        raise InputError("--sep", f"{shown(sep)} cannot separate columns", "One character such as ; or | or \\t")
+        raise InputError("--sep", f"{quote(sep)} cannot separate columns", "One character such as ; or | or \\t")
     return sep
 
 
-def _tsv(source: Source) -> Iterator[Row]:
+def _read_tsv(source: Source) -> Iterator[Row]:
     if source.options.sep not in (None, "\t", "\\t", "tab"):
         raise InputError("--sep", f"{source.name} is separated by tabs", "Rename it to .csv, or leave --sep out")
-    # No quoting: a sentence that starts with a quote would swallow the rows after it. One line is one row.
-    with _decoded(source, newline=None) as lines:
+    # No quoting: a text that starts with a quote would absorb the rows after it. One line is one row.
+    with _open_text(source, newline=None) as lines:
         records = ((n, [] if line == "\n" else line.removesuffix("\n").split("\t")) for n, line in enumerate(lines, 1))
-        yield from _cells(records, source, "\t", "A text must not hold a tab")
+        yield from _select_cells(records, source, "\t", "A text must not hold a tab")
 
 
-def _cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: str, mend: str) -> Iterator[Row]:
-    """The wanted cells of records with a header; blank lines ([]) are no records."""
+def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: str, mend: str) -> Iterator[Row]:
+    """The selected cells of records with a header. Blank lines ([]) are skipped."""
     name, columns = source.name, source.columns
     header = next((cells for _, cells in records if cells), None)
     if header is None:
@@ -382,63 +382,63 @@ def _cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: 
     if len(header) == 1 and (others := [c for c in ";\t|," if c != separator and c in header[0]]):
         other = "\\t" if others[0] == "\t" else others[0]
         ask = "Rename it to .csv and pass" if separator == "\t" else "Pass"
-        raise InputError(name, f"one column {shown(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
+        raise InputError(name, f"one column {quote(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
     _check_columns(header, columns, name)
-    width, at, empty = len(header), [header.index(column) for column in columns], True
-    pick = operator.itemgetter(*at) if len(at) > 1 else lambda cells: (cells[at[0]],)
+    width, positions, no_rows = len(header), [header.index(column) for column in columns], True
+    select = operator.itemgetter(*positions) if len(positions) > 1 else lambda cells: (cells[positions[0]],)
     for line, cells in records:
         if len(cells) == width:
-            yield line, pick(cells)
+            yield line, select(cells)
         elif not cells:
             continue
         else:
             fields = f"{len(cells)} field{'s' if len(cells) > 1 else ''}"
             hint = mend if len(cells) > width else ""
-            source.findings.problem(line, f"{fields}, header has {width}", hint, kind="fields")
-        empty = False
-    if empty:
+            source.findings.add(line, f"{fields}, header has {width}", hint, kind="fields")
+        no_rows = False
+    if no_rows:
         raise InputError(name, "has a header but no rows")
 
 
 def _check_columns(header: Sequence[str], columns: Sequence[str], name: str) -> None:
-    if double := [c for n, c in enumerate(header) if c and c in header[:n]]:
-        raise InputError(name, f"two columns are called {shown(double[0])}", "Rename one of them")
+    if duplicates := [c for n, c in enumerate(header) if c and c in header[:n]]:
+        raise InputError(name, f"two columns are called {quote(duplicates[0])}", "Rename one of them")
     if missing := [c for c in columns if c not in header]:
-        listed = ", ".join(shown(c)[1:-1] for c in header[:20])
+        listed = ", ".join(quote(c)[1:-1] for c in header[:20])
         listed += f" and {len(header) - 20} more" if len(header) > 20 else ""
         guesses = [g for c in missing if (g := did_you_mean(c, [h for h in header if len(h) < 200]))]
         hint = "Name it with --text-column or --label-column"
         if guesses:
-            hint = f"Did you mean {' and '.join(map(shown, dict.fromkeys(guesses)))}?"
-        raise InputError(name, f"no column {' and no column '.join(map(shown, missing))}", f"Columns: {listed}. {hint}")
+            hint = f"Did you mean {' and '.join(map(quote, dict.fromkeys(guesses)))}?"
+        raise InputError(name, f"no column {' and no column '.join(map(quote, missing))}", f"Columns: {listed}. {hint}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSONL
 
 
 class _Number(str):
-    """A JSON number as it stands in the file: 1 and 1.0 and 1e0 are three labels."""
+    """A JSON number as written in the file: 1, 1.0 and 1e0 are three labels."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     cells = dict(pairs)
     if len(cells) < len(pairs):
         raise ValueError("one object has a key twice")
     return cells
 
 
-def _jsonl(source: Source) -> Iterator[Row]:
+def _read_jsonl(source: Source) -> Iterator[Row]:
     decode = json.JSONDecoder(
         parse_int=_Number,
         parse_float=_Number,
         parse_constant=lambda name: None if name == "NaN" else _Number(name),
-        object_pairs_hook=_object,
+        object_pairs_hook=_unique_keys,
     ).decode
     columns, findings, texts = source.columns, source.findings, source.options.text_columns
-    sought, known = set(columns), dict[str, None]()  # columns no row had yet, and the keys that rows had until then
-    early: list[Row] = []  # the rows until every column was seen once
+    unseen, keys = set(columns), dict[str, None]()  # columns not found so far; all keys found so far
+    pending: list[Row] = []  # the rows until every column was found
     rows = 0
-    with _decoded(source, newline=None) as lines:
+    with _open_text(source, newline=None) as lines:
         for number, line in enumerate(lines, 1):
             if not (line := line.strip(" \t\r\n")):
                 continue
@@ -448,31 +448,31 @@ def _jsonl(source: Source) -> Iterator[Row]:
             try:
                 cells = decode(line)
             except (ValueError, RecursionError) as error:
-                findings.problem(number, f"not valid JSON ({_reason(error)})", kind="json")
+                findings.add(number, f"not valid JSON ({_describe_error(error)})", kind="json")
                 continue
             if not isinstance(cells, dict):
                 mend = 'Each line is an object such as {"text": "...", "label": "..."}'
-                findings.problem(number, "not a JSON object", mend)
+                findings.add(number, "not a JSON object", mend)
                 continue
-            row = number, [_plain_json(cells.get(c), c, c in texts, number, findings) for c in columns]
-            if not sought:
+            row = number, [_json_cell(cells.get(c), c, c in texts, number, findings) for c in columns]
+            if not unseen:
                 yield row
                 continue
-            early.append(row)
-            known.update(dict.fromkeys(cells))
-            sought -= cells.keys()
-            if not sought:
-                yield from early
-            elif len(early) == 1000:
+            pending.append(row)
+            keys.update(dict.fromkeys(cells))
+            unseen -= cells.keys()
+            if not unseen:
+                yield from pending
+            elif len(pending) == 1000:
                 break
     if not rows:
         raise InputError(source.name, "file is empty")
-    if sought:
-        findings.check()  # broken lines explain a missing column better
-        _check_columns(list(known), columns, source.name)
+    if unseen:
+        findings.raise_problems()  # broken lines explain a missing column better
+        _check_columns(list(keys), columns, source.name)
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
     if not isinstance(error, json.JSONDecodeError):
@@ -483,23 +483,23 @@ def _reason(error: Exception) -> str:
     return f"{reason[0].lower()}{reason[1:]} at column {error.colno}"
 
 
-def _plain_json(value: Any, column: str, text: bool, line: int, findings: Findings) -> str | None:
-    """A JSON value as a cell: strings as they are, numbers and booleans as their JSON text, null as no value."""
+def _json_cell(value: Any, column: str, is_text: bool, line: int, findings: Findings) -> str | None:
+    """A JSON value as a cell: strings unchanged, numbers and booleans as their JSON text, null as None."""
     if type(value) is str or value is None:
         return value
     if not isinstance(value, list | dict):
-        plain = str(value) if isinstance(value, _Number) else json.dumps(value)
-        if not text:
-            return plain
+        cell = str(value) if isinstance(value, _Number) else json.dumps(value)
+        if not is_text:
+            return cell
     what = {_Number: "a number", bool: "true or false", list: "a list", dict: "an object"}[type(value)]
-    findings.problem(line, f"column {shown(column)} holds {what}, not {'a string' if text else 'one value'}")
+    findings.add(line, f"column {quote(column)} holds {what}, not {'a string' if is_text else 'one value'}")
     return None
 
 
 # -------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet(source: Source) -> Iterator[Row]:
+def _read_parquet(source: Source) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     name, columns = source.name, source.columns
@@ -512,78 +512,78 @@ def _parquet(source: Source) -> Iterator[Row]:
         parquet = pq.ParquetFile(source.file)
         _check_columns(parquet.schema_arrow.names, columns, name)
         texts = source.options.text_columns
-        whole = {column for column in columns if _is_whole(parquet, column, column in texts, source)}
+        whole = {column for column in columns if _holds_whole_numbers(parquet, column, column in texts, source)}
         for batch in parquet.iter_batches(8192, columns=list(dict.fromkeys(columns))):
-            cells = [_plain_arrow(batch.column(c), c in whole, c, row, source.findings) for c in columns]
+            cells = [_arrow_cells(batch.column(c), c in whole, c, row, source.findings) for c in columns]
             for values in zip(*cells, strict=True):
                 row += 1
                 yield row, values
     except (InputError, GeneratorExit):
         raise
-    except Exception as error:  # a damaged file may raise anything from the depths of Arrow
+    except Exception as error:  # Arrow raises many types of errors for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(name, f"damaged Parquet file ({reason})", "Write or download it again") from None
     if not row:
         raise InputError(name, "has columns but no rows")
 
 
-def _is_whole(parquet: Any, column: str, text: bool, source: Source) -> bool:
-    """Whether a column of floats holds whole numbers only: classes that became floats because one value was missing.
+def _holds_whole_numbers(parquet: Any, column: str, is_text: bool, source: Source) -> bool:
+    """Whether a float column holds whole numbers only: class codes become floats when a value is missing.
 
-    Refuses, on the way, a column of a type that is no cell.
+    Raises InputError for a column type that is not supported.
     """
     from pyarrow import types
 
-    kind = parquet.schema_arrow.field(column).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if types.is_nested(kind) or (text and not _is_text(kind)):
-        what = f"column {shown(column)} holds {shown(str(kind))}, not {'text' if text else 'one value'}"
+    dtype = parquet.schema_arrow.field(column).type
+    dtype = dtype.value_type if types.is_dictionary(dtype) else dtype
+    if types.is_nested(dtype) or (is_text and not _is_text_type(dtype)):
+        what = f"column {quote(column)} holds {quote(str(dtype))}, not {'text' if is_text else 'one value'}"
         raise InputError(source.name, what, "Name another column")
-    if not types.is_floating(kind) or source.options.target == "number":
+    if not types.is_floating(dtype) or source.options.target == "number":
         return False
     for batch in parquet.iter_batches(65536, columns=[column]):
         values = np.asarray(batch.column(column).to_pylist(), float)
         values = values[~np.isnan(values)]
         if not (np.isfinite(values) & (values == np.floor(values))).all():
             return False
-    note = f"{source.name}: column {shown(column)} holds whole numbers as floats; its classes are written without .0"
+    note = f"{source.name}: column {quote(column)} holds whole numbers as floats; its classes are written without .0"
     source.findings.notes.append(note)
     return True
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text_type(dtype: pa.DataType) -> bool:
     from pyarrow import types
 
-    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
-    return any(test(kind) for test in tests)
+    predicates = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
+    return any(is_type(dtype) for is_type in predicates)
 
 
-def _plain_arrow(column: pa.Array, whole: bool, name: str, before: int, findings: Findings) -> list[str | None]:
-    """A batch of one column as cells. Arrow does not check that its strings are UTF-8, so it is checked here."""
+def _arrow_cells(column: pa.Array, whole: bool, name: str, start: int, findings: Findings) -> list[str | None]:
+    """A batch of one column as cells. Checks UTF-8, which Arrow does not. start: rows before the batch."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not _is_text(column.type):
-        return [_plain_value(value, whole) for value in column.to_pylist()]
+    if not _is_text_type(column.type):
+        return [_value_cell(value, whole) for value in column.to_pylist()]
     cells: list[str | None] = []
-    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist(), before + 1):
+    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist(), start + 1):
         try:
             cells.append(None if value is None else value.decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
-            what = f"column {shown(name)} is not UTF-8 (byte 0x{byte:02X})"
-            findings.problem(row, what, "Write the file again", kind=f"utf-8 {name}")
+            what = f"column {quote(name)} is not UTF-8 (byte 0x{byte:02X})"
+            findings.add(row, what, "Write the file again", kind=f"utf-8 {name}")
             cells.append(None)
     return cells
 
 
-def _plain_value(value: Any, whole: bool) -> str | None:
-    if value is None or value != value:  # None or NaN: no value
+def _value_cell(value: Any, whole: bool) -> str | None:
+    if value is None or value != value:  # None or NaN
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(int(value) if whole else value)
 
 
-READERS: dict[str, Reader] = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+READERS: dict[str, Reader] = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

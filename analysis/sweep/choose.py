@@ -1,10 +1,10 @@
-"""Cells that dev chooses, and what they are worth beside baselines and controls.
+"""Cells that dev chooses, compared with baselines and controls.
 
 1. The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once
    (`choose_layer`, `best_baseline`; functions of a table of predictions of one task).
-2. `difference`: that one reading against a baseline, with its interval. Nothing was chosen on test, so nothing needs
-   correcting.
-3. `gain` and `selectivity`: every cell less the best baseline, and less its own control task; joins over the results.
+2. `difference`: that one test score minus a baseline's, with its interval. Nothing was chosen on test, so no correction
+   is needed.
+3. `gain` and `selectivity`: every cell minus the best baseline, and minus its control task; joins over the results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clsprobe.analysis.table import NUMBERS
 from clsprobe.probes.tasks.task import readable
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
-SHOWN = {  # control -> how a reader calls it
+CONTROL_NAMES = {  # control -> its name on the page
     "majority": "majority class",
     "length": "length only",
     "bag_of_words": "bag of words",
@@ -31,13 +31,13 @@ SHOWN = {  # control -> how a reader calls it
     "word_type": "control task (word types)",
 }
 DISAGREEMENTS = ("right", "text", "label", "the other says", "row")
-NUMBERS_SHOWN = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # the same where labels are numbers
+NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
 
 
 @dataclass(frozen=True)
 class ChosenCell:
-    """A cell or baseline that dev chose. where: the columns that name it. test, low, high: its accuracy there, or R2 as
-    `metric` says."""
+    """A cell or baseline that dev chose. where: the columns that identify it. test, low, high: its `metric` on test,
+    accuracy or R2."""
 
     where: Mapping[str, Any]
     name: str
@@ -49,7 +49,7 @@ class ChosenCell:
 
     @property
     def statement(self) -> str:
-        """What a sentence says that it does."""
+        """A clause with its name and test score."""
         share = "of the test texts right" if self.metric == "accuracy" else "of the variance of the test texts' numbers"
         return f"{self.name} {'gets' if self.metric == 'accuracy' else 'explains'} {self.test:.3f} {share}"
 
@@ -64,7 +64,7 @@ class ChosenCell:
         return str(self.where["readout"])
 
     def rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Its own among the predictions."""
+        """The predictions of this cell."""
         match = pd.Series(True, index=predictions.index)
         for column, value in self.where.items():
             match &= predictions[column] == value
@@ -77,20 +77,20 @@ def choose_layer(rows: pd.DataFrame, readout: str | None, control: str = "none")
     top = (best[best.readout == readout] if readout else best).iloc[0]
     where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
     cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
-    told = ", ".join(filter(None, [_shown(rows).get(control), cell]))
-    chosen = ChosenCell(where, told, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
+    name = ", ".join(filter(None, [_control_names(rows).get(control), cell]))
+    chosen = ChosenCell(where, name, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
     on_test = stats.accuracies(chosen.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
     return replace(chosen, test=float(on_test.value), low=float(on_test.low), high=float(on_test.high))
 
 
 def judged_probe(rows: pd.DataFrame, names: Sequence[str]) -> str:
-    """The first of the named probes that has read this task. rows: predictions of one task."""
-    read = set(rows[rows.control == "none"].probe)
-    return next(name for name in names if name in read)
+    """The first of the named probes that was fitted on this task. rows: predictions of one task."""
+    probes = set(rows[rows.control == "none"].probe)
+    return next(name for name in names if name in probes)
 
 
 def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """The rows of the probe that is judged, with the baselines; an untrained encoder is read by that probe too.
+    """The rows of the judged probe, also on untrained encoders, and those of the other baselines.
 
     rows: predictions of one task.
     """
@@ -104,98 +104,98 @@ def subject_cell(rows: pd.DataFrame) -> ChosenCell:
 
 
 def accuracy_by_cell(rows: pd.DataFrame, readouts: Sequence[str] | None = None) -> pd.DataFrame:
-    """Test accuracy of the cells (`stats.accuracies`), of these readouts or of all. rows: predictions of one task."""
+    """Test accuracy of every cell (`stats.accuracies`), of these readouts or of all. rows: predictions of one task."""
     chosen = rows[(rows.split == "test") & (rows.control == "none")]
     return stats.accuracies(chosen if readouts is None else chosen[chosen.readout.isin(readouts)], ["layer", "readout"])
 
 
-def _shown(rows: pd.DataFrame) -> dict[str, str]:
-    """SHOWN, as it is called where the labels of these predictions are numbers."""
-    return SHOWN | NUMBERS_SHOWN if stats.of_numbers(rows) else SHOWN
+def _control_names(rows: pd.DataFrame) -> dict[str, str]:
+    """CONTROL_NAMES for the kind of labels of these predictions."""
+    return CONTROL_NAMES | NUMBER_CONTROL_NAMES if stats.of_numbers(rows) else CONTROL_NAMES
 
 
 def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
-    """What cell a tells more than cell b over the same test texts, with its 95 % interval: accuracy, or R2.
+    """Cell a minus cell b in accuracy, or R2, over the same test texts, with its 95 % interval.
 
-    rows: predictions of one task. a, b: the columns that name a cell, as in `ChosenCell.where`.
+    rows: predictions of one task. a, b: the columns that identify a cell, as in `ChosenCell.where`.
     """
-    sides = stats.correct(rows, **a), stats.correct(rows, **b)
+    sides = stats.correctness(rows, **a), stats.correctness(rows, **b)
     return stats.paired_difference(*sides, shares=not stats.of_numbers(rows))
 
 
 def best_baseline(rows: pd.DataFrame) -> ChosenCell:
-    """The baseline with the best dev accuracy, the untrained encoder at its own best cell among them."""
-    found = [choose_layer(rows, None, control) for control in BASELINES if (rows.control == control).any()]
-    return max(found, key=lambda chosen: chosen.dev)
+    """The baseline with the best dev accuracy; the untrained encoder counts with its own best cell."""
+    candidates = [choose_layer(rows, None, control) for control in BASELINES if (rows.control == control).any()]
+    return max(candidates, key=lambda cell: cell.dev)
 
 
-def baselines_of(rows: pd.DataFrame, *first: ChosenCell) -> pd.DataFrame:
+def list_baselines(rows: pd.DataFrame, *first: ChosenCell) -> pd.DataFrame:
     """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
-    controls = [control for control in SHOWN if (rows.control == control).any()]
-    chosen = [(cell.name, cell) for cell in first]
-    chosen += [(_shown(rows)[control], choose_layer(rows, None, control)) for control in controls]
-    return pd.DataFrame([{"name": n, "value": c.test, "low": c.low, "high": c.high} for n, c in chosen])
+    controls = [control for control in CONTROL_NAMES if (rows.control == control).any()]
+    cells = [(cell.name, cell) for cell in first]
+    cells += [(_control_names(rows)[control], choose_layer(rows, None, control)) for control in controls]
+    return pd.DataFrame([{"name": name, "value": c.test, "low": c.low, "high": c.high} for name, c in cells])
 
 
 def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """Every readout at the layer that dev chooses, best on dev first: what it tells, and what is left of it.
+    """Every readout at the layer that dev chooses, best on dev first, with its scores, gain and selectivity.
 
     rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
-    (held-out, a text), gain over the best baseline with its interval and name, selectivity over the control task with
-    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Means over seeds, of the ends of
-    intervals too. Of numbers: r2 in the place of accuracy, spearman with its interval in that of bits, and no p.
+    (held-out, per text), gain over the best baseline with its interval and name, selectivity over the control task with
+    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Values and ends of intervals are
+    means over seeds. Numbers have r2 instead of accuracy, spearman with its interval instead of bits, and no p.
     """
     numbers = stats.of_numbers(rows)
     metric = "r2" if numbers else "accuracy"
     best = stats.best_layers(rows).set_index(["readout", "layer", "probe"])
-    own = results[(results.task == rows.task.iloc[0]) & results.probe.isin(rows.probe.unique())]
-    test = own[(own.split == "test") & (own.control == "none")]
+    of_task = results[(results.task == rows.task.iloc[0]) & results.probe.isin(rows.probe.unique())]
+    test = of_task[(of_task.split == "test") & (of_task.control == "none")]
     corrected = (
         None if numbers else stats.above_chance(rows).groupby(["readout", "layer", "probe"], observed=True).p.max()
     )
-    against = {"gain": gain(own, rows), "selectivity": selectivity(own, rows)}
-    found = []
+    differences = {"gain": gain(of_task, rows), "selectivity": selectivity(of_task, rows)}
+    summaries = []
     for cell in best.index:
         readout, layer, _ = cell
 
-        def here(table: pd.DataFrame, what: str, cell: tuple[str, int, str] = cell) -> pd.DataFrame:
+        def select(table: pd.DataFrame, metric: str, cell: tuple[str, int, str] = cell) -> pd.DataFrame:
             match = table[["readout", "layer", "probe"]].eq(pd.Series(cell, ["readout", "layer", "probe"])).all(axis=1)
-            return table[match & (table.metric == what)]
+            return table[match & (table.metric == metric)]
 
-        score = here(test, metric)[["value", "low", "high"]].mean()
+        score = select(test, metric)[["value", "low", "high"]].mean()
         row = {"readout": readout, "layer": layer, metric: score.value, "low": score.low, "high": score.high}
         if numbers:
-            order = here(test, "spearman")[["value", "low", "high"]].mean()
-            row |= {"spearman": order.value, "spearman low": order.low, "spearman high": order.high}
+            rho = select(test, "spearman")[["value", "low", "high"]].mean()
+            row |= {"spearman": rho.value, "spearman low": rho.low, "spearman high": rho.high}
         else:
-            row["bits"] = here(test, "bits").value.mean()
-        for name, table in against.items():
-            one = here(table, metric)
-            row |= {name: one.value.mean()}
-            row |= {f"{name} {end}": one[end].mean() for end in ("low", "high")}
+            row["bits"] = select(test, "bits").value.mean()
+        for name, table in differences.items():
+            per_seed = select(table, metric)
+            row |= {name: per_seed.value.mean()}
+            row |= {f"{name} {end}": per_seed[end].mean() for end in ("low", "high")}
             if name == "gain":
-                row["over"] = one.against.iloc[0] if len(one) else ""
-        found.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
-    return pd.DataFrame(found)
+                row["over"] = per_seed.against.iloc[0] if len(per_seed) else ""
+        summaries.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
+    return pd.DataFrame(summaries)
 
 
-def bands(numbers: np.ndarray, most: int = 10) -> np.ndarray:
-    """(text,) the name of the band, "3 to 7", that each of the numbers (text,) lies in: quantiles, at most `most`."""
-    edges = np.unique(np.quantile(numbers, np.arange(1, most) / most, method="nearest"))
-    at = np.searchsorted(edges, numbers, side="right")
-    ends = {band: (numbers[at == band].min(), numbers[at == band].max()) for band in np.unique(at)}
+def bands(numbers: np.ndarray, max_bands: int = 10) -> np.ndarray:
+    """(text,) the band, such as "3 to 7", of each of the numbers (text,): between quantiles, at most `max_bands`."""
+    edges = np.unique(np.quantile(numbers, np.arange(1, max_bands) / max_bands, method="nearest"))
+    indices = np.searchsorted(edges, numbers, side="right")
+    ends = {band: (numbers[indices == band].min(), numbers[indices == band].max()) for band in np.unique(indices)}
     names = {band: f"{low:g}" if low == high else f"{low:g} to {high:g}" for band, (low, high) in ends.items()}
-    return np.array([names[band] for band in at])
+    return np.array([names[band] for band in indices])
 
 
 def by_number(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a cell takes the numbers for, band by band of the true ones, the lowest first.
+    """The predictions of a cell, by bands of the true numbers, the lowest first.
 
     rows: predictions of one cell. Columns numbers ("3 to 7"), texts, true and predicted (means), off (root of the mean
     squared error).
     """
-    true, told = (rows[column].to_numpy() for column in NUMBERS)
-    parts = pd.DataFrame({"numbers": bands(true), "true": true, "predicted": told, "off": (told - true) ** 2})
+    true, predicted = (rows[column].to_numpy() for column in NUMBERS)
+    parts = pd.DataFrame({"numbers": bands(true), "true": true, "predicted": predicted, "off": (predicted - true) ** 2})
     table = parts.groupby("numbers").agg(
         texts=("true", "size"), true=("true", "mean"), predicted=("predicted", "mean"), off=("off", "mean")
     )
@@ -203,21 +203,20 @@ def by_number(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def disagreements(
-    rows: pd.DataFrame, a: ChosenCell, b: ChosenCell, texts: Sequence[str], *, most: int = 10
+    rows: pd.DataFrame, a: ChosenCell, b: ChosenCell, texts: Sequence[str], *, limit: int = 10
 ) -> pd.DataFrame:
-    """Test texts that one of two cells gets right and the other wrong, those it is surest of first.
+    """Test texts that one of two cells gets right and the other wrong, the largest gap in log probability first.
 
-    rows: predictions of one task. Columns right (which cell), text, label, other (what the other takes it for), row. At
-    most `most` on either side.
+    rows: predictions of one task. Columns `DISAGREEMENTS`. At most `limit` texts for either cell.
     """
     test = rows[(rows.split == "test") & (rows.seed == rows.seed.min())]
     sides = [cell.rows(test).set_index("row") for cell in (a, b)]
-    hits = [stats.right(side) for side in sides]
+    hits = [stats.is_correct(side) for side in sides]
     parts = []
     for cell, own, other, hit, miss in ((a, *sides, *hits), (b, *sides[::-1], *hits[::-1])):
         only = own[hit & ~miss.reindex(hit.index)].copy()
         only["gap"] = only.log2_probability - other.log2_probability.reindex(only.index)
-        only = only.sort_values("gap", ascending=False, kind="stable").head(most)
+        only = only.sort_values("gap", ascending=False, kind="stable").head(limit)
         parts.append(
             pd.DataFrame(
                 {
@@ -232,19 +231,19 @@ def disagreements(
     return pd.concat(parts, ignore_index=True)
 
 
-# ----------------------------------------------------------------------------------------- every cell against something
+# ------------------------------------------------------------------------------------- differences of every cell
 
-SIGN = {"accuracy": 1, "bits": -1, "r2": 1}  # what makes more of it better
-CELL = ["control", "layer", "readout", "probe"]  # what names a cell or baseline of one task and seed
-OTHER = {column: f"other_{column}" for column in CELL}  # the same of the one that it is held against
+SIGN = {"accuracy": 1, "bits": -1, "r2": 1}  # -1 where lower is better
+CELL = ["control", "layer", "readout", "probe"]  # identify a cell or baseline of one task and seed
+OTHER = {column: f"other_{column}" for column in CELL}  # the same columns of the cell it is compared with
 
 
 def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What every cell tells beyond the best baseline of its task, seed and metric, which dev chooses.
+    """Every cell minus the best baseline of its task, seed and metric, which dev chooses.
 
     Columns model, task, layer, readout, probe, seed, metric ("accuracy", "r2", or "bits" saved), value, low, high
-    (paired over the test texts; NaN without predictions), against. More is better in all of them. An untrained encoder
-    is a baseline of the probe that read it.
+    (paired over the test texts; NaN without predictions), against. Higher is better. An untrained encoder is a baseline
+    only of the probe that read it.
     """
     rows = results[results.metric.isin(SIGN)]
     dev = rows[(rows.split == "dev") & rows.control.isin(BASELINES)]
@@ -256,27 +255,27 @@ def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.D
     for probe in cells.probe.unique():
         best = dev[(dev.control != "untrained") | (dev.probe == probe)].drop_duplicates(shared)
         chosen.append(best[[*shared, *CELL]].rename(columns=OTHER).assign(probe=probe))
-    return _less(results, cells.merge(pd.concat(chosen), on=[*shared, "probe"]), predictions)
+    return _subtract(results, cells.merge(pd.concat(chosen), on=[*shared, "probe"]), predictions)
 
 
 def selectivity(
     results: pd.DataFrame, predictions: pd.DataFrame | None = None, *, control: str = "word_type"
 ) -> pd.DataFrame:
-    """Task less control task, by the same probe in the same cell (Hewitt & Liang 2019). Columns as `gain`.
+    """Task minus control task, by the same probe in the same cell (Hewitt & Liang 2019). Columns as in `gain`.
 
-    Where the control labels fewer texts, the texts that both have are paired.
+    Where the control labels fewer texts, the texts that both label are paired.
     """
     cells = results[results.metric.isin(SIGN) & (results.split == "test") & (results.control == "none")]
     same = {OTHER[column]: cells[column] for column in CELL if column != "control"}
-    return _less(results, cells.assign(**same, other_control=control), predictions)
+    return _subtract(results, cells.assign(**same, other_control=control), predictions)
 
 
-def _less(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
-    """The scores of test cells less those of the cells that their columns other_... name, where these were measured."""
+def _subtract(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
+    """The scores of test cells minus those of the cells in their columns other_..., where these were measured."""
     shared = ["model", "task", "seed", "metric"]
-    theirs = results.loc[results.split == "test", [*shared, *CELL, "value"]]
+    others = results.loc[results.split == "test", [*shared, *CELL, "value"]]
     pairs = cells.drop(columns=["low", "high"]).merge(
-        theirs.rename(columns=OTHER | {"value": "other_value"}), on=[*shared, *OTHER.values()]
+        others.rename(columns=OTHER | {"value": "other_value"}), on=[*shared, *OTHER.values()]
     )
     pairs["value"] = (pairs.value - pairs.other_value) * pairs.metric.map(SIGN).astype(float)
     pairs[["low", "high"]] = np.nan
@@ -288,20 +287,21 @@ def _less(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame 
 
 
 def _add_intervals(pairs: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Fill low and high of the pairs whose texts are all among the predictions."""
-    for (model, task, seed), mine in pairs.groupby(["model", "task", "seed"], observed=True):
-        told = test[(test.model == model) & (test.task == task) & (test.seed == seed)]
-        for what, some in mine.groupby("metric", observed=True):
-            score = told.log2_probability if what == "bits" else stats.scores(told)
-            texts = told[[*CELL, "row"]].assign(score=score).set_index([*CELL, "row"]).score.unstack("row")
+    """Fill low and high of the pairs of cells that have predictions, in place."""
+    for (model, task, seed), of_seed in pairs.groupby(["model", "task", "seed"], observed=True):
+        predictions = test[(test.model == model) & (test.task == task) & (test.seed == seed)]
+        for metric, group in of_seed.groupby("metric", observed=True):
+            score = predictions.log2_probability if metric == "bits" else stats.scores(predictions)
+            by_text = predictions[[*CELL, "row"]].assign(score=score).set_index([*CELL, "row"]).score.unstack("row")
             own, other = (
-                texts.reindex(pd.MultiIndex.from_frame(some[names])).to_numpy() for names in (CELL, [*OTHER.values()])
+                by_text.reindex(pd.MultiIndex.from_frame(group[names])).to_numpy()
+                for names in (CELL, [*OTHER.values()])
             )
             known = ~(np.isnan(own).all(1) | np.isnan(other).all(1))
             if not known.any():
                 continue
-            low, high = stats.difference_intervals(own[known], other[known], shares=what == "accuracy")
-            rows = some.index[known]
+            low, high = stats.difference_intervals(own[known], other[known], shares=metric == "accuracy")
+            rows = group.index[known]
             value = pairs.value[rows].to_numpy(float)
             pairs.loc[rows, "low"] = np.minimum(low, value).astype(float)
             pairs.loc[rows, "high"] = np.maximum(high, value).astype(float)

@@ -1,4 +1,4 @@
-"""What the page shows of a sweep, one task at a time. Every function is pure: rows of tables in, exhibits out.
+"""The exhibits of a sweep, one task at a time. Every function is pure: rows of tables in, exhibits out.
 
 rows: the judged predictions of one task (`choose.judged_rows`).
 """
@@ -14,10 +14,10 @@ from clsprobe.analysis.study import Exhibit, Verdict, short
 from clsprobe.analysis.sweep.choose import (
     ChosenCell,
     accuracy_by_cell,
-    baselines_of,
     by_number,
     choose_layer,
     difference,
+    list_baselines,
     subject_cell,
     summary,
 )
@@ -51,11 +51,11 @@ MAPS = (
 
 
 def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
-    """The grid, the curves and the baselines; of the chosen cell what it takes for what.
+    """The grid, the curves and the baselines; of the chosen cell the confusion matrix and recalls.
 
-    Numbers have R2 in the place of accuracy, and the chosen cell's predictions band by band.
+    Numbers have R2 instead of accuracy, and the chosen cell's predictions by bands of the true numbers.
     """
-    subject, best, lines = subject_cell(rows), choose_layer(rows, None), baselines_of(rows)
+    subject, best, lines = subject_cell(rows), choose_layer(rows, None), list_baselines(rows)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
@@ -73,7 +73,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
         ),
         Exhibit(
             f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test.",
-            baselines_of(rows, subject),
+            list_baselines(rows, subject),
             "intervals",
             {"metric": best.metric},
         ),
@@ -103,7 +103,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
 
 
 def summary_exhibit(rows: pd.DataFrame, results: pd.DataFrame) -> Exhibit:
-    """Every readout at its layer: gains, selectivity, corrections. results: the whole results table."""
+    """The `summary` of the readouts. results: the whole results table."""
     return Exhibit(SUMMARY_OF_NUMBERS if stats.of_numbers(rows) else SUMMARY, summary(rows, results))
 
 
@@ -132,7 +132,7 @@ def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
 
 
 def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> pd.DataFrame:
-    """Each readout minus [CLS] over the same test texts, both at the layer that dev chooses.
+    """Each readout minus [CLS] over the same test texts, both at the layers that dev chooses.
 
     Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin.
     """
@@ -170,7 +170,7 @@ def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: flo
 
 def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
-    lines = baselines_of(rows)
+    lines = list_baselines(rows)
     return Exhibit(
         f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
         accuracy_by_cell(rows, readouts),

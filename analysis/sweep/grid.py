@@ -1,7 +1,7 @@
 """The sweep: tasks x cells x probes x seeds -> the results table.
 
-It has three axes and no branches. A control is one more label set beside the real one, an untrained encoder is one more
-`States`, a baseline is one more cell. Cells are taken a few at a time, so memory does not grow with their number.
+A control is one more label set beside the real one, an untrained encoder is one more `States`, a baseline is one more
+cell. Cells are fitted a few at a time, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from clsprobe.analysis.table import (
     check_results,
 )
 from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
-from clsprobe.probes.baseline import BASELINES, Baseline, on_features
+from clsprobe.probes.baseline import BASELINES, Baseline, predict_from_features
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.pooling import learned
-from clsprobe.probes.registry import fitting
-from clsprobe.probes.tasks.control import CONTROLS, labelled
+from clsprobe.probes.pooling import make_attention_probe
+from clsprobe.probes.registry import choose_probes
+from clsprobe.probes.tasks.control import CONTROLS, has_label
 from clsprobe.probes.tasks.split import check_numbers, split
 from clsprobe.probes.tasks.task import Task
 
@@ -41,10 +41,10 @@ EVALUATED = ("dev", "test")
 
 @dataclass(frozen=True, eq=False)
 class SplitTask:
-    """A task made ready for one seed. All arrays are over the rows used, in the order of the task.
+    """A task split with one seed. All arrays are over the rows used, in the order of the task.
 
-    row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". y: codes into
-    classes, or numbers, which have none. left_out: rows by reason.
+    row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". y: indices into
+    classes, or numbers, without classes. left_out: reason -> number of rows.
     """
 
     task: Task
@@ -74,44 +74,44 @@ class SplitTask:
 def split_task(
     task: Task, states: States, seed: int, *, drop: np.ndarray | None = None, allow_overlap: bool = False
 ) -> SplitTask:
-    """Split a task and leave out, for every readout alike, the texts that any of the readouts cannot read.
+    """Split a task; texts that any readout cannot read are left out for all readouts.
 
-    drop: rows of the States left out as too long. Raises InputError where nothing sound remains.
+    drop: rows of the States left out as too long. Raises InputError where a side, or train for a class, is left empty.
     """
-    at = states.rows(task.texts) if task.rows is None else task.rows
-    parted = split(task, seed=seed, allow_overlap=allow_overlap, tokens=states.where.ids.to_numpy()[at])
-    used = parted.side != ""
-    left_out = dict(parted.left_out)
+    state_rows = states.rows(task.texts) if task.rows is None else task.rows
+    sides = split(task, seed=seed, allow_overlap=allow_overlap, tokens=states.locations.ids.to_numpy()[state_rows])
+    used = sides.side != ""
+    left_out = dict(sides.left_out)
     for readout, present in zip(states.readouts, states.present, strict=True):
-        short = used & ~present[at]
+        short = used & ~present[state_rows]
         if short.sum() == used.sum():
             raise InputError(readout, f"{short.sum():,} of {used.sum():,} texts are shorter", "Leave this readout out")
         if short.any():
             left_out[f"too short for {readout}"] = int(short.sum())
             used &= ~short
-    if drop is not None and (long := used & np.isin(at, drop)).any():
+    if drop is not None and (long := used & np.isin(state_rows, drop)).any():
         left_out["too long"] = int(long.sum())
         used &= ~long
-    row = np.flatnonzero(used)
+    rows = np.flatnonzero(used)
     y: np.ndarray
     if task.kind == "number":
-        classes, y = np.array([], str), np.asarray(task.y[row], np.float64)
+        classes, y = np.array([], str), np.asarray(task.y[rows], np.float64)
     else:
-        classes, y = np.unique(task.y[row].astype(str), return_inverse=True)
-    asked = SplitTask(task, row, at[row], parted.side[row], y, classes, left_out, list(parted.notes))
-    trained = np.isin(np.arange(len(classes)), y[asked.rows_of("train")])
+        classes, y = np.unique(task.y[rows].astype(str), return_inverse=True)
+    task_split = SplitTask(task, rows, state_rows[rows], sides.side[rows], y, classes, left_out, list(sides.notes))
+    trained = np.isin(np.arange(len(classes)), y[task_split.rows_of("train")])
     if task.kind == "class" and (not trained.all() or len(classes) < 2):
-        lost = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
+        missing = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
         raise InputError(
-            task.name, f"no text left to train on for {lost}", f"Left out: {left_out}; name other readouts"
+            task.name, f"no text left to train on for {missing}", f"Left out: {left_out}; name other readouts"
         )
-    if empty := [name for name in ("train", *EVALUATED) if not len(asked.rows_of(name))]:
+    if empty := [name for name in ("train", *EVALUATED) if not len(task_split.rows_of(name))]:
         raise InputError(
             task.name, f"no {' and no '.join(empty)} text left", f"Left out: {left_out}; name other readouts"
         )
     if task.kind == "number":
-        check_numbers(task.name, y, asked.side)
-    return asked
+        check_numbers(task.name, y, task_split.side)
+    return task_split
 
 
 def sweep(
@@ -123,43 +123,45 @@ def sweep(
     controls: Sequence[str] = tuple(CONTROLS),
     drop: np.ndarray | None = None,
     allow_overlap: bool = False,
-    keep: Callable[[pd.DataFrame], None] | None = None,
-    failed: Callable[[str], None] | None = None,
+    on_predictions: Callable[[pd.DataFrame], None] | None = None,
+    on_failure: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """The results table of every task, cell, probe and seed, with its baselines and controls.
 
-    A task of numbers is read by the probes that are regressors, one of classes by the others; InputError where none is.
+    Numbers are read by the probes that are regressors, classes by the others; InputError where there is none.
 
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.tasks.control.CONTROLS`. keep: called with the predictions of every block
-    (analysis.table.PREDICTIONS) as they come. failed: called with a sentence for every cell whose probe raised; without
-    it the first one raises RuntimeError.
+    names in `probes.tasks.control.CONTROLS`. on_predictions: called with every block of predictions (columns
+    `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
+    first failure raises RuntimeError.
     """
-    every = [states] if isinstance(states, States) else list(states)
+    all_states = [states] if isinstance(states, States) else list(states)
     blocks: list[pd.DataFrame] = []
-    of = [fitting(probes, task) for task in tasks]
-    total = sum(_fits(s, len(read)) for read in of for s in every for seed in seeds if _of_seed(s, seed))
+    probes_by_task = [choose_probes(probes, task) for task in tasks]
+    total = sum(
+        _count_fits(s, len(p)) for p in probes_by_task for s in all_states for seed in seeds if _uses_seed(s, seed)
+    )
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
-        for task, read in zip(tasks, of, strict=True):
+        for task, task_probes in zip(tasks, probes_by_task, strict=True):
             for seed in seeds:
-                asked = split_task(task, every[0], seed, drop=drop, allow_overlap=allow_overlap)
-                for block in _blocks(asked, every, read, controls, seed, bar.update):
-                    for told in block.failures:
-                        if failed is None:
-                            raise RuntimeError(told)
-                        failed(told)
-                    blocks.append(_score(block))
-                    if keep:
-                        keep(_predictions(block))
+                task_split = split_task(task, all_states[0], seed, drop=drop, allow_overlap=allow_overlap)
+                for block in _blocks(task_split, all_states, task_probes, controls, seed, bar.update):
+                    for failure in block.failures:
+                        if on_failure is None:
+                            raise RuntimeError(failure)
+                        on_failure(failure)
+                    blocks.append(_score_block(block))
+                    if on_predictions:
+                        on_predictions(_prediction_table(block))
     return check_results(pd.concat(blocks, ignore_index=True))
 
 
-def _fits(states: States, probes: int) -> int:
-    return sum(1 if learned(readout, states.dim) else probes for _, readout in states.cells)
+def _count_fits(states: States, probes: int) -> int:
+    return sum(1 if make_attention_probe(readout, states.dim) else probes for _, readout in states.cells)
 
 
-def _of_seed(states: States, seed: int) -> bool:
-    """Untrained weights belong to the seed that drew them, trained ones to all."""
+def _uses_seed(states: States, seed: int) -> bool:
+    """Whether the states are of a trained encoder, or of an untrained one whose weights this seed drew."""
     return states.source["control"] == "none" or states.source["seed"] == seed
 
 
@@ -167,55 +169,58 @@ def _of_seed(states: States, seed: int) -> bool:
 class _Block:
     """Predictions of some cells.
 
-    codes (numbers where the task has numbers), own_bits (log2 probability of the own label; without meaning where y has
-    no label): (cell, label set, evaluated text).
+    codes (numbers where the task has numbers), label_log2_proba (of the true label; undefined where y has no label):
+    (cell, label set, evaluated text).
     """
 
-    asked: SplitTask
+    split: SplitTask
     model: str
     probe: str
     seed: int
     cells: list[tuple[int, str]]
-    sets: list[str]  # the value of `control` for every label set
-    y: np.ndarray  # (evaluated text, label set), see `labelled`
-    n_train: list[int]  # texts with a label, of every label set
+    label_sets: list[str]  # values of the column `control`
+    y: np.ndarray  # (evaluated text, label set), see `has_label`
+    n_train: list[int]  # labelled texts of every label set
     evaluated: np.ndarray
     codes: np.ndarray
-    own_bits: np.ndarray | None
+    label_log2_proba: np.ndarray | None
     converged: np.ndarray
     failures: list[str]
 
 
 def _blocks(
-    asked: SplitTask,
-    states: Sequence[States],
+    split: SplitTask,
+    all_states: Sequence[States],
     probes: Mapping[str, BaseEstimator],
     controls: Sequence[str],
     seed: int,
-    done: Callable[[int], object],
+    on_cells: Callable[[int], object],
 ) -> Iterator[_Block]:
-    train, dev = asked.rows_of("train"), asked.rows_of("dev")
-    evaluated = asked.rows_of(*EVALUATED)
-    trained = states[0]
-    texts = [asked.task.texts[i] for i in asked.row_indices]
-    for name, baseline in _baselines(trained, asked).items():
-        told = baseline(texts, asked.y, train, dev)
+    train, dev = split.rows_of("train"), split.rows_of("dev")
+    evaluated = split.rows_of(*EVALUATED)
+    trained = all_states[0]
+    texts = [split.task.texts[i] for i in split.row_indices]
+    for name, baseline in _baselines(trained, split).items():
+        predictions = baseline(texts, split.y, train, dev)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
-        seen = replace(told, codes=told.codes[..., evaluated], log2_proba=_at(told.log2_proba, evaluated))
-        probe = "none" if name == "majority" else "logistic" if len(asked.classes) else "ridge"
-        yield _block(asked, trained, probe, seed, [cell], [name], asked.y[:, None], evaluated, seen)
-    drawn = {name: CONTROLS[name](texts, asked.y, asked.side, seed) for name in controls}
-    real = {"none": asked.y} | {
-        name: y for name, y in drawn.items() if len(np.unique(y[train][labelled(y[train])])) > 1
+        log2_proba = _select_rows(predictions.log2_proba, evaluated)
+        predictions = replace(predictions, codes=predictions.codes[..., evaluated], log2_proba=log2_proba)
+        probe = "none" if name == "majority" else "logistic" if len(split.classes) else "ridge"
+        yield _make_block(split, trained, probe, seed, [cell], [name], split.y[:, None], evaluated, predictions)
+    control_labels = {name: CONTROLS[name](texts, split.y, split.side, seed) for name in controls}
+    label_sets = {"none": split.y} | {
+        name: y for name, y in control_labels.items() if len(np.unique(y[train][has_label(y[train])])) > 1
     }
-    for one in filter(partial(_of_seed, seed=seed), states):
-        labels = real if one.source["control"] == "none" else {one.source["control"]: asked.y}
-        y, at = np.stack([*labels.values()], 1), asked.state_rows if one is trained else one.rows(texts)
-        for cells, name, probe in _batches(one, probes, len(train)):
-            X, X_dev, unseen = (features(one, cells, at[rows]) for rows in (train, dev, evaluated))
-            told = predict_each(probe, X, y[train], unseen, dev=(X_dev, y[dev]), strengths=STRENGTHS)
-            yield _block(asked, one, name, seed, cells, [*labels], y, evaluated, told)
-            done(len(cells))
+    for states in filter(partial(_uses_seed, seed=seed), all_states):
+        control = states.source["control"]
+        labels = label_sets if control == "none" else {control: split.y}
+        y = np.stack([*labels.values()], 1)
+        state_rows = split.state_rows if states is trained else states.rows(texts)
+        for cells, name, probe in _batches(states, probes, len(train)):
+            X, X_dev, X_evaluated = (features(states, cells, state_rows[rows]) for rows in (train, dev, evaluated))
+            predictions = predict_each(probe, X, y[train], X_evaluated, dev=(X_dev, y[dev]), strengths=STRENGTHS)
+            yield _make_block(split, states, name, seed, cells, [*labels], y, evaluated, predictions)
+            on_cells(len(cells))
 
 
 def _batches(
@@ -223,122 +228,124 @@ def _batches(
 ) -> Iterator[tuple[list[tuple[int, str]], str, BaseEstimator]]:
     """Cells that are fitted together, with the name of a probe and the probe.
 
-    A readout whose pooling is learned has a probe of its own, which stands under the first one's name.
+    A readout whose pooling is learned has its own probe, which is listed under the name of the first one.
     """
     kinds: dict[tuple[int, str], list[tuple[int, str]]] = {}
     for layer, readout in states.cells:
-        own = readout if learned(readout, states.dim) else ""
-        kinds.setdefault((states.width(readout), own), []).append((layer, readout))
-    for at, (name, probe) in enumerate(probes.items()):
+        learned = readout if make_attention_probe(readout, states.dim) else ""
+        kinds.setdefault((states.width(readout), learned), []).append((layer, readout))
+    for i, (name, probe) in enumerate(probes.items()):
         for (width, readout), cells in kinds.items():
-            if readout and at:
+            if readout and i:
                 continue
             size = max(1, CHUNK // max(1, texts * width * 4))
             for start in range(0, len(cells), size):
-                yield cells[start : start + size], name, (learned(readout, states.dim) if readout else probe)
+                chosen_probe = make_attention_probe(readout, states.dim) if readout else probe
+                yield cells[start : start + size], name, chosen_probe
 
 
-def features(states: States, cells: Sequence[tuple[int, str]], at: np.ndarray) -> np.ndarray:
-    """(cell, text, dim) of some texts, with no more in memory than these. The cells are of one width."""
-    return np.stack([states.cell(*cell, at) for cell in cells])
+def features(states: States, cells: Sequence[tuple[int, str]], rows: np.ndarray) -> np.ndarray:
+    """(cell, text, dim) float32 of these rows of the States. The cells have one width."""
+    return np.stack([states.cell(*cell, rows) for cell in cells])
 
 
-def _baselines(states: States, asked: SplitTask) -> dict[str, Baseline]:
-    found = {name: one for name, one in BASELINES.items() if name == "majority" or not asked.task.textless}
+def _baselines(states: States, split: SplitTask) -> dict[str, Baseline]:
+    baselines = {name: b for name, b in BASELINES.items() if name == "majority" or not split.task.textless}
     if (0, "mean") in states.cells:
-        vectors = states.cell(0, "mean")[asked.state_rows]
-        found["layer0_mean"] = lambda texts, y, train, dev: on_features(vectors, y, train, dev)
-    return found
+        vectors = states.cell(0, "mean")[split.state_rows]
+        baselines["layer0_mean"] = lambda texts, y, train, dev: predict_from_features(vectors, y, train, dev)
+    return baselines
 
 
-def _at(bits: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+def _select_rows(bits: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if bits is None else bits[:, :, rows]
 
 
-def _block(
-    asked: SplitTask,
+def _make_block(
+    split: SplitTask,
     states: States,
     probe: str,
     seed: int,
     cells: list[tuple[int, str]],
-    sets: list[str],
+    label_sets: list[str],
     y: np.ndarray,
     evaluated: np.ndarray,
-    told: Predictions,
+    predictions: Predictions,
 ) -> _Block:
-    own = None
-    if told.log2_proba is not None:
-        known = y[evaluated].T.clip(min=0)[None, ..., None]
-        own = np.take_along_axis(told.log2_proba, known, -1)[..., 0]
+    label_log2_proba = None
+    if predictions.log2_proba is not None:
+        label_indices = y[evaluated].T.clip(min=0)[None, ..., None]
+        label_log2_proba = np.take_along_axis(predictions.log2_proba, label_indices, -1)[..., 0]
     failures = [
-        f"probe '{probe}' failed on layer {cells[c][0]}, {cells[c][1]} ({asked.task.name}): {why}"
-        for c, why in told.failures.items()
+        f"probe '{probe}' failed on layer {cells[c][0]}, {cells[c][1]} ({split.task.name}): {reason}"
+        for c, reason in predictions.failures.items()
     ]
     return _Block(
-        asked, states.source["model"], probe, seed, cells, sets, y[evaluated],
-        labelled(y[asked.rows_of("train")]).sum(0).tolist(), evaluated, told.codes, own,
-        told.converged, failures,
+        split, states.source["model"], probe, seed, cells, label_sets, y[evaluated],
+        has_label(y[split.rows_of("train")]).sum(0).tolist(), evaluated, predictions.codes, label_log2_proba,
+        predictions.converged, failures,
     )  # fmt: skip
 
 
-def _score(block: _Block) -> pd.DataFrame:
-    side = block.asked.side[block.evaluated]
+def _score_block(block: _Block) -> pd.DataFrame:
+    sides = block.split.side[block.evaluated]
     rows = []
-    for s, control in enumerate(block.sets):
-        for name in EVALUATED:
-            here = (side == name) & labelled(block.y[:, s])
-            if not (n := int(here.sum())):
-                continue  # a control that labels no text here
-            told_of_all, labels = block.codes[:, s, here], block.y[here, s]
-            if len(block.asked.classes):
-                own = None if block.own_bits is None else block.own_bits[:, s, here]
-                measured = stats.intervals(told_of_all, labels, own)
+    for s, control in enumerate(block.label_sets):
+        for side in EVALUATED:
+            selected = (sides == side) & has_label(block.y[:, s])
+            if not (n := int(selected.sum())):
+                continue  # a control without labels on this side
+            codes, labels = block.codes[:, s, selected], block.y[selected, s]
+            if len(block.split.classes):
+                log2_proba = None if block.label_log2_proba is None else block.label_log2_proba[:, s, selected]
+                measured = stats.intervals(codes, labels, log2_proba)
             else:
-                measured = stats.number_intervals(told_of_all, labels)
-            for what, told in measured.items():
+                measured = stats.number_intervals(codes, labels)
+            for metric, estimate in measured.items():
                 for c, (layer, readout) in enumerate(block.cells):
-                    if labelled(block.codes[c, s]).all():  # not a failed cell
-                        value, low, high = (part[c] for part in told)
+                    if has_label(block.codes[c, s]).all():  # not a failed cell
+                        value, low, high = (part[c] for part in estimate)
                         rows.append(
-                            (block.model, block.asked.task.name, control, layer, readout, block.probe, block.seed, name,
-                             what, value, low, high, block.n_train[s], n, bool(block.converged[c, s]))
+                            (block.model, block.split.task.name, control, layer, readout, block.probe, block.seed, side,
+                             metric, value, low, high, block.n_train[s], n, bool(block.converged[c, s]))
                         )  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _predictions(block: _Block) -> pd.DataFrame:
-    classes = block.asked.classes
+def _prediction_table(block: _Block) -> pd.DataFrame:
+    classes = block.split.classes
     layer, readout = (np.array(part) for part in zip(*block.cells, strict=True))
 
-    def spread(values: np.ndarray, axis: int) -> np.ndarray:
+    def broadcast(values: np.ndarray, axis: int) -> np.ndarray:
         shape = [1, 1, 1]
         shape[axis] = -1
         return np.broadcast_to(np.asarray(values).reshape(shape), block.codes.shape).ravel()
 
     def category(values: np.ndarray, axis: int) -> pd.Categorical:
-        found, codes = np.unique(values, return_inverse=True)
-        return pd.Categorical.from_codes(spread(codes, axis), found)
+        categories, codes = np.unique(values, return_inverse=True)
+        return pd.Categorical.from_codes(broadcast(codes, axis), categories)
 
-    one = np.zeros(block.codes.size, np.int8)
-    labels, told = np.broadcast_to(block.y.T, block.codes.shape).ravel(), block.codes.ravel()
-    numbers = {} if len(classes) else dict(zip(NUMBERS, (labels, told), strict=True))
-    names = pd.Index(classes, dtype="str")  # of numbers none, but of the same type, so that tables unite
+    zeros = np.zeros(block.codes.size, np.int8)
+    labels, predicted = np.broadcast_to(block.y.T, block.codes.shape).ravel(), block.codes.ravel()
+    numbers = {} if len(classes) else dict(zip(NUMBERS, (labels, predicted), strict=True))
+    names = pd.Index(classes, dtype="str")  # none for numbers, but of the same type, so that tables can be concatenated
     if numbers:
-        labels = told = np.full(told.shape, -1)  # no class
+        labels = predicted = np.full(predicted.shape, -1)  # no class
+    log2_proba = np.full(block.codes.size, np.nan) if block.label_log2_proba is None else block.label_log2_proba.ravel()
     table = pd.DataFrame(
         {
-            "model": pd.Categorical.from_codes(one, [block.model]),
-            "task": pd.Categorical.from_codes(one, [block.asked.task.name]),
-            "control": category(np.array(block.sets), 1),
-            "layer": spread(layer, 0).astype(np.int16),
+            "model": pd.Categorical.from_codes(zeros, [block.model]),
+            "task": pd.Categorical.from_codes(zeros, [block.split.task.name]),
+            "control": category(np.array(block.label_sets), 1),
+            "layer": broadcast(layer, 0).astype(np.int16),
             "readout": category(readout, 0),
-            "probe": pd.Categorical.from_codes(one, [block.probe]),
+            "probe": pd.Categorical.from_codes(zeros, [block.probe]),
             "seed": np.full(block.codes.size, block.seed),
-            "split": category(block.asked.side[block.evaluated], 2),
-            "row": spread(block.asked.row_indices[block.evaluated], 2),
+            "split": category(block.split.side[block.evaluated], 2),
+            "row": broadcast(block.split.row_indices[block.evaluated], 2),
             "label": pd.Categorical.from_codes(labels, names),
-            "predicted": pd.Categorical.from_codes(told, names),
-            "log2_probability": np.full(block.codes.size, np.nan) if block.own_bits is None else block.own_bits.ravel(),
+            "predicted": pd.Categorical.from_codes(predicted, names),
+            "log2_probability": log2_proba,
             **numbers,
         },
         columns=[*PREDICTIONS, *numbers],
@@ -346,45 +353,46 @@ def _predictions(block: _Block) -> pd.DataFrame:
     return check_predictions(table.dropna(subset=[*numbers] or ["label", "predicted"]))
 
 
-def layer0_check(results: pd.DataFrame) -> list[str]:
-    """The free negative control: layer-0 [CLS] is one vector for every text, so the linear probe must predict the
-    majority, or the mean of train.
+def check_layer0(results: pd.DataFrame) -> list[str]:
+    """Self-check: layer-0 [CLS] is one vector for every text, so the linear probe must predict the majority, or
+    the mean of train.
 
-    One sentence over all tasks where it does, and one for every task where it does not (on test).
+    One sentence for all tasks that pass (on test), and one for each task that does not.
     """
-    told = []
+    sentences = []
     test = results[(results.split == "test") & (results.seed == results.seed.min())]
-    for metric, probe, what, rounding in (
+    for metric, probe, expected, rounding in (
         ("accuracy", "logistic", "a rate that equals the majority rate", 0),
         ("r2", "ridge", "an R2 that equals that of the mean of train", 1e-6),
     ):
         rows = test[test.metric == metric]
         rate = rows[rows.control == "majority"].set_index("task").value
-        read = rows[(rows.control == "none") & (rows.layer == 0) & (rows.readout == "cls") & (rows.probe == probe)]
-        read = read.set_index("task").value
-        passed = [task for task, value in read.items() if abs(value - rate[task]) <= rounding]
-        told += [
+        scores = rows[(rows.control == "none") & (rows.layer == 0) & (rows.readout == "cls") & (rows.probe == probe)]
+        scores = scores.set_index("task").value
+        passed = [task for task, value in scores.items() if abs(value - rate[task]) <= rounding]
+        sentences += [
             f"Self-check: layer-0 [CLS], the same vector for every text, is read at {value:.3f} on {task}, which "
-            f"DIFFERS FROM {what.partition('equals ')[2]} {rate[task]:.3f}: do not trust this run."
-            for task, value in read.items()
+            f"DIFFERS FROM {expected.partition('equals ')[2]} {rate[task]:.3f}: do not trust this run."
+            for task, value in scores.items()
             if task not in passed
         ]
         if passed:
             rates = ", ".join(f"{task} {rate[task]:.3f}" for task in passed)
-            told.append(f"Self-check: layer-0 [CLS], the same vector for every text, is read at {what} ({rates}).")
-    return told
+            sentence = f"Self-check: layer-0 [CLS], the same vector for every text, is read at {expected} ({rates})."
+            sentences.append(sentence)
+    return sentences
 
 
-def describe_rows(asked: SplitTask, cut: int = 0) -> dict[str, object]:
-    """Where the rows of a task went: in = used + left out by reason; how many on each side; the classes.
+def describe_rows(split: SplitTask, beyond_limit: int = 0) -> dict[str, object]:
+    """Counts of the rows of a task: all = used, by side, + left out, by reason; the number of classes.
 
-    cut: rows that were left out before, beyond --max-texts.
+    beyond_limit: rows that were left out before, beyond --max-texts.
     """
-    sides = {name: len(asked.rows_of(name)) for name in ("train", *EVALUATED)}
+    sides = {name: len(split.rows_of(name)) for name in ("train", *EVALUATED)}
     return {
-        "rows": len(asked.task.texts) + cut,
+        "rows": len(split.task.texts) + beyond_limit,
         **sides,
-        **({"left out: beyond --max-texts": cut} if cut else {}),
-        **{f"left out: {reason}": n for reason, n in asked.left_out.items()},
-        "classes" if len(asked.classes) else "different numbers": len(np.unique(asked.y)),
+        **({"left out: beyond --max-texts": beyond_limit} if beyond_limit else {}),
+        **{f"left out: {reason}": n for reason, n in split.left_out.items()},
+        "classes" if len(split.classes) else "different numbers": len(np.unique(split.y)),
     }

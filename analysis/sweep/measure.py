@@ -1,4 +1,4 @@
-"""A whole sweep: the grid of probes, then what is measured of its chosen cells only (maps, bits, learning curves)."""
+"""A whole sweep: the grid of probes, then the maps, bits and learning curves of the chosen cells."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
-from clsprobe.analysis.encoding import facts_of, half_precision
+from clsprobe.analysis.encoding import collect_facts, half_precision_notes
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.choose import (
+    CONTROL_NAMES,
     DISAGREEMENTS,
-    SHOWN,
     bands,
     choose_layer,
     disagreements,
@@ -25,10 +25,10 @@ from clsprobe.analysis.sweep.choose import (
     judged_rows,
     subject_cell,
 )
-from clsprobe.analysis.sweep.grid import SplitTask, describe_rows, layer0_check, split_task, sweep
+from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
-from clsprobe.analysis.sweep.maps import SMALLEST, umap_of
-from clsprobe.analysis.table import joined
+from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
+from clsprobe.analysis.table import concat_predictions
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.control import coverage, word_type
@@ -41,8 +41,8 @@ MAP = ["task", "panel", "x", "y", "label", "text", "row"]
 
 
 def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, details: bool = False) -> Measured:
-    """Tables results and predictions; with details also projection, disagreements, learning and information, which are
-    about the chosen cells.
+    """Tables results and predictions; with details also projection, disagreements, learning and information, of the
+    chosen cells.
 
     settings: `SweepSettings`, with or without a file of vectors. states: of the encoder, then of untrained ones.
     """
@@ -50,7 +50,7 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     drop = trained.truncated if settings.long_rows == "drop" else None
     blocks: list[pd.DataFrame] = []
     failures: list[str] = []
-    cells = sum(len(each.cells) for each in states)
+    cells = sum(len(s.cells) for s in states)
     log.info("probing %s for %s", counted(cells, "cell"), counted(len(inputs.tasks), "task"))
     results = sweep(
         inputs.tasks,
@@ -59,46 +59,46 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
         seeds=settings.every_seed,
         drop=drop,
         allow_overlap=settings.allow_overlap,
-        keep=blocks.append,
-        failed=failures.append,
+        on_predictions=blocks.append,
+        on_failure=failures.append,
     )
-    predictions = joined(blocks)
+    predictions = concat_predictions(blocks)
     if inputs.vectors:
-        inputs.vectors.check_same()
-    asked = [
+        inputs.vectors.check_unchanged()
+    splits = [
         split_task(t, trained, settings.seed, drop=drop, allow_overlap=settings.allow_overlap) for t in inputs.tasks
     ]
     beyond = inputs.corpus.beyond
-    rows = {task.task.name: describe_rows(task, beyond[task.task.name]) for task in asked}
-    notes = [*layer0_check(results), *(f"{short(task.task.name)}: {note}." for task in asked for note in task.notes)]
-    notes += inputs.corpus.notes
-    for task in asked:
-        notes += [f"{short(task.task.name)}: {n:,} left out, {reason}." for reason, n in task.left_out.items()]
-    notes += half_precision(trained)
+    rows = {split.task.name: describe_rows(split, beyond[split.task.name]) for split in splits}
+    notes = check_layer0(results)
+    notes += [f"{short(split.task.name)}: {note}." for split in splits for note in split.notes] + inputs.corpus.notes
+    for split in splits:
+        notes += [f"{short(split.task.name)}: {n:,} left out, {reason}." for reason, n in split.left_out.items()]
+    notes += half_precision_notes(trained)
     unsolved = results[results.metric.isin(["accuracy", "r2"]) & (results.split == "test") & ~results.converged]
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}
     if details:
-        tables["projection"] = _maps(settings, asked, trained, predictions)
-        tables["disagreements"] = _disagreements(settings, asked, predictions)
-        tables["learning"], tables["information"], told = _information(settings, asked, trained, predictions)
-        notes += told
-    return Measured(tables, facts_of(settings, inputs, trained, rows), [*notes, *failures], failures)
+        tables["projection"] = _draw_maps(settings, splits, trained, predictions)
+        tables["disagreements"] = _disagreements(settings, splits, predictions)
+        tables["learning"], tables["information"], remarks = _information(settings, splits, trained, predictions)
+        notes += remarks
+    return Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
 
 
 def _information(
-    settings: SweepSettings, asked: Sequence[SplitTask], states: States, predictions: pd.DataFrame
+    settings: SweepSettings, splits: Sequence[SplitTask], states: States, predictions: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Learning curves and bits of the chosen cells of every task (`information`), and what to say of them."""
+    """Learning curves and bits of the chosen cells of every task (`information`), and notes on them."""
     notes: list[str] = []
     parts: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-    for one in asked:
-        task, name = one.task, short(one.task.name)
+    for split in splits:
+        task, name = split.task, short(split.task.name)
         log.info("measuring the bits of %s", task.name)
-        texts = [task.texts[i] for i in one.row_indices]
+        texts = [task.texts[i] for i in split.row_indices]
         if not task.textless:
-            share, guess = coverage(word_type(texts, one.y, one.side, settings.seed), one.side)
+            share, guess = coverage(word_type(texts, split.y, split.side, settings.seed), split.side)
             number = task.kind == "number"
             label = "a number" if number else "a label"
             right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
@@ -110,10 +110,10 @@ def _information(
         readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
         cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
         if BAG in states.cells:
-            cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=SHOWN["layer0_mean"]))
+            cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
         probe_name = judged_probe(rows, settings.probes)
         if hasattr(probe := find_probe(probe_name), "predict_proba"):
-            parts.append(information(one, states, cells, probe, seed=settings.seed))
+            parts.append(information(split, states, cells, probe, seed=settings.seed))
         else:
             notes.append(f"{probe_name} gives no probabilities: nothing is told in bits.")
     if not parts:
@@ -122,10 +122,10 @@ def _information(
     return learning, bits, list(dict.fromkeys(notes))
 
 
-def _disagreements(settings: SweepSettings, asked: Sequence[SplitTask], predictions: pd.DataFrame) -> pd.DataFrame:
-    """`choose.disagreements` of [CLS] and mean, of every task that has classes and both."""
+def _disagreements(settings: SweepSettings, splits: Sequence[SplitTask], predictions: pd.DataFrame) -> pd.DataFrame:
+    """`choose.disagreements` of [CLS] and mean, for every task with classes and both readouts."""
     parts = [pd.DataFrame(columns=["task", *DISAGREEMENTS])]
-    for task in (one.task for one in asked):
+    for task in (split.task for split in splits):
         rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
         if task.kind == "class" and {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
             table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), task.texts)
@@ -133,34 +133,35 @@ def _disagreements(settings: SweepSettings, asked: Sequence[SplitTask], predicti
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
-def _maps(
-    settings: SweepSettings, asked: Sequence[SplitTask], states: States, predictions: pd.DataFrame
+def _draw_maps(
+    settings: SweepSettings, splits: Sequence[SplitTask], states: States, predictions: pd.DataFrame
 ) -> pd.DataFrame:
     """UMAPs of the test texts, [CLS] and mean at the layers that dev chooses: columns `MAP`."""
     parts = [pd.DataFrame(columns=MAP)]
-    for one in asked:
-        log.info("drawing the maps of %s", one.task.name)
-        test = one.rows_of("test")
+    for split in splits:
+        log.info("drawing the maps of %s", split.task.name)
+        test = split.rows_of("test")
         if len(test) > MAPPED:
             test = np.sort(np.random.default_rng(settings.seed).choice(test, MAPPED, replace=False))
-        rows = judged_rows(predictions[predictions.task == one.task.name], settings.probes)
+        rows = judged_rows(predictions[predictions.task == split.task.name], settings.probes)
         layers = stats.best_layers(rows).set_index("readout").layer
-        labels = one.classes[one.y[test]] if one.task.kind == "class" else bands(one.y[test], 5)
+        labels = split.classes[split.y[test]] if split.task.kind == "class" else bands(split.y[test], 5)
         for readout in ("cls", "mean"):
             if readout not in layers or len(test) < SMALLEST:
                 continue
             layer = int(layers[readout])
             if (layer, readout) == (0, "cls"):
-                continue  # one vector for every text: nothing to draw
-            flat, trust = umap_of(states.cell(layer, readout)[one.state_rows[test]], seed=settings.seed)
+                continue  # one vector for every text: no map
+            vectors = states.cell(layer, readout)[split.state_rows[test]]
+            positions, trustworthiness = compute_umap(vectors, seed=settings.seed)
             columns = {
-                "task": one.task.name,
-                "panel": f"{readout}, layer {layer} (trustworthiness {trust:.2f})",
-                "x": flat[:, 0].round(3),
-                "y": flat[:, 1].round(3),
+                "task": split.task.name,
+                "panel": f"{readout}, layer {layer} (trustworthiness {trustworthiness:.2f})",
+                "x": positions[:, 0].round(3),
+                "y": positions[:, 1].round(3),
                 "label": labels,
-                "text": [readable(one.task.texts[i]) for i in one.row_indices[test]],
-                "row": one.row_indices[test],
+                "text": [readable(split.task.texts[i]) for i in split.row_indices[test]],
+                "row": split.row_indices[test],
             }
             parts.append(pd.DataFrame(columns))
     return pd.concat(parts[1:] or parts, ignore_index=True)

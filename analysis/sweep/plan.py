@@ -1,4 +1,4 @@
-"""What is known of a sweep before torch is imported: can its tasks be split and probed, and what would it take?"""
+"""Checks of a sweep and estimates of its cost, before torch is imported."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.settings import PROBES, ProbeSettings
 from clsprobe.analysis.study import counted
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.registry import check_name, find_probe, fitting
+from clsprobe.probes.registry import check_probe_name, choose_probes, find_probe
 from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 
-FLOPS, VALUES = 1.2e11, 4e6  # a second, measured on two cores: of the encoder, of features through a probe
+FLOPS, VALUES = 1.2e11, 4e6  # per second on two cores: of the encoder; features through a probe
 
 
 def check_probes(settings: ProbeSettings) -> None:
-    """Raise InputError where no probe is named, or one that there is not."""
+    """Raise InputError where no probe is named, or an unknown one."""
     if not settings.probes:
         raise InputError("--probes", "no probe is named", "Name one, such as logistic")
     for name in settings.probes:
-        check_name(name)
+        check_probe_name(name)
 
 
 def check_tasks(settings: Any, inputs: Inputs) -> None:
@@ -40,14 +40,14 @@ def check_tasks(settings: Any, inputs: Inputs) -> None:
 
 
 def probes_of(task: Task, names: tuple[str, ...]) -> list[str]:
-    """The named probes that read a task; InputError where none does. The default ones need not be loaded to know."""
+    """The named probes that read a task; InputError where none does. The defaults are not loaded for this."""
     if names == tuple(PROBES.values()):
         return [PROBES[task.kind]]
-    return [*fitting({name: find_probe(name) for name in names}, task)]
+    return [*choose_probes({name: find_probe(name) for name in names}, task)]
 
 
 def describe_sweep(inputs: Inputs, *, probes: tuple[str, ...] = (), encoders: int = 1) -> list[str]:
-    """What a sweep would take: rows, and rough figures for time (two cores) and disk. encoders: untrained ones too."""
+    """Sentences: the rows of a sweep, rough figures for time (two cores) and disk. encoders: trained and untrained."""
     sentences = [f"{task.name}: {len(task.texts):,} texts, {_labels(task)}" for task in inputs.tasks]
     size = f"{counted(len(inputs.layers), 'layer')} x {counted(len(inputs.readouts), 'readout')}"
     cells = len(inputs.layers) * len(inputs.readouts)

@@ -1,6 +1,6 @@
-"""What every study over the layer x readout sweep has: its settings, checked inputs, and measurement.
+"""Base of the studies over the layer x readout sweep: settings, checked inputs and measurement.
 
-Such a study adds its question and what follows from the predictions: `judge` and `show`.
+A study adds its question, `judge` and `show`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clsprobe.analysis.corpus import Inputs, read_inputs, unnamed_contents
+from clsprobe.analysis.corpus import Inputs, content_digests, read_inputs
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import parse
+from clsprobe.probes.extraction.readouts import parse_readouts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,17 +30,17 @@ class SweepStudy(SweepSettings, Study):
 
     @classmethod
     def comparable(cls, readouts: Sequence[str]) -> bool:
-        """Whether these readouts hold what the question is about."""
+        """Whether these readouts include those that the question compares."""
         return len(readouts) > 0
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
-        """Its predictions are there, of readouts that the question is about."""
+        """Whether there are predictions of the readouts that the question compares."""
         return super().can_judge(measured) and cls.comparable(read_readouts(measured.tables["predictions"]))
 
     def model_post_init(self, context: Any) -> None:
-        """Raise InputError where there is nothing to compare; a file of vectors is asked when it is read."""
-        if not self.vectors and not self.comparable([readout.name for readout in parse(self.readouts)]):
+        """Raise InputError where there is nothing to compare; a file of vectors is checked when it is read."""
+        if not self.vectors and not self.comparable([readout.name for readout in parse_readouts(self.readouts)]):
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
 
     @cached_property
@@ -52,11 +52,11 @@ class SweepStudy(SweepSettings, Study):
         return inputs
 
     def settings(self) -> dict[str, Any]:
-        """The fields, and digests of what they do not tell."""
-        return super().settings() | unnamed_contents(self, self.inputs.corpus.contents)
+        """The fields, and digests of inputs that they do not determine."""
+        return super().settings() | content_digests(self, self.inputs.corpus.contents)
 
     def prepare(self) -> list[str]:
-        """Read and check; what a run would take."""
+        """Read and check the inputs; sentences on the cost of a run."""
         return describe_sweep(self.inputs, probes=self.probes, encoders=1 + self.seeds * self.untrained)
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
@@ -68,12 +68,12 @@ class SweepStudy(SweepSettings, Study):
         return measure_sweep(self, self.inputs, states, details=self.details)
 
     def judged_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Of the predictions of one task those that are judged: of the first of the named probes that reads it."""
+        """The judged ones among the predictions of one task: of the first named probe that reads it, see `choose`."""
         from clsprobe.analysis.sweep.choose import judged_rows
 
         return judged_rows(rows, self.probes)
 
 
 def read_readouts(predictions: pd.DataFrame) -> list[str]:
-    """The readouts that were probed, in order of their first appearance."""
+    """The readouts that were probed, in order of appearance."""
     return [str(name) for name in predictions[predictions.control == "none"].readout.unique()]

@@ -1,1 +1,1 @@
-"""Encoders: found, described, checked, loaded, and looked at while they run."""
+"""Find, describe, load and check encoders, and read their layers while they run."""

@@ -1,7 +1,7 @@
-"""What is known of a model before torch is imported.
+"""What is known about a model before torch is imported.
 
-`describe` finds its folder and reads its configuration: which layers there are, how long a text may be, and everything
-that would stop it from loading (pickle weights, remote code, no tokenizer).
+`describe` finds its folder and reads its configuration: its layers, the longest text, and everything that would stop it
+from loading (pickle weights, remote code, no tokenizer).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED, Adapter, Point, adapter_of
+from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED, Adapter, Point, find_adapter
 from clsprobe.probes.encoders.finding import (
     EMBEDDED,
     READ_SUFFIXES,
     TOKENIZERS,
     WEIGHTS,
-    embedded_folder,
-    encoder_folder,
+    find_embedded_folder,
+    find_encoder_folder,
     find_folder,
     read_json,
 )
@@ -30,16 +30,16 @@ from clsprobe.probes.files import file_digest
 
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
 _WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
-LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position, a number of layers: more stands in no real config.json
+LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position; a number of layers: no real config.json has more
 
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What is known of a model before torch is imported.
+    """What is known about a model before torch is imported.
 
-    depth: the number of blocks that config.json names; `layers`, above the embedding output (layer 0), may be more or
-    fewer where a block is no plain layer. max_length: the longest input in tokens, special ones included.
-    revision: the hub's commit, None for a folder of the user's own.
+    depth: the number of blocks in config.json; `layers`, above the embedding output (layer 0), may be more or fewer
+    where a block is not one layer. max_length: the longest input in tokens, special ones included. revision: the hub's
+    commit, None for a local folder.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Description:
 
     @property
     def adapter(self) -> Adapter:
-        """How this architecture is read; a guess where it is not known."""
-        return adapter_of(self.model_type)
+        """How this architecture is read; a guess where it is unknown."""
+        return find_adapter(self.model_type)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -83,69 +83,68 @@ class Description:
 def describe(name: str | None = None) -> Description:
     """Find a model and read its configuration; torch is not imported.
 
-    name: a folder (what exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, or None for
-    the embedded model. Raises InputError with what is wrong and how to mend it.
+    name: a folder (a path that exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, or
+    None for the embedded model. Raises InputError for a model that cannot be read.
     """
     if name is None or (name == EMBEDDED and not os.path.exists(name)):
-        shown, folder = EMBEDDED, embedded_folder()
+        name, folder = EMBEDDED, find_embedded_folder()
     else:
-        shown, folder = name, find_folder(name)
+        folder = find_folder(name)
     revision = folder.name if folder.parent.name == "snapshots" else None
-    folder = encoder_folder(folder)
-    config = read_json(folder / "config.json", shown)
-    _refuse_unsupported(shown, folder, config)
+    folder = find_encoder_folder(folder)
+    config = read_json(folder / "config.json", name)
+    _refuse_unsupported(name, folder, config)
 
-    def number(default: int | None, *keys: str, low: int = 1, high: int = LARGEST) -> int:
+    def read_number(default: int | None, *keys: str, low: int = 1, high: int = LARGEST) -> int:
         key = next((key for key in keys if key in config), keys[0])
         value = config.get(key, default)
         if type(value) is not int or not low <= value <= high:
             what = f"{key} is {json.dumps(value)[:60]}, not a number from {low} to {high:,}"
-            raise InputError(f"{shown}/config.json", what, "Mend it there")
+            raise InputError(f"{name}/config.json", what, "Mend it there")
         return value
 
-    adapter = adapter_of(config["model_type"])
-    first = ("encoder_layers",) if adapter.part else ()  # num_hidden_layers may be the decoder's
-    limit = read_json(folder / "tokenizer_config.json", shown, default={}).get("model_max_length")
+    adapter = find_adapter(config["model_type"])
+    depth_keys = ("encoder_layers", *_DEPTH) if adapter.part else _DEPTH  # num_hidden_layers may be the decoder's
+    limit = read_json(folder / "tokenizer_config.json", name, default={}).get("model_max_length")
     limit = limit if isinstance(limit, int | float) and limit > 0 else 10**9
-    if adapter.reserved is None:  # no table that ends: as long as the tokenizer says, 512 where it says nothing
+    if adapter.reserved is None:  # no position table: the tokenizer's limit, 512 without one
         positions = 512 if limit > 10**6 else int(limit)
     else:
-        taken = number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
-        positions = number(512, "max_position_embeddings", "n_positions") - taken
-    if min(positions, limit) < 3:
-        what = f"leaves room for {max(0, int(min(positions, limit)))} tokens, special ones included"
-        raise InputError(f"{shown}/config.json", what, "Mend max_position_embeddings there")
+        reserved = read_number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
+        positions = read_number(512, "max_position_embeddings", "n_positions") - reserved
+    max_length = int(min(positions, limit))
+    if max_length < 3:
+        what = f"leaves room for {max(0, max_length)} tokens, special ones included"
+        raise InputError(f"{name}/config.json", what, "Mend max_position_embeddings there")
     for key in ("num_hidden_groups", "inner_group_num"):
-        number(1, key, high=DEEPEST)
+        read_number(1, key, high=DEEPEST)
     for key in ("block_sizes", "block_repeats"):
         sizes = config.get(key) or [1]
-        if not isinstance(sizes, list) or any(type(n) is not int or not 1 <= n <= DEEPEST for n in sizes):
-            raise InputError(
-                f"{shown}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there"
-            )
+        if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= DEEPEST for size in sizes):
+            raise InputError(f"{name}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there")
     return Description(
-        shown,
+        name,
         folder,
         config,
-        depth=number(1 if "block_sizes" in config else None, *first, *_DEPTH, high=DEEPEST),
-        dim=number(None, *_WIDTH),
-        max_length=int(min(positions, limit)),
+        depth=read_number(1 if "block_sizes" in config else None, *depth_keys, high=DEEPEST),
+        dim=read_number(None, *_WIDTH),
+        max_length=max_length,
         revision=revision,
     )
 
 
 def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None:
     files = {path.name for path in folder.iterdir()}
-    kind = config.get("model_type")
-    if not kind:
+    model_type = config.get("model_type")
+    if not model_type:
         raise InputError(f"{name}/config.json", "has no model_type", "Pass the folder of a transformers encoder")
     if config.get("auto_map"):
-        codes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
-        code = ", ".join(sorted({str(each) for each in codes}))
+        classes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
+        code = ", ".join(sorted(set(map(str, classes))))
         raise InputError(name, f"needs its own code ({code}); not run", "Choose an architecture that transformers has")
-    reads_text = {"vocab_size", "num_hidden_layers", "hidden_size"} <= config.keys()  # else there is nothing to try
-    if not isinstance(kind, str) or (kind not in ADAPTERS and not reads_text):
-        raise InputError(name, f"model_type '{kind}' is not supported", SUPPORTED)
+    can_be_guessed = {"vocab_size", "num_hidden_layers", "hidden_size"} <= config.keys()
+    if not isinstance(model_type, str) or (model_type not in ADAPTERS and not can_be_guessed):
+        raise InputError(name, f"model_type '{model_type}' is not supported", SUPPORTED)
     if config.get("position_embedding_type", "absolute") != "absolute":
         positions = config["position_embedding_type"]
         raise InputError(name, f"has {positions} positions, which transformers no longer runs", "Use another model")
@@ -154,18 +153,18 @@ def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None
     if "adapter_config.json" in files:
         raise InputError(name, "is a PEFT adapter, not an encoder", "Merge it into its model, and pass that folder")
     shards = read_json(folder / "model.safetensors.index.json", name, default={}).get("weight_map")
-    pointed = {str(file) for file in shards.values()} if isinstance(shards, dict) else set()
-    pointed.add(str(config.get("transformers_weights") or "model.safetensors"))
-    if not files & WEIGHTS or any(not file.endswith(".safetensors") for file in pointed):
-        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files | pointed):
+    referenced = {str(file) for file in shards.values()} if isinstance(shards, dict) else set()
+    referenced.add(str(config.get("transformers_weights") or "model.safetensors"))
+    if not files & WEIGHTS or any(not file.endswith(".safetensors") for file in referenced):
+        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files | referenced):
             code = f"AutoModel.from_pretrained('{name}').save_pretrained('FOLDER')"
             raise InputError(
                 name,
                 "has only pickle weights, which can run code",
                 f'Run python -c "from transformers import AutoModel; {code}" where you trust them, and pass FOLDER',
             )
-        others = {file.rpartition(".")[2].upper() for file in files if file.endswith((".gguf", ".onnx", ".h5"))}
-        found = f", only {' and '.join(sorted(others))}" if others else ""
-        raise InputError(name, f"has no model.safetensors{found}", "Pass a whole model with safetensors weights")
-    if not files & TOKENIZERS and adapter_of(kind).vocabulary:
+        formats = {file.rpartition(".")[2].upper() for file in files if file.endswith((".gguf", ".onnx", ".h5"))}
+        others = f", only {' and '.join(sorted(formats))}" if formats else ""
+        raise InputError(name, f"has no model.safetensors{others}", "Pass a whole model with safetensors weights")
+    if not files & TOKENIZERS and find_adapter(model_type).vocabulary:
         raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")

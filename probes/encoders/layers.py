@@ -1,4 +1,4 @@
-"""Which layers are meant: numbers, from what the user wrote."""
+"""Layer numbers from the text of ``--layers``."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from clsprobe.probes.errors import InputError
 
 def parse_layers(text: str, description: Description) -> list[int]:
     """``all``, ``0,3,6`` or ``1-12`` as layer numbers in rising order. Raises InputError outside the model's layers."""
-    return layer_numbers(text, description.layers)
+    return parse_layer_numbers(text, description.layers)
 
 
-def layer_numbers(text: str, last: int) -> list[int]:
+def parse_layer_numbers(text: str, last: int) -> list[int]:
     """`parse_layers` for layers 0 to `last`."""
     if text.strip() == "all":
         return list(range(last + 1))
     layers: list[int] = []
     for part in text.split(","):
-        low, dash, high = (word.strip() for word in part.partition("-"))
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
         if not low.isdecimal() or (dash and not high.isdecimal()) or int(low) > int(high or low):
             raise InputError("--layers", f"'{part.strip()}' is no layer or range", f"Use all, 0,{last} or 1-{last}")
-        check_layers([int(high or low)], last)  # before a range is written out
+        check_layers([int(high or low)], last)  # before the range is expanded
         layers += range(int(low), int(high or low) + 1)
     return check_layers(layers, last)
 
 
 def check_layers(layers: Iterable[int], last: int) -> list[int]:
-    """Layer numbers in rising order. Raises InputError for none, for one outside 0..last, and for one given twice."""
+    """Layer numbers in rising order. Raises InputError for an empty list, a layer outside 0..last, or a duplicate."""
     layers = list(layers)
     if not layers:
         raise InputError("--layers", "no layer is named", f"Use all, 0,{last} or 1-{last}")

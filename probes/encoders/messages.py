@@ -1,4 +1,4 @@
-"""What the libraries that load a model say: kept quiet, and errors in one line."""
+"""Messages of the libraries that load a model: reports are silenced, errors become one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clsprobe.probes.errors import InputError
 
 @contextmanager
 def as_input_error(name: str, what: str) -> Iterator[None]:
-    """Whatever a library says of a broken file (tokenizers raises bare Exceptions), in one line."""
+    """Turn any error about a broken file into an InputError (tokenizers raises bare Exceptions)."""
     try:
         yield
     except InputError:
@@ -21,26 +21,26 @@ def as_input_error(name: str, what: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to one line of our own."""
+    """The first line of an error's message, at most 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
 
 
 _quiet_lock, _quiet_depth = Lock(), 0
-_loud = (0, False)  # verbosity, and whether bars are shown, outside
+_outer_settings = (0, False)  # verbosity, and whether bars are shown
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Loading reports and bars go to stderr, where only our own line belongs; the user's verbosity is restored.
+    """Silence loading reports and progress bars; the user's verbosity is restored afterwards.
 
-    Threads may be inside together: the first one in sets what the last one out restores.
+    Threads may overlap: the first to enter saves what the last to leave restores.
     """
     from transformers.utils import logging
 
-    global _quiet_depth, _loud
+    global _quiet_depth, _outer_settings
     with _quiet_lock:
         if not _quiet_depth:
-            _loud = logging.get_verbosity(), logging.is_progress_bar_enabled()
+            _outer_settings = logging.get_verbosity(), logging.is_progress_bar_enabled()
             logging.set_verbosity_error()
             logging.disable_progress_bar()
         _quiet_depth += 1
@@ -50,6 +50,6 @@ def quiet_transformers() -> Iterator[None]:
         with _quiet_lock:
             _quiet_depth -= 1
             if not _quiet_depth:
-                logging.set_verbosity(_loud[0])
-                if _loud[1]:
+                logging.set_verbosity(_outer_settings[0])
+                if _outer_settings[1]:
                     logging.enable_progress_bar()

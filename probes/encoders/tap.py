@@ -1,7 +1,7 @@
-"""Hooks that look at every layer while an encoder runs.
+"""Hooks that read every layer while an encoder runs.
 
-`tap` hooks the blocks for the length of a `with`; the hooks only look, and are gone afterwards, also after an error.
-`evaluating` keeps a model from dropping out meanwhile.
+`tap` hooks the blocks within a `with`; the hooks change nothing and are removed afterwards, also after an error.
+`evaluating` switches dropout off meanwhile.
 """
 
 from __future__ import annotations
@@ -30,53 +30,53 @@ Read = Callable[[int, "Tensor"], None]
 def tap(encoder: Encoder, read: Read, layers: Sequence[int] | None = None) -> Iterator[None]:
     """Within the block, every forward pass calls ``read(layer, hidden)`` for each layer, hidden (batch, token, dim).
 
-    Layer 0 is what enters the first block, layer k what leaves block k. `hidden` is the model's own tensor: keep a
-    copy, and alter nothing. The hooks return None (a value would replace the output) and are removed whatever happens;
-    hooks of others stay. A module that runs more often than it has layers, or shows another number of tokens than went
-    in, is a RuntimeError that names it.
+    Layer 0 is the input of the first block, layer k the output of block k. `hidden` is the model's own tensor: keep a
+    copy and do not change it. The hooks return None (a value would replace the output) and are always removed; other
+    hooks stay. Raises RuntimeError for a module that runs more often than it has layers, or whose output has another
+    number of tokens than the batch.
     """
-    points, shape_of, config = encoder.points, encoder.adapter.tokens, encoder.description.config
+    points, to_tokens, config = encoder.points, encoder.adapter.to_tokens, encoder.description.config
     last = len(points) - 1
     chosen = set(range(last + 1) if layers is None else check_layers(layers, last))
-    found: dict[Point, list[int]] = {}  # a module that runs many times has many layers
+    layers_of: dict[Point, list[int]] = {}  # a module that runs many times has many layers
     for layer, point in enumerate(points):
-        found.setdefault(point, []).append(layer)
-    under_way = threading.local()  # of the pass: how often each module ran, and its shape (batch, token)
+        layers_of.setdefault(point, []).append(layer)
+    current = threading.local()  # the forward pass of a thread: runs of each module, shape (batch, token)
 
-    def start(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        under_way.ran = Counter()
-        under_way.shape = list((args[0] if args else kwargs["input_ids"]).shape)
+    def start_pass(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current.runs = Counter()
+        current.shape = list((args[0] if args else kwargs["input_ids"]).shape)
 
-    def show(point: Point, hidden: Tensor) -> None:
-        ran, shape = under_way.ran, under_way.shape
-        ran[point] += 1
-        if ran[point] > len(found[point]):
+    def read_point(point: Point, hidden: Tensor) -> None:
+        runs, shape = current.runs, current.shape
+        runs[point] += 1
+        if runs[point] > len(layers_of[point]):
             if point.side == "out":
-                raise RuntimeError(f"{module_name(point)} ran more than {len(found[point])} times")
+                raise RuntimeError(f"{module_name(point)} ran more than {len(layers_of[point])} times")
             return
-        layer = found[point][ran[point] - 1]
+        layer = layers_of[point][runs[point] - 1]
         if layer in chosen:
-            hidden = shape_of(hidden, shape[1], config)
+            hidden = to_tokens(hidden, shape[1], config)
             if list(hidden.shape[:2]) != shape:
                 size = f"{tuple(hidden.shape)} for {shape[0]} x {shape[1]} tokens"
                 raise RuntimeError(f"{module_name(point)} shows {size}")
             read(layer, hidden)
 
-    def before(point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        show(point, args[0] if args else kwargs["hidden_states"])
+    def read_input(point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read_point(point, args[0] if args else kwargs["hidden_states"])
 
-    def after(point: Point, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        show(point, output if isinstance(output, torch.Tensor) else output[0])
+    def read_output(point: Point, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        read_point(point, output if isinstance(output, torch.Tensor) else output[0])
 
     handles = []
     try:
-        handles.append(encoder.model.register_forward_pre_hook(start, with_kwargs=True))
-        for point in (point for point, held in found.items() if chosen.intersection(held)):
+        handles.append(encoder.model.register_forward_pre_hook(start_pass, with_kwargs=True))
+        for point in (point for point, layers in layers_of.items() if chosen.intersection(layers)):
             module = encoder.model.get_submodule(point.module)
             if point.side == "in":
-                handles.append(module.register_forward_pre_hook(partial(before, point), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(partial(read_input, point), with_kwargs=True))
             else:
-                handles.append(module.register_forward_hook(partial(after, point)))
+                handles.append(module.register_forward_hook(partial(read_output, point)))
         yield
     finally:
         for handle in handles:
@@ -84,15 +84,15 @@ def tap(encoder: Encoder, read: Read, layers: Sequence[int] | None = None) -> It
 
 
 def module_name(point: Point) -> str:
-    """What an error calls the place where a layer is read."""
+    """The module of a point, for error messages."""
     return point.module or "the model"
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block no module drops out; afterwards each is in the mode it was in.
+    """Within the block the model is in evaluation mode; afterwards every module is in its former mode.
 
-    A module that has come meanwhile, as BigBird's attention for long texts, is in the mode of what it is part of.
+    A module added meanwhile, such as BigBird's attention for long texts, takes the mode of its parent.
     """
     modes = {name: module.training for name, module in model.named_modules()}
     model.eval()

@@ -1,9 +1,9 @@
 """Tokenized texts: packed rows of ids, and the padded batches that an encoder runs.
 
-1. `Rows` holds the ids of many texts end to end, `Row` is one of them; `Encoder.tokenize` makes them.
-2. `Batch` knows, per row, which tokens are real, which are special, and where the content is.
+1. `Rows` holds the ids of many texts end to end, `Row` those of one text; `Encoder.tokenize` returns them.
+2. `Batch` knows, per row, which tokens are real, special or content.
 
-No torch here: `Batch` is given its tensors.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Row:
     """One tokenized text.
 
-    ids: (token,). special: (token,) True on added tokens. seed: `text_seed` of the text. types: (token,) of a pair,
-    which text each belongs to.
+    ids: (token,). special: (token,) True on added tokens. seed: `text_seed` of the text. types: (token,) which text of
+    a pair each token belongs to, None for a single text.
     """
 
     ids: np.ndarray
@@ -36,10 +36,10 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """Tokenized texts, packed end to end: a few bytes a token, where lists of small arrays take hundreds a text.
+    """Tokenized texts, packed end to end: a few bytes per token instead of hundreds per text.
 
-    ids, special, types: (token,) of all texts. paired: (text,) whether it is a pair. seeds, lengths: (text,).
-    full: (text,) lengths before any cut.
+    ids, special, types: (token,) of all texts. paired: (text,) True for a pair. seeds, lengths: (text,).
+    full_lengths: (text,) lengths before truncation.
     """
 
     ids: np.ndarray
@@ -48,39 +48,38 @@ class Rows(Sequence[Row]):
     paired: np.ndarray
     seeds: np.ndarray
     lengths: np.ndarray
-    full: np.ndarray
+    full_lengths: np.ndarray
 
     @classmethod
     def empty(cls) -> Rows:
-        """No text."""
-        none = np.zeros(0, np.int32)
-        truth = none.astype(bool)
-        return cls(none, truth, none.astype(np.int8), truth, none.astype(np.int64), none, none)
+        """Rows of no texts."""
+        int32, int8, int64, boolean = (np.zeros(0, dtype) for dtype in (np.int32, np.int8, np.int64, bool))
+        return cls(int32, boolean, int8, boolean, int64, int32, int32)
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
         """The texts of all parts, in order."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
-    def with_cut(self, which: np.ndarray, cut: Rows) -> Rows:
-        """The same texts, those of `which` in the form `cut`; `full` stays."""
+    def with_truncated(self, indices: np.ndarray, truncated: Rows) -> Rows:
+        """The same texts, those at `indices` replaced by `truncated`; `full_lengths` stay."""
         lengths = self.lengths.copy()
-        lengths[which] = cut.lengths
+        lengths[indices] = truncated.lengths
         ends = self._ends
         keep = np.ones(len(self.ids), bool)
-        for i in which:
+        for i in indices:
             keep[ends[i] - self.lengths[i] + lengths[i] : ends[i]] = False
         packed = {name: getattr(self, name)[keep] for name in ("ids", "special", "types")}
-        starts, cut_ends = np.cumsum(lengths) - lengths, cut._ends
-        for start, end, n in zip(starts[which], cut_ends, cut.lengths, strict=True):
+        starts = np.cumsum(lengths) - lengths
+        for start, end, length in zip(starts[indices], truncated._ends, truncated.lengths, strict=True):
             for name, values in packed.items():
-                values[start : start + n] = getattr(cut, name)[end - n : end]
+                values[start : start + length] = getattr(truncated, name)[end - length : end]
         return replace(self, **packed, lengths=lengths)
 
     def digests(self) -> np.ndarray:
-        """(text,) a 64-bit digest of the ids of each: equal for texts that the encoder cannot tell apart."""
-        coded = (blake2b(row.ids.tobytes(), digest_size=8).digest() for row in self)
-        return np.fromiter((int.from_bytes(each, "little", signed=True) for each in coded), np.int64, len(self))
+        """(text,) a 64-bit digest of the ids of each text: equal for texts that the encoder cannot distinguish."""
+        digests = (blake2b(row.ids.tobytes(), digest_size=8).digest() for row in self)
+        return np.fromiter((int.from_bytes(d, "little", signed=True) for d in digests), np.int64, len(self))
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -91,16 +90,16 @@ class Rows(Sequence[Row]):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        part = slice(self._ends[i] - self.lengths[i], self._ends[i])
-        types = self.types[part] if self.paired[i] else None
-        return Row(self.ids[part], self.special[part], int(self.seeds[i]), types)
+        tokens = slice(self._ends[i] - self.lengths[i], self._ends[i])
+        types = self.types[tokens] if self.paired[i] else None
+        return Row(self.ids[tokens], self.special[tokens], int(self.seeds[i]), types)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 class _Position(Protocol):
-    """A readout that stands at one token of every text (probes.extraction.readouts.Position)."""
+    """A readout of one token of every text (probes.extraction.readouts.Position)."""
 
     name: str
 
@@ -110,12 +109,12 @@ class _Position(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token ids with what is needed to find positions in them.
+    """Token ids and the masks that give the positions in them.
 
     ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
     special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
     hash of each text. cls_id, sep_id: the tokenizer's, None where it has none. types: (batch, token) which text of a
-    pair a token belongs to, None where no row is a pair or the model is not told.
+    pair a token belongs to, None where no row is a pair or the model takes no token types.
     """
 
     ids: Tensor
@@ -133,7 +132,7 @@ class Batch:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(batch,) real tokens, special ones included."""
+        """(batch,) number of real tokens, special ones included."""
         return self.real.sum(1)
 
     @cached_property
@@ -146,15 +145,15 @@ class Batch:
         return {}
 
     def position_of(self, readout: _Position) -> Tensor:
-        """(batch,) where a readout stands, found once for all layers (equal names are equal readouts)."""
+        """(batch,) the position of a readout, cached for all layers (equal names are equal readouts)."""
         if readout.name not in self._positions:
             self._positions[readout.name] = readout.position(self)
         return self._positions[readout.name]
 
-    def nth(self, of: Tensor, n: Tensor) -> Tensor:
-        """(batch,) the position of the n-th (from 1) True of every row of `of`, -1 where there are fewer."""
-        hit = of & (of.cumsum(1) == n[:, None])
-        return hit.float().argmax(1).where(hit.any(1), -1)
+    def nth(self, mask: Tensor, n: Tensor) -> Tensor:
+        """(batch,) the position of the n-th (from 1) True in every row of `mask`, -1 where there are fewer."""
+        is_nth = mask & (mask.cumsum(1) == n[:, None])
+        return is_nth.float().argmax(1).where(is_nth.any(1), -1)
 
 
 def text_seed(text: str) -> int:

@@ -1,17 +1,17 @@
 """Readouts: how every layer's hidden states become one vector per text.
 
-A position and a pooling are one idea: `Weighted` readouts are distributions over the real tokens of a text (a position
-is a distribution with all its weight on one token); `Max` is the one readout here that is not.
+A position and a pooling are one idea: `Weighted` readouts are distributions over the real tokens of a text, and a
+position puts all weight on one token.
 
-1. Positions always come from the masks of a `probes.encoders.tokenizing.Batch`, never from a fixed index.
-2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text that lacks the position gives NaN, and
-   `Readout.present(batch)` says so beforehand.
-3. `Flatten` keeps the tokens apart, one after another; `Projected` the same in as many numbers as one token has.
-4. `Cat` and `Last` put readouts beside each other, of one layer and of several; `Normed` is another readout after the
-   norm that follows the last layer.
-5. `parse` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
+1. Positions come from the masks of a `probes.encoders.tokenizing.Batch`, never from a fixed index.
+2. `Readout.read(hidden, batch)` maps (batch, token, dim) to (batch, dim); a text without the position gives NaN, and
+   `Readout.present(batch)` is False there.
+3. `Flatten` concatenates the tokens; `Projected` projects that to the dimension of one token.
+4. `Cat` concatenates readouts of one layer, `Last` one readout of several layers; `Normed` applies the norm after the
+   last layer first.
+5. `parse_readouts` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
 
-Torch is imported by the methods, not by the module, so that names are checked without it.
+Torch is imported in the methods, so that names are checked without it.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ DEFAULT = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", 
 
 
 class Readout(ABC):
-    """One vector per text out of the hidden states of one layer. Equal names are equal readouts."""
+    """One vector per text from the hidden states of a layer. Equal names are equal readouts."""
 
     name: str
-    depth = 1  # layers that are read, up to the cell's own; one after another they make the vector
-    of_last = False  # only the last layer has it
+    depth = 1  # layers whose vectors are concatenated, the last of them the cell's own
+    last_layer_only = False
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(batch, token, dim) -> (batch, width)."""
 
     def width(self, dim: int) -> int:
-        """Numbers in the vector, where a token has `dim`."""
+        """The dimension of the vector, for tokens of dimension `dim`."""
         return dim
 
     def present(self, batch: Batch) -> Tensor:
-        """(batch,) whether each text has what this readout reads."""
+        """(batch,) True for texts that have the position."""
         return batch.real.any(1)
 
     def __repr__(self) -> str:
@@ -61,19 +61,19 @@ class Weighted(Readout):
 
     @abstractmethod
     def weights(self, batch: Batch) -> Tensor:
-        """(batch, token), rows sum to 1, 0 on padding. A row without weight is a text that lacks what is read."""
+        """(batch, token), rows sum to 1, 0 on padding; all 0 for a text without the position."""
 
     def present(self, batch: Batch) -> Tensor:
-        return (self.weights(batch) > 0).any(1)  # nor is NaN a weight: 0 / 0, where there is nothing to divide among
+        return (self.weights(batch) > 0).any(1)  # False for NaN, which is 0 / 0 where no token has weight
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The weighted mean, in float32. `where`, not a product with the mask: a NaN on a pad would poison that."""
+        """The weighted mean, in float32. `where` excludes a NaN on padding; a product with the mask would not."""
         weights = self.weights(batch)[..., None]
         return (hidden.float() * weights).where(weights != 0, 0).sum(1)
 
 
 class Position(Weighted):
-    """All weight on one token. Subclasses say where it stands."""
+    """All weight on one token, whose position subclasses give."""
 
     @abstractmethod
     def position(self, batch: Batch) -> Tensor:
@@ -85,20 +85,20 @@ class Position(Weighted):
     def weights(self, batch: Batch) -> Tensor:
         import torch
 
-        at = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-        return (at == batch.position_of(self)[:, None]).float()
+        indices = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return (indices == batch.position_of(self)[:, None]).float()
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The token itself, bit for bit."""
         import torch
 
-        at = batch.position_of(self)
-        rows = torch.arange(len(at), device=at.device)
-        return hidden[rows, at.clamp(min=0)].where((at >= 0)[:, None], torch.nan)
+        positions = batch.position_of(self)
+        rows = torch.arange(len(positions), device=positions.device)
+        return hidden[rows, positions.clamp(min=0)].where((positions >= 0)[:, None], torch.nan)
 
 
 class Cls(Position):
-    """Where the tokenizer's [CLS] id stands among the special tokens."""
+    """The special token with the tokenizer's [CLS] id."""
 
     name = "cls"
 
@@ -107,7 +107,7 @@ class Cls(Position):
 
 
 class Sep(Position):
-    """The last separator of the text, of a pair the one after both: [SEP] of BERT, </s> of RoBERTa."""
+    """The last separator, in a pair the one after both texts: [SEP] in BERT, </s> in RoBERTa."""
 
     name = "sep"
 
@@ -117,9 +117,9 @@ class Sep(Position):
 
 
 class Token(Position):
-    """The k-th content token, counted from 1; from the end where k is negative (-1 is the last).
+    """The k-th content token, counted from 1, or from the end where k is negative (-1 is the last).
 
-    Of a pair the first is the first of its first text, the last the last of its second.
+    A pair counts as one text: its last token is the last of the second text.
     """
 
     def __init__(self, k: int) -> None:
@@ -132,7 +132,7 @@ class Token(Position):
 
 
 class RandomToken(Position):
-    """One content token, drawn by a stable hash of the text: the same token in every layer, run and batch."""
+    """A content token drawn by a stable hash of the text: the same one in every layer, run and batch."""
 
     name = "random"
 
@@ -142,7 +142,7 @@ class RandomToken(Position):
 
 
 class New(Position):
-    """A token that `probes.training.arrangements` puts in, which the encoder has never seen."""
+    """A token that `probes.training.arrangements` inserts and the encoder has never seen."""
 
     def __init__(self, where: str, token: int) -> None:
         self.name, self.token = f"new@{where}", token
@@ -165,7 +165,7 @@ class Mean(Weighted):
 
 
 class Max(Readout):
-    """The largest value of every coordinate over all real tokens; padding counts as -inf, not as 0."""
+    """The maximum of every dimension over all real tokens; padding counts as -inf, not as 0."""
 
     name = "max"
 
@@ -176,8 +176,8 @@ class Max(Readout):
 
 
 class Flatten(Readout):
-    """The tokens one after another, special ones included, filled up with zeros: order is kept, at `tokens` x dim
-    numbers. Of a longer text the first `tokens` are read."""
+    """The first `tokens` tokens concatenated in order, special ones included, padded with zeros: `tokens` x dim
+    numbers."""
 
     name = "flatten"
 
@@ -192,21 +192,21 @@ class Flatten(Readout):
         import torch
 
         size = min(self.tokens, hidden.shape[1])
-        at = (~batch.real).long().sort(dim=1, stable=True).indices[:, :size, None]  # real tokens first, in their order
-        found = hidden.new_zeros(len(hidden), self.tokens, hidden.shape[2], dtype=torch.float32)
-        real = batch.real.gather(1, at[..., 0])[..., None]
-        found[:, :size] = hidden.gather(1, at.expand(-1, -1, hidden.shape[2])).float().where(real, 0)
-        return found.flatten(1)
+        order = (~batch.real).long().sort(dim=1, stable=True).indices[:, :size, None]  # real tokens first, in order
+        vectors = hidden.new_zeros(len(hidden), self.tokens, hidden.shape[2], dtype=torch.float32)
+        real = batch.real.gather(1, order[..., 0])[..., None]
+        vectors[:, :size] = hidden.gather(1, order.expand(-1, -1, hidden.shape[2])).float().where(real, 0)
+        return vectors.flatten(1)
 
 
 class Attention(Flatten):
-    """The same numbers, for a probe that learns where to look (probes.pooling)."""
+    """The same numbers, for a probe that learns attention over tokens (probes.pooling)."""
 
     name = "attention"
 
 
 class Projected(Flatten):
-    """`Flatten` through one fixed random projection to `dim` numbers: what order is worth at equal capacity."""
+    """`Flatten` through a fixed random projection to `dim` numbers: token order at equal capacity."""
 
     name = "flatten_projected"
 
@@ -219,37 +219,36 @@ class Projected(Flatten):
 
 @cache
 def _projection(tokens: int, dim: int) -> Tensor:
-    """(tokens * dim, dim) Gaussian numbers that keep lengths on average (Johnson & Lindenstrauss 1984)."""
+    """(tokens * dim, dim) Gaussian numbers that preserve norms on average (Johnson & Lindenstrauss 1984)."""
     import torch
 
-    drawn = torch.randn(tokens * dim, dim, generator=torch.Generator().manual_seed(0))
-    return drawn / dim**0.5
+    return torch.randn(tokens * dim, dim, generator=torch.Generator().manual_seed(0)) / dim**0.5
 
 
 class Cat(Readout):
-    """Several readouts of one layer beside each other: ``cat(cls,mean)``."""
+    """Several readouts of one layer, concatenated: ``cat(cls,mean)``."""
 
     def __init__(self, of: Sequence[Readout]) -> None:
-        self.of, self.name = tuple(of), f"cat({','.join(one.name for one in of)})"
+        self.of, self.name = tuple(of), f"cat({','.join(readout.name for readout in of)})"
 
     def width(self, dim: int) -> int:
-        return sum(one.width(dim) for one in self.of)
+        return sum(readout.width(dim) for readout in self.of)
 
     def present(self, batch: Batch) -> Tensor:
         import torch
 
-        return torch.stack([one.present(batch) for one in self.of]).all(0)
+        return torch.stack([readout.present(batch) for readout in self.of]).all(0)
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
         import torch
 
-        return torch.cat([one.read(hidden, batch).float() for one in self.of], 1)
+        return torch.cat([readout.read(hidden, batch).float() for readout in self.of], 1)
 
 
 class Last(Readout):
-    """Another readout of the last layers, one after another: ``last4(cls)`` (Devlin et al. 2019)."""
+    """A readout of the last `depth` layers, concatenated: ``last4(cls)`` (Devlin et al. 2019)."""
 
-    of_last = True
+    last_layer_only = True
 
     def __init__(self, depth: int, of: Readout) -> None:
         self.depth, self.of, self.name = depth, of, f"last{depth}({of.name})"
@@ -261,18 +260,18 @@ class Last(Readout):
         return self.of.present(batch)
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(batch, width of what it is `of`), of one layer."""
+        """(batch, width of the inner readout), of one layer."""
         return self.of.read(hidden, batch)
 
 
 class Normed(Readout):
-    """Another readout, after the model's final norm: ``cls+norm``. Only the last layer has it.
+    """A readout after the model's final norm: ``cls+norm``. Only the last layer has it.
 
-    `read` is given the normed hidden states; where the norm is, only the encoder knows.
+    The caller passes hidden states that are already normed, since only the encoder has the norm.
     """
 
     suffix = "+norm"
-    of_last = True
+    last_layer_only = True
 
     def __init__(self, of: Readout) -> None:
         self.of, self.name = of, f"{of.name}{self.suffix}"
@@ -287,19 +286,19 @@ class Normed(Readout):
         return self.of.read(hidden, batch)
 
 
-NAMED: dict[str, type[Readout]] = {kind.name: kind for kind in (Cls, Sep, RandomToken, Mean, Max)}
-OF_TOKENS: dict[str, type[Flatten]] = {kind.name: kind for kind in (Flatten, Projected, Attention)}
+NAMED: dict[str, type[Readout]] = {readout.name: readout for readout in (Cls, Sep, RandomToken, Mean, Max)}
+OF_TOKENS: dict[str, type[Flatten]] = {readout.name: readout for readout in (Flatten, Projected, Attention)}
 
 
-def parse(names: Iterable[str | Readout]) -> list[Readout]:
+def parse_readouts(names: Iterable[str | Readout]) -> list[Readout]:
     """Readouts from their names; ``token1`` and ``token-1`` are accepted for ``token[1]`` and ``token[-1]``.
 
-    ``cls+norm`` is cls after the model's final norm. A Readout among the names stays as it is.
-    Raises InputError for an unknown name, ``token[0]``, a name given twice, and an empty list.
+    A Readout among the names stays as it is. Raises InputError for an unknown name, ``token[0]``, a name given twice,
+    and an empty list.
     """
     readouts: list[Readout] = []
     for name in names:
-        readout = name if isinstance(name, Readout) else _named(name)
+        readout = name if isinstance(name, Readout) else _parse_readout(name)
         if any(readout.name == other.name for other in readouts):
             raise InputError("--readouts", f"'{readout.name}' is given twice", "Name each readout once")
         readouts.append(readout)
@@ -308,24 +307,24 @@ def parse(names: Iterable[str | Readout]) -> list[Readout]:
     return readouts
 
 
-def _named(name: str) -> Readout:
-    if made := re.fullmatch(r"(cat|last([1-9][0-9]?))\((.*)\)", name):
-        parts = parse(separated(made[3]))
-        if any(part.of_last for part in parts):
+def _parse_readout(name: str) -> Readout:
+    if composite := re.fullmatch(r"(cat|last([1-9][0-9]?))\((.*)\)", name):
+        parts = parse_readouts(split_names(composite[3]))
+        if any(part.last_layer_only for part in parts):
             raise InputError("--readouts", f"'{name}': what only the last layer has cannot stand inside", "Take it out")
-        if made[1] == "cat":
+        if composite[1] == "cat":
             return Cat(parts)
         if len(parts) == 1:
-            return Last(int(made[2]), parts[0])
+            return Last(int(composite[2]), parts[0])
     plain = name.removesuffix(Normed.suffix)
-    if plain != name and not of_last(plain):
-        return Normed(_named(plain))
+    if plain != name and not last_layer_only(plain):
+        return Normed(_parse_readout(plain))
     token = re.fullmatch(r"token(\[)?(-?[0-9]{1,6})(?(1)\])", name)
     if token and (k := int(token[2])):
         return Token(k)
-    kept = re.fullmatch(r"([a-z_]+)(?:\[([1-9][0-9]{0,3})\])?", name)
-    if kept and kept[1] in OF_TOKENS:
-        return OF_TOKENS[kept[1]](int(kept[2] or FLATTENED))
+    flat = re.fullmatch(r"([a-z_]+)(?:\[([1-9][0-9]{0,3})\])?", name)
+    if flat and flat[1] in OF_TOKENS:
+        return OF_TOKENS[flat[1]](int(flat[2] or FLATTENED))
     if token:
         raise InputError("--readouts", f"'{name}': content tokens are counted from 1", "Use token[1], or cls")
     if name not in NAMED:
@@ -333,38 +332,38 @@ def _named(name: str) -> Readout:
     return NAMED[name]()
 
 
-def arrangement(name: str) -> tuple[str, str]:
-    """``cls@last`` as ("cls", "last"), ``mean`` as ("mean", ""): what is read, and how the tokens are arranged for it.
+def parse_arrangement(name: str) -> tuple[str, str]:
+    """The readout and the arrangement of tokens: ``cls@last`` as ("cls", "last"), ``mean`` as ("mean", "").
 
-    Fine-tuning only (`probes.training.arrangements.arranged`). Raises InputError for what is neither a readout nor one
-    of these.
+    Only fine-tuning arranges tokens (`probes.training.arrangements`). Raises InputError for an unknown readout or
+    arrangement.
     """
-    plain, at, where = name.partition("@")
+    plain, sign, where = name.partition("@")
     places = {"new": ("first", "middle", "last"), "cls": ("last",)}.get(plain, ("no_cls",))
-    if (at and where not in places) or (plain == "new" and not at):
+    if (sign and where not in places) or (plain == "new" and not sign):
         known = ("new@first", "new@middle", "new@last", "cls@last", "token[1]@no_cls", "mean@no_cls")
         raise unknown("--readouts", "readout", name, known)
     if plain == "new":
         return plain, where
-    (readout,) = parse([plain])
-    if any(part.depth > 1 for part in within(readout)):
+    (readout,) = parse_readouts([plain])
+    if any(part.depth > 1 for part in walk_readouts(readout)):
         raise InputError(f"--readouts {name}", "reads several layers", "Fine-tune from a readout of one layer")
     return readout.name, where
 
 
-def within(readout: Readout) -> Iterator[Readout]:
-    """The readout, and those that it is made of."""
+def walk_readouts(readout: Readout) -> Iterator[Readout]:
+    """The readout itself, then those it contains."""
     yield readout
     of = getattr(readout, "of", ())
     for part in of if isinstance(of, tuple) else (of,):
-        yield from within(part)
+        yield from walk_readouts(part)
 
 
-def of_last(name: str) -> bool:
+def last_layer_only(name: str) -> bool:
     """Whether only the last layer has the readout of this name."""
     return name.endswith(Normed.suffix) or re.match(r"last[0-9]+\(", name) is not None
 
 
-def separated(names: str) -> list[str]:
-    """The names of a list with commas, those within brackets left alone: ``cls,cat(cls,mean)`` are two."""
+def split_names(names: str) -> list[str]:
+    """Split names at commas outside brackets: ``cls,cat(cls,mean)`` are two."""
     return [name.strip() for name in re.split(r",(?![^()]*\))", names) if name.strip()]

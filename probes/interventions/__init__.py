@@ -1,1 +1,1 @@
-"""Hooks that change the forward pass; `probes.encoders.tap` only looks."""
+"""Hooks that change the forward pass; `probes.encoders.tap` only observes it."""

@@ -1,15 +1,15 @@
-"""Hooks that *change* the forward pass; `clsprobe.tap` only looks.
+"""Hooks that *change* the forward pass; `clsprobe.tap` only observes it.
 
-1. A change is the hook of every block for the length of a `with`: `knockout` masks edges of attention, `altered` puts
-   other hidden states into a block. The hooks are gone afterwards, also after an error, and the encoder is as it was.
-2. An edge goes from a source (the key) to a target (the query) and is named so: ``content->cls``. Where the mask
-   forbids one, its attention is exactly 0 and softmax shares its weight out among the others. A token always sees
-   itself, so that no row of a mask is ever empty (it would be NaN).
-3. Not every attention takes such a mask. Before the first change of an encoder it is tried: edges cut in a block must
-   leave its [CLS] indifferent to all other tokens, and all other tokens as they were.
+1. A change hooks every block inside a `with` statement: `knockout` masks attention edges, `alter_layer` replaces the
+   hidden states of a layer. The hooks are removed afterwards, also after an error.
+2. An edge is named ``SOURCE->TARGET``, from the key to the query, as in ``content->cls``. Softmax
+   distributes the weight of a masked edge over the other edges. A token always sees itself: an empty row of the mask
+   would give NaN.
+3. Not every attention accepts such a mask. `check_changes` tests an encoder before its first change: with the edges to
+   [CLS] cut in a block, [CLS] must not depend on the other tokens, and the other tokens must not change.
 
-Attention knockout: Geva et al. (2023). Not to be used with an Extractor that has a cache: its keys know of no change.
-`probes.interventions.passes` holds the hooks, `probes.interventions.replaying` runs many texts from what was recorded.
+Attention knockout: Geva et al. (2023). Do not use an Extractor with a cache here: its keys do not include changes.
+`probes.interventions.passes` has the hooks, `probes.interventions.replaying` runs many texts from recorded passes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from clsprobe.probes.encoders.layers import check_layers
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Batch
 from clsprobe.probes.errors import InputError, unknown
-from clsprobe.probes.extraction.readouts import Position, parse
-from clsprobe.probes.interventions.passes import changing_arguments, recording, signature_of
+from clsprobe.probes.extraction.readouts import Position, parse_readouts
+from clsprobe.probes.interventions.passes import change_arguments, get_signature, record_passes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 EDGES = ("content->cls", "rest->cls", "sep->cls", "cls->content")
-_SETS: dict[str, Callable[[Batch], Tensor]] = {  # name -> (batch, token)
+_TOKEN_SETS: dict[str, Callable[[Batch], Tensor]] = {  # name -> (batch, token)
     "cls": lambda batch: _cls(batch),
     "sep": lambda batch: batch.real & batch.special & (batch.ids == batch.sep_id),
     "content": lambda batch: batch.content,
@@ -51,27 +51,27 @@ def _cls(batch: Batch) -> Tensor:
     return first & (first.cumsum(1) == 1)
 
 
-def tokens_of(name: str) -> Callable[[Batch], Tensor]:
-    """Which tokens a name means: batch -> (batch, token) True.
+def select_tokens(name: str) -> Callable[[Batch], Tensor]:
+    """A function that selects the tokens of a name: batch -> (batch, token) bool.
 
     ``cls``, ``sep`` (every separator), ``content`` (no special token), ``rest`` (all but [CLS]), ``all``, or a position
     such as ``token[3]``. Raises InputError for any other name.
     """
-    if name in _SETS:
-        return _SETS[name]
+    if name in _TOKEN_SETS:
+        return _TOKEN_SETS[name]
     if re.fullmatch(r"token(\[-?[0-9]+\]|-?[0-9]+)", name):
-        (readout,) = parse([name])
+        (readout,) = parse_readouts([name])
         assert isinstance(readout, Position)
         return lambda batch: readout.weights(batch) > 0
-    raise unknown("tokens", "name", name, [*_SETS, "token[3]"])
+    raise unknown("tokens", "name", name, [*_TOKEN_SETS, "token[3]"])
 
 
-def _blocked(name: str) -> Callable[[Batch], Tensor]:
-    """The edges of a name, ``SOURCE->TARGET``: batch -> (batch, query token, key token) True where none may flow."""
+def _find_blocked(name: str) -> Callable[[Batch], Tensor]:
+    """A function that finds the edges ``SOURCE->TARGET``: batch -> (batch, query, key) bool."""
     source, arrow, target = name.partition("->")
     if not arrow:
         raise unknown("edges", "name", name, EDGES)
-    sources, targets = tokens_of(source.strip()), tokens_of(target.strip())
+    sources, targets = select_tokens(source.strip()), select_tokens(target.strip())
 
     def blocked(batch: Batch) -> Tensor:
         itself = torch.eye(batch.ids.shape[1], dtype=torch.bool, device=batch.ids.device)
@@ -82,12 +82,12 @@ def _blocked(name: str) -> Callable[[Batch], Tensor]:
 
 @contextmanager
 def knockout(encoder: Encoder, edges: str, layers: Collection[int]) -> Iterator[None]:
-    """Within the block no attention flows along `edges` in the blocks `layers` (block k makes layer k; from 1).
+    """Within the block, mask the attention `edges` in the blocks `layers` (block k computes layer k, from 1).
 
     edges: ``content->cls``, ``cls->content``, ``sep->cls``, ``rest->cls`` (all but [CLS] itself), or any other
-    SOURCE->TARGET of `tokens_of`. Acts on every pass of the encoder, in every thread, that goes through its own
-    `forward` or a `Recorded`. Raises InputError for names and layers that there are not, and where the encoder's
-    attention cannot be masked (`check_changes`).
+    SOURCE->TARGET of `select_tokens`. Applies in all threads to passes of the encoder's `forward` and of a
+    `RecordedPass`. Raises InputError for unknown names and layers, and if the encoder's attention cannot be masked
+    (`check_changes`).
     """
     check_changes(encoder)
     with _knockout(encoder, edges, layers):
@@ -96,116 +96,117 @@ def knockout(encoder: Encoder, edges: str, layers: Collection[int]) -> Iterator[
 
 @contextmanager
 def _knockout(encoder: Encoder, edges: str, layers: Collection[int]) -> Iterator[None]:
-    blocked, chosen = _blocked(edges), _numbers(encoder, layers, first=1)
+    blocked, masked_layers = _find_blocked(edges), _check_blocks(encoder, layers, first=1)
 
-    def mask(layer: int, batch: Batch, given: BoundArguments) -> None:
-        if layer in chosen:
-            hidden = next(iter(given.arguments.values()))
+    def mask_edges(layer: int, batch: Batch, bound: BoundArguments) -> None:
+        if layer in masked_layers:
+            hidden = next(iter(bound.arguments.values()))
             allowed = batch.real[:, None, :] & ~blocked(batch)
-            given.arguments["attention_mask"] = _masked(given.arguments.get("attention_mask"), allowed, hidden.dtype)
+            mask = bound.arguments.get("attention_mask")
+            bound.arguments["attention_mask"] = _mask_edges(mask, allowed, hidden.dtype)
 
-    with changing_arguments(encoder, mask):
+    with change_arguments(encoder, mask_edges):
         yield
 
 
 @contextmanager
-def altered(encoder: Encoder, layer: int, change: Change) -> Iterator[None]:
-    """Within the block, layer `layer` is ``change(hidden, batch)`` to all blocks above; hidden (batch, token, dim).
+def alter_layer(encoder: Encoder, layer: int, change: Change) -> Iterator[None]:
+    """Within the block, all blocks above `layer` receive ``change(hidden, batch)``; hidden (batch, token, dim).
 
-    The last layer has no block above and cannot be altered. `change` returns a new tensor. Raises InputError as
-    `knockout` does.
+    The last layer has no block above it and cannot be altered. `change` must return a new tensor. Raises InputError
+    like `knockout`.
     """
     check_changes(encoder)
-    (chosen,) = _numbers(encoder, [layer + 1], first=1)
+    (block,) = _check_blocks(encoder, [layer + 1], first=1)
 
-    def replace(into: int, batch: Batch, given: BoundArguments) -> None:
-        if into == chosen:
-            name, hidden = next(iter(given.arguments.items()))
-            given.arguments[name] = change(hidden, batch)
+    def replace(number: int, batch: Batch, bound: BoundArguments) -> None:
+        if number == block:
+            name, hidden = next(iter(bound.arguments.items()))
+            bound.arguments[name] = change(hidden, batch)
 
-    with changing_arguments(encoder, replace):
+    with change_arguments(encoder, replace):
         yield
 
 
-def _numbers(encoder: Encoder, layers: Collection[int], first: int) -> set[int]:
+def _check_blocks(encoder: Encoder, layers: Collection[int], first: int) -> set[int]:
     last = len(encoder.blocks)
     if any(layer < first for layer in layers):
         raise InputError("--layers", f"there is no block {min(layers)}", f"Blocks are numbered {first} to {last}")
     return set(check_layers(layers, last))
 
 
-def _masked(given: Tensor | None, allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask that a block was given, less what is not allowed. allowed: (batch, query, key)."""
+def _mask_edges(mask: Tensor | None, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The attention mask of a block without the edges that are not allowed. allowed: (batch, query, key) bool."""
     allowed = allowed[:, None]
-    if given is None:
+    if mask is None:
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
             ~allowed, torch.finfo(dtype).min
         )
-    if given.dim() != 4:
-        raise ValueError(f"a mask of {given.dim()} axes")
-    if given.dtype == torch.bool:
-        return given & allowed
-    if given.is_floating_point():  # it is added to the scores
-        return torch.where(allowed, given, torch.finfo(given.dtype).min)
-    return given * allowed
+    if mask.dim() != 4:
+        raise ValueError(f"a mask of {mask.dim()} axes")
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    if mask.is_floating_point():  # added to the attention scores
+        return torch.where(allowed, mask, torch.finfo(mask.dtype).min)
+    return mask * allowed
 
 
-# --------------------------------------------------------------------------------------------------- can it be done?
+# ------------------------------------------------------------------------------------------------------------ checks
 
-_TRIED = ("A cat sees the dog that sleeps in the red house.", "The birds sing.")
-_SAME = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the largest number of a layer
-_SOUND: WeakSet[Encoder] = WeakSet()
+_TRIAL_TEXTS = ("A cat sees the dog that sleeps in the red house.", "The birds sing.")
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the largest value of a layer
+_CHECKED: WeakSet[Encoder] = WeakSet()
 
 
 def check_changes(encoder: Encoder) -> None:
-    """Raise InputError unless edges can be cut in every block, and the network runs on from every layer. Tried once.
+    """Raise InputError unless every block accepts masked edges and passes can continue from every layer.
 
-    Every edge to [CLS] is cut in one block after another: [CLS] must then be the same whatever the other tokens are,
-    and these must be what they are in the intact pass.
+    Runs once per encoder and cuts all edges to [CLS] in one block at a time: [CLS] must then be independent of the
+    other tokens, and these must be the same as in the intact pass.
     """
-    if encoder in _SOUND:
+    if encoder in _CHECKED:
         return
     try:
         sound = _is_sound(encoder)
     except InputError:
         raise
-    except Exception:  # whatever a model says to a mask that it was not made for
+    except Exception:  # a model may raise anything for a mask it does not support
         sound = False
     if not sound:
         kind = encoder.description.model_type
         what = f"the attention of model_type '{kind}' takes no mask that cuts single edges"
         raise InputError(encoder.name, what, "Use another architecture, such as bert, roberta or modernbert")
-    _SOUND.add(encoder)
+    _CHECKED.add(encoder)
 
 
 def _is_sound(encoder: Encoder) -> bool:
     if encoder.adapter.before or any(
-        "attention_mask" not in signature_of(type(b).forward).parameters for b in encoder.blocks
+        "attention_mask" not in get_signature(type(b).forward).parameters for b in encoder.blocks
     ):
-        return False  # a pass that depends on the length of its batch; no mask at all
+        return False  # its pass depends on the batch length, or takes no mask
     limit, last = encoder.description.max_length, len(encoder.blocks)
     if encoder.cls_id not in encoder.tokenize([""])[0].ids:
         raise InputError(encoder.name, "its tokenizer adds no [CLS]", "Use an encoder that has one")
-    rows = [row for text in _TRIED for row in encoder.tokenize([text], limit)]
-    batch, seen = encoder.batch(rows), list[torch.Tensor]()
+    rows = [row for text in _TRIAL_TEXTS for row in encoder.tokenize([text], limit)]
+    batch, layers = encoder.batch(rows), list[torch.Tensor]()
     with evaluating(encoder.model):
-        with tap(encoder, lambda layer, hidden: seen.append(hidden.clone())):
+        with tap(encoder, lambda layer, hidden: layers.append(hidden.clone())):
             encoder.forward(batch)
-        with recording(encoder, last) as record:
+        with record_passes(encoder, last) as record:
             intact = record(batch)
-        scale = [float(hidden[batch.real].float().abs().max()) * _SAME[encoder.dtype] for hidden in seen]
+        scale = [float(hidden[batch.real].float().abs().max()) * _TOLERANCES[encoder.dtype] for hidden in layers]
 
-        def apart(a: Tensor, b: Tensor, where: Tensor, layer: int) -> bool:
+        def differ(a: Tensor, b: Tensor, where: Tensor, layer: int) -> bool:
             return not float((a - b)[where].float().abs().max()) <= scale[layer]
 
-        if any(apart(a, b, batch.real, i) for i, (a, b) in enumerate(zip(seen, intact.hidden, strict=True))):
+        if any(differ(a, b, batch.real, i) for i, (a, b) in enumerate(zip(layers, intact.hidden, strict=True))):
             return False
-        cls, rest = _SETS["cls"](batch), _SETS["rest"](batch)
+        cls, rest = _TOKEN_SETS["cls"](batch), _TOKEN_SETS["rest"](batch)
         for layer in range(1, last + 1):
-            below = seen[layer - 1]
-            other = torch.where(rest[..., None], below.roll(1, 1) + below.flip(2), below)
+            below = layers[layer - 1]
+            changed_input = torch.where(rest[..., None], below.roll(1, 1) + below.flip(2), below)
             with _knockout(encoder, "rest->cls", [layer]):
-                cut, moved = (intact.onward(layer - 1, hidden, layer) for hidden in (below, other))
-            if apart(cut, moved, cls, layer) or apart(cut, seen[layer], rest, layer):
+                cut, changed = (intact.run(layer - 1, hidden, layer) for hidden in (below, changed_input))
+            if differ(cut, changed, cls, layer) or differ(cut, layers[layer], rest, layer):
                 return False
     return True

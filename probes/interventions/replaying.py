@@ -1,4 +1,4 @@
-"""Many texts, recorded batch by batch: changed passes go on from any layer of the intact one."""
+"""Texts recorded batch by batch, so that changed passes can continue from any layer of the intact pass."""
 
 from __future__ import annotations
 
@@ -15,69 +15,71 @@ import torch
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import evaluating
 from clsprobe.probes.encoders.tokenizing import Rows
-from clsprobe.probes.extraction.extractor import BUDGET, plan
+from clsprobe.probes.extraction.extractor import BUDGET, plan_batches
 from clsprobe.probes.interventions.changes import check_changes
-from clsprobe.probes.interventions.passes import Recorded, recording
+from clsprobe.probes.interventions.passes import RecordedPass, record_passes
 
 T = TypeVar("T")
-CHUNK = 256 << 20  # bytes of hidden states that are kept at once
+CHUNK = 256 << 20  # bytes of hidden states in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some of the texts, recorded batch by batch: as many as fit into `CHUNK` bytes of hidden states.
+    """Texts recorded batch by batch, as many as fit into `CHUNK` bytes of hidden states.
 
-    rows: for every batch the numbers of its texts.
+    rows: the text indices of every batch.
     """
 
     rows: list[np.ndarray]
-    recorded: list[Recorded]
+    recorded: list[RecordedPass]
     _pool: ThreadPoolExecutor
 
-    def each(self, step: Callable[[int, Recorded], T]) -> list[T]:
-        """``step(number, recorded)`` of every batch, side by side on a CPU."""
-        return list(self._pool.map(step, range(len(self.recorded)), self.recorded))
+    def map(self, function: Callable[[int, RecordedPass], T]) -> list[T]:
+        """``function(number, recorded)`` for every batch; in parallel on a CPU."""
+        return list(self._pool.map(function, range(len(self.recorded)), self.recorded))
 
 
 @contextmanager
 def replay(
     encoder: Encoder, texts: Sequence[str], until: int, *, max_length: int | None = None
 ) -> Iterator[Iterator[Chunk]]:
-    """Within the block, the texts chunk by chunk, run up to layer `until`, from which changed passes go on.
+    """Within the block, an iterator of chunks: the texts, run up to layer `until`.
 
-    max_length: longer texts are cut to so many tokens; default the encoder's limit. Texts of like length share a batch,
-    of equal length where padding leaks; on a CPU each batch has a thread. Raises InputError as `check_changes` does.
+    max_length: tokens to which texts are truncated, by default the encoder's limit. Texts of similar length share a
+    batch, of equal length if padding leaks; on a CPU every batch has a thread. Raises InputError like `check_changes`.
     """
     check_changes(encoder)
     rows = encoder.tokenize(texts, max_length or encoder.description.max_length)
     leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
     batches: list[np.ndarray] = []
     for paired in (False, True):  # single texts have no token types
-        alike = np.flatnonzero(rows.paired == paired)
-        batches += [alike[part] for part in plan(rows.lengths[alike], BUDGET[encoder.device.type], equal=leaks)]
+        same_kind = np.flatnonzero(rows.paired == paired)
+        batches += [
+            same_kind[part] for part in plan_batches(rows.lengths[same_kind], BUDGET[encoder.device.type], equal=leaks)
+        ]
 
     def chunks() -> Iterator[Chunk]:
         waiting = list(batches)
         while waiting:
-            some = [waiting.pop(0)]
-            room = CHUNK - _size(rows, some[0], encoder, until)
-            while waiting and (room := room - _size(rows, waiting[0], encoder, until)) >= 0:
-                some.append(waiting.pop(0))
-            with recording(encoder, until) as record:
-                recorded = list(pool.map(lambda batch: record(encoder.batch([rows[i] for i in batch])), some))
-            yield Chunk(some, recorded, pool)
+            taken = [waiting.pop(0)]
+            space = CHUNK - _count_bytes(rows, taken[0], encoder, until)
+            while waiting and (space := space - _count_bytes(rows, waiting[0], encoder, until)) >= 0:
+                taken.append(waiting.pop(0))
+            with record_passes(encoder, until) as record:
+                recorded = list(pool.map(lambda batch: record(encoder.batch([rows[i] for i in batch])), taken))
+            yield Chunk(taken, recorded, pool)
 
     threads = torch.get_num_threads()
-    aside = encoder.device.type == "cpu"
-    alone = partial(torch.set_num_threads, 1 if aside else threads)
+    on_cpu = encoder.device.type == "cpu"
+    set_threads = partial(torch.set_num_threads, 1 if on_cpu else threads)
     try:
-        with evaluating(encoder.model), ThreadPoolExecutor(threads if aside else 1, initializer=alone) as pool:
+        with evaluating(encoder.model), ThreadPoolExecutor(threads if on_cpu else 1, initializer=set_threads) as pool:
             yield chunks()
     finally:
         torch.set_num_threads(threads)
 
 
-def _size(rows: Rows, batch: np.ndarray, encoder: Encoder, until: int) -> int:
-    """Bytes of a recorded batch."""
+def _count_bytes(rows: Rows, batch: np.ndarray, encoder: Encoder, until: int) -> int:
+    """Bytes of the hidden states of a recorded batch."""
     tokens = len(batch) * int(rows.lengths[batch].max())
     return tokens * encoder.description.dim * (until + 1) * encoder.dtype.itemsize

@@ -1,1 +1,1 @@
-"""Tasks: texts, what is asked of them, and which of them teach, choose and judge."""
+"""Tasks: texts and labels, their split into train, dev and test, duplicates and controls."""

@@ -1,13 +1,13 @@
-"""Texts that are one text: the same, nearly the same, or the same to an encoder.
+"""Duplicate texts: exact copies, near copies, and texts that an encoder cannot tell apart.
 
-1. The same: equal after NFKC, casefolding and collapsing white space (`hashes`); pairs where both of their texts are.
-2. Nearly the same: at least 0.8 of all their character 5-grams are common to both (Jaccard), or a chain of such texts
-   links them (`near`). MinHash (Broder 1997) in 20 bands of 5 proposes pairs: one at 0.8 is missed once in 2,800 times.
-   A pair that is proposed is taken only where its exact Jaccard says so.
-3. The same to an encoder: whatever keys the caller has, such as digests of token ids. `tied` puts all of it together.
+1. Copies are equal after NFKC, casefolding and collapsing white space (`hash_texts`); for pairs both texts must be.
+2. Near copies share at least 0.8 of their character 5-grams (Jaccard), or are linked by a chain of such texts
+   (`group_near_copies`). MinHash (Broder 1997) with 20 bands of 5 proposes candidate pairs and misses 1 in 2,800 at
+   Jaccard 0.8. A candidate counts only if its exact Jaccard similarity does.
+3. Texts that an encoder cannot tell apart have equal keys, such as digests of token ids. `group_rows` combines keys.
 
-Characters, not words: a word 5-gram sees hardly anything in texts of ten words. Of TREC's questions 17 pairs are alike
-by characters and 1 by words; of the bigram-shift pairs of the built-in grammar half and one in a hundred.
+Characters, not words, since a text of ten words has few word 5-grams. Of TREC's questions 17 pairs are near copies by
+characters and 1 by words; of the bigram-shift pairs of the built-in grammar one in two and one in a hundred.
 """
 
 from __future__ import annotations
@@ -22,82 +22,84 @@ from tqdm import tqdm
 from clsprobe.probes.tasks.task import PAIRED, parts
 
 GRAM = 5  # characters
-ALIKE = 0.8  # Jaccard from which two texts are nearly the same
-BANDS, ROWS = 20, 5  # of the signature; alike texts agree in all rows of some band
-WINDOW = 8  # neighbours within a bucket that are compared: a template of n texts takes n comparisons, not n squared
-CHUNK = 1 << 20  # characters that are hashed at once
+ALIKE = 0.8  # least Jaccard similarity of near copies
+BANDS, ROWS = 20, 5  # of the signature; similar texts agree in all rows of some band
+WINDOW = 8  # neighbours compared within a bucket: a template of n texts takes O(n) comparisons, not n squared
+CHUNK = 1 << 20  # characters hashed at once
 
 
-def plain(text: str) -> str:
-    """The text without what does not make it another one: NFKC, casefolded, white space collapsed."""
+def normalise(text: str) -> str:
+    """The text after NFKC, casefolding and collapsing white space, which make no difference between copies."""
     folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
     return PAIRED.join(" ".join(part.split()) for part in parts(folded))
 
 
-def hashes(texts: Iterable[str], seed: int) -> np.ndarray:
-    """(text,) uint64, equal for the same text and in an order that the seed decides."""
+def hash_texts(texts: Iterable[str], seed: int) -> np.ndarray:
+    """(text,) uint64 hashes, equal for copies; their order depends on the seed."""
     key = str(seed).encode()
-    found = bytearray()
+    digests = bytearray()
     for text in texts:
-        found += blake2b(plain(text).encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
-    return np.frombuffer(found, np.uint64)
+        digests += blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
+    return np.frombuffer(digests, np.uint64)
 
 
-def tied(*keys: Sequence[Hashable] | np.ndarray | None) -> np.ndarray:
-    """(row,) the group of each row, from 0: rows that share a value of any of the keys, and what that chains together.
+def group_rows(*keys: Sequence[Hashable] | np.ndarray | None) -> np.ndarray:
+    """(row,) the group of each row, from 0: rows are grouped that share a value of any key, directly or by a chain.
 
-    keys: (row,) hashable values each; None ties nothing.
+    keys: (row,) hashable values each; None is skipped.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    present = [key for key in keys if key is not None]
-    firsts = []
-    for key in present:
-        known: dict[object, int] = {}
+    known_keys = [key for key in keys if key is not None]
+    first_rows = []
+    for key in known_keys:
+        row_by_value: dict[object, int] = {}
         values = key.tolist() if isinstance(key, np.ndarray) else key
-        firsts.append([known.setdefault(value, row) for row, value in enumerate(values)])
-    links = np.array(firsts, np.int64)
+        first_rows.append([row_by_value.setdefault(value, row) for row, value in enumerate(values)])
+    links = np.array(first_rows, np.int64)
     rows = np.broadcast_to(np.arange(links.shape[1]), links.shape)
     shape = (links.shape[1],) * 2
     return connected_components(coo_array((np.ones(links.size, bool), (rows.ravel(), links.ravel())), shape), False)[1]
 
 
-def near(texts: Sequence[str]) -> np.ndarray:
-    """(text,) the group of each text, from 0: texts that are the same or nearly so, or linked by such. Deterministic.
+def group_near_copies(texts: Sequence[str]) -> np.ndarray:
+    """(text,) the group of each text, from 0: copies, near copies and texts linked by them. Deterministic.
 
-    20,000 sentences take less than a second, 20,000 that differ in a number only a few seconds.
+    20,000 sentences take less than a second, 20,000 that differ only in a number a few seconds.
     """
     distinct: dict[str, int] = {}
-    code = np.array([distinct.setdefault(plain(text), len(distinct)) for text in texts], np.int64)
-    found = list(distinct)
-    if len(found) < 2:
-        return code
-    root = list(range(len(found)))
+    codes = np.array([distinct.setdefault(normalise(text), len(distinct)) for text in texts], np.int64)
+    normalised = list(distinct)
+    if len(normalised) < 2:
+        return codes
+    parents = list(range(len(normalised)))
 
-    def top(one: int) -> int:
-        while root[one] != one:
-            root[one] = one = root[root[one]]
-        return one
+    def find_root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = row = parents[parents[row]]
+        return row
 
-    for one, other in _proposed(found):
-        first, second = sorted((top(one), top(other)))
-        if first != second and jaccard(found[one], found[other]) >= ALIKE:
-            root[second] = first
-    return np.array([top(one) for one in range(len(root))], np.int64)[code]
-
-
-def jaccard(one: str, other: str) -> float:
-    """The share of their character 5-grams that two texts have in common; a shorter text is one gram."""
-    grams, others = ({text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))} for text in (one, other))
-    return len(grams & others) / len(grams | others)
+    for first, second in _candidate_pairs(normalised):
+        low, high = sorted((find_root(first), find_root(second)))
+        if low != high and jaccard(normalised[first], normalised[second]) >= ALIKE:
+            parents[high] = low
+    return np.array([find_root(row) for row in range(len(parents))], np.int64)[codes]
 
 
-def _proposed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Pairs of texts that share a band; of a large bucket, the nearest neighbours in order."""
-    chunks = list(_chunks(texts))
+def jaccard(first: str, second: str) -> float:
+    """The Jaccard similarity of two texts' sets of character 5-grams; a shorter text is one gram."""
+    first_grams, second_grams = (
+        {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))} for text in (first, second)
+    )
+    return len(first_grams & second_grams) / len(first_grams | second_grams)
+
+
+def _candidate_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Candidate pairs: texts that share a band; in a large bucket only the `WINDOW` next ones."""
+    chunks = list(_split_chunks(texts))
     with tqdm(chunks, desc="looking for near copies", delay=2, disable=None, leave=False) as bar:
-        bands = np.concatenate([_bands(texts[start:stop]) for start, stop in bar])
+        bands = np.concatenate([_hash_bands(texts[start:stop]) for start, stop in bar])
     pairs = []
     for band in bands.T:
         order = np.argsort(band, kind="stable")
@@ -110,7 +112,7 @@ def _proposed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield from map(tuple, np.unique(np.concatenate(pairs), axis=0).tolist())
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _split_chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     start = size = 0
     for row, text in enumerate(texts):
         if size > CHUNK:
@@ -120,29 +122,29 @@ def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     yield start, len(texts)
 
 
-def _bands(texts: Sequence[str]) -> np.ndarray:
+def _hash_bands(texts: Sequence[str]) -> np.ndarray:
     """(text, band) uint32: a hash of the 5 minima in each band."""
     padded = [text.ljust(GRAM, "\0") for text in texts]
-    characters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    code_points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     lengths = np.array([len(text) for text in padded])
-    draw = np.random.default_rng(0)
-    odd = draw.integers(0, 1 << 63, GRAM + BANDS * ROWS + ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
-    whole = sum(characters[i : len(characters) - GRAM + 1 + i] * odd[i] for i in range(GRAM))
-    inside = np.ones(len(characters), bool)  # a gram may not run over the end of its text
+    random = np.random.default_rng(0)
+    factors = random.integers(0, 1 << 63, GRAM + BANDS * ROWS + ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
+    gram_hashes = sum(code_points[i : len(code_points) - GRAM + 1 + i] * factors[i] for i in range(GRAM))
+    inside = np.ones(len(code_points), bool)  # whether a gram that starts here ends within its text
     ends = np.cumsum(lengths)
-    for back in range(1, GRAM):
-        inside[ends - back] = False
-    grams = _mixed(whole[inside[: len(whole)]])
+    for offset in range(1, GRAM):
+        inside[ends - offset] = False
+    grams = _mix_bits(gram_hashes[inside[: len(gram_hashes)]])
     starts = np.concatenate([[0], np.cumsum(lengths - GRAM + 1)[:-1]])
-    minima = (np.minimum.reduceat(_mixed(grams * factor), starts) for factor in odd[GRAM : GRAM + BANDS * ROWS])
+    minima = (np.minimum.reduceat(_mix_bits(grams * factor), starts) for factor in factors[GRAM : GRAM + BANDS * ROWS])
     bands = np.empty((len(texts), BANDS), np.uint32)
     for band in range(BANDS):
-        key = sum(next(minima) * factor for factor in odd[-ROWS:])
-        bands[:, band] = _mixed(key) >> np.uint64(32)
+        key = sum(next(minima) * factor for factor in factors[-ROWS:])
+        bands[:, band] = _mix_bits(key) >> np.uint64(32)
     return bands
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014), shortened: every bit of the result depends on all above it."""
+def _mix_bits(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014), shortened: every bit depends on all higher bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return values ^ (values >> np.uint64(27))

@@ -1,14 +1,13 @@
-"""Who may learn from whom: the sides of a task, so that no test text, nor its double, is ever trained on.
+"""Splits a task into train, dev and test, so that no test text, nor a copy of one, is trained on.
 
-1. Texts that are the same, nearly the same or the same to the encoder (probes.tasks.duplicates), and rows that share a
-   group of the task, are tied (`_Ties`) and never straddle two sides.
-2. Near copies are copies while they are few of a kind. More than a twentieth of all texts that are like each other are
-   a template: no side could hold them, so they are named and dealt out.
-3. Where the source fixes the sides they are kept: test stays whole, and train and dev rows tied to it leave, counted.
-   Where half or more of test stands in train, and where dev is test, nothing sound could be kept: an error.
-4. What the source leaves open is carved (`_carve`): 70 / 10 / 20 without any split, a tenth of train without a dev,
-   stratified by label and seeded. The order is that of a keyed hash of the text, so a text's side does not depend on
-   where its row stands.
+1. Copies, near copies, texts that the encoder cannot tell apart (probes.tasks.duplicates) and rows in one group of the
+   task are tied (`_Ties`) and always on the same side.
+2. If more than a twentieth of all texts are near copies of each other they are a template. No side could hold them all,
+   so they are reported and split like other texts.
+3. Sides fixed by the source are kept: test stays complete, and train and dev rows tied to it are left out and counted.
+   It is an error if half or more of test is also in train, or if dev is test.
+4. Missing sides are carved (`_carve`): 70 / 10 / 20 without a split, a tenth of train without a dev side, stratified by
+   label and seeded. The order is that of a keyed hash of the text, so a text's side does not depend on its row.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, named_rows
+from clsprobe.probes.errors import InputError, format_rows
 from clsprobe.probes.tasks import duplicates
 from clsprobe.probes.tasks.task import Task
 
 SIDES = ("train", "dev", "test")
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest
-BLOCK = 10  # neighbours in the stratified order that share out the sides among them
-TEMPLATE = 0.05  # of all different texts: more than so many (and than ten) that are alike are no copies
-IDS = 0.5  # classes per row, from which on labels are taken for the names of their rows
+BLOCK = 10  # neighbours in the stratified order that are distributed over the sides
+TEMPLATE = 0.05  # share of all different texts (and more than ten) above which near copies are a template
+MAX_CLASS_SHARE = 0.5  # classes per row, above which labels are taken for row names
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The side of every text, and what was found and left out on the way.
+    """The side of every text.
 
     side: (text,) "train" | "dev" | "test", or "" for a text left out.
-    left_out: reason -> rows. notes: sentences for the report.
+    left_out: reason -> number of rows. notes: sentences for the report.
     """
 
     side: np.ndarray
@@ -46,12 +45,11 @@ class Split:
 def split(
     task: Task, *, seed: int = 0, allow_overlap: bool = False, tokens: Sequence[Hashable] | np.ndarray | None = None
 ) -> Split:
-    """The sides of a task: its own where it has them, carved where it has not.
+    """Split a task: sides of the source are kept, missing ones carved.
 
-    seed: moves carved sides only. allow_overlap: keep texts that stand on two of the source's own sides, and let near
-    copies stand where they like. tokens: (text,) what the encoder sees of each text, such as a digest of its token ids
-    after truncation; texts that it cannot tell apart are copies.
-    Raises InputError where the labels or the texts leave nothing to measure.
+    seed: affects carved sides only. allow_overlap: keep texts that are on two sides of the source, and ignore near
+    copies. tokens: (text,) keys of the encoder's input, such as digests of token ids after truncation; texts with equal
+    keys are copies. Raises InputError if the labels or the texts leave nothing to measure.
     """
     if not len(task.texts):
         raise InputError(task.name, "no texts")
@@ -63,40 +61,41 @@ def split(
         _carve(task, side, ties, SHARES, SIDES)
     else:
         side = task.split.astype("<U5")
-        for one in ("train", "test"):
-            if not (side == one).any():
-                raise InputError(task.name, f"no {one} texts", "A split has at least train and test")
+        for name in ("train", "test"):
+            if not (side == name).any():
+                raise InputError(task.name, f"no {name} texts", "A split has at least train and test")
         if not allow_overlap:
-            left_out, left = _part(task, side, ties)
-            notes += left
+            left_out, part_notes = _drop_overlap(task, side, ties)
+            notes += part_notes
         if not (side == "dev").any():
             _carve(task, side, ties, {"dev": 0.1}, ("train",))
-            if not (dev := int((side == "dev").sum())):
+            if not (n_dev := int((side == "dev").sum())):
                 raise InputError(task.name, "train has too few different texts to spare a dev side", "Give dev texts")
-            notes.append(f"no dev of its own: {dev:,} train texts serve as dev")
+            notes.append(f"no dev of its own: {n_dev:,} train texts serve as dev")
     notes += _check_labels(task, side)
     return Split(side, left_out, notes)
 
 
-def take(task: Task, n: int, *, seed: int) -> Task:
-    """At most `n` texts of a task, seeded: in proportion per side and, nearly, per label; their order is kept.
+def sample_task(task: Task, n: int, *, seed: int) -> Task:
+    """A seeded sample of at most `n` texts, in proportion per side and approximately per label; their order is kept.
 
-    Labels that train does not keep leave dev and test too, or else nothing small could be taken of many classes.
+    Labels that are not in the sample of train leave dev and test too; otherwise no small sample of many classes would
+    be valid.
     """
     if len(task.texts) <= n:
         return task
-    strata = _codes(task) if task.kind == "class" else np.zeros(len(task.y), np.int64)
+    strata = _label_codes(task) if task.kind == "class" else np.zeros(len(task.y), np.int64)
     side = task.split if task.split is not None else np.full(len(task.y), "train")
-    order = np.lexsort((duplicates.hashes(task.texts, seed), strata))
-    kept: list[np.ndarray] = []
-    for one in SIDES:
-        rows = order[side[order] == one]
+    order = np.lexsort((duplicates.hash_texts(task.texts, seed), strata))
+    sampled: list[np.ndarray] = []
+    for part in SIDES:
+        rows = order[side[order] == part]
         share = round(n * len(rows) / len(order))
-        if kept:
-            rows = rows[np.isin(strata[rows], strata[kept[0]])]
-        share = min(max(share, 1), n - sum(map(len, kept)), len(rows))
-        kept.append(rows[((np.arange(share) + 0.5) * len(rows) / max(share, 1)).astype(int)])
-    rows = np.sort(np.concatenate(kept))
+        if sampled:
+            rows = rows[np.isin(strata[rows], strata[sampled[0]])]
+        share = min(max(share, 1), n - sum(map(len, sampled)), len(rows))
+        sampled.append(rows[((np.arange(share) + 0.5) * len(rows) / max(share, 1)).astype(int)])
+    rows = np.sort(np.concatenate(sampled))
     parts = {
         name: value[rows] for name in ("y", "split", "groups", "rows") if (value := getattr(task, name)) is not None
     }
@@ -108,10 +107,10 @@ def take(task: Task, n: int, *, seed: int) -> Task:
 
 @dataclass(frozen=True, eq=False)
 class _Ties:
-    """Which rows are one, and why.
+    """Which rows are tied, and why.
 
-    texts: (row,) hashes, in an order that the seed decides. same: reason -> (row,) values, equal where it holds.
-    group: (row,) what all of these tie together, and what they chain.
+    texts: (row,) hashes; their order depends on the seed. same: reason -> (row,) values, equal for rows tied for it.
+    group: (row,) the groups of rows tied for any reason, directly or by a chain.
     """
 
     texts: np.ndarray
@@ -122,83 +121,85 @@ class _Ties:
 def _ties(
     task: Task, seed: int, tokens: Sequence[Hashable] | np.ndarray | None, *, near: bool
 ) -> tuple[_Ties, list[str]]:
-    """The ties of a task, and a sentence for every kind of copies among its rows."""
-    texts = duplicates.hashes(task.texts, seed)
+    """The ties of a task, and a note for every kind of copy among its rows."""
+    texts = duplicates.hash_texts(task.texts, seed)
     same = {"copies of a {} text": texts}
-    notes = _told(_again(texts, np.arange(len(texts))), "repeat{s} an earlier text") + _contradictions(task, texts)
-    group = duplicates.tied(texts, task.groups)
+    notes = _row_notes(_repeats(texts, np.arange(len(texts))), "repeat{s} an earlier text") + _contradictions(
+        task, texts
+    )
+    group = duplicates.group_rows(texts, task.groups)
     if near:
-        alike, template = _few_of_a_kind(_near(task), texts)
-        same["near copies of a {} text"] = alike
-        notes += _told(_again(alike, group), "nearly repeat{s} an earlier text")
-        notes += _told(np.flatnonzero(template), "differ{s} so little from so many others that they are no copies")
-        group = duplicates.tied(group, alike)
+        near_groups, template = _separate_templates(_cached_near_copies(task), texts)
+        same["near copies of a {} text"] = near_groups
+        notes += _row_notes(_repeats(near_groups, group), "nearly repeat{s} an earlier text")
+        notes += _row_notes(np.flatnonzero(template), "differ{s} so little from so many others that they are no copies")
+        group = duplicates.group_rows(group, near_groups)
     if tokens is not None:
-        same["copies, to the encoder, of a {} text"] = read = duplicates.tied(tokens)
-        notes += _told(_again(read, group), "repeat{s} an earlier text as far as the encoder can see")
-        group = duplicates.tied(group, read)
+        same["copies, to the encoder, of a {} text"] = encoder_groups = duplicates.group_rows(tokens)
+        notes += _row_notes(_repeats(encoder_groups, group), "repeat{s} an earlier text as far as the encoder can see")
+        group = duplicates.group_rows(group, encoder_groups)
     if task.groups is not None:
         same["rows of a group in {}"] = task.groups
     return _Ties(texts, same, group), notes
 
 
-_NEAR: WeakKeyDictionary[Task, np.ndarray] = WeakKeyDictionary()  # it takes its time, and no seed changes it
+_NEAR_COPIES: WeakKeyDictionary[Task, np.ndarray] = WeakKeyDictionary()  # slow, and the same for all seeds
 
 
-def _near(task: Task) -> np.ndarray:
-    if task not in _NEAR:
-        _NEAR[task] = duplicates.near(task.texts)
-    return _NEAR[task]
+def _cached_near_copies(task: Task) -> np.ndarray:
+    if task not in _NEAR_COPIES:
+        _NEAR_COPIES[task] = duplicates.group_near_copies(task.texts)
+    return _NEAR_COPIES[task]
 
 
-def _few_of_a_kind(near: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row,) groups of near copies, those of templates broken up into single texts; (row,) whether of a template."""
+def _separate_templates(near: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row,) groups of near copies, with templates split into single texts; (row,) whether the row is of a template."""
     distinct, first, code = np.unique(texts, return_index=True, return_inverse=True)
-    kinds = np.bincount(near[first], minlength=near.max() + 1)
-    template = kinds[near] > max(10, TEMPLATE * len(distinct))
+    sizes = np.bincount(near[first], minlength=near.max() + 1)
+    template = sizes[near] > max(10, TEMPLATE * len(distinct))
     return np.where(template, near.max() + 1 + code, near), template
 
 
-def _again(group: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The rows that repeat an earlier one of their group, and are not known to."""
-    rows = np.sort(np.unique(known, return_index=True)[1])
+def _repeats(group: np.ndarray, known_groups: np.ndarray) -> np.ndarray:
+    """The rows that repeat an earlier row of `group`, but not of `known_groups`."""
+    rows = np.sort(np.unique(known_groups, return_index=True)[1])
     return np.delete(rows, np.unique(group[rows], return_index=True)[1])
 
 
-def _told(rows: np.ndarray, what: str) -> list[str]:
+def _row_notes(rows: np.ndarray, what: str) -> list[str]:
     if not len(rows):
         return []
     many = len(rows) > 1
     return [
-        f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} (rows {named_rows(rows + 1)})"
+        f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} (rows {format_rows(rows + 1)})"
     ]
 
 
 # --------------------------------------------------------------------------------------------- the source's own sides
 
 
-def _part(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, int], list[str]]:
-    """Take out of `side` what is tied to a side that comes before it: test, then dev, then train. Counts, sentences."""
+def _drop_overlap(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, int], list[str]]:
+    """Leave out, in place, dev and train rows tied to test and train rows tied to dev. Returns counts and notes."""
     _check_overlap(task, side, ties)
     left_out: dict[str, int] = {}
     notes: list[str] = []
     for stays, leaves in (("test", "dev"), ("test", "train"), ("dev", "train")):
-        here = side == stays
-        gone = (side == leaves) & np.isin(ties.group, ties.group[here])
-        side[gone] = ""
+        staying = side == stays
+        leaving = (side == leaves) & np.isin(ties.group, ties.group[staying])
+        side[leaving] = ""
         for reason, values in [*ties.same.items(), ("rows tied to a {} text by others", ties.group)]:
-            rows = gone & np.isin(values, values[here])
+            rows = leaving & np.isin(values, values[staying])
             if rows.any():
                 left_out[f"{leaves} {reason.format(stays)}"] = int(rows.sum())
-                notes += _told(np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
-            gone &= ~rows
+                notes += _row_notes(np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
+            leaving &= ~rows
     if not (side == "train").any():
         raise InputError(task.name, "every train text is tied to a dev or test text", "Give other train texts")
     return left_out, notes
 
 
 def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
-    train, test = (np.flatnonzero(side == one) for one in ("train", "test"))
+    train, test = (np.flatnonzero(side == name) for name in ("train", "test"))
     copies = [np.isin(values[test], values[train]) for reason, values in ties.same.items() if "copies" in reason]
     shared = np.any(copies, axis=0)
     if 2 * shared.sum() >= len(test):
@@ -212,51 +213,51 @@ def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
 
 
 def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], needed: Sequence[str]) -> None:
-    """Move shares of train to other sides, in place: whole groups, label by label, each label on every `needed` side.
+    """Move shares of train to other sides, in place: whole groups, stratified, each label on every `needed` side.
 
-    Groups stand in line by labels, then size; each block of ten neighbours deals out the sides in hash order.
+    Groups are ordered by label, then size; each block of ten neighbours is distributed over the sides in hash order.
     """
     rows = np.flatnonzero(side == "train")
     group, size = np.unique(ties.group[rows], return_inverse=True, return_counts=True)[1:]
     hashes = np.full(len(size), np.iinfo(np.uint64).max)
     np.minimum.at(hashes, group, ties.texts[rows])
-    label = _codes(task)[rows] if task.kind == "class" else np.zeros(len(rows), np.int64)
-    pairs = np.unique(np.stack([group, label], 1), axis=0)  # (group and label that meet, 2), sorted
-    stratum = _strata(pairs, len(size))
+    labels = _label_codes(task)[rows] if task.kind == "class" else np.zeros(len(rows), np.int64)
+    pairs = np.unique(np.stack([group, labels], 1), axis=0)  # (group and label that meet, 2), sorted
+    stratum = _label_strata(pairs, len(size))
 
-    line = np.lexsort((hashes, size, stratum))
-    block = np.arange(len(line)) // BLOCK
-    line = line[np.lexsort((hashes[line], block))]
-    place = (np.arange(len(line)) % BLOCK + 0.5) / np.bincount(block)[block]
+    order = np.lexsort((hashes, size, stratum))
+    block = np.arange(len(order)) // BLOCK
+    order = order[np.lexsort((hashes[order], block))]
+    position = (np.arange(len(order)) % BLOCK + 0.5) / np.bincount(block)[block]
     chosen = np.full(len(size), "train", dtype="<U5")
-    low = 0.0
-    for one, share in shares.items():
-        chosen[line[(low <= place) & (place < low + share)]] = one
-        low += share
-    _mend(chosen, pairs, hashes, size, needed)
+    start = 0.0
+    for name, share in shares.items():
+        chosen[order[(start <= position) & (position < start + share)]] = name
+        start += share
+    _fill_sides(chosen, pairs, hashes, size, needed)
     side[rows] = chosen[group]
 
-    counts = {one: np.bincount(label[side[rows] == one], minlength=label.max() + 1) for one in needed}
-    lacking = [code for code in np.unique(label) if any(not count[code] for count in counts.values())]
-    if lacking and task.kind == "number":
+    counts = {name: np.bincount(labels[side[rows] == name], minlength=labels.max() + 1) for name in needed}
+    missing = [code for code in np.unique(labels) if any(not count[code] for count in counts.values())]
+    if missing and task.kind == "number":
         raise InputError(
             task.name, f"{len(size)} different texts are too few for {', '.join(needed)}", "Give more texts"
         )
-    if lacking:
-        names = np.unique(task.y)
-        each = [
-            f"'{names[c]}' ({', '.join(f'{one} {counts[one][c]}' for one in needed)}; "
-            f"rows {named_rows(rows[label == c] + 1, 5)})"
-            for c in lacking[:10]
+    if missing:
+        classes = np.unique(task.y)
+        items = [
+            f"'{classes[c]}' ({', '.join(f'{name} {counts[name][c]}' for name in needed)}; "
+            f"rows {format_rows(rows[labels == c] + 1, 5)})"
+            for c in missing[:10]
         ]
-        more = f" and {len(lacking) - 10:,} more" if len(lacking) > 10 else ""
-        what = f"{'classes' if len(lacking) > 1 else 'a class'} too small for every side: {', '.join(each)}{more}"
+        more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+        what = f"{'classes' if len(missing) > 1 else 'a class'} too small for every side: {', '.join(items)}{more}"
         mend = "Leave the class out, or give at least three texts of it that are no copies of each other"
         raise InputError(task.name, what, mend)
 
 
-def _strata(pairs: np.ndarray, groups: int) -> np.ndarray:
-    """(group,) the label of a group or, where labels meet in one, an integer for just these labels."""
+def _label_strata(pairs: np.ndarray, groups: int) -> np.ndarray:
+    """(group,) the label of a group or, if it has several, an integer for this combination of labels."""
     starts = np.searchsorted(pairs[:, 0], np.arange(groups + 1))
     strata = pairs[starts[:-1], 1].copy()
     mixed = np.flatnonzero(np.diff(starts) > 1)
@@ -266,67 +267,71 @@ def _strata(pairs: np.ndarray, groups: int) -> np.ndarray:
     return strata
 
 
-def _mend(chosen: np.ndarray, pairs: np.ndarray, hashes: np.ndarray, size: np.ndarray, needed: Sequence[str]) -> None:
-    """Give every label a group on every needed side, from the side that has most of them, while it can spare one."""
-    held = {one: np.bincount(pairs[chosen[pairs[:, 0]] == one, 1], minlength=pairs[:, 1].max() + 1) for one in SIDES}
+def _fill_sides(
+    chosen: np.ndarray, pairs: np.ndarray, hashes: np.ndarray, size: np.ndarray, needed: Sequence[str]
+) -> None:
+    """Move a group of every label to every needed side without one, from the side that has most, if it has enough."""
+    totals = {
+        name: np.bincount(pairs[chosen[pairs[:, 0]] == name, 1], minlength=pairs[:, 1].max() + 1) for name in SIDES
+    }
     present = np.unique(pairs[:, 1])
-    small = present[np.any([held[one][present] == 0 for one in needed], axis=0)]
-    for label in small.tolist():
-        mine = pairs[pairs[:, 1] == label, 0]
-        mine = mine[np.lexsort((hashes[mine], size[mine]))]
-        for one in needed:
-            counts = {other: int((chosen[mine] == other).sum()) for other in SIDES}
-            if counts[one]:
+    small_labels = present[np.any([totals[name][present] == 0 for name in needed], axis=0)]
+    for label in small_labels.tolist():
+        members = pairs[pairs[:, 1] == label, 0]
+        members = members[np.lexsort((hashes[members], size[members]))]
+        for name in needed:
+            counts = {other: int((chosen[members] == other).sum()) for other in SIDES}
+            if counts[name]:
                 continue
             richest = max(counts, key=lambda other: counts[other])
             if counts[richest] > (richest in needed):
-                chosen[mine[chosen[mine] == richest][0]] = one
+                chosen[members[chosen[members] == richest][0]] = name
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
 
 
-def _codes(task: Task) -> np.ndarray:
+def _label_codes(task: Task) -> np.ndarray:
     return np.unique(task.y, return_inverse=True)[1]
 
 
 def _check_classes(task: Task) -> None:
-    """What labels must be whatever the sides."""
+    """Raise InputError for labels that cannot be probed with any split."""
     if task.kind == "number":
         return
     classes = np.unique(task.y)
     if len(classes) == 1:
         raise InputError(task.name, f"one class ('{classes[0]}', {len(task.y):,} rows); a probe needs two")
-    if len(classes) > max(10, IDS * len(task.y)):
+    if len(classes) > max(10, MAX_CLASS_SHARE * len(task.y)):
         what = f"{len(classes):,} classes in {len(task.y):,} rows: these labels name rows, not classes"
         raise InputError(task.name, what, "Name another column, or give more rows of each class")
 
 
 def _contradictions(task: Task, texts: np.ndarray) -> list[str]:
-    """Whether a text stands in the task with several labels."""
+    """A note if copies of a text have different labels."""
     if task.kind == "number":
         return []
     code = np.unique(texts, return_inverse=True)[1]
-    labels = np.bincount(np.unique(np.stack([code, _codes(task)], 1), axis=0)[:, 0])
-    return _told(np.flatnonzero(labels[code] > 1), "hold{s} a text that has another label elsewhere")
+    labels = np.bincount(np.unique(np.stack([code, _label_codes(task)], 1), axis=0)[:, 0])
+    return _row_notes(np.flatnonzero(labels[code] > 1), "hold{s} a text that has another label elsewhere")
 
 
 def check_numbers(name: str, y: np.ndarray, side: np.ndarray) -> None:
-    """Raise InputError where the numbers y (text,) of a side (text,) are all the same, or are none.
+    """Raise InputError if numbers y (text,) are not finite, or all the same within a side (text,).
 
-    Nothing could be learned from such a train side, and dev and test would have no variance to explain.
+    Nothing can be learned from such a train side, and on dev and test there is no variance to explain.
     """
-    if len(lost := np.flatnonzero(~np.isfinite(y))):
-        raise InputError(name, f"rows {named_rows(lost + 1)} hold no finite number", "Mend them or leave them out")
-    for one in SIDES:
-        numbers = np.unique(y[side == one])
+    if len(bad := np.flatnonzero(~np.isfinite(y))):
+        raise InputError(name, f"rows {format_rows(bad + 1)} hold no finite number", "Mend them or leave them out")
+    for part in SIDES:
+        numbers = np.unique(y[side == part])
         if len(numbers) == 1:
-            what = f"all numbers of {one} are the same ({numbers[0]:g}); a probe needs two"
+            what = f"all numbers of {part} are the same ({numbers[0]:g}); a probe needs two"
             raise InputError(name, what, "Give more texts, or another column")
 
 
 def _check_labels(task: Task, side: np.ndarray) -> list[str]:
-    """Raise InputError where train lacks a class; a sentence for dev and for test where they lack one."""
+    """Raise InputError if train lacks a class of dev or test. Returns notes on classes that dev or test lack."""
     if task.kind == "number":
         check_numbers(task.name, task.y, side)
         return []
@@ -334,15 +339,15 @@ def _check_labels(task: Task, side: np.ndarray) -> list[str]:
     if len(train) == 1:
         raise InputError(task.name, f"train has one class ('{train[0]}'); a probe needs two")
     notes = []
-    for one in ("test", "dev"):
-        strange = np.flatnonzero((side == one) & ~np.isin(task.y, train))
-        if len(strange):
-            label = task.y[strange[0]]
-            rows = named_rows(strange[task.y[strange] == label] + 1)
-            what = f"label '{label}' stands in {one} (rows {rows}) but not in train"
+    for name in ("test", "dev"):
+        unknown = np.flatnonzero((side == name) & ~np.isin(task.y, train))
+        if len(unknown):
+            label = task.y[unknown[0]]
+            rows = format_rows(unknown[task.y[unknown] == label] + 1)
+            what = f"label '{label}' stands in {name} (rows {rows}) but not in train"
             raise InputError(task.name, what, "Leave these rows out, or give train rows with this label")
-        absent = train[~np.isin(train, task.y[side == one])]
-        if len(absent):
-            named = ", ".join(f"'{label}'" for label in absent[:10]) + (", ..." if len(absent) > 10 else "")
-            notes.append(f"{len(absent):,} of {len(train):,} classes have no {one} text: {named}")
+        missing = train[~np.isin(train, task.y[side == name])]
+        if len(missing):
+            listed = ", ".join(f"'{label}'" for label in missing[:10]) + (", ..." if len(missing) > 10 else "")
+            notes.append(f"{len(missing):,} of {len(train):,} classes have no {name} text: {listed}")
     return notes

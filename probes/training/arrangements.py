@@ -1,8 +1,8 @@
-"""Encoders that see their texts differently: a new token put in, [CLS] moved or taken out.
+"""Encoders with rearranged input: a new token inserted, or [CLS] moved or removed.
 
-`arranged` gives such an encoder, by the name of a readout: a *new* token put in (``new@first``, ``new@middle``,
-``new@last``), [CLS] moved behind everything else (``cls@last``), [CLS] taken out (``mean@no_cls``). Whatever reads an
-encoder reads this one as well.
+`arrange_encoder` makes such an encoder from the name of a readout: a *new* token is inserted (``new@first``,
+``new@middle``, ``new@last``), [CLS] is moved to the end (``cls@last``) or removed (``mean@no_cls``). It can be used
+like any other `Encoder`.
 """
 
 from __future__ import annotations
@@ -19,119 +19,119 @@ from torch import nn
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tokenizing import Row, Rows
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import New, Normed, Readout, arrangement, parse, within
+from clsprobe.probes.extraction.readouts import New, Normed, Readout, parse_arrangement, parse_readouts, walk_readouts
 
 
 @dataclass(frozen=True, eq=False)
-class Arranged(Encoder):
-    """An encoder whose texts are rearranged after they are tokenized. arrange: a text's tokens -> which of them, in
-    which order, -1 for the new one."""
+class ArrangedEncoder(Encoder):
+    """An encoder whose texts are rearranged after tokenization. arrange: the tokens of a text -> (token,) their new
+    order as indices, -1 for the new token."""
 
     arrange: Callable[[Row], np.ndarray] = lambda row: np.arange(len(row.ids))
     new: int = -1  # the id of the new token
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
-        """As `Encoder.tokenize`; a new token comes on top of `max_length`, where the encoder has room for it."""
+        """As `Encoder.tokenize`; a new token may exceed `max_length`, up to the encoder's own limit."""
         if max_length is not None and self.new >= 0:
             max_length = min(max_length, self.description.max_length - 1)
         rows = super().tokenize(texts, max_length)
-        parts = [self._taken(row) for row in rows]
+        parts = [self._rearrange(row) for row in rows]
         if not parts:
             return rows
         ids, special, types = (np.concatenate(part) for part in zip(*parts, strict=True))
         lengths = np.array([len(part[0]) for part in parts], rows.lengths.dtype)
-        return replace(
-            rows, ids=ids, special=special, types=types, lengths=lengths, full=rows.full + lengths - rows.lengths
-        )
+        full_lengths = rows.full_lengths + lengths - rows.lengths
+        return replace(rows, ids=ids, special=special, types=types, lengths=lengths, full_lengths=full_lengths)
 
-    def _taken(self, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids, special and types of a text; the new token is of the text that it stands before."""
+    def _rearrange(self, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """ids, special and types of a text; the new token has the type of the token after it."""
         order = self.arrange(row)
-        new = order < 0
-        near = np.where(new, np.append(order[1:], order[-1:]), order)
+        is_new = order < 0
+        source = np.where(is_new, np.append(order[1:], order[-1:]), order)
         types = np.zeros(len(row.ids), np.int8) if row.types is None else row.types
-        ids = np.where(new, self.new, row.ids[near]).astype(row.ids.dtype)
-        return ids, np.where(new, True, row.special[near]), types[near]
+        ids = np.where(is_new, self.new, row.ids[source]).astype(row.ids.dtype)
+        return ids, np.where(is_new, True, row.special[source]), types[source]
 
 
-def arranged(encoder: Encoder, name: str) -> tuple[Encoder, Readout]:
-    """The encoder that a readout's name asks for, and the readout.
+def arrange_encoder(encoder: Encoder, name: str) -> tuple[Encoder, Readout]:
+    """The encoder for the name of a readout, and the readout.
 
-    ``cls``, ``mean`` ...: the encoder itself. ``cls@last``: [CLS] stands behind the last token. ``mean@no_cls`` and the
-    like: it stands nowhere. ``new@first``, ``new@middle``, ``new@last``: a new token before everything, in the middle
-    of the content, behind its last token; it starts as the mean of all others (Hewitt 2021). Where a norm follows the
-    last layer the readout is taken after it. Raises InputError for a name that is none, or that this encoder lacks.
+    ``cls``, ``mean`` ...: the encoder itself. ``cls@last``: [CLS] is moved behind the last token. ``mean@no_cls`` etc.:
+    [CLS] is removed. ``new@first``, ``new@middle``, ``new@last``: a new token at the start, in the middle of the
+    content or behind its last token; its embedding starts as the mean of all others (Hewitt 2021). If a norm follows
+    the last layer the readout is taken after it. Raises InputError for an unknown name, or a readout that the encoder
+    lacks.
     """
-    plain, where = arrangement(name)
+    base_name, place = parse_arrangement(name)
     readout: Readout
-    made: Encoder = encoder
+    arranged_encoder: Encoder = encoder
     parts = {part: getattr(encoder, part) for part in Encoder.__dataclass_fields__}
-    if plain == "new":
-        model, token = _with_new_token(encoder)
+    if base_name == "new":
+        model, token = _add_token(encoder)
         parts |= {"model": model, "blocks": [model.get_submodule(point.module) for point in encoder.points[1:]]}
-        made, readout = Arranged(**parts, arrange=_PLACES[where], new=token), New(where, token)
+        arranged_encoder, readout = ArrangedEncoder(**parts, arrange=_ARRANGE[place], new=token), New(place, token)
     else:
-        (readout,) = parse([plain])
-        if where:
-            move = _behind if where == "last" else _without
-            made = Arranged(**parts, arrange=lambda row: move(row, encoder.cls_id))
-    added = encoder.tokenize([""])[0].ids
-    named = [part.name for part in within(readout)]
-    for special, own in (("cls", encoder.cls_id), ("sep", encoder.sep_id)):
-        if own not in added and (special in named or (special, where) == ("cls", "no_cls")):
-            told = f"the tokenizer of {encoder.name} adds no {special} token"
-            raise InputError(f"--readouts {name}", told, "Choose another readout")
-    if where == "no_cls" and "cls" in named:
+        (readout,) = parse_readouts([base_name])
+        if place:
+            move = _move_cls_last if place == "last" else _drop_cls
+            arranged_encoder = ArrangedEncoder(**parts, arrange=lambda row: move(row, encoder.cls_id))
+    added_ids = encoder.tokenize([""])[0].ids
+    readout_names = [part.name for part in walk_readouts(readout)]
+    for special, token_id in (("cls", encoder.cls_id), ("sep", encoder.sep_id)):
+        if token_id not in added_ids and (special in readout_names or (special, place) == ("cls", "no_cls")):
+            problem = f"the tokenizer of {encoder.name} adds no {special} token"
+            raise InputError(f"--readouts {name}", problem, "Choose another readout")
+    if place == "no_cls" and "cls" in readout_names:
         raise InputError(f"--readouts {name}", "reads what it takes out", "Choose another readout")
     if encoder.norm is None and isinstance(readout, Normed):
         raise InputError(f"--readouts {name}", f"no norm follows the last layer of {encoder.name}", "Leave it out")
-    return made, readout if encoder.norm is None or isinstance(readout, Normed) else Normed(readout)
+    return arranged_encoder, readout if encoder.norm is None or isinstance(readout, Normed) else Normed(readout)
 
 
-def _behind(row: Row, cls: int | None) -> np.ndarray:
-    first = (row.ids == cls) & row.special
-    return np.concatenate([np.flatnonzero(~first), np.flatnonzero(first)])
+def _move_cls_last(row: Row, cls: int | None) -> np.ndarray:
+    is_cls = (row.ids == cls) & row.special
+    return np.concatenate([np.flatnonzero(~is_cls), np.flatnonzero(is_cls)])
 
 
-def _without(row: Row, cls: int | None) -> np.ndarray:
+def _drop_cls(row: Row, cls: int | None) -> np.ndarray:
     return np.flatnonzero(~((row.ids == cls) & row.special))
 
 
-def _with(row: Row, at: int) -> np.ndarray:
-    return np.insert(np.arange(len(row.ids)), at, -1)
+def _insert_token(row: Row, position: int) -> np.ndarray:
+    return np.insert(np.arange(len(row.ids)), position, -1)
 
 
-def _middle(row: Row) -> np.ndarray:
+def _insert_middle(row: Row) -> np.ndarray:
     content = np.flatnonzero(~row.special)
-    return _with(row, int(content[len(content) // 2]) if len(content) else len(row.ids))
+    return _insert_token(row, int(content[len(content) // 2]) if len(content) else len(row.ids))
 
 
-def _end(row: Row) -> np.ndarray:
+def _insert_last(row: Row) -> np.ndarray:
     content = np.flatnonzero(~row.special)
-    return _with(row, int(content[-1]) + 1 if len(content) else len(row.ids))
+    return _insert_token(row, int(content[-1]) + 1 if len(content) else len(row.ids))
 
 
-_PLACES: dict[str, Callable[[Row], np.ndarray]] = {"first": lambda row: _with(row, 0), "middle": _middle, "last": _end}
+_ARRANGE = {"first": lambda row: _insert_token(row, 0), "middle": _insert_middle, "last": _insert_last}
 
 
-def _with_new_token(encoder: Encoder) -> tuple[nn.Module, int]:
-    """A copy of the model with one more row in its table of words, and the number of that row."""
+def _add_token(encoder: Encoder) -> tuple[nn.Module, int]:
+    """A copy of the model with one more token embedding, and the id of this token."""
     model: Any = deepcopy(encoder.model)
     table = model.get_input_embeddings()
     if not isinstance(table, nn.Embedding):
         raise InputError(encoder.name, "has no table of words to put a new token in", "Leave new@ out of --readouts")
-    known = table.weight.detach()
-    wider = torch.cat([known, known.mean(0, keepdim=True)])
-    model.set_input_embeddings(nn.Embedding.from_pretrained(wider, padding_idx=table.padding_idx))
-    return model, len(known)
+    embeddings = table.weight.detach()
+    widened = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
+    model.set_input_embeddings(nn.Embedding.from_pretrained(widened, padding_idx=table.padding_idx))
+    return model, len(embeddings)
 
 
-def present(encoder: Encoder, name: str, texts: Sequence[str], max_length: int | None = None) -> np.ndarray:
-    """(text,) whether each text has what a readout reads."""
-    plain, _ = arrangement(name)
-    if plain == "new":
+def texts_with_readout(encoder: Encoder, name: str, texts: Sequence[str], max_length: int | None = None) -> np.ndarray:
+    """(text,) whether each text has the tokens that a readout reads."""
+    base_name, _ = parse_arrangement(name)
+    if base_name == "new":
         return np.ones(len(texts), bool)
-    _, readout = arranged(encoder, plain)
+    _, readout = arrange_encoder(encoder, base_name)
     rows = encoder.tokenize(texts, max_length)
-    parts = [readout.present(encoder.batch(rows[at : at + 1000])).cpu().numpy() for at in range(0, len(rows), 1000)]
+    parts = [readout.present(encoder.batch(rows[i : i + 1000])).cpu().numpy() for i in range(0, len(rows), 1000)]
     return np.concatenate([np.zeros(0, bool), *parts])

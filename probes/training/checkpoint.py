@@ -1,7 +1,7 @@
-"""Checkpoints: a training that was killed goes on from its file, and ends with the same bits on a CPU.
+"""Checkpoints: a training run that was killed resumes from its file, on a CPU with bitwise the same result.
 
-The file is safetensors: "weights.NAME" of every parameter, "first.NAME" and "second.NAME", the moments that Adam keeps
-of it, and whatever else the training needs; the step and other facts stand in its header.
+The file is safetensors: "weights.NAME" for every parameter, "first.NAME" and "second.NAME" for its moments in Adam, and
+other tensors of the training; its header holds the step and other facts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import make_folder, replacing
 
-ROOM = 1.1  # of its size: what a checkpoint wants to find free, beside the one that it replaces
+SPACE_FACTOR = 1.1  # free disk space needed beside the checkpoint that is replaced, over its size
 
 
-class Saved(NamedTuple):
-    """What a checkpoint holds beside the weights and their moments. step: the last one that was taken."""
+class SavedTraining(NamedTuple):
+    """The content of a checkpoint beside the weights and their moments. step: the last completed one."""
 
     step: int
     facts: dict[str, str]
@@ -30,48 +30,48 @@ class Saved(NamedTuple):
 
 
 class Checkpoint:
-    """A training on disk: one safetensors file with weights, moments and facts, replaced as a whole.
+    """A training run on disk: one safetensors file with weights, moments and facts, replaced as a whole.
 
-    key: what tells this training from others; a file of another one is refused.
+    key: identifies the run; a file with another key is refused.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
 
-    def read(self, parameters: Mapping[str, Tensor], optimiser: torch.optim.AdamW) -> Saved | None:
-        """Set parameters and moments to what was written, and return the rest; None where there is no file.
+    def read(self, parameters: Mapping[str, Tensor], optimiser: torch.optim.AdamW) -> SavedTraining | None:
+        """Restore parameters and moments, and return the rest; None if there is no file.
 
-        Raises InputError, and sets nothing, where the file is damaged or of another training.
+        Raises InputError, and restores nothing, if the file is damaged or of another run.
         """
         from safetensors import SafetensorError, safe_open
 
         if not self.path.exists():
             return None
-        again = "Remove it to start again, or name another folder"
+        advice = "Remove it to start again, or name another folder"
         try:
             with safe_open(self.path, "pt") as file:
                 facts = file.metadata() or {}
                 if facts.pop("run", None) != self.key:
-                    raise InputError(str(self.path), "is a checkpoint of another run", again)
+                    raise InputError(str(self.path), "is a checkpoint of another run", advice)
                 step = int(facts.pop("step"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
                 weights = {name: tensors.pop(f"weights.{name}") for name in parameters}
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(str(self.path), f"is damaged ({str(error)[:80]})", again) from None
+            raise InputError(str(self.path), f"is damaged ({str(error)[:80]})", advice) from None
         for name, parameter in parameters.items():
             parameter.data.copy_(weights[name])
             if f"first.{name}" in tensors:
                 first, second = (tensors.pop(f"{part}.{name}").to(parameter) for part in ("first", "second"))
-                taken = torch.tensor(float(step), device=parameter.device)
-                optimiser.state[parameter] = {"exp_avg": first, "exp_avg_sq": second, "step": taken}
-        return Saved(step, facts, tensors)
+                steps_taken = torch.tensor(float(step), device=parameter.device)
+                optimiser.state[parameter] = {"exp_avg": first, "exp_avg_sq": second, "step": steps_taken}
+        return SavedTraining(step, facts, tensors)
 
-    def look_for_room(self, parameters: Mapping[str, Tensor]) -> None:
-        """Raise InputError where the disk has no room for the file and the one that it replaces."""
-        size = 3 * sum(one.numel() * one.element_size() for one in parameters.values())
+    def check_disk_space(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise InputError if the disk has no space for the file beside the one that it replaces."""
+        size = 3 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
         make_folder(self.path.parent)
         free = shutil.disk_usage(self.path.parent).free
-        if free < ROOM * size:
+        if free < SPACE_FACTOR * size:
             raise self._full(size, free)
 
     def write(
@@ -82,18 +82,18 @@ class Checkpoint:
         facts: Mapping[str, str],
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Replace the file. optimiser: None where nothing is trained any more. facts, tensors: what else is kept.
+        """Replace the file. optimiser: None after training. facts, tensors: returned by `read`.
 
-        Raises InputError where the disk is full; the last one is still there then.
+        Raises InputError if the disk is full; the previous file is then kept.
         """
         from safetensors.torch import save
 
-        kept = {f"weights.{name}": one for name, one in parameters.items()} | dict(tensors or {})
-        for name, one in parameters.items():
-            if optimiser is not None and (state := optimiser.state.get(one)):
-                kept |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
+        contents = {f"weights.{name}": tensor for name, tensor in parameters.items()} | dict(tensors or {})
+        for name, tensor in parameters.items():
+            if optimiser is not None and (state := optimiser.state.get(tensor)):
+                contents |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
         content = save(
-            {name: one.detach().cpu().contiguous() for name, one in kept.items()},
+            {name: tensor.detach().cpu().contiguous() for name, tensor in contents.items()},
             {"run": self.key, "step": str(step), **facts},
         )
         try:
@@ -105,5 +105,5 @@ class Checkpoint:
             raise self._full(len(content), shutil.disk_usage(self.path.parent).free) from error
 
     def _full(self, size: int, free: int) -> InputError:
-        told = f"no room for checkpoints: {size / 1e6:,.0f} MB each, {free / 1e6:,.0f} MB are free"
-        return InputError(str(self.path.parent), told, "Free some, or name a folder on another disk")
+        problem = f"no room for checkpoints: {size / 1e6:,.0f} MB each, {free / 1e6:,.0f} MB are free"
+        return InputError(str(self.path.parent), problem, "Free some, or name a folder on another disk")

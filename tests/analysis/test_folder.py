@@ -23,7 +23,7 @@ class Counting:
     def measure(self, folder):
         self.measured += 1
         folder.begin()
-        (folder.unfinished() / "half.bin").write_bytes(b"x")
+        (folder.make_work_folder() / "half.bin").write_bytes(b"x")
         return Measured({"results": TABLE, "projection": TABLE}, {"rows": {}}, notes=["x"])
 
 
@@ -37,7 +37,7 @@ class OnlyResults:
 def finished(path, settings=None):
     folder = RunFolder(path, "run", settings or {"seed": 0})
     folder.measure(Counting())
-    folder.place("answers/run.json").write_bytes(b"{}")
+    folder.path_of("answers/run.json").write_bytes(b"{}")
     folder.finish({"rows": {}})
     return folder
 

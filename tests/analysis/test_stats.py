@@ -37,12 +37,12 @@ def test_resamplings_draw_n_texts_seeded_and_computed_once():
 
 
 def test_a_bootstrap_in_blocks_is_the_same_bootstrap(monkeypatch):
-    told = -np.random.default_rng(0).gamma(2.0, size=(3, 50)).astype(np.float32)
+    log2_probability = -np.random.default_rng(0).gamma(2.0, size=(3, 50)).astype(np.float32)
     sizes = []
 
     def measure(weights):
         sizes.append(len(weights))
-        return metric.bits(told, weights)
+        return metric.bits(log2_probability, weights)
 
     whole = stats.bootstrap(measure, 50)
     monkeypatch.setattr(stats, "BLOCK", 4 * 50 * 300)  # 300 draws
@@ -72,8 +72,8 @@ def test_the_bootstrap_covers_bits_as_it_promises():
     """Mean losses of 200 texts, skewed as bits are; the tolerance is 3 SE of the simulation and a point of bias."""
     random, simulations, n = np.random.default_rng(0), 400, 200
     drawn = random.gamma(2.0, 0.5, size=(simulations, n))  # mean 1
-    found = covered(stats.percentile(stats.bootstrap(lambda counts: metric.bits(-drawn, counts), n)), 1)
-    assert abs(found - 0.95) < 0.01 + 3 * np.sqrt(0.95 * 0.05 / simulations)
+    coverage = covered(stats.percentile(stats.bootstrap(lambda counts: metric.bits(-drawn, counts), n)), 1)
+    assert abs(coverage - 0.95) < 0.01 + 3 * np.sqrt(0.95 * 0.05 / simulations)
 
 
 # ----------------------------------------------------------------------------------------- intervals that need no draws
@@ -84,33 +84,33 @@ def test_intervals_hold_the_values_of_the_metrics():
     labels, codes = random.integers(4, size=90), random.integers(5, size=(7, 90))
     codes[0] = labels  # nothing wrong
     codes[1] = (labels + 1) % 4  # nothing right
-    told = np.log2(random.uniform(size=(7, 90)))
-    told[2] = -1
-    told[3, 5] = -np.inf
+    log2_probability = np.log2(random.uniform(size=(7, 90)))
+    log2_probability[2] = -1
+    log2_probability[3, 5] = -np.inf
     once = np.ones((1, 90))
-    found = stats.intervals(codes, labels, told)
+    intervals = stats.intervals(codes, labels, log2_probability)
     for what, expected in {
         "accuracy": metric.accuracy(codes, labels, once),
         "macro_f1": metric.macro_f1(codes, labels, once),
-        "bits": metric.bits(told, once),
+        "bits": metric.bits(log2_probability, once),
     }.items():
-        value, low, high = found[what]
+        value, low, high = intervals[what]
         assert value == pytest.approx(expected[:, 0])
         assert (low <= value).all()
         assert (value <= high).all()
         assert (low >= 0).all()
-    assert (found["macro_f1"][2] <= 1).all()
-    assert [part[2] for part in found["bits"]] == [1, 1, 1]  # no text differs from another
-    assert [part[3] for part in found["bits"]] == [np.inf] * 3
+    assert (intervals["macro_f1"][2] <= 1).all()
+    assert [part[2] for part in intervals["bits"]] == [1, 1, 1]  # no text differs from another
+    assert [part[3] for part in intervals["bits"]] == [np.inf] * 3
     assert set(stats.intervals(codes, labels)) == {"accuracy", "macro_f1"}
 
 
 def test_a_failed_cell_spoils_no_other():
     labels, codes = np.arange(60) % 3, np.random.default_rng(0).integers(3, size=(3, 60))
-    told = np.log2(np.random.default_rng(1).uniform(size=(3, 60)))
-    sound = stats.intervals(codes, labels, told)
-    codes[1], told[1] = -1, np.nan
-    spoilt = stats.intervals(codes, labels, told)
+    log2_probability = np.log2(np.random.default_rng(1).uniform(size=(3, 60)))
+    sound = stats.intervals(codes, labels, log2_probability)
+    codes[1], log2_probability[1] = -1, np.nan
+    spoilt = stats.intervals(codes, labels, log2_probability)
     for what in sound:
         assert np.array_equal(np.array(sound[what])[:, [0, 2]], np.array(spoilt[what])[:, [0, 2]])
 
@@ -118,10 +118,10 @@ def test_a_failed_cell_spoils_no_other():
 def test_the_interval_of_a_skewed_mean_is_a_t_where_nothing_is_skewed():
     values = np.random.default_rng(0).normal(size=(3, 500))
     values = np.concatenate([values, -values], 1)  # skewness 0
-    low, high = stats.skewed(values)
+    low, high = stats.mean_interval(values)
     half = t.ppf(0.975, 999) * values.std(1, ddof=1) / np.sqrt(1000)
     assert (low, high) == (pytest.approx(-half, rel=1e-4), pytest.approx(half, rel=1e-4))
-    low, high = stats.skewed(np.random.default_rng(0).gamma(0.2, size=(1, 500)))
+    low, high = stats.mean_interval(np.random.default_rng(0).gamma(0.2, size=(1, 500)))
     mean = (low + high) / 2
     assert mean > np.random.default_rng(0).gamma(0.2, size=(1, 500)).mean()  # more room on the side of the tail
 
@@ -167,9 +167,9 @@ def test_bits_intervals_cover_at_every_size(n, p, sharpness):
 
 def test_the_percentile_bootstrap_would_not_cover_the_bits_of_a_good_probe():
     drawn, truth = simulations.losses(200, 0.95, simulations=1000)
-    told = -drawn.astype(np.float32)
-    found = stats.percentile(stats.bootstrap(lambda counts: metric.bits(told, counts), 200))
-    assert covered(found, truth) < 0.93
+    log2_probability = -drawn.astype(np.float32)
+    interval = stats.percentile(stats.bootstrap(lambda counts: metric.bits(log2_probability, counts), 200))
+    assert covered(interval, truth) < 0.93
 
 
 # What is beyond these marks is in docs/statistics.md: macro-F1 of very rare classes at n = 200.
@@ -243,11 +243,11 @@ def test_best_layers_compare_categories_as_they_compare_strings():
 
 def test_correct_wants_exactly_one_cell():
     table = pd.concat([predictions([True, False]), predictions([True, True], layer=1)])
-    assert stats.correct(table, layer=0).to_numpy().tolist() == [[1.0, 0.0]]
+    assert stats.correctness(table, layer=0).to_numpy().tolist() == [[1.0, 0.0]]
     with pytest.raises(ValueError, match="more than one cell"):
-        stats.correct(table, readout="cls")
+        stats.correctness(table, readout="cls")
     with pytest.raises(ValueError, match="no cell"):
-        stats.correct(table, layer=7)
+        stats.correctness(table, layer=7)
 
 
 def test_accuracies_are_means_over_seeds_with_intervals_over_texts():
@@ -266,12 +266,12 @@ def frame(values, rows=None):
 
 def test_no_difference_has_an_effect_of_zero_and_an_interval_that_few_texts_widen():
     """Ten texts without a difference prove little: one of three in ten thousand texts may still differ."""
-    one = frame(np.random.default_rng(0).integers(2, size=(3, 50)).astype(float))
-    for some in (one, one[:1]):
-        effect, low, high = stats.paired_difference(some, some)
+    a = frame(np.random.default_rng(0).integers(2, size=(3, 50)).astype(float))
+    for sides in (a, a[:1]):
+        effect, low, high = stats.paired_difference(sides, sides)
         assert (effect, low) == (0, -high)
         assert 0.03 < high < 0.06
-    assert stats.difference_p(one, one) == 1
+    assert stats.difference_p(a, a) == 1
 
 
 def test_one_seed_has_the_interval_of_bonett_and_price():
@@ -340,12 +340,12 @@ def test_both_tests_decide_what_the_interval_shows(seeds):
 def test_the_p_of_a_difference_is_that_of_mcnemar():
     for won, lost in ((30, 18), (60, 40), (5, 9), (200, 140)):
         difference = np.r_[np.ones(won), -np.ones(lost), np.zeros(1000 - won - lost)]
-        found = stats.difference_p(frame(difference[None]), frame(np.zeros((1, 1000))))
+        p = stats.difference_p(frame(difference[None]), frame(np.zeros((1, 1000))))
         exact = binomtest(won, won + lost).pvalue
         middle = exact - binom.pmf(
             won, won + lost, 0.5
         )  # McNemar's mid-p, between the exact test and the asymptotic one
-        assert middle * 0.7 < found < exact * 1.2
+        assert middle * 0.7 < p < exact * 1.2
 
 
 def test_seeds_may_test_different_texts_but_both_sides_the_same():
@@ -405,9 +405,9 @@ def test_max_t_is_a_permutation_test_done_by_hand():
     random, every = np.random.default_rng(3), []
     for _ in range(400):
         drawn = random.permutation(labels)
-        every.append([(one == drawn).mean() for one in codes])
+        every.append([(cell == drawn).mean() for cell in codes])
     every = np.array(every)  # (draw, cell)
-    frequency = np.array([[(one == k).mean() for k in range(3)] for one in codes])
+    frequency = np.array([[(cell == k).mean() for k in range(3)] for cell in codes])
     mean = frequency @ [(labels == k).mean() for k in range(3)]
     assert every.mean(0) == pytest.approx(mean, abs=4 * every.std(0).max() / np.sqrt(400))
     # studentised by the moments of far more permutations than are tested
@@ -453,16 +453,16 @@ def test_max_t_finds_something_in_few_null_grids():
 @pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 6])
 def test_max_t_finds_something_in_a_twentieth_of_500_null_grids(classes):
-    found = family_wise_error(500, draws=999, classes=classes, seed=10_000)
-    assert abs(found - 0.05) <= 2 * np.sqrt(0.05 * 0.95 / 500)
+    rate = family_wise_error(500, draws=999, classes=classes, seed=10_000)
+    assert abs(rate - 0.05) <= 2 * np.sqrt(0.05 * 0.95 / 500)
 
 
 def test_uncorrected_p_would_find_something_in_nearly_all():
-    found = []
+    significant = []
     for grid in range(10):
         codes, labels = null_grid(40, seed=grid, common=0)
-        found.append(min(stats.max_t(one[None], labels, draws=99)[0][0] for one in codes) <= 0.05)
-    assert np.mean(found) > 0.5  # 1 - 0.95^40 = 0.87
+        significant.append(min(stats.max_t(cell[None], labels, draws=99)[0][0] for cell in codes) <= 0.05)
+    assert np.mean(significant) > 0.5  # 1 - 0.95^40 = 0.87
 
 
 def test_max_t_permutes_the_labels_once_for_the_whole_grid(monkeypatch):
@@ -480,9 +480,9 @@ def test_max_t_permutes_the_labels_once_for_the_whole_grid(monkeypatch):
     codes, labels = null_grid(104, 200, 6)
     expected = stats.max_t(codes, labels, draws=50, seed=1)
     monkeypatch.setattr(np.random, "default_rng", Counted)
-    found = stats.max_t(codes, labels, draws=50, seed=1)
+    actual = stats.max_t(codes, labels, draws=50, seed=1)
     assert drawn == [200] * 50
-    assert np.array_equal(found, expected)
+    assert np.array_equal(actual, expected)
 
 
 def grid_predictions(accuracies, n=300, seed=0):
@@ -503,11 +503,11 @@ def test_above_chance_names_the_cells(category):
     if category:
         columns = ["model", "task", "control", "readout", "probe", "split", "label", "predicted"]
         table = table.astype(dict.fromkeys(columns, "category"))
-    found = stats.above_chance(table)
-    assert found.columns.tolist() == [*stats.CELL, "value", "p", "threshold"]
-    assert found.task.tolist() == ["t"] * 3 + ["u"] * 3
+    actual = stats.above_chance(table)
+    assert actual.columns.tolist() == [*stats.CELL, "value", "p", "threshold"]
+    assert actual.task.tolist() == ["t"] * 3 + ["u"] * 3
     for task in ("t", "u"):
-        mine = found[found.task == task].sort_values("layer")
+        mine = actual[actual.task == task].sort_values("layer")
         assert (mine.p <= 0.05).tolist() == [False, True, False]
         assert ((mine.value > mine.threshold) == (mine.p <= 0.05)).all()
         assert mine.value.iloc[1] == pytest.approx(0.7, abs=0.08)

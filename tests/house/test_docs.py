@@ -80,9 +80,9 @@ def help_of(*words: str) -> str:
 def test_snippets_are_found():
     python = "<!-- test: skip no file -->\n```python\nx\n```\n"
     console = "```console\n$ clsprobe run \\\n  --task 'a b'  # why\nout\n```\n"
-    found = snippets("page", f"a\n\n{python}\n{console}", "python", "console")
-    assert (found[0].code, found[0].mark, found[0].line) == ("x\n", "skip no file", 4)
-    assert commands(found[1]) == [["clsprobe", "run", "--task", "a b"]]
+    first, second = snippets("page", f"a\n\n{python}\n{console}", "python", "console")
+    assert (first.code, first.mark, first.line) == ("x\n", "skip no file", 4)
+    assert commands(second) == [["clsprobe", "run", "--task", "a b"]]
 
 
 @pytest.mark.parametrize("snippet", all_snippets("python"), ids=str)

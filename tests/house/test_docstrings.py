@@ -1,4 +1,4 @@
-"""What a docstring names in back-ticks exists: in its own module, elsewhere in the packages, or in a library."""
+"""Back-ticked names in docstrings exist: in the same module, elsewhere in the packages, or in a library."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WORD = re.compile(r"[A-Za-z_]\w*")
 FILES = (".py", ".pyi", ".json", ".yaml", ".toml", ".parquet", ".html", ".md")
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 EXCEPTIONS = {
-    "clsprobe.probes.errors": {"lable"},  # a word with a slip
+    "clsprobe.probes.errors": {"lable"},  # a deliberate typo
     "clsprobe.probes.linear": {"alpha"},  # an argument of scikit-learn's
 }
 
 
 def stored(node: ast.AST, kind: type[ast.Name] | type[ast.Attribute]) -> set[str]:
-    """The names, or the attributes of whatever, that are assigned to in a syntax tree."""
-    found = [each for each in ast.walk(node) if isinstance(each, kind) and isinstance(each.ctx, ast.Store)]
-    return {each.id if isinstance(each, ast.Name) else each.attr for each in found}
+    """The names, or the attributes, that are assigned to in a syntax tree."""
+    targets = [child for child in ast.walk(node) if isinstance(child, kind) and isinstance(child.ctx, ast.Store)]
+    return {target.id if isinstance(target, ast.Name) else target.attr for target in targets}
 
 
 def members(body: list[ast.stmt]) -> set[str]:
@@ -40,7 +40,7 @@ def members(body: list[ast.stmt]) -> set[str]:
 
 @cache
 def project() -> tuple[dict[str, set[str]], dict[str, set[str]], set[str]]:
-    """Module -> its names, class -> its names and those of its bases, and all that is public or a library."""
+    """Module -> its names, class -> its names and those of its bases, and all public names and libraries."""
     homes: dict[str, set[str]] = {}
     classes: dict[str, set[str]] = {}
     free = {*dir(builtins), *keyword.kwlist}
@@ -51,7 +51,7 @@ def project() -> tuple[dict[str, set[str]], dict[str, set[str]], set[str]]:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef):
                 classes.setdefault(node.name, set()).update(members(node.body))
-    for module in 2 * modules():  # twice: a base may come later than what derives from it
+    for module in 2 * modules():  # twice: a base class may come after a class derived from it
         for node in ast.walk(module.tree):
             for base in node.bases if isinstance(node, ast.ClassDef) else ():
                 classes[node.name] |= classes.get(ast.unparse(base), set())
@@ -61,7 +61,7 @@ def project() -> tuple[dict[str, set[str]], dict[str, set[str]], set[str]]:
 
 
 def words(module: Module) -> Iterator[str]:
-    """The identifiers of a module, variables of functions left out; columns and settings are words of its strings."""
+    """The identifiers of a module without local variables, and the words of its strings: columns and settings."""
     prose = set(docstrings(module))
     yield from members(module.tree.body)
     for node in ast.walk(module.tree):
@@ -80,7 +80,7 @@ def docstrings(module: Module) -> list[str]:
 
 
 def exists(path: str, own: set[str]) -> bool:
-    """Whether a name means something in a module with these words, or without it."""
+    """Whether a dotted name exists in a module with these words, or elsewhere."""
     homes, classes, free = project()
     head, *rest = path.split(".")
     if not rest:
@@ -98,18 +98,18 @@ def exists(path: str, own: set[str]) -> bool:
 
 
 def missing(module: Module) -> list[str]:
-    """What the docstrings of a module name, and nothing is called."""
+    """The back-ticked names in the docstrings of a module that do not exist."""
     own = {*words(module), *EXCEPTIONS.get(module.name, ())}
-    found = {path for text in docstrings(module) for path in NAME.findall(text) if not path.endswith(FILES)}
-    return sorted(path for path in found if not exists(path, own))
+    paths = {path for text in docstrings(module) for path in NAME.findall(text) if not path.endswith(FILES)}
+    return sorted(path for path in paths if not exists(path, own))
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
-def test_what_docstrings_name_exists(module):
+def test_names_in_docstrings_exist(module):
     assert not missing(module)
 
 
-def test_a_name_that_is_gone_would_be_seen():
+def test_a_missing_name_is_reported():
     source = '''"""`split_up`, `Task.rows_of`, `analysis.gone.windows`; `Task.texts`, `f`, ``x``."""
 def f(a):
     """`a`, `b` and `c`, `None`."""

@@ -14,7 +14,7 @@ import tomllib
 import pytest
 from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 
-# Floors of the house: a module sees its own floor and those below it. What is named nowhere in probes/ is a probe.
+# A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
     ("clsprobe.probes.errors", "clsprobe.probes.files", "clsprobe.probes.hub", "clsprobe.probes.metric"),
     ("clsprobe.probes.tasks",),
@@ -43,29 +43,29 @@ def floor(name: str) -> int | None:
     return None
 
 
-def wrong_ways(module: Module) -> list[str]:
+def upward_imports(module: Module) -> list[str]:
     own = floor(module.name)
     assert own is not None
     return [
         name
         for name in imports(module)
-        # `from probes import task` names the package first; what counts is the module that it means.
-        if name not in PACKAGES.values() and (seen := floor(name)) is not None and seen > own
+        # `from clsprobe.probes import tasks` names the package first; the module it means is listed after it.
+        if name not in PACKAGES.values() and (other := floor(name)) is not None and other > own
     ]
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_imports_run_one_way(module):
-    assert not wrong_ways(module), f"{module.name} imports from above"
+    assert not upward_imports(module), f"{module.name} imports from above"
 
 
-def test_an_import_from_above_would_be_seen():
+def test_an_import_from_above_is_reported():
     source = (
         "import clsprobe.probes.tasks.task\n"
         "def f():\n    from clsprobe.analysis import study\n    from .linear import LogisticProbe\n"
     )
     planted = Module("clsprobe.probes.base", ROOT / "probes" / "base.py", ast.parse(source))
-    assert set(wrong_ways(planted)) == {
+    assert set(upward_imports(planted)) == {
         "clsprobe.analysis.study",
         "clsprobe.probes.linear",
         "clsprobe.probes.linear.LogisticProbe",
@@ -76,7 +76,7 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not cycles(graph())
 
 
-def test_a_cycle_would_be_seen():
+def test_a_cycle_is_reported():
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert not cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
@@ -84,9 +84,9 @@ def test_a_cycle_would_be_seen():
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith(TABLES_ONLY)))
 def test_conclusions_see_tables_only(name):
     (module,) = (m for m in modules() if m.name == name)
-    seen = set(imports(module))
-    assert not {each.split(".")[0] for each in seen} & {"torch", "transformers", "sklearn"}
-    assert not [each for each in seen if each.startswith("clsprobe.probes.") and floor(each) != 0]
+    imported = set(imports(module))
+    assert not {name.split(".")[0] for name in imported} & {"torch", "transformers", "sklearn"}
+    assert not [name for name in imported if name.startswith("clsprobe.probes.") and floor(name) != 0]
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)

@@ -1,6 +1,6 @@
-"""Public names are the house's nouns, and each says what it is.
+"""Public names use the project's vocabulary, and everything public has a docstring.
 
-The words are those of the code itself: task, text, label, split; layer, readout, cell, states; probe, strength, bits;
+The vocabulary: task, text, label, split; layer, readout, cell, states; probe, strength, bits;
 table, study, verdict, exhibit, answer.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from house import modules
 
-# word or words, as they would stand in a name -> what the house says
+# forbidden part of a name -> the word to use
 FORBIDDEN = {
     "util": "the name of what it does",
     "utils": "the name of what it does",
@@ -48,7 +48,7 @@ def words(name: str) -> str:
 
 
 def forbidden(name: str) -> list[str]:
-    return [f"{name}: say {house}" for word, house in FORBIDDEN.items() if f"_{word}_" in words(name)]
+    return [f"{name}: say {better}" for word, better in FORBIDDEN.items() if f"_{word}_" in words(name)]
 
 
 def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
@@ -70,7 +70,7 @@ def parameters(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
     return [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
 
 
-def test_a_forbidden_name_would_be_seen():
+def test_forbidden_names_are_reported():
     assert forbidden("PoolingStrategy") == ["PoolingStrategy: say readout"]
     assert forbidden("io_utils")
     assert forbidden("df")
@@ -79,16 +79,16 @@ def test_a_forbidden_name_would_be_seen():
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
-def test_names_are_of_the_house(module):
-    wrong = [fault for part in module.name.split(".") for fault in forbidden(part)]
-    for name, node in public(module.tree.body):
-        wrong += [fault for each in (name.rsplit(".", 1)[-1], *parameters(node)) for fault in forbidden(each)]
-    assert not wrong
+def test_names_use_the_vocabulary(module):
+    names = module.name.split(".")
+    for path, node in public(module.tree.body):
+        names += [path.rsplit(".", 1)[-1], *parameters(node)]
+    assert not [fault for name in names for fault in forbidden(name)]
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m.tree.body], ids=str)
-def test_what_is_public_is_explained(module):
-    """Methods that fulfil a contract of a base class are explained there."""
+def test_public_names_have_docstrings(module):
+    """Methods that override those of a base class may be documented there."""
     missing = [] if ast.get_docstring(module.tree) else ["the module"]
     inheriting = {name for name, node in public(module.tree.body) if isinstance(node, ast.ClassDef) and node.bases}
     missing += [

@@ -16,7 +16,7 @@ from house import Module, modules
 
 from clsprobe.probes import files
 
-# Calls that write to what they are given, which must then be a file that `replacing` opened, or a buffer in memory.
+# Calls that write to an argument, which must be a file that `replacing` opened, or a buffer in memory.
 SAVERS = {"save", "savez", "savez_compressed", "savetxt", "tofile", "save_file", "savefig", "save_pretrained"} | {
     f"to_{format}" for format in ("csv", "parquet", "json", "html", "latex", "excel", "feather", "pickle", "markdown")
 }
@@ -30,7 +30,7 @@ MODE = re.compile(r"[rbt]*[wax+][wax+bt]*")  # of a file to be written
 
 
 def writes(module: Module) -> list[str]:
-    """The calls of a module that would write to the disk by themselves, with their lines."""
+    """The calls of a module that write to the disk directly, with their lines."""
     safe = {"files"}  # as in files.write_text(...)
     for node in ast.walk(module.tree):
         if isinstance(node, ast.With):
@@ -60,9 +60,9 @@ def _writes(call: ast.Call, safe: set[str]) -> bool:
     if function == "dump" and owner in DUMPERS:
         return len(call.args) < 2 or _name(call.args[1]) not in safe
     if function in SAVERS and (function != "save" or owner in MODULES_THAT_SAVE):
-        given = [*call.args[:2], *named]  # np.save takes the file first, torch.save second
-        return bool(given) and not any(
-            _name(g) in safe or (isinstance(g, ast.Constant) and g.value is None) for g in given
+        targets = [*call.args[:2], *named]  # np.save takes the file first, torch.save second
+        return bool(targets) and not any(
+            _name(target) in safe or (isinstance(target, ast.Constant) and target.value is None) for target in targets
         )
     return False
 
@@ -79,7 +79,7 @@ def _name(node: ast.expr) -> str:
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m.name != "clsprobe.probes.files"], ids=str)
-def test_nothing_writes_by_itself(module):
+def test_no_module_writes_directly(module):
     assert not writes(module), f"{module.path}: write through probes/files.py"
 
 
@@ -113,7 +113,7 @@ def test_nothing_writes_by_itself(module):
         ("p.mkdir()", True),
     ],
 )
-def test_a_writer_would_be_seen(source, caught):
+def test_direct_writes_are_reported(source, caught):
     assert bool(writes(Module("planted", Path("planted.py"), ast.parse(source)))) == caught
 
 

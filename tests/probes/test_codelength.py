@@ -71,8 +71,8 @@ def test_uniform_labels_cost_the_uniform_code(classes):
 
 def test_nats_taken_for_bits_would_be_seen(monkeypatch):
     def in_nats(*given, **more):
-        told = codelength_predict(*given, **more)
-        return replace(told, log2_proba=told.log2_proba * np.log(2))
+        result = codelength_predict(*given, **more)
+        return replace(result, log2_proba=result.log2_proba * np.log(2))
 
     codelength_predict = codelength.predict_each
     monkeypatch.setattr(codelength, "predict_each", in_nats)
@@ -109,7 +109,7 @@ def test_almost_constant_labels_cost_almost_nothing():
 
 def brute_force(X, y, dev, ends, evaluated):
     """The code of texts in the order given, with scikit-learn: bits of every block; accuracy and bits elsewhere."""
-    K, told, curve = y.max() + 1, [ends[0] * np.log2(y.max() + 1)], []
+    K, result, curve = y.max() + 1, [ends[0] * np.log2(y.max() + 1)], []
     for fit, end in enumerate(ends):
         scaler = StandardScaler().fit(X[:end])
         seen = np.unique(y[:end])
@@ -128,8 +128,8 @@ def brute_force(X, y, dev, ends, evaluated):
         rest = len(y) - end
         curve.append(((P.argmax(1) == codes)[rest:].mean(), bits[rest:].mean()))
         if rest:
-            told.append(bits[: ends[fit + 1] - end].sum())
-    return told, np.array(curve)
+            result.append(bits[: ends[fit + 1] - end].sum())
+    return result, np.array(curve)
 
 
 @pytest.mark.parametrize("rare", [False, True])
@@ -143,16 +143,16 @@ def test_brute_force_with_scikit_learn_gives_the_same(rare):
         y[order[50:52]] = 0
         assert 0 in y[64:104]
     train, dev, test = ((X[:, rows], y[rows]) for rows in (slice(0, 64), slice(64, 104), slice(104, 204)))
-    (told,) = code(*train, dev=dev, evaluated=test)
-    assert told.ends.tolist() == [6, 8, 16, 32, 64]
+    (result,) = code(*train, dev=dev, evaluated=test)
+    assert result.ends.tolist() == [6, 8, 16, 32, 64]
     compact = [(x[0], np.searchsorted([0, 1, 3], codes[:, 0])) for x, codes in (train, dev, test)]
-    lengths, curve = brute_force(*(part[order] for part in compact[0]), compact[1], told.ends.tolist(), compact[2])
-    assert told.lengths[0] == pytest.approx(lengths, rel=2e-3, abs=2e-3)
-    assert told.codelength[0] == pytest.approx(sum(lengths), rel=1e-3)
-    assert told.uniform == pytest.approx(64 * np.log2(3))
-    assert told.curve.n.tolist() == told.ends.tolist()
-    assert told.curve.accuracy[0] == pytest.approx(curve[:, 0], abs=0.011)
-    assert told.curve.bits[0] == pytest.approx(curve[:, 1], rel=2e-3)
+    lengths, curve = brute_force(*(part[order] for part in compact[0]), compact[1], result.ends.tolist(), compact[2])
+    assert result.lengths[0] == pytest.approx(lengths, rel=2e-3, abs=2e-3)
+    assert result.codelength[0] == pytest.approx(sum(lengths), rel=1e-3)
+    assert result.uniform == pytest.approx(64 * np.log2(3))
+    assert result.curve.n.tolist() == result.ends.tolist()
+    assert result.curve.accuracy[0] == pytest.approx(curve[:, 0], abs=0.011)
+    assert result.curve.bits[0] == pytest.approx(curve[:, 1], rel=2e-3)
 
 
 def test_a_signal_shortens_the_code_and_more_of_it_more():
@@ -169,8 +169,8 @@ def test_the_curve_is_that_of_separate_fits():
     X, y = signal(600)
     train, dev, test = ((X[:, rows], y[rows]) for rows in (slice(0, 300), slice(300, 400), slice(400, 600)))
     (code,) = OnlineCode(LogisticProbe())(*train, dev=dev, evaluated=test)
-    alone = LogisticProbe().fit_cells(*train, dev=dev, strengths=codelength.STRENGTHS)
-    nats = alone.log_proba_cells(test[0])[0, 0]
+    separate = LogisticProbe().fit_cells(*train, dev=dev, strengths=codelength.STRENGTHS)
+    nats = separate.log_proba_cells(test[0])[0, 0]
     own = -nats[np.arange(200), test[1][:, 0]] / np.log(2)
     assert code.curve.n[-1] == 300
     assert code.curve.costs[0, -1] == pytest.approx(own, abs=1e-5)
@@ -296,24 +296,24 @@ def closed_form(d):
 @pytest.mark.parametrize("d", [1.0, 2.0])
 def test_v_information_of_gaussians_is_the_closed_form(d):
     train, dev, test = (gaussian(d, n, seed) for seed, n in enumerate((8000, 2000, 60_000)))
-    (told,) = v_information(LogisticProbe(), *train, dev=dev, evaluated=test)
-    assert told.bits[0] == pytest.approx(closed_form(d), abs=0.01)
-    assert (told.after < 1).mean() == pytest.approx(norm.cdf(d / 2), abs=0.01)
-    assert told.terms.shape == (1, 60_000)
-    assert told.terms.mean() == pytest.approx(told.bits[0])
-    assert told.converged.all()
+    (result,) = v_information(LogisticProbe(), *train, dev=dev, evaluated=test)
+    assert result.bits[0] == pytest.approx(closed_form(d), abs=0.01)
+    assert (result.after < 1).mean() == pytest.approx(norm.cdf(d / 2), abs=0.01)
+    assert result.terms.shape == (1, 60_000)
+    assert result.terms.mean() == pytest.approx(result.bits[0])
+    assert result.converged.all()
 
 
 def test_nothing_is_worth_nothing_and_may_be_less():
     """The mean over many draws is not above 0, single ones fall on both sides or below."""
-    found = []
+    values = []
     for seed in range(12):
         (train, y), dev = halves(noise(400, seed=seed), labels(400, [0.6, 0.4], seed), 200)
         test = noise(300, seed=100 + seed), labels(300, [0.6, 0.4], 100 + seed)
-        found.append(v_information(LogisticProbe(), train, y, dev=dev, evaluated=test)[0].bits[0])
-    assert min(found) < 0
-    assert np.abs(found).max() < 0.05
-    assert np.mean(found) < 0.005
+        values.append(v_information(LogisticProbe(), train, y, dev=dev, evaluated=test)[0].bits[0])
+    assert min(values) < 0
+    assert np.abs(values).max() < 0.05
+    assert np.mean(values) < 0.005
 
 
 def looks(n, seed):

@@ -24,7 +24,7 @@ from clsprobe.probes.base import CellProbe, predict_each
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.mlp import MLPProbe
 from clsprobe.probes.pooling import AttentionProbe
-from clsprobe.probes.registry import find_probe, registered
+from clsprobe.probes.registry import find_probe, registered_probes
 
 FEW = range(3)
 MANY = pytest.param(range(3, 20), marks=pytest.mark.long, id="seeds 3-19")
@@ -37,7 +37,7 @@ def few_rounds(monkeypatch):
 
 
 @pytest.mark.parametrize("seeds", [pytest.param([0], id="seed 0"), pytest.param(range(1, 20), marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("name", registered_probes())
 def test_every_registered_probe_keeps_the_contract(name, seeds, few_rounds):
     for seed in seeds:
         check_probe(find_probe(name), seed=seed)
@@ -48,7 +48,7 @@ def evaluated(probe, X_train, y_train, X_test, y_test):
     """What the sweep does with one cell: a tenth of train serves as dev, every row is predicted."""
     y_train = y_train.astype(float) if is_regressor(probe) else y_train
     dev, rows = slice(None, None, 10), np.arange(len(y_train)) % 10 > 0
-    told = predict_each(
+    predictions = predict_each(
         probe,
         X_train[None, rows],
         y_train[rows, None],
@@ -56,7 +56,7 @@ def evaluated(probe, X_train, y_train, X_test, y_test):
         dev=(X_train[None, dev], y_train[dev, None]),
         strengths=(1e-2, 1.0),
     )
-    scores = told.codes[0, 0] if told.log2_proba is None else told.log2_proba[0, 0]
+    scores = predictions.codes[0, 0] if predictions.log2_proba is None else predictions.log2_proba[0, 0]
     return scores[: len(y_train)], scores[len(y_train) :]
 
 
@@ -331,10 +331,10 @@ class LearnsWhilePredicting(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X):
-        told = self.inner_.predict(X - self.mean_)
+        predictions = self.inner_.predict(X - self.mean_)
         self.count_ += len(X)
         self.mean_ = self.mean_ + (X.mean(0) - self.mean_) * len(X) / self.count_
-        return told
+        return predictions
 
 
 class AltersItsOwnParameters(ClassifierMixin, BaseEstimator):
@@ -534,8 +534,8 @@ def stops_on_test(X_train, y_train, X_test, y_test):
 
 
 def keeps_the_test_rows_as_neighbours(X_train, y_train, X_test, y_test):
-    near = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
-    return scores(near, X_train, X_test)
+    neighbours = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
+    return scores(neighbours, X_train, X_test)
 
 
 def reads_the_place_of_a_row(X_train, y_train, X_test, y_test):
@@ -652,8 +652,8 @@ def test_labels_are_enough_to_catch_a_leak():
     """An evaluation that tells labels, not scores."""
 
     def nearest(X_train, y_train, X_test, y_test):
-        near = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
-        return near.predict(X_train), near.predict(X_test)
+        neighbours = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
+        return neighbours.predict(X_train), neighbours.predict(X_test)
 
     with pytest.raises(AssertionError, match="nothing but the score"):
         check_evaluation(nearest)
@@ -681,15 +681,15 @@ def test_a_probe_that_raises_spoils_its_own_cell_only():
     X, y = cells()
     sound = predict_each(LogisticProbe(), X, y, X)
     X[1] += 100
-    told = predict_each(FailsInOneCell(), X, y, X)
-    assert told.failures == {1: "ValueError: too large for me"}
-    assert (told.codes[1] == -1).all()
-    assert np.isnan(told.log2_proba[1]).all()
-    assert not told.converged[1].any()
+    predictions = predict_each(FailsInOneCell(), X, y, X)
+    assert predictions.failures == {1: "ValueError: too large for me"}
+    assert (predictions.codes[1] == -1).all()
+    assert np.isnan(predictions.log2_proba[1]).all()
+    assert not predictions.converged[1].any()
     for cell in (0, 2):
         # solved alone, not together with the others
-        np.testing.assert_allclose(told.log2_proba[cell], sound.log2_proba[cell], rtol=0, atol=1e-3)
-        assert (told.codes[cell] == sound.codes[cell]).mean() > 0.98
+        np.testing.assert_allclose(predictions.log2_proba[cell], sound.log2_proba[cell], rtol=0, atol=1e-3)
+        assert (predictions.codes[cell] == sound.codes[cell]).mean() > 0.98
 
 
 def test_numbers_of_a_failed_cell_are_no_numbers():
@@ -702,20 +702,20 @@ def test_numbers_of_a_failed_cell_are_no_numbers():
     X, y = cells()
     y = np.hstack([y + 0.5, np.where(y == 1, np.nan, y)])
     X[1] += 100
-    told = predict_each(Fails(), X, y, X)
-    assert told.failures == {1: "ValueError: too large for me"}
-    assert told.codes.shape == (3, 2, 60)
-    assert np.isnan(told.codes[1]).all()
-    assert np.isfinite(told.codes[[0, 2]]).all()
-    assert told.log2_proba is None
+    predictions = predict_each(Fails(), X, y, X)
+    assert predictions.failures == {1: "ValueError: too large for me"}
+    assert predictions.codes.shape == (3, 2, 60)
+    assert np.isnan(predictions.codes[1]).all()
+    assert np.isfinite(predictions.codes[[0, 2]]).all()
+    assert predictions.log2_proba is None
 
 
 def test_ordinary_regressors_see_only_labelled_texts():
     X, y = cells()
     y = np.where(np.arange(len(y))[:, None] % 4 == 0, np.nan, y + 0.5)
-    told = predict_each(Ridge(), X, y, X)
+    predictions = predict_each(Ridge(), X, y, X)
     known = ~np.isnan(y[:, 0])
-    assert told.codes[2, 0] == pytest.approx(Ridge().fit(X[2][known], y[known, 0]).predict(X[2]))
+    assert predictions.codes[2, 0] == pytest.approx(Ridge().fit(X[2][known], y[known, 0]).predict(X[2]))
 
 
 def test_arrays_of_the_caller_stay_writeable():
@@ -734,8 +734,8 @@ def test_not_converged_is_told_of_ordinary_estimators_too():
 def test_ordinary_estimators_see_only_labelled_texts_and_give_bits_of_all_classes():
     X, y = cells()
     two = np.where(y == 0, -1, y)
-    told = predict_each(LogisticRegression(), X, np.hstack([y, two]), X)
-    assert told.log2_proba.shape == (3, 2, 60, 3)
-    assert (told.log2_proba[:, 1, :, 0] == -np.inf).all()
-    assert np.exp2(told.log2_proba).sum(-1) == pytest.approx(1)
-    assert set(np.unique(told.codes[:, 1])) == {1, 2}
+    predictions = predict_each(LogisticRegression(), X, np.hstack([y, two]), X)
+    assert predictions.log2_proba.shape == (3, 2, 60, 3)
+    assert (predictions.log2_proba[:, 1, :, 0] == -np.inf).all()
+    assert np.exp2(predictions.log2_proba).sum(-1) == pytest.approx(1)
+    assert set(np.unique(predictions.codes[:, 1])) == {1, 2}

@@ -29,13 +29,13 @@ def test_the_strength_kept_has_the_fewest_dev_bits_and_no_refit_follows():
     X, y = cells()
     train, dev = slice(0, 160), slice(160, 240)
     chosen = LogisticProbe().fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev]), strengths=STRENGTHS)
-    alone = [LogisticProbe(C=C).fit_cells(X[:, train], y[train]) for C in STRENGTHS]
-    told = np.stack([bits(probe, X[:, dev], y[dev]) for probe in alone])
-    kept = np.searchsorted(STRENGTHS, chosen.strength_)
-    assert np.take_along_axis(told, kept[None], 0)[0] == pytest.approx(told.min(0), abs=1e-4)
-    assert len(np.unique(kept)) > 1  # the choice is per cell and label set
+    separate = [LogisticProbe(C=C).fit_cells(X[:, train], y[train]) for C in STRENGTHS]
+    predictions = np.stack([bits(probe, X[:, dev], y[dev]) for probe in separate])
+    chosen_index = np.searchsorted(STRENGTHS, chosen.strength_)
+    assert np.take_along_axis(predictions, chosen_index[None], 0)[0] == pytest.approx(predictions.min(0), abs=1e-4)
+    assert len(np.unique(chosen_index)) > 1  # the choice is per cell and label set
     for cell, label_set in np.ndindex(2, 2):
-        same = alone[kept[cell, label_set]]
+        same = separate[chosen_index[cell, label_set]]
         assert np.allclose(chosen.coef_[cell, label_set], same.coef_[cell, label_set], atol=2e-3)
         assert np.array_equal(chosen.mean_, same.mean_)
 
@@ -43,9 +43,9 @@ def test_the_strength_kept_has_the_fewest_dev_bits_and_no_refit_follows():
 def test_dev_texts_without_a_label_do_not_choose():
     X, y = cells()
     train, dev = slice(0, 160), slice(160, 240)
-    some = y[dev].copy()
-    some[::2, 0] = -1
-    chosen = LogisticProbe().fit_cells(X[:, train], y[train], dev=(X[:, dev], some), strengths=STRENGTHS)
+    partial = y[dev].copy()
+    partial[::2, 0] = -1
+    chosen = LogisticProbe().fit_cells(X[:, train], y[train], dev=(X[:, dev], partial), strengths=STRENGTHS)
     known = LogisticProbe().fit_cells(
         X[:, train], y[train], dev=(X[:, dev][:, 1::2], y[dev][1::2]), strengths=STRENGTHS
     )
@@ -56,8 +56,8 @@ def test_dev_texts_without_a_label_do_not_choose():
 def test_constant_and_rounding_noise_has_scale_one(dtype):
     """The vector of layer-0 [CLS]: its float32 standard deviation is not exactly 0."""
     random = np.random.default_rng(0)
-    one = random.normal(size=384).astype(dtype)
-    X = np.tile(one, (1, 500, 1))
+    vector = random.normal(size=384).astype(dtype)
+    X = np.tile(vector, (1, 500, 1))
     X[0, ::7] = np.nextafter(X[0, ::7], dtype(np.inf), dtype=dtype)  # what another batch shape does
     y = np.repeat([0, 1, 2], [230, 230, 40])[:, None]  # two classes share the first place
     probe = LogisticProbe().fit_cells(X, y, dev=(X, y), strengths=STRENGTHS)
@@ -114,9 +114,9 @@ def test_scikit_learns_entrance_is_the_same_arithmetic():
     plain = LogisticProbe(C=0.1).fit(X[0], names[y[:, 0]])
     grid = LogisticProbe(C=0.1).fit_cells(X, y)
     assert plain.classes_.tolist() == ["a", "b", "c"]
-    told = plain.predict_proba(X[0])
-    assert told[:, [1, 0, 2]] == pytest.approx(np.exp(grid.log_proba_cells(X)[0, 0]), abs=1e-4)
-    assert np.array_equal(plain.predict(X[0]), plain.classes_[told.argmax(1)])
+    predictions = plain.predict_proba(X[0])
+    assert predictions[:, [1, 0, 2]] == pytest.approx(np.exp(grid.log_proba_cells(X)[0, 0]), abs=1e-4)
+    assert np.array_equal(plain.predict(X[0]), plain.classes_[predictions.argmax(1)])
     reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)
     Z = StandardScaler().fit_transform(X[0])
     assert plain.predict_proba(X[0]) == pytest.approx(reference.fit(Z, names[y[:, 0]]).predict_proba(Z), abs=2e-4)
@@ -153,10 +153,10 @@ def test_every_label_set_is_balanced_by_its_own_classes():
     for label_set in (0, 1):
         known = y[:, label_set] >= 0
         ready = StandardScaler().fit(X[1]).transform(X[1])
-        alone = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000)
-        alone.fit(ready[known], y[known, label_set])
-        told = np.exp(together.log_proba_cells(X)[1, label_set])[:, : len(alone.classes_)]
-        assert told == pytest.approx(alone.predict_proba(ready), abs=2e-4)
+        separate = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000)
+        separate.fit(ready[known], y[known, label_set])
+        predictions = np.exp(together.log_proba_cells(X)[1, label_set])[:, : len(separate.classes_)]
+        assert predictions == pytest.approx(separate.predict_proba(ready), abs=2e-4)
 
 
 def test_a_weight_for_no_class_is_refused():
@@ -175,9 +175,9 @@ def numbers(n=240, dim=8, dtype=np.float32, seed=0):
     """X (cell, text, dim), y (text, label set): cell 0 tells set 0; set 1 is noise; set 2 lacks every third label."""
     random = np.random.default_rng(seed)
     X = random.normal(3, 5, size=(2, n, dim)).astype(dtype)
-    told = (X[0] - 3) @ random.normal(size=dim) + 8 * random.normal(size=n) + 40
-    some = np.where(np.arange(n) % 3 == 0, np.nan, 1000 - told)
-    return X, np.stack([told, random.normal(size=n), some], 1)
+    predictions = (X[0] - 3) @ random.normal(size=dim) + 8 * random.normal(size=n) + 40
+    partial = np.where(np.arange(n) % 3 == 0, np.nan, 1000 - predictions)
+    return X, np.stack([predictions, random.normal(size=n), partial], 1)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -187,15 +187,15 @@ def test_ridge_is_that_of_scikit_learn_on_standardised_features(dtype, weighted)
     weight = np.random.default_rng(0).uniform(0.1, 3, size=len(y)) if weighted else None
     for C in (1e-3, 1.0, 100.0):
         ours = RidgeProbe(C=C).fit_cells(X, y, sample_weight=weight)
-        told = ours.predict_cells(X)
-        assert told.shape == (2, 3, 240)
+        predictions = ours.predict_cells(X)
+        assert predictions.shape == (2, 3, 240)
         for cell, label_set in np.ndindex(2, 3):
             known = ~np.isnan(y[:, label_set])
             Z = StandardScaler().fit_transform(X[cell].astype(np.float64), sample_weight=weight)
             reference = Ridge(alpha=1 / C, solver="svd")
             reference.fit(Z[known], y[known, label_set], None if weight is None else weight[known])
             spread = np.nanstd(y[:, label_set])
-            assert told[cell, label_set] == pytest.approx(reference.predict(Z), abs=1e-5 * spread)
+            assert predictions[cell, label_set] == pytest.approx(reference.predict(Z), abs=1e-5 * spread)
             assert ours.coef_[cell, label_set] == pytest.approx(reference.coef_, abs=1e-5 * spread)
 
 
@@ -203,13 +203,13 @@ def test_the_strength_kept_has_the_smallest_dev_error_and_no_refit_follows():
     X, y = numbers(n=90, dim=30)
     train, dev = slice(0, 60), slice(60, 90)
     chosen = RidgeProbe().fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev]), strengths=STRENGTHS)
-    alone = [RidgeProbe(C=C).fit_cells(X[:, train], y[train]) for C in STRENGTHS]
-    errors = np.stack([np.nanmean((probe.predict_cells(X[:, dev]) - y[dev].T) ** 2, -1) for probe in alone])
-    kept = np.searchsorted(STRENGTHS, chosen.strength_)
-    assert np.take_along_axis(errors, kept[None], 0)[0] == pytest.approx(errors.min(0), rel=1e-6)
-    assert len(np.unique(kept)) > 1
+    separate = [RidgeProbe(C=C).fit_cells(X[:, train], y[train]) for C in STRENGTHS]
+    errors = np.stack([np.nanmean((probe.predict_cells(X[:, dev]) - y[dev].T) ** 2, -1) for probe in separate])
+    chosen_index = np.searchsorted(STRENGTHS, chosen.strength_)
+    assert np.take_along_axis(errors, chosen_index[None], 0)[0] == pytest.approx(errors.min(0), rel=1e-6)
+    assert len(np.unique(chosen_index)) > 1
     for cell, label_set in np.ndindex(2, 3):
-        same = alone[kept[cell, label_set]]
+        same = separate[chosen_index[cell, label_set]]
         assert chosen.coef_[cell, label_set] == pytest.approx(same.coef_[cell, label_set])
 
 
@@ -217,8 +217,8 @@ def test_ridge_reads_the_constant_cell_as_the_mean_of_train():
     X = np.tile(np.random.default_rng(0).normal(size=384).astype(np.float32), (1, 200, 1))
     X[0, ::7] = np.nextafter(X[0, ::7], np.float32(np.inf))  # layer-0 [CLS] after another batch shape
     y = np.random.default_rng(1).normal(size=(200, 1))
-    told = RidgeProbe().fit_cells(X, y, dev=(X, y), strengths=STRENGTHS).predict_cells(X)
-    assert told == pytest.approx(y.mean(), abs=1e-4)
+    predictions = RidgeProbe().fit_cells(X, y, dev=(X, y), strengths=STRENGTHS).predict_cells(X)
+    assert predictions == pytest.approx(y.mean(), abs=1e-4)
 
 
 def test_ridge_weights_are_repetitions():

@@ -11,7 +11,7 @@ from clsprobe.probes import metric
 
 
 @pytest.fixture
-def told():
+def predictions():
     """codes (cell, text), labels (text,), probabilities (cell, text, class); class 3 has no label, class 2 is rare."""
     random = np.random.default_rng(0)
     labels = random.choice(3, size=80, p=[0.6, 0.35, 0.05])
@@ -23,8 +23,8 @@ def own(probabilities, labels):
     return np.log2(probabilities[:, np.arange(len(labels)), labels])
 
 
-def test_accuracy_macro_f1_and_bits_are_those_of_scikit_learn(told):
-    codes, labels, probabilities = told
+def test_accuracy_macro_f1_and_bits_are_those_of_scikit_learn(predictions):
+    codes, labels, probabilities = predictions
     once = np.ones((1, len(labels)))
     present = np.unique(labels)
     for cell in range(len(codes)):
@@ -36,12 +36,12 @@ def test_accuracy_macro_f1_and_bits_are_those_of_scikit_learn(told):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_weights_are_repetitions(told, dtype):
-    codes, labels, probabilities = told
+def test_weights_are_repetitions(predictions, dtype):
+    codes, labels, probabilities = predictions
     weights = np.random.default_rng(1).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=7)
     weights[0, labels == 2] = 0  # a resampling without the rare class
     bits = own(probabilities, labels)
-    found = {
+    values = {
         "accuracy": metric.accuracy(codes, labels, weights.astype(dtype)),
         "macro_f1": metric.macro_f1(codes, labels, weights.astype(dtype)),
         "bits": metric.bits(bits, weights.astype(dtype)),
@@ -49,15 +49,15 @@ def test_weights_are_repetitions(told, dtype):
     for draw, counts in enumerate(weights):
         rows = np.repeat(np.arange(len(labels)), counts)
         once = np.ones((1, len(rows)))
-        assert found["accuracy"][:, draw] == pytest.approx(metric.accuracy(codes[:, rows], labels[rows], once)[:, 0])
-        assert found["macro_f1"][:, draw] == pytest.approx(metric.macro_f1(codes[:, rows], labels[rows], once)[:, 0])
-        assert found["bits"][:, draw] == pytest.approx(metric.bits(bits[:, rows], once)[:, 0], rel=1e-5)
+        assert values["accuracy"][:, draw] == pytest.approx(metric.accuracy(codes[:, rows], labels[rows], once)[:, 0])
+        assert values["macro_f1"][:, draw] == pytest.approx(metric.macro_f1(codes[:, rows], labels[rows], once)[:, 0])
+        assert values["bits"][:, draw] == pytest.approx(metric.bits(bits[:, rows], once)[:, 0], rel=1e-5)
 
 
 def test_bits_are_infinite_only_where_the_impossible_is_drawn():
     log2 = np.array([[-1.0, -np.inf], [-1.0, -2.0]])
-    found = metric.bits(log2, np.array([[1.0, 1.0], [2.0, 0.0]]))
-    assert found.tolist() == [[np.inf, 1.0], [1.5, 1.0]]
+    values = metric.bits(log2, np.array([[1.0, 1.0], [2.0, 0.0]]))
+    assert values.tolist() == [[np.inf, 1.0], [1.5, 1.0]]
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
@@ -68,43 +68,47 @@ def numbers():
     """told (cell, text), labels (text,): lengths in words, so with many ties; the last cell tells one number only."""
     random = np.random.default_rng(0)
     labels = random.integers(3, 30, size=90).astype(float)
-    told = labels + np.array([[0.5], [4.0], [50.0], [0.0]]) * random.normal(size=(4, 90))
-    told[1] = told[1].round()  # ties here too
-    told[3] = labels.mean()
-    return told, labels
+    predictions = labels + np.array([[0.5], [4.0], [50.0], [0.0]]) * random.normal(size=(4, 90))
+    predictions[1] = predictions[1].round()  # ties here too
+    predictions[3] = labels.mean()
+    return predictions, labels
 
 
 def test_r2_and_spearman_are_those_of_scikit_learn_and_scipy(numbers):
-    told, labels = numbers
+    predictions, labels = numbers
     once = np.ones((1, len(labels)))
-    for cell in range(len(told)):
-        assert metric.r2(told, labels, once)[cell, 0] == pytest.approx(r2_score(labels, told[cell]), abs=1e-12)
+    for cell in range(len(predictions)):
+        assert metric.r2(predictions, labels, once)[cell, 0] == pytest.approx(
+            r2_score(labels, predictions[cell]), abs=1e-12
+        )
     for cell in range(3):
-        assert metric.spearman(told, labels, once)[cell, 0] == pytest.approx(spearmanr(labels, told[cell]).statistic)
-    assert metric.spearman(told, labels, once)[3, 0] == 0  # one number for all tells no order
-    assert metric.spearman(np.exp(told / 9), labels**3, once)[:3] == pytest.approx(
-        metric.spearman(told, labels, once)[:3]
+        assert metric.spearman(predictions, labels, once)[cell, 0] == pytest.approx(
+            spearmanr(labels, predictions[cell]).statistic
+        )
+    assert metric.spearman(predictions, labels, once)[3, 0] == 0  # one number for all tells no order
+    assert metric.spearman(np.exp(predictions / 9), labels**3, once)[:3] == pytest.approx(
+        metric.spearman(predictions, labels, once)[:3]
     )
     assert metric.spearman(-labels[None], labels, once)[0, 0] == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_weights_are_repetitions_of_numbers_too(numbers, dtype):
-    told, labels = numbers
+    predictions, labels = numbers
     weights = np.random.default_rng(1).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=7)
-    r2, spearman = (measure(told, labels, weights.astype(dtype)) for measure in (metric.r2, metric.spearman))
+    r2, spearman = (measure(predictions, labels, weights.astype(dtype)) for measure in (metric.r2, metric.spearman))
     for draw, counts in enumerate(weights):
         rows = np.repeat(np.arange(len(labels)), counts)
         for cell in range(3):
-            assert r2[cell, draw] == pytest.approx(r2_score(labels[rows], told[cell, rows]))
-            assert spearman[cell, draw] == pytest.approx(spearmanr(labels[rows], told[cell, rows]).statistic)
+            assert r2[cell, draw] == pytest.approx(r2_score(labels[rows], predictions[cell, rows]))
+            assert spearman[cell, draw] == pytest.approx(spearmanr(labels[rows], predictions[cell, rows]).statistic)
 
 
 def test_labels_without_variance():
     labels, once = np.full(5, 3.0), np.ones((1, 5))
-    told = np.array([[3.0] * 5, [3.0, 3, 3, 3, 4]])
-    assert metric.r2(told, labels, once).tolist() == [[1], [0]]
-    assert metric.spearman(told, labels, once).tolist() == [[0], [0]]
+    predictions = np.array([[3.0] * 5, [3.0, 3, 3, 3, 4]])
+    assert metric.r2(predictions, labels, once).tolist() == [[1], [0]]
+    assert metric.spearman(predictions, labels, once).tolist() == [[0], [0]]
     # far from zero, where squares cancel
     labels = 1e6 + np.arange(5.0)
     assert metric.r2(labels[None] + 0.5, labels, once)[0, 0] == pytest.approx(r2_score(labels, labels + 0.5))

@@ -91,8 +91,8 @@ def test_the_strength_kept_has_the_fewest_dev_bits():
     train, dev = slice(0, 200), slice(200, 300)
     grid = [1e-3, 1e-1, 10]
     chosen = MLPProbe(8).fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev]), strengths=grid)
-    alone = [MLPProbe(8, C=C).fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev])) for C in grid]
-    fewest = np.stack([bits(probe, X[:, dev], y[dev]) for probe in alone])
+    separate = [MLPProbe(8, C=C).fit_cells(X[:, train], y[train], dev=(X[:, dev], y[dev])) for C in grid]
+    fewest = np.stack([bits(probe, X[:, dev], y[dev]) for probe in separate])
     assert np.allclose(bits(chosen, X[:, dev], y[dev]), fewest.min(0), atol=0.02)
     assert chosen.strength_[1, 0] == grid[fewest[:, 1, 0].argmin()]
 
@@ -104,9 +104,9 @@ def test_a_cell_and_a_label_set_are_what_they_are_alone(probe, monkeypatch):
     y[::3, 1] = -1
     together = probe.fit_cells(X, y, dev=(X, y), strengths=[0.1, 1]).log_proba_cells(X)
     for cell, label_set in np.ndindex(2, 2):
-        one, own = X[cell : cell + 1], y[:, label_set : label_set + 1]
-        alone = probe.fit_cells(one, own, dev=(one, own), strengths=[0.1, 1]).log_proba_cells(one)
-        assert np.allclose(together[cell, label_set], alone[0, 0], atol=1e-3)
+        single, labels = X[cell : cell + 1], y[:, label_set : label_set + 1]
+        separate = probe.fit_cells(single, labels, dev=(single, labels), strengths=[0.1, 1]).log_proba_cells(single)
+        assert np.allclose(together[cell, label_set], separate[0, 0], atol=1e-3)
 
 
 def test_the_seed_and_nothing_else_moves_it(monkeypatch):

@@ -52,8 +52,8 @@ def test_a_token_that_the_mean_dilutes_is_found():
     assert weights.shape == (1, 2, 300, WIDTH)
     assert weights.sum(-1) == pytest.approx(1)
     assert (weights[:, :, ~real[test]] == 0).all()
-    found = weights[0].argmax(-1) == where[test].T  # each label set looks at its own token
-    assert found.mean() > 0.95
+    attended = weights[0].argmax(-1) == where[test].T  # each label set looks at its own token
+    assert attended.mean() > 0.95
 
 
 def fitted():
@@ -66,8 +66,8 @@ def differences(probe, tokens):
     """How far probabilities move with twice the padding, and with the tokens in another order."""
     padded = np.concatenate([tokens, np.zeros_like(tokens)], 1)
     turned = padded[:, ::-1]
-    told = [np.exp(probe.log_proba_cells(flat(each))) for each in (tokens, padded, turned)]
-    return [np.abs(told[0] - other).max() for other in told[1:]]
+    probabilities = [np.exp(probe.log_proba_cells(flat(texts))) for texts in (tokens, padded, turned)]
+    return [np.abs(probabilities[0] - other).max() for other in probabilities[1:]]
 
 
 def test_padding_and_order_are_nothing_to_it(monkeypatch):

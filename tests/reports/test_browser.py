@@ -48,7 +48,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Open]:
-    """A page in a context of its own; afterwards: it asked for nothing but itself, and nothing went wrong in it."""
+    """A page in a context of its own; afterwards: it has made no request but for itself, and logged no error."""
     contexts, requests, faults = [], [], []
 
     def opened(**settings: Any) -> Any:
@@ -68,49 +68,49 @@ def open_page(browser: Any, address: str) -> Iterator[Open]:
     assert faults == []
 
 
-def test_arrow_keys_walk_the_scatter_and_the_live_region_tells(open_page: Open) -> None:
+def test_arrow_keys_walk_the_scatter_and_the_live_region_describes_them(open_page: Open) -> None:
     page = open_page()
-    canvas, told = page.locator(".panel canvas").first, page.locator(".told").first
-    assert told.get_attribute("aria-live") == "polite"
+    canvas, description = page.locator(".panel canvas").first, page.locator(".description").first
+    assert description.get_attribute("aria-live") == "polite"
     assert "500 points" in canvas.get_attribute("aria-label")
     canvas.focus()
-    heard = []
+    descriptions = []
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowDown"):
         canvas.press(key)
-        heard.append(told.inner_text())
-    assert all("What is question number" in text for text in heard)
-    assert all(a != b for a, b in pairwise(heard))
+        descriptions.append(description.inner_text())
+    assert all("What is question number" in text for text in descriptions)
+    assert all(a != b for a, b in pairwise(descriptions))
     outline = "getComputedStyle(document.querySelector('.panel canvas')).outlineStyle"
     assert page.evaluate(outline) == "solid", "the focus is seen"
 
 
-def test_pointing_tells_and_the_legend_hides(open_page: Open) -> None:
+def test_pointing_describes_a_dot_and_the_legend_hides(open_page: Open) -> None:
     page = open_page()
-    canvas, told = page.locator(".panel canvas").first, page.locator(".told").first
+    canvas, description = page.locator(".panel canvas").first, page.locator(".description").first
     canvas.focus()
     canvas.press("ArrowRight")
-    label = told.locator(".label").inner_text()
-    told_before = told.inner_text()
+    label = description.locator(".label").inner_text()
+    first_description = description.inner_text()
     box = canvas.bounding_box()
     for x in range(10, int(box["width"]), 15):
         page.mouse.move(box["x"] + x, box["y"] + box["height"] * 0.3)
-    assert told.inner_text() != told_before
+    assert description.inner_text() != first_description
     button = page.locator(".legend").first.get_by_role("button", name=label)
     pixels = "document.querySelector('.panel canvas').toDataURL()"
-    shown = page.evaluate(pixels)
+    before = page.evaluate(pixels)
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert page.evaluate(pixels) != shown
+    assert page.evaluate(pixels) != before
 
 
-def test_tapping_tells(open_page: Open) -> None:
+def test_tapping_describes_a_dot(open_page: Open) -> None:
     page = open_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
-    canvas, told = page.locator(".panel canvas").first, page.locator(".told").first
+    canvas, description = page.locator(".panel canvas").first, page.locator(".description").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     for x in range(20, int(box["width"]), 40):
         page.touchscreen.tap(box["x"] + x, box["y"] + box["height"] * 0.3)
-    assert "What is question number" in told.inner_text()
+    assert "What is question number" in description.inner_text()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

@@ -28,9 +28,9 @@ def test_every_exhibit_of_an_old_answer_draws(path):
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_the_page_of_an_old_run_is_made_again(run, tmp_path, capsys):
     page = tmp_path / "page.html"
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit:
         main(["report", str(run), "--out", str(page)])
-    assert ended.value.code == 0
+    assert exit.value.code == 0
     text = page.read_text(encoding="utf-8")
     for path in run.glob("answers/*.json"):
         assert Answer.load(path).question.replace("'", "&#39;") in text
@@ -39,7 +39,7 @@ def test_the_page_of_an_old_run_is_made_again(run, tmp_path, capsys):
 def test_the_results_of_an_old_run_are_exported(capsys):
     run = next(run for run in RUNS if run.name == "run")
     for format in ("csv", "latex"):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit:
             main(["export", str(run), "--format", format])
-        assert ended.value.code == 0
+        assert exit.value.code == 0
         assert "grammar" in capsys.readouterr().out

@@ -19,7 +19,7 @@ import pytest
 from answers import answer, points, recalls
 
 from clsprobe.analysis.study import Answer, Exhibit, Verdict
-from clsprobe.reports.page import POINTS, ROWS, render, write_page
+from clsprobe.reports.page import POINTS, ROWS, render_page, write_page
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -80,8 +80,8 @@ def evil_answer() -> Answer:
 
 
 def test_data_are_shown_and_never_obeyed() -> None:
-    page = render({EVIL[1]: evil_answer(), EVIL[0]: answer(20)}, title=EVIL[0])
-    plain = Elements(render({"a": answer(20), "b": answer(20)}))
+    page = render_page({EVIL[1]: evil_answer(), EVIL[0]: answer(20)}, title=EVIL[0])
+    plain = Elements(render_page({"a": answer(20), "b": answer(20)}))
     seen = Elements(page)
     assert {tag for tag, _ in seen.tags} <= {tag for tag, _ in plain.tags}, "no tag but ours"
     for tag, attributes in seen.tags:
@@ -96,7 +96,7 @@ def test_data_are_shown_and_never_obeyed() -> None:
 
 
 def test_scatter_data_survive_the_way() -> None:
-    seen = Elements(render({"a": evil_answer()}))
+    seen = Elements(render_page({"a": evil_answer()}))
     (raw,) = (script for script in seen.scripts if script.startswith("{"))
     assert not set(raw) & set("<>&")
     data = json.loads(raw)
@@ -108,7 +108,7 @@ def test_scatter_data_survive_the_way() -> None:
 
 
 def test_the_policy_stands_first_and_names_the_script() -> None:
-    page = render({"a": answer(20)})
+    page = render_page({"a": answer(20)})
     head = page[page.index("<head>") + len("<head>") :].lstrip()
     policy = re.match(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', head)
     assert policy
@@ -121,7 +121,7 @@ def test_the_policy_stands_first_and_names_the_script() -> None:
 
 
 def test_nothing_is_fetched() -> None:
-    page = render({"a": answer(20), "b": answer(20)})
+    page = render_page({"a": answer(20), "b": answer(20)})
     assert set(re.findall(r"\w+://[^\s\"'<>]*", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"@import|url\((?!#)", page)
     for tag, attributes in Elements(page).tags:
@@ -130,7 +130,7 @@ def test_nothing_is_fetched() -> None:
 
 
 def test_the_question_leads_and_the_verdict_follows() -> None:
-    page = render({"a": answer(20)})
+    page = render_page({"a": answer(20)})
     order = [
         "<h1",
         "Is mean pooling",
@@ -150,7 +150,7 @@ def test_the_question_leads_and_the_verdict_follows() -> None:
 
 def test_several_answers_begin_with_their_verdicts() -> None:
     second = dataclasses.replace(answer(20), question="Why?", verdict=Verdict("yes", "So.", 0.1, 0.05, 0.15))
-    page = render({"poolings": answer(20), "positions": second})
+    page = render_page({"poolings": answer(20), "positions": second})
     nav = page[page.index("<nav") : page.index("</nav>")]
     assert re.findall(r'class="badge (\w+)"', nav) == ["undecided", "yes"]
     assert "2 questions put to an encoder" in page
@@ -172,10 +172,10 @@ def test_numbers_in_tables() -> None:
             "inf": [float("inf"), float("-inf"), 0.5],
         }
     )
-    page = render({"a": dataclasses.replace(answer(20), exhibits=(Exhibit("t", table),))})
+    page = render_page({"a": dataclasses.replace(answer(20), exhibits=(Exhibit("t", table),))})
     body = page[page.rindex("<tbody>") : page.rindex("</tbody>")]
-    found = [re.findall(r"<td[^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in body.split("</tr>")[:3]]
-    assert found == [
+    rows = [re.findall(r"<td[^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in body.split("</tr>")[:3]]
+    assert rows == [
         ["0", "0.716", "1", "yes", "a", "∞"],
         ["12", "−1.0e−05", "2", "no", "–", "−∞"],
         ["25,000", "–", "–", "yes", "01", "0.500"],
@@ -184,15 +184,15 @@ def test_numbers_in_tables() -> None:
 
 def test_long_tables_are_cut_and_say_so() -> None:
     exhibits = (Exhibit("t", recalls(tuple(f"row {i:04d} of it" for i in range(1234)))),)
-    page = render({"a": dataclasses.replace(answer(20), exhibits=exhibits)})
+    page = render_page({"a": dataclasses.replace(answer(20), exhibits=exhibits)})
     assert f"The first {ROWS} of 1,234 rows." in page
     assert f"row {ROWS - 1:04d} of it" in page
     assert f"row {ROWS:04d} of it" not in page
 
 
 def test_sizes() -> None:
-    assert len(render({"a": answer(2500)}).encode()) < 1_000_000, "5,000 points"
-    page = render({"a": answer(50_000)})
+    assert len(render_page({"a": answer(2500)}).encode()) < 1_000_000, "5,000 points"
+    page = render_page({"a": answer(50_000)})
     assert len(page.encode()) < 2_000_000, "100,000 points"
     assert f"{POINTS:,} of 100,000 points" in page
     panels = json.loads(Elements(page).scripts[-2])["panels"]
@@ -200,22 +200,22 @@ def test_sizes() -> None:
 
 
 def test_the_same_answers_give_the_same_page() -> None:
-    assert render({"a": answer(50)}) == render({"a": answer(50)})
+    assert render_page({"a": answer(50)}) == render_page({"a": answer(50)})
 
 
 def test_nothing_to_show_is_a_page_too() -> None:
-    assert "No answers yet" in render({})
+    assert "No answers yet" in render_page({})
     bare = Answer("Q?", "C", Verdict("undecided", "No rows.", float("nan"), float("nan"), float("nan")), ())
-    assert "– to –" in render({"a": bare})
+    assert "– to –" in render_page({"a": bare})
     empty = dataclasses.replace(bare, exhibits=(Exhibit("none", points(0), "scatter"), Exhibit("none", points(0))))
-    assert "no rows to draw" in render({"a": empty})
+    assert "no rows to draw" in render_page({"a": empty})
 
 
 def test_write_page_replaces_whole(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     write_page(path, {"a": answer(20)}, title="T")
-    assert path.read_text(encoding="utf-8") == render({"a": answer(20)}, title="T")
+    assert path.read_text(encoding="utf-8") == render_page({"a": answer(20)}, title="T")
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -37,7 +37,7 @@ def test_mistakes_and_help_import_no_torch_and_answer_at_once(table):
     code = (
         "import sys\nfrom clsprobe.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        "except SystemExit as stop: sys.exit(9 if {'torch', 'sklearn', 'umap'} & set(sys.modules) else stop.code)\n"
+        "except SystemExit as exit: sys.exit(9 if {'torch', 'sklearn', 'umap'} & set(sys.modules) else exit.code)\n"
     )
     for arguments, expected in (
         (["--help"], 0),
@@ -75,8 +75,8 @@ def test_every_study_is_a_sub_command_with_its_fields_as_flags(capsys):
     assert set(studies()) >= {"run", "positions", "poolings"}
     for name, kind in studies().items():
         assert call(name, "--help") == 0
-        told = capsys.readouterr().out
-        assert all("--" + field.replace("_", "-") in told for field in kind.model_fields)
+        help_text = capsys.readouterr().out
+        assert all("--" + field.replace("_", "-") in help_text for field in kind.model_fields)
 
 
 def test_lists(capsys):
@@ -105,11 +105,11 @@ def test_a_run_from_a_table_to_a_page(table, tmp_path, capsys):
     }  # fmt: skip
     predictions = pd.read_parquet(out / "predictions.parquet")
     key = ["control", "layer", "readout", "probe", "seed", "split"]
-    right = (predictions.label.astype(str) == predictions.predicted.astype(str)).groupby(
+    correct = (predictions.label.astype(str) == predictions.predicted.astype(str)).groupby(
         [predictions[name] for name in key], observed=True
     )
     accuracy = results[results.metric == "accuracy"].set_index(key).value
-    assert (right.mean() - accuracy).abs().max() < 1e-9
+    assert (correct.mean() - accuracy).abs().max() < 1e-9
     page = (out / "report.html").read_text()
     assert "What does the [CLS] vector know" in page
     assert "Self-check: layer-0 [CLS]" in page
@@ -123,11 +123,11 @@ def test_a_run_from_a_table_to_a_page(table, tmp_path, capsys):
     assert call("export", out, "--out", tmp_path / "t.csv") == 0
     assert len(pd.read_csv(tmp_path / "t.csv")) == len(results)
 
-    # the same run, broken off after its measurement: gone on with, not measured again
+    # the same run, interrupted after its measurement, is resumed without measuring again
     facts = {name: run[name] for name in ("rows", "read", "model", "versions")}
     tables = ["results", "predictions", "projection", "disagreements", "learning", "information"]
-    kept = {"tables": tables, "facts": facts, "notes": ["kept"], "failures": []}
-    (out / "run.json").write_text(json.dumps({**run, "finished": False, "measured": kept}))
+    measured = {"tables": tables, "facts": facts, "notes": ["kept"], "failures": []}
+    (out / "run.json").write_text(json.dumps({**run, "finished": False, "measured": measured}))
     before = (out / "results.parquet").stat().st_mtime_ns
     assert call("run", "--task", f"file:{table}", *SMALL, "--out", out, "--quiet") == 0
     assert (out / "results.parquet").stat().st_mtime_ns == before
@@ -172,6 +172,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    told = f"stopped; the same command goes on: clsprobe run --out {tmp_path / 'out'}"
-    assert errors.strip().splitlines()[-1] == told
+    message = f"stopped; the same command goes on: clsprobe run --out {tmp_path / 'out'}"
+    assert errors.strip().splitlines()[-1] == message
     assert "Traceback" not in errors

@@ -114,10 +114,10 @@ def test_the_study_notices_a_trainer_whose_order_depends_on_the_readout(small, t
     """The twin: the texts are shuffled anew for every readout."""
     from clsprobe.probes.training import fine_tune as training
 
-    schedule, calls = training.schedule, iter(range(100))
+    schedule_batches, calls = training.schedule_batches, iter(range(100))
     monkeypatch.setattr(
-        training, "schedule", lambda encoder, texts, recipe, longest: [
-            list(reversed(epoch)) if next(calls) % 2 else epoch for epoch in schedule(encoder, texts, recipe, longest)
+        training, "schedule_batches", lambda *arguments: [
+            list(reversed(epoch)) if next(calls) % 2 else epoch for epoch in schedule_batches(*arguments)
         ]
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="different orders"):
@@ -199,7 +199,7 @@ def test_attention_into_cls_is_what_the_weights_say(tmp_path):
     import torch
 
     from clsprobe import load_encoder
-    from clsprobe.analysis.formation.attention import received
+    from clsprobe.analysis.formation.attention import measure_inflow
 
     encoder = load_encoder(str(models.save("bert", tmp_path, layers=2)), device="cpu")
     with torch.no_grad():
@@ -207,9 +207,10 @@ def test_attention_into_cls_is_what_the_weights_say(tmp_path):
             for part in (layer.attention.self.query, layer.attention.self.key):
                 part.weight.zero_()
                 part.bias.zero_()
-    found = received(encoder, ["the cat sees", "dog"])  # 5 and 3 tokens with [CLS] and [SEP]; 3 words and 1
-    assert found[1] == pytest.approx((3 / 5 + 1 / 3) / 4)
-    assert set(found) == {1, 2}
+    # 5 and 3 tokens with [CLS] and [SEP]; 3 words and 1
+    received = measure_inflow(encoder, ["the cat sees", "dog"])
+    assert received[1] == pytest.approx((3 / 5 + 1 / 3) / 4)
+    assert set(received) == {1, 2}
     assert encoder.model.config._attn_implementation == "sdpa"
 
 
@@ -336,10 +337,10 @@ def test_what_a_user_can_mend(small, model, tmp_path, capsys, flags, says):
     given = [",".join(places.get(name, name) for name in flag.split(",")) for flag in flags]
     capsys.readouterr()
     assert small(*given, "--out", str(tmp_path / "out")) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("error: ")
-    assert says in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -362,5 +363,5 @@ def test_without_arguments_it_is_quick():
     plan = FineTuning(task="file:trec").plan
     assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (9, 2, [0, 1, 2], 2000)
     assert FineTuning(task="file:trec", quick=True, seeds=4).plan.seeds == [0, 1, 2, 3]
-    told = FineTuning().prepare()
-    assert any("16 trainings" in line for line in told)
+    lines = FineTuning().prepare()
+    assert any("16 trainings" in line for line in lines)

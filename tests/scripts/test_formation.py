@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from tables import measured
 
-from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, KEY, PREDICTIONS, Window, agreement
+from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, KEY, PREDICTIONS, Window, measure_agreement
 from clsprobe.formation import Formation
 from clsprobe.probes.errors import InputError
 
@@ -23,9 +23,9 @@ def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task
     }
     parts = []
     for cut, share in shares.items():
-        own = dict(zip(KEY, (*cut, layer, "cls"), strict=True))
+        key = dict(zip(KEY, (*cut, layer, "cls"), strict=True))
         rows = {"row": np.arange(n), "label": "a", "predicted": np.where(np.arange(n) < share * n, "a", "b")}
-        parts.append(pd.DataFrame({"task": task, **own, "seed": 0, **rows}))
+        parts.append(pd.DataFrame({"task": task, **key, "seed": 0, **rows}))
     return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
 
 
@@ -69,33 +69,33 @@ def test_tasks_that_disagree_leave_it_undecided():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("settings", "message"),
     [
         ({"readouts": "mean"}, "--readouts: this study is about cls"),
         ({"readouts": "cls,flatten"}, "--readouts: 'flatten' is no vector of a single layer"),
         ({"readouts": "cls,cls+norm"}, "--readouts: 'cls+norm' is no vector of a single layer"),
     ],
 )
-def test_what_cannot_be_asked_is_told(given, told):
+def test_what_cannot_be_asked_is_told(settings, message):
     with pytest.raises(InputError) as caught:
-        Formation(**given)
-    assert str(caught.value).startswith(told)
+        Formation(**settings)
+    assert str(caught.value).startswith(message)
 
 
 def test_agreement_is_the_rank_correlation_of_the_profiles():
     random = np.random.default_rng(0)
     rising = np.arange(6.0) + random.normal(size=(300, 6))
-    some = np.where(np.arange(300)[:, None] < 100, rising, np.nan)
-    table = agreement(
-        {"a": rising, "b": some, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))}
+    partial = np.where(np.arange(300)[:, None] < 100, rising, np.nan)
+    table = measure_agreement(
+        {"a": rising, "b": partial, "c": -rising, "flat": np.ones((300, 6)), "noise": random.normal(size=(300, 6))}
     )
-    found = table.set_index(["one", "other"])
-    assert found.correlation["a", "b"] == pytest.approx(1)
-    assert found.low["a", "b"] > 0.8
-    assert found.correlation["a", "c"] == pytest.approx(-1)
-    assert tuple(found.loc[("a", "flat"), ["correlation", "low", "high"]]) == (0, 0, 0)
-    assert found.low["a", "noise"] < 0 < found.high["a", "noise"]
-    assert ((found.low <= found.correlation) & (found.correlation <= found.high)).all()
+    correlations = table.set_index(["one", "other"])
+    assert correlations.correlation["a", "b"] == pytest.approx(1)
+    assert correlations.low["a", "b"] > 0.8
+    assert correlations.correlation["a", "c"] == pytest.approx(-1)
+    assert tuple(correlations.loc[("a", "flat"), ["correlation", "low", "high"]]) == (0, 0, 0)
+    assert correlations.low["a", "noise"] < 0 < correlations.high["a", "noise"]
+    assert ((correlations.low <= correlations.correlation) & (correlations.correlation <= correlations.high)).all()
 
 
 def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp_path, monkeypatch):
@@ -105,11 +105,11 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     from clsprobe.cli import main
     from clsprobe.probes.encoders.loading import load_encoder
 
-    folder = planted.save(tmp_path / "model")
+    folder = planted.save_model(tmp_path / "model")
     encoder = load_encoder(str(folder), device="cpu")
-    planted.plant(encoder, 4, noise=0.02)
+    planted.plant_copy(encoder, 4, noise=0.02)
     encoder.model.save_pretrained(folder)
-    task = planted.task(0, count=200)
+    task = planted.make_task(0, count=200)
     pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
     out, table = tmp_path / "run", tmp_path / "third.csv"
 

@@ -69,27 +69,27 @@ class Reader:
 
 def _load(*options: SourceOptions, source: str = "file") -> Callable[[Path], object]:
     def read(path: Path) -> None:
-        wrong = None
-        for each in options:
+        refused = None
+        for variant in options:
             try:
-                loaded = load(f"{source}:{path}", each)
+                loaded = load(f"{source}:{path}", variant)
             except InputError as error:
-                wrong = error
+                refused = error
                 continue
             for task in loaded.tasks:
                 assert len(list(task.texts)) == len(task.y)
                 assert all(text.strip() for text in task.texts)
             assert loaded.rows == len(loaded.tasks[0].texts) + sum(loaded.left_out.values())
-        if wrong:
-            raise wrong
+        if refused:
+            raise refused
 
     return read
 
 
 def _read_treebank(path: Path) -> None:
     bank, _ = read_treebank(path)
-    for asked in PROPERTIES.values():
-        assert len(asked.rows(bank)) == len(bank.sentences)
+    for prop in PROPERTIES.values():
+        assert len(prop.build_rows(bank)) == len(bank.sentences)
 
 
 def _read_model(path: Path) -> None:
@@ -153,7 +153,7 @@ YAML = (
 )
 
 
-def _here(*names: str) -> Callable[[Path], tuple[bytes, ...]]:
+def _read_files(*names: str) -> Callable[[Path], tuple[bytes, ...]]:
     return lambda folder: tuple((folder / name).read_bytes() for name in names)
 
 
@@ -194,7 +194,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         saved = answer()
         run.mkdir(parents=True)
         saved.save(run / "a.json")
-    config, tokenizer = _here("config.json")(model), _here("tokenizer.json")(model)
+    config, tokenizer = _read_files("config.json")(model), _read_files("tokenizer.json")(model)
     done = json.dumps({"command": "run", "digest": "x", "settings": {"a": 1}, "finished": True}).encode()
     text = (TABLE, LENIENT, NUMBERS, SIDED)
     return {
@@ -208,7 +208,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "config.json": Reader("model/config.json", config, _read_model, IN_MODELS),
         "tokenizer.json": Reader("model/tokenizer.json", tokenizer, _read_tokenizer),
         "run.json": Reader("run/run.json", (done,), lambda path: read_run(path.parent)),
-        "answers": Reader("run/answers/a.json", _here("a.json")(run), _read_answer),
+        "answers": Reader("run/answers/a.json", _read_files("a.json")(run), _read_answer),
         "results": Reader("run/results.parquet", tuple(_parquets())[:3], lambda path: read_results(path)),
     }  # fmt: skip
 
@@ -219,33 +219,33 @@ WORDS = re.compile(rb"(\s|[,:;\"\[\]{}|=])")
 @st.composite
 def mutants(draw: Any, corpus: tuple[bytes, ...], pieces: tuple[bytes, ...]) -> bytes:
     """A file of the corpus after one to five accidents."""
-    made = draw(st.sampled_from(corpus))
+    data = draw(st.sampled_from(corpus))
     for _ in range(draw(st.integers(1, 5))):
         accident = draw(st.sampled_from(["word", "double", "lose", "swap", "flip", "put", "cut", "piece", "piece"]))
         if accident in ("word", "double", "lose", "swap", "piece"):
-            words = WORDS.split(made)
-            at, other = (draw(st.integers(0, len(words) - 1)) for _ in range(2))
+            words = WORDS.split(data)
+            i, j = (draw(st.integers(0, len(words) - 1)) for _ in range(2))
             if accident == "word":
-                words[at] = words[other]
+                words[i] = words[j]
             elif accident == "double":
-                words[at:at] = words[min(at, other) : max(at, other)][:200]
+                words[i:i] = words[min(i, j) : max(i, j)][:200]
             elif accident == "lose":
-                del words[min(at, other) : max(at, other)]
+                del words[min(i, j) : max(i, j)]
             elif accident == "swap":
-                words[at], words[other] = words[other], words[at]
+                words[i], words[j] = words[j], words[i]
             else:
-                words[at] = draw(st.sampled_from(pieces))
-            made = b"".join(words)
+                words[i] = draw(st.sampled_from(pieces))
+            data = b"".join(words)
             continue
-        at = draw(st.integers(0, max(0, len(made) - 1)))
-        at = max(0, len(made) - 1 - at) if draw(st.booleans()) else at  # ends are as telling as beginnings
-        if accident == "flip" and made:
-            made = made[:at] + bytes([draw(st.integers(0, 255))]) + made[at + 1 :]
+        i = draw(st.integers(0, max(0, len(data) - 1)))
+        i = max(0, len(data) - 1 - i) if draw(st.booleans()) else i  # ends are as telling as beginnings
+        if accident == "flip" and data:
+            data = data[:i] + bytes([draw(st.integers(0, 255))]) + data[i + 1 :]
         elif accident == "put":
-            made = made[:at] + draw(st.binary(min_size=1, max_size=4)) + made[at:]
+            data = data[:i] + draw(st.binary(min_size=1, max_size=4)) + data[i:]
         elif accident == "cut":
-            made = made[:at]
-    return made
+            data = data[:i]
+    return data
 
 
 class Hangs(BaseException):
@@ -268,10 +268,10 @@ def watched() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def tried(reader: Reader, folder: Path, made: bytes) -> None:
+def check_reader(reader: Reader, folder: Path, data: bytes) -> None:
     """Read it; AssertionError where anything but a well-made InputError comes out."""
     path = folder / reader.name
-    path.write_bytes(made)
+    path.write_bytes(data)
     error = None
     with watched():
         try:
@@ -294,8 +294,8 @@ def seconds_long(seconds: float) -> Iterator[int]:
 def fuzz(reader: Reader, folder: Path, rounds: Iterable[int]) -> int:
     """How many files were tried in so many rounds; raises what none of them may raise."""
     examples = 0
-    for made in reader.corpus:
-        tried(reader, folder, made)
+    for data in reader.corpus:
+        check_reader(reader, folder, data)
     for number in rounds:
 
         @seed(number)
@@ -307,10 +307,10 @@ def fuzz(reader: Reader, folder: Path, rounds: Iterable[int]) -> int:
             suppress_health_check=list(HealthCheck),
         )
         @given(mutants(reader.corpus, (*HURTS, *reader.pieces)))
-        def attempt(made: bytes) -> None:
+        def attempt(data: bytes) -> None:
             nonlocal examples
             examples += 1
-            tried(reader, folder, made)
+            check_reader(reader, folder, data)
 
         attempt()
     return examples
@@ -380,11 +380,11 @@ def _with_atheris(name: str, seconds: str) -> None:
     reader = readers(folder)[name]
     corpus = folder / "corpus"
     corpus.mkdir()
-    for n, made in enumerate(reader.corpus):
-        (corpus / str(n)).write_bytes(made)
+    for n, data in enumerate(reader.corpus):
+        (corpus / str(n)).write_bytes(data)
     atheris.Setup(
         [sys.argv[0], str(corpus), f"-max_total_time={seconds}", "-max_len=20000", f"-timeout={PATIENCE}"],
-        lambda made: tried(reader, folder, made),
+        lambda data: check_reader(reader, folder, data),
     )
     try:
         atheris.Fuzz()

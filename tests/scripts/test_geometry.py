@@ -28,7 +28,7 @@ from clsprobe.cli import main
 from clsprobe.flags import make_study
 from clsprobe.geometry import Geometry
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.states import States, name_of
+from clsprobe.probes.extraction.states import States, tensor_name
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -48,7 +48,7 @@ def states(cells: dict[tuple[int, str], np.ndarray], *, ids: list[str] | None = 
     present = np.column_stack([np.isfinite(cells[layers[0], r]).all(1) for r in readouts]).astype(np.uint8)
     halves = [slice(None, None, 2), slice(1, None, 2)]  # two shards, the texts in another order than they lie in
     shards = [
-        {name_of(*key): x[half].astype(np.float32) for key, x in cells.items()} | {"present": present[half]}
+        {tensor_name(*key): x[half].astype(np.float32) for key, x in cells.items()} | {"present": present[half]}
         for half in halves
     ]
     where = pd.DataFrame(
@@ -153,9 +153,9 @@ def curved(n: int, d: int, dim: int = 30, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 def test_the_dimension_of_a_known_manifold(d):
-    found, low, high = dimension(Pairs.of(curved(1500, d)))
-    assert found == pytest.approx(d, rel=0.1)
-    assert low < found < high
+    estimate, low, high = dimension(Pairs.of(curved(1500, d)))
+    assert estimate == pytest.approx(d, rel=0.1)
+    assert low < estimate < high
 
 
 def test_copies_are_taken_out_first():
@@ -179,9 +179,9 @@ def test_the_interval_of_a_dimension_covers_it():
     held = twin = 0
     for seed in range(150):
         x = drawn(300, 3, seed=seed)
-        found, low, high = dimension(Pairs.of(x / np.linalg.norm(x, axis=1, keepdims=True)))
+        estimate, low, high = dimension(Pairs.of(x / np.linalg.norm(x, axis=1, keepdims=True)))
         held += low <= 2 <= high
-        twin += abs(np.log(found / 2)) <= norm.ppf(0.975) / 270**0.5
+        twin += abs(np.log(estimate / 2)) <= norm.ppf(0.975) / 270**0.5
     assert 0.9 * 150 <= held <= 150
     assert twin < 0.93 * 150
     assert twin < held
@@ -213,10 +213,10 @@ def test_unrelated_gaussians_share_nothing_though_texts_are_few():
 
 def test_a_rotation_a_scale_and_an_offset_change_nothing():
     x = drawn(300, 20) * np.arange(1, 21)
-    found = cka([x, 7 * x @ special_ortho_group.rvs(20, random_state=1) + 100, np.flip(x, 0)])
-    assert found[0, 1] == pytest.approx(1, abs=1e-10)
-    assert abs(found[0, 2]) < 0.2
-    np.testing.assert_allclose(found, found.T)
+    similarity = cka([x, 7 * x @ special_ortho_group.rvs(20, random_state=1) + 100, np.flip(x, 0)])
+    assert similarity[0, 1] == pytest.approx(1, abs=1e-10)
+    assert abs(similarity[0, 2]) < 0.2
+    np.testing.assert_allclose(similarity, similarity.T)
 
 
 @pytest.mark.parametrize("size", [20, 50, 1000])
@@ -232,9 +232,9 @@ def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
 
 
 def test_cka_of_no_spread_is_not_a_number_and_of_three_texts_an_error():
-    found = cka([drawn(50, 4), np.ones((50, 4))])
-    assert np.isnan(found[0, 1])
-    assert found[0, 0] == pytest.approx(1, abs=1e-12)
+    similarity = cka([drawn(50, 4), np.ones((50, 4))])
+    assert np.isnan(similarity[0, 1])
+    assert similarity[0, 0] == pytest.approx(1, abs=1e-12)
     with pytest.raises(ValueError, match="at least 4 texts, not 3"):
         cka([drawn(3, 4)])
 
@@ -244,9 +244,9 @@ def test_cka_of_no_spread_is_not_a_number_and_of_three_texts_an_error():
 
 def test_neighbours_are_those_nearest():
     x = drawn(60, 5)
-    found = nearest(Pairs.of(x), 4)
+    neighbours = nearest(Pairs.of(x), 4)
     apart = ((x[:, None] - x) ** 2).sum(-1) + np.diag([np.inf] * 60)
-    assert [set(row) for row in found] == [set(row) for row in np.argsort(apart, axis=1)[:, :4]]
+    assert [set(row) for row in neighbours] == [set(row) for row in np.argsort(apart, axis=1)[:, :4]]
     assert nearest(Pairs.of(np.ones((20, 3))), 4) is None
 
 
@@ -254,11 +254,11 @@ def test_equally_near_texts_are_drawn_apart_in_every_cell():
     """Two cells of three vectors each, by chance the same: whoever takes the first of them finds neighbours shared."""
     words = [np.random.default_rng(seed).integers(3, size=300) for seed in (1, 2)]
     cells = [np.eye(3)[of] for of in words]
-    found = [nearest(Pairs.of(x), 10, seed=i) for i, x in enumerate(cells)]
-    shared = measures._shared(found)[0, 1]
+    neighbours = [nearest(Pairs.of(x), 10, seed=i) for i, x in enumerate(cells)]
+    shared = measures._shared_neighbours(neighbours)[0, 1]
     twin = [np.argsort(Pairs.of(x).squared.round(9), axis=1, kind="stable")[:, :10] for x in cells]
     assert shared < 0.06
-    assert measures._shared(twin)[0, 1] > 0.2
+    assert measures._shared_neighbours(twin)[0, 1] > 0.2
 
 
 # -------------------------------------------------------------------------------------------------------- whole tables
@@ -425,7 +425,7 @@ def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, on
     """From a table of few labels, all texts of one class, to the page; UMAP is another test's."""
     from clsprobe.analysis.geometry import measure
 
-    monkeypatch.setattr(measure, "umap_of", lambda vectors, seed: measure.pca_of(vectors))
+    monkeypatch.setattr(measure, "compute_umap", lambda vectors, seed: measure.compute_pca(vectors))
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     words = [word for word in models.WORDS if word.isalpha()]
@@ -442,8 +442,8 @@ def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, on
     assert answer.verdict.outcome in ("yes", "no", "undecided")
     table = pd.read_parquet("out/tables/measured.parquet")
     assert set(table.layer) == {-1, 0, 1, 2, 3}
-    told = json.loads((tmp_path / "out" / "run.json").read_text())["rows"]["file:t:label"]
-    assert told["used"] + told["left out: copies"] == 82
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["rows"]["file:t:label"]
+    assert counts["used"] + counts["left out: copies"] == 82
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<b>cat" not in page
     points = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "scatter")

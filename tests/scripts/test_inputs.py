@@ -66,11 +66,11 @@ def desk(tmp_path, parser, monkeypatch) -> Iterator[Path]:
     signal.signal(signal.SIGALRM, before)
 
 
-def everything(folder: Path) -> dict[str, Any]:
+def snapshot(folder: Path) -> dict[str, Any]:
     """What lies in a folder: name -> content and time of every file."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
-        name: (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for name, path in found.items()
+        name: (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for name, path in paths.items()
     }
 
 
@@ -101,16 +101,16 @@ def call(*arguments: str) -> int:
 @pytest.mark.parametrize("row", REFUSED)
 def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch, capfd) -> None:
     lay_out(row, desk, model)
-    before = everything(desk)
+    before = snapshot(desk)
     if not row.get("heavy"):
         for name in HEAVY:
             monkeypatch.setitem(sys.modules, name, None)  # importing it raises
     code = call(*command(row))
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: "), said.err
-    assert said.err.count("\n") == 1
-    line = said.err.removeprefix("error: ").removesuffix("\n")
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: "), output.err
+    assert output.err.count("\n") == 1
+    line = output.err.removeprefix("error: ").removesuffix("\n")
     assert line.isprintable()
     assert "Traceback" not in line
     if row["says"].startswith("^"):
@@ -118,7 +118,7 @@ def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch,
     else:
         assert line == row["says"]
     assert code == row.get("exit", 2)
-    after = everything(desk)
+    after = snapshot(desk)
     if row.get("heavy"):
         after.pop("cache", None)  # the folder itself, but nothing in it
     assert after == before
@@ -127,15 +127,15 @@ def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch,
 @pytest.mark.parametrize("row", ACCEPTED)
 def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypatch, capfd) -> None:
     lay_out(row, desk, model)
-    before = everything(desk)
+    before = snapshot(desk)
     for name in HEAVY:
         monkeypatch.setitem(sys.modules, name, None)
     words = command(row)
     assert call(*words, "--dry-run") == 0
-    said = capfd.readouterr()
-    assert said.err == ""
-    given, expected = row.get("options", {}), row["gives"]
-    study = make_study(Run, {"task": words[2], **given})
+    output = capfd.readouterr()
+    assert output.err == ""
+    settings, expected = row.get("options", {}), row["gives"]
+    study = make_study(Run, {"task": words[2], **settings})
     options = SourceOptions(**{name: getattr(study, name) for name in SourceOptions.__dataclass_fields__})
     loaded = load(words[2], options)
     (task,) = loaded.tasks
@@ -145,9 +145,9 @@ def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypat
     assert loaded.rows == expected["texts"] + sum(loaded.left_out.values())
     assert loaded.left_out == expected.get("left out", {})
     assert len(loaded.notes) == len(expected.get("notes", ()))
-    for note, wanted in zip(loaded.notes, expected.get("notes", ()), strict=True):
-        assert re.search(wanted, note)
-    assert everything(desk) == before
+    for note, pattern in zip(loaded.notes, expected.get("notes", ()), strict=True):
+        assert re.search(pattern, note)
+    assert snapshot(desk) == before
 
 
 # --------------------------------------------------------------------------------------------- what no row can set up

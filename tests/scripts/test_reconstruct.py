@@ -17,7 +17,7 @@ from clsprobe import Extractor, load_encoder
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.reconstruction import scores as reconstruction
 from clsprobe.analysis.reconstruction import writing
-from clsprobe.analysis.reconstruction.exhibits import judged_texts, text_exhibits, token_exhibits
+from clsprobe.analysis.reconstruction.exhibits import select_judged, text_exhibits, token_exhibits
 from clsprobe.analysis.reconstruction.measure import make_decoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
@@ -30,12 +30,12 @@ from clsprobe.reconstruct import Reconstruct
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def ids(*texts):
+def parse_ids(*texts):
     return [np.array([int(c) for c in text], np.int64) for text in texts]
 
 
 def test_tokens_are_counted_as_often_as_they_stand_there():
-    table = reconstruction.compared(ids("1123", "12", "7", "12"), ids("1145", "12", "", "21"))
+    table = reconstruction.compare_texts(parse_ids("1123", "12", "7", "12"), parse_ids("1145", "12", "", "21"))
     np.testing.assert_allclose(table.precision, [0.5, 1, 0, 1])  # sets would say 1/3 of the first
     np.testing.assert_allclose(table.recall, [0.5, 1, 0, 1])
     np.testing.assert_allclose(table.f1, [0.5, 1, 0, 1])
@@ -45,7 +45,7 @@ def test_tokens_are_counted_as_often_as_they_stand_there():
 
 def test_bits_are_a_ratio_of_sums():
     rows = pd.DataFrame({"blind": [10.0, 40.0], "bits": [8.0, 20.0], "tokens": [2, 20]})
-    value, low, high = reconstruction.gained(rows)
+    value, low, high = reconstruction.measure_gain(rows)
     assert value == 1
     assert low <= value <= high
     assert (low, high) == (1, 1)  # each text gains 1 a token
@@ -57,39 +57,39 @@ def test_intervals_of_gain_and_share_hold_the_truth():
         tokens = random.integers(3, 15, 150)
         bits = random.normal(0, 2, 150) + 5 * tokens
         rows = pd.DataFrame({"blind": 6 * tokens, "bits": bits, "tokens": tokens})
-        _, low, high = reconstruction.gained(rows)
+        _, low, high = reconstruction.measure_gain(rows)
         inside[0] += low <= 1 <= high
         likeness, blind = random.uniform(0.4, 1, 150), random.uniform(0, 0.4, 150)
-        _, low, high = reconstruction.recovered(likeness, blind)
+        _, low, high = reconstruction.measure_recovery(likeness, blind)
         inside[1] += low <= (0.7 - 0.2) / 0.8 <= high
     assert min(inside) >= 89
 
 
 def test_the_share_put_right_is_0_for_the_blind_text_and_1_for_the_text():
     blind = np.array([0.2, 0.4, 0.3])
-    assert reconstruction.recovered(blind, blind)[0] == 0
-    assert reconstruction.recovered(np.ones(3), blind) == (1, 1, 1)
+    assert reconstruction.measure_recovery(blind, blind)[0] == 0
+    assert reconstruction.measure_recovery(np.ones(3), blind) == (1, 1, 1)
 
 
 def test_a_text_that_train_has_is_no_news():
     train = ["the cat sees the dog", "a bird runs"]
-    told = reconstruction.novelty(["a bird runs", "a bird ran", "zzzz zzzz zzzz"], train)
-    assert told[0] == 0
-    assert told[1] == pytest.approx(2 / 11)
-    assert told[2] > 0.8
+    novelty = reconstruction.measure_novelty(["a bird runs", "a bird ran", "zzzz zzzz zzzz"], train)
+    assert novelty[0] == 0
+    assert novelty[1] == pytest.approx(2 / 11)
+    assert novelty[2] > 0.8
 
 
 def test_differences_are_in_brackets():
-    assert reconstruction.marked("the red cat sleeps", "the cat sleeps well") == (
+    assert reconstruction.mark_differences("the red cat sleeps", "the cat sleeps well") == (
         "the [red] cat sleeps",
         "the cat sleeps [well]",
     )
-    assert reconstruction.marked("a b", "") == ("[a b]", "")
+    assert reconstruction.mark_differences("a b", "") == ("[a b]", "")
 
 
 def test_every_character_has_the_part_of_speech_of_its_word():
     words = [("Do", "AUX"), ("n't", "PART"), ("go", "VERB"), ("!", "PUNCT")]
-    assert reconstruction.by_character("Don't go!", words) == ["AUX"] * 2 + ["PART"] * 3 + [""] + ["VERB"] * 2 + [
+    assert reconstruction.tag_characters("Don't go!", words) == ["AUX"] * 2 + ["PART"] * 3 + [""] + ["VERB"] * 2 + [
         "PUNCT"
     ]
 
@@ -97,7 +97,9 @@ def test_every_character_has_the_part_of_speech_of_its_word():
 def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
     words = (("1", "zu", "ADP", "3", "case"), ("2", "dem", "DET", "3", "det"), ("3", "Haus", "NOUN", "0", "root"))
     rows = ["1-2\tzum" + "\t_" * 8]
-    rows += ["\t".join((n, form, form, tag, "_", "_", head, told, "_", "_")) for n, form, tag, head, told in words]
+    rows += [
+        "\t".join((n, form, form, tag, "_", "_", head, relation, "_", "_")) for n, form, tag, head, relation in words
+    ]
     path = tmp_path / "one.conllu"
     path.write_text("\n".join(["# text = zum Haus", *rows]) + "\n\n")
     (found,) = read_treebank(path)[0].words.items()
@@ -105,24 +107,24 @@ def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
     loaded = load("grammar:tense:60", SourceOptions())
     assert set(loaded.words) == set(loaded.tasks[0].texts)
     for text, words in loaded.words.items():
-        tags = reconstruction.by_character(text, words)
+        tags = reconstruction.tag_characters(text, words)
         assert all(tag or character == " " for tag, character in zip(tags, text, strict=True))
         assert words[-1] == (".", "PUNCT")
 
 
 def test_values_fall_into_bins_whose_lower_edge_is_theirs():
-    told = reconstruction.binned(np.array([1, 7, 8, 99]), (0, 8, 12, 1000), ("short", "middle", "long"))
-    assert list(told) == ["short", "short", "middle", "long"]
+    bins = reconstruction.bin_values(np.array([1, 7, 8, 99]), (0, 8, 12, 1000), ("short", "middle", "long"))
+    assert list(bins) == ["short", "short", "middle", "long"]
 
 
 def test_bleu_is_sacrebleus_and_says_how():
     texts = ["the red cat sleeps in the house", "a dog runs on the tree"]
-    assert reconstruction.corpus(texts, texts) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
-    assert reconstruction.corpus(texts, ["", "a bird"])["BLEU"] < 5
-    assert all("version:" in told for told in reconstruction.signatures())
+    assert reconstruction.score_corpus(texts, texts) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
+    assert reconstruction.score_corpus(texts, ["", "a bird"])["BLEU"] < 5
+    assert all("version:" in signature for signature in reconstruction.describe_scorers())
 
 
-def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
+def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
     """A table as `measure` gives it: the likeness of texts lies around given values, and all else follows."""
     random = np.random.default_rng(0)
     blocks = []
@@ -134,13 +136,13 @@ def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
             if not wrote and source != "vector":
                 continue
             likeness = np.clip(level + random.normal(0, 0.05, n), 0, 1) if wrote else np.full(n, np.nan)
-            asked = source in ("no input", "mean vector", "vector")
+            make_arguments = source in ("no input", "mean vector", "vector")
             blocks.append(
                 pd.DataFrame(
                     {
                         "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
                         "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
-                        "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if asked else np.nan,
+                        "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if make_arguments else np.nan,
                         "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
                         "exact": (likeness > 0.98).astype(float), "original": "the cat" if wrote else None,
                         "text": "the dog" if wrote else None, "cosine": likeness,
@@ -153,7 +155,7 @@ def made(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
 
 @pytest.mark.parametrize(("cls", "outcome"), [(0.85, "yes"), (0.3, "no"), (0.6, "undecided")])
 def test_the_verdict_is_about_what_the_blind_decoder_misses(cls, outcome):
-    verdict = Reconstruct().judge(made(cls))
+    verdict = Reconstruct().judge(make_table(cls))
     assert verdict.outcome == outcome
     assert verdict.low <= verdict.effect <= verdict.high
     assert verdict.effect == pytest.approx((cls - 0.2) / 0.8, abs=0.03)
@@ -161,22 +163,22 @@ def test_the_verdict_is_about_what_the_blind_decoder_misses(cls, outcome):
 
 
 def test_texts_that_train_nearly_has_are_not_judged():
-    table = made(0.9)
+    table = make_table(0.9)
     known = table.novelty < reconstruction.NOVEL
     table.loc[known & (table.source == "re-ranked"), "likeness"] = 0.0
     assert Reconstruct().judge(table).outcome == "yes"
-    assert judged_texts(table).row.nunique() == 100
-    assert judged_texts(made(0.9, novel=0.0)).row.nunique() == 200  # nothing is new: all of them, rather than none
+    assert select_judged(table).row.nunique() == 100
+    assert select_judged(make_table(0.9, novel=0.0)).row.nunique() == 200  # all of them if no text is new
 
 
 def test_by_length_what_is_written_stands_beside_the_blind_decoders():
-    (told,) = (e.table for e in text_exhibits(made(0.7), 0.5) if "length in tokens" in e.table)
-    assert told["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
-    np.testing.assert_allclose(told[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
+    (table,) = (e.table for e in text_exhibits(make_table(0.7), 0.5) if "length in tokens" in e.table)
+    assert table["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
+    np.testing.assert_allclose(table[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
 
 
 def test_every_exhibit_draws(tmp_path):
-    table = made(0.7)
+    table = make_table(0.7)
     shown = text_exhibits(table, 0.5)
     assert [e.plot for e in shown[:2]] == ["intervals", "curves"]
     for exhibit in shown:
@@ -202,7 +204,7 @@ def test_every_exhibit_draws(tmp_path):
 # ------------------------------------------------------------------------------------------------------ what is written
 
 
-class Sure(base.Decoder):
+class CertainDecoder(base.Decoder):
     """It writes the text that it is told the vectors of, then a wrong one."""
 
     def __init__(self, ids, wrong):
@@ -228,7 +230,7 @@ class Sure(base.Decoder):
         return np.array([3])
 
     def candidates(self, vectors, *, beams):
-        near = (vectors[0] @ np.stack([spelled(ids) for ids in self.ids]).T).argmax(1)
+        near = (vectors[0] @ np.stack([encode_ids(ids) for ids in self.ids]).T).argmax(1)
         return [[[self.ids[i], self.wrong[i]] for i in near]]
 
     _train = _bits = _generate = None
@@ -237,14 +239,14 @@ class Sure(base.Decoder):
 KNOWN = ["[UNK]", "[", "]", "the", "cat", "dog", "bird", "sees", "runs", "red"]
 
 
-def spelled(ids):
+def encode_ids(ids):
     """The vector of some tokens: brackets weigh much, so that a misread text is far off."""
     table = np.random.default_rng(0).normal(size=(20, 40)) * np.where(np.isin(np.arange(20), (1, 2)), 5, 1)[:, None]
-    total = sum((1 + 0.1 * slot) * table[one] for slot, one in enumerate(ids))
+    total = sum((1 + 0.1 * slot) * table[token] for slot, token in enumerate(ids))
     return total / np.linalg.norm(total)
 
 
-def read_words(texts):
+def tokenize_words(texts):
     return [
         np.array(
             [KNOWN.index(w) if w in KNOWN[1:] else 0 for w in text.lower().replace("[unk]", "[ unk ]").split()],
@@ -254,32 +256,30 @@ def read_words(texts):
     ]
 
 
-def names_of(ids):
+def token_names(ids):
     return [KNOWN[i] for i in ids]
 
 
-def sure(texts, tongue=None):
+def write_with_certainty(texts, tokenizer=None):
     """The table of texts that a decoder which is always right writes, beside a wrong candidate for each."""
-    own = writing.Tongue(
-        read_words, lambda ids: " ".join(KNOWN[i] for i in ids), lambda ids: [KNOWN[i] for i in ids], None
-    )
-    ids = read_words(texts)
-    wrong = [np.append(np.where(one == 0, 9, one)[:-1], 8) for one in ids]
+    own = writing.TextTokenizer(tokenize_words, lambda ids: " ".join(token_names(ids)), token_names, None)
+    ids = tokenize_words(texts)
+    wrong = [np.append(np.where(text_ids == 0, 9, text_ids)[:-1], 8) for text_ids in ids]
 
     def encode(some, cell):
-        return np.stack([spelled(one) for one in read_words(some)])
+        return np.stack([encode_ids(text_ids) for text_ids in tokenize_words(some)])
 
     sides = {side: np.arange(len(texts)) for side in ("train", "dev", "test")}
-    vectors = np.stack([spelled(one) for one in ids])[None]
-    of = writing.Texts(texts, ids, own, vectors, [(3, "cls")], sides, {}, encode)
-    writer = writing.Writer(Sure(ids, wrong), tongue or own, ids)
-    return writing.tables(of, {"sequence": writer}, written=100, beams=2, corrections=2, seed=0)
+    vectors = np.stack([encode_ids(text_ids) for text_ids in ids])[None]
+    data = writing.DecodingData(texts, ids, own, vectors, [(3, "cls")], sides, {}, encode)
+    writer = writing.Writer(CertainDecoder(ids, wrong), tokenizer or own, ids)
+    return writing.write_tables(data, {"sequence": writer}, written=100, beams=2, corrections=2, seed=0)
 
 
 def test_an_exact_text_with_an_unknown_word_stays_exact():
     """It is spelled [UNK], which is read as three tokens: encoding it again must not speak for the wrong candidate."""
     texts = ["the cat sees the dog", "the zebra sees the dog", "the red gnu runs", "the bird sees the red cat"]
-    table, _ = sure(texts)
+    table, _ = write_with_certainty(texts)
     wrote = table[table.text.notna()]
     for source in ("vector", "re-ranked", "corrected"):
         assert wrote[wrote.source == source].exact.eq(1).all(), source
@@ -287,7 +287,7 @@ def test_an_exact_text_with_an_unknown_word_stays_exact():
 
 def test_what_stands_there_without_input_is_counted_apart():
     texts = ["the cat sees the dog", "the bird runs"]
-    _, slots = sure(texts)  # without input it writes "the"
+    _, slots = write_with_certainty(texts)  # without input it writes "the"
     assert slots.hit.all()
     assert slots.blind_hit.tolist() == [True, *[False] * 4, True, *[False] * 2]
     assert slots.blind_found.tolist() == slots.blind_hit.tolist()  # the second "the" is not written
@@ -295,13 +295,8 @@ def test_what_stands_there_without_input_is_counted_apart():
 
 def test_a_text_of_another_tokenizer_is_spelled_as_the_original_is():
     """Else a text that is read alike would differ in every capital letter and comma."""
-    loud = writing.Tongue(
-        read_words,
-        lambda ids: "  ".join(names_of(ids)).title(),
-        names_of,
-        None,
-    )
-    table, _ = sure(["the cat sees the dog", "the red bird runs"], loud)
+    loud = writing.TextTokenizer(tokenize_words, lambda ids: "  ".join(token_names(ids)).title(), token_names, None)
+    table, _ = write_with_certainty(["the cat sees the dog", "the red bird runs"], loud)
     wrote = table[(table.source == "vector") & table.text.notna()]
     assert wrote.text.tolist() == wrote.original.tolist() == ["the cat sees the dog", "the red bird runs"]
 
@@ -325,7 +320,7 @@ def toy(tmp_path_factory):
     return models.save("bert", folder / "bert"), path
 
 
-def asked(toy, out, *more):
+def make_arguments(toy, out, *more):
     model, path = toy
     return [
         "reconstruct", "--model", str(model), "--task", f"file:{path}", "--layers", "0,3", "--written", "20", "--beams",
@@ -333,7 +328,7 @@ def asked(toy, out, *more):
     ]  # fmt: skip
 
 
-def ended(arguments):
+def run_command(arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     return stop.value.code
@@ -346,12 +341,12 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         **sequence.SequenceDecoder.__init__.__kwdefaults__, "width": 32, "depth": 1, "pace": sequence.Pace(4e-3, 64, 4)
     })  # fmt: skip
     out = tmp_path / "run"
-    assert ended(asked(toy, out)) == 0
+    assert run_command(make_arguments(toy, out)) == 0
     answer = Answer.load(out / "answers" / "reconstruct.json")
     assert answer.question == "Is it possible to get back the original sequence from [CLS]?"
-    told = " ".join(answer.notes)
+    notes = " ".join(answer.notes)
     for decoder in ("bag", "slot", "sequence"):
-        assert f"[CLS] of layer 0 tells the {decoder} decoder 0.000 bits a token: nothing, as it must be" in told
+        assert f"[CLS] of layer 0 tells the {decoder} decoder 0.000 bits a token: nothing, as it must be" in notes
     assert "Treat stored vectors as the texts themselves" in (out / "report.html").read_text()
     table = pd.read_parquet(out / "tables" / "reconstructions.parquet")
     wrote = table[(table.decoder == "sequence") & table.text.notna()].pivot(index="row", columns=["readout", "source"])
@@ -365,7 +360,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--decoder", "nobody/nothing"], "'nobody/nothing'"),
         (["--decoders", "bag,sequnce"], "error: --decoders: unknown decoder 'sequnce'. Did you mean 'sequence'?"),
@@ -381,50 +376,50 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, told):
-    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: False)
-    assert ended(asked(toy, tmp_path / "run", *more)) == 2
+def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setattr("clsprobe.probes.hub.hub_is_reachable", lambda: False)
+    assert run_command(make_arguments(toy, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert told in error[0]
+    assert message in error[0]
     assert not (tmp_path / "run").exists()
 
 
-def causal(folder, kind="gpt2", *, whole=True, **more):
+def save_causal(folder, kind="gpt2", *, whole=True, **more):
     """A model with a head of its own, and a tokenizer that knows the end of a text."""
     config = models.config(kind)
     for name, value in more.items():
         setattr(config, name, value)
     (AutoModelForCausalLM if whole else AutoModel).from_config(config).save_pretrained(folder)
-    spoken = models.tokenizer(kind)
-    spoken.eos_token = spoken.eos_token or spoken.sep_token or "</s>"
-    spoken.save_pretrained(folder)
+    tokenizer = models.tokenizer(kind)
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token or "</s>"
+    tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda folder: models.save("bert", folder), "has no token for the end of a text"),
         (
-            lambda folder: causal(folder, "bert", is_decoder=False),
+            lambda folder: save_causal(folder, "bert", is_decoder=False),
             "see those that follow. Use a causal language model.",
         ),
-        (lambda folder: causal(folder, "bert", is_decoder=True, whole=False), "lack cls.predictions"),
+        (lambda folder: save_causal(folder, "bert", is_decoder=True, whole=False), "lack cls.predictions"),
         (lambda folder: models.save("t5", folder), "cannot be loaded as a causal language model"),
-        (lambda folder: causal(folder, n_positions=7), "has 7 places, and the longest text has 7 of its tokens"),
-        (lambda folder: causal(folder, vocab_size=20), "tokens, its embedding table 20. Use its own tokenizer."),
+        (lambda folder: save_causal(folder, n_positions=7), "has 7 places, and the longest text has 7 of its tokens"),
+        (lambda folder: save_causal(folder, vocab_size=20), "tokens, its embedding table 20. Use its own tokenizer."),
     ],
     ids=["no end", "sees ahead", "no head", "no causal model", "few places", "tokenizer of another"],
 )
-def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, tmp_path, capsys, make, told):
+def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, tmp_path, capsys, make, message):
     model = make(tmp_path / "other")
     capsys.readouterr()  # bars of saving
-    assert ended(asked(toy, tmp_path / "run", "--decoder", str(model))) == 2
+    assert run_command(make_arguments(toy, tmp_path / "run", "--decoder", str(model))) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     error = lines[0]
-    assert told in error
+    assert message in error
     assert not (tmp_path / "run").exists()
 
 
@@ -441,13 +436,13 @@ def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
     bits = []
     for more in ([], ["--vectors", str(tmp_path / "v.safetensors")]):
         out = tmp_path / f"run{len(more)}"
-        assert ended(asked(toy, out, "--decoders", "bag", *more)) == 0
+        assert run_command(make_arguments(toy, out, "--decoders", "bag", *more)) == 0
         bits.append(pd.read_parquet(out / "tables" / "reconstructions.parquet"))
     pd.testing.assert_frame_equal(*bits)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda v: v[:-1], "v.safetensors: holds 239 vectors, file:"),
         (lambda v: v[:, :8].copy(), "v.safetensors: its vectors have 8 dimensions, those of "),
@@ -459,12 +454,12 @@ def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
     ],
     ids=["too few", "another size", "another encoder", "not a number"],
 )
-def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_path, capsys, change, told):
+def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_path, capsys, change, message):
     save_file({name: change(vectors) for name, vectors in stored.items()}, tmp_path / "v.safetensors")
-    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    assert run_command(make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert told in error[0]
+    assert message in error[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -472,7 +467,7 @@ def test_vectors_in_the_order_of_other_texts_are_refused(toy, stored, tmp_path, 
     """All of [CLS] lies in one direction there, so that any text's vector is like any other's."""
     kept = {"layer.00/cls": stored["layer.00/cls"], "layer.03/cls": np.roll(stored["layer.03/cls"], 5, 0)}
     save_file(kept, tmp_path / "v.safetensors")
-    assert ended(asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
+    assert run_command(make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
     assert "error: v.safetensors: its cls of layer 3 is not that of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -489,7 +484,8 @@ def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_pa
 
 def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
     np.save(tmp_path / "v.npy", stored["layer.03/mean"])
-    assert ended([*asked(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy")), "--layers", "1"]) == 2
+    arguments = make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy"), "--layers", "1")
+    assert run_command(arguments) == 2
     assert "error: v.npy: unknown readout 'vector'" in capsys.readouterr().err
 
 
@@ -503,7 +499,7 @@ def test_what_an_overwritten_run_has_learned_goes(tmp_path):
     def learn(seed, **more):
         folder = RunFolder(tmp_path / "run", "reconstruct", {"seed": seed}, **more)
         folder.begin()
-        folder.place(f"weights/of-{seed}.safetensors").write_bytes(b"")
+        folder.path_of(f"weights/of-{seed}.safetensors").write_bytes(b"")
         return folder
 
     def kept():
@@ -520,7 +516,7 @@ def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path
     """CANINE hashes characters."""
     (tmp_path / "few.csv").write_text("text\n" + "".join(f"a{i}\n" for i in range(10, 75)))
     toy = models.save("canine", tmp_path / "canine"), tmp_path / "few.csv"
-    assert ended(asked(toy, tmp_path / "run", "--decoders", "bag,slot")) == 0
+    assert run_command(make_arguments(toy, tmp_path / "run", "--decoders", "bag,slot")) == 0
 
 
 @pytest.mark.parametrize("name", ["bag", "slot", "sequence"])
@@ -532,7 +528,7 @@ def test_decoders_keep_off_a_device_without_float64(name):
 def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
     path = tmp_path / "the.csv"
     path.write_text("text\n" + "".join(f"{space.join(['the'] * i)}\n" for i in range(2, 32) for space in (" ", "  ")))
-    assert ended(asked((toy[0], path), tmp_path / "run")) == 2
+    assert run_command(make_arguments((toy[0], path), tmp_path / "run")) == 2
     assert "error: texts: a vocabulary of 1 token." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -540,5 +536,5 @@ def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
 def test_too_few_texts_are_refused(toy, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("text,label\n" + "".join(f"cat {'very ' * i}big,{i % 2}\n" for i in range(20)))
-    assert ended(asked((toy[0], few), tmp_path / "run")) == 2
+    assert run_command(make_arguments((toy[0], few), tmp_path / "run")) == 2
     assert "A decoder needs 50 at least" in capsys.readouterr().err

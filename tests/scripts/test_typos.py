@@ -20,8 +20,8 @@ from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe.flags import make_study
 from clsprobe.probes.errors import InputError, did_you_mean
-from clsprobe.probes.extraction.readouts import NAMED, parse
-from clsprobe.probes.registry import check_name, registered
+from clsprobe.probes.extraction.readouts import NAMED, parse_readouts
+from clsprobe.probes.registry import check_probe_name, registered_probes
 from clsprobe.run import Run
 from clsprobe.studies import studies
 
@@ -31,22 +31,22 @@ SHARE = 0.95  # of the typos of all kinds together
 TYPOS = 200
 
 
-def slipped(name: str, dice: Random) -> str:
+def make_typo(name: str, rng: Random) -> str:
     """The name after one edit; never the name itself."""
     while True:
-        at, letter = dice.randrange(len(name)), dice.choice(LETTERS)
-        edit = dice.choice(["insert", "delete", "substitute", "transpose"])
+        position, letter = rng.randrange(len(name)), rng.choice(LETTERS)
+        edit = rng.choice(["insert", "delete", "substitute", "transpose"])
         typo = {
-            "insert": name[:at] + letter + name[at:],
-            "delete": name[:at] + name[at + 1 :],
-            "substitute": name[:at] + letter + name[at + 1 :],
-            "transpose": name[:at] + name[at + 1 : at + 2] + name[at] + name[at + 2 :],
+            "insert": name[:position] + letter + name[position:],
+            "delete": name[:position] + name[position + 1 :],
+            "substitute": name[:position] + letter + name[position + 1 :],
+            "transpose": name[:position] + name[position + 1 : position + 2] + name[position] + name[position + 2 :],
         }[edit]
         if typo and typo != name:
             return typo
 
 
-def said(ask: Callable[[], object]) -> str:
+def error_line(ask: Callable[[], object]) -> str:
     """The line that answers; nothing where a typo happens to be a name that there is."""
     try:
         ask()
@@ -55,67 +55,67 @@ def said(ask: Callable[[], object]) -> str:
     return ""
 
 
-def of_command(*words: str) -> Callable[[], object]:
+def run_command(*words: str) -> Callable[[], object]:
     def ask() -> None:
         try:
             cli.app(args=list(words), prog_name="clsprobe", standalone_mode=False)
         except cli.UsageError as error:
-            raise cli._mended(error, words) from None
+            raise cli._convert_usage_error(error, words) from None
 
     return ask
 
 
-def of_column(typo: str, folder: Path) -> Callable[[], object]:
+def load_column(typo: str, folder: Path) -> Callable[[], object]:
     (folder / "d.csv").write_text(",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS)) + "\n")
     text = "text" if typo != "text" else "sentence"
     return lambda: load(f"file:{folder}/d.csv", SourceOptions(text_column=text, label_column=(typo,)))
 
 
-def of_key(typo: str, folder: Path) -> Callable[[], object]:
+def read_key(typo: str, folder: Path) -> Callable[[], object]:
     (folder / "run.yaml").write_text(f"{typo}: 1\n")
     return lambda: make_study(Run, {}, str(folder / "run.yaml"))
 
 
 FLAGS = [field.replace("_", "-") for field in Run.model_fields if len(field) > 3]
 KINDS: dict[str, tuple[list[str], Callable[[str, Path], Callable[[], object]]]] = {
-    "column": (COLUMNS, of_column),
-    "readout": (list(NAMED), lambda typo, _: lambda: parse([typo])),
-    "probe": (list(registered()), lambda typo, _: lambda: check_name(typo)),
+    "column": (COLUMNS, load_column),
+    "readout": (list(NAMED), lambda typo, _: lambda: parse_readouts([typo])),
+    "probe": (list(registered_probes()), lambda typo, _: lambda: check_probe_name(typo)),
     "source": (list(SOURCES), lambda typo, _: lambda: load(f"{typo}:x", SourceOptions())),
     "property": (list(PROPERTIES), lambda typo, _: lambda: load(f"conllu:x:{typo}", SourceOptions())),
     "built-in": (list(BUILT_IN), lambda typo, _: lambda: load(f"grammar:{typo}", SourceOptions())),
-    "flag": (FLAGS, lambda typo, _: of_command("run", f"--{typo}", "1")),
-    "key": (FLAGS, of_key),
+    "flag": (FLAGS, lambda typo, _: run_command("run", f"--{typo}", "1")),
+    "key": (FLAGS, read_key),
     "value": (["truncate", "error", "drop"], lambda typo, _: lambda: make_study(Run, {"long_rows": typo})),
-    "list": (["models", "tasks", "readouts", "probes", "studies"], lambda typo, _: of_command("list", typo)),
-    "command": ([*studies(), "demo", "report", "export", "cache", "list"], lambda typo, _: of_command(typo)),
+    "list": (["models", "tasks", "readouts", "probes", "studies"], lambda typo, _: run_command("list", typo)),
+    "command": ([*studies(), "demo", "report", "export", "cache", "list"], lambda typo, _: run_command(typo)),
 }
 
 
 def shares(folder: Path) -> dict[str, tuple[int, int]]:
     """Kind -> (right, tried): of TYPOS typos, how many were answered with what was meant."""
     cli.register_studies()
-    dice, found = Random(0), dict[str, tuple[int, int]]()
+    rng, counts = Random(0), dict[str, tuple[int, int]]()
     for kind, (names, ask) in KINDS.items():
         right = 0
         for n in range(tried := -(-TYPOS // len(KINDS))):
             name = names[n % len(names)]
-            typo = slipped(name, dice)
+            typo = make_typo(name, rng)
             while typo in names or typo.replace("-", "_") in names:
-                typo = slipped(name, dice)
-            line = said(ask(typo, folder))
+                typo = make_typo(name, rng)
+            line = error_line(ask(typo, folder))
             guess = re.search(r"Did you mean '([^']*)'", line)
             right += guess is not None and guess[1].lstrip("-").replace("_", "-") == name.replace("_", "-")
-        found[kind] = right, tried
-    return found
+        counts[kind] = right, tried
+    return counts
 
 
 def test_the_name_that_was_meant_stands_first(tmp_path) -> None:
-    found = shares(tmp_path)
-    print({kind: f"{right / tried:.0%}" for kind, (right, tried) in found.items()})
-    assert sum(tried for _, tried in found.values()) >= TYPOS
-    assert sum(right for right, _ in found.values()) >= SHARE * sum(tried for _, tried in found.values())
-    for kind, (right, tried) in found.items():
+    counts = shares(tmp_path)
+    print({kind: f"{right / tried:.0%}" for kind, (right, tried) in counts.items()})
+    assert sum(tried for _, tried in counts.values()) >= TYPOS
+    assert sum(right for right, _ in counts.values()) >= SHARE * sum(tried for _, tried in counts.values())
+    for kind, (right, tried) in counts.items():
         assert right >= 0.8 * tried, kind
 
 
@@ -123,12 +123,12 @@ def test_a_guesser_that_knows_no_swaps_would_be_seen(tmp_path, monkeypatch) -> N
     """The broken twin: it guesses the first name of equal length."""
 
     def careless(name: str, known: object) -> str | None:
-        return next((each for each in known if len(each) == len(name)), None)  # type: ignore[attr-defined]
+        return next((candidate for candidate in known if len(candidate) == len(name)), None)  # type: ignore[attr-defined]
 
     for module in ("clsprobe.probes.errors", "clsprobe.analysis.sources.tables", "clsprobe.cli", "clsprobe.config"):
         monkeypatch.setattr(import_module(module), "did_you_mean", careless)
-    found = shares(tmp_path)
-    assert sum(right for right, _ in found.values()) < SHARE * sum(tried for _, tried in found.values())
+    counts = shares(tmp_path)
+    assert sum(right for right, _ in counts.values()) < SHARE * sum(tried for _, tried in counts.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Encoders of every architecture, small and of random weights, and what is asked of each."""
+"""Small random encoders of every architecture, and helpers to inspect them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import tap
 
 
-def tapped(encoder: Encoder, batch: Any, layers: list[int] | None = None) -> dict[int, torch.Tensor]:
-    """Everything that one forward pass shows: layer -> (batch, token, dim)."""
-    seen: dict[int, torch.Tensor] = {}
-    with tap(encoder, lambda layer, hidden: seen.update({layer: hidden.clone()}), layers):
+def record_layers(encoder: Encoder, batch: Any, layers: list[int] | None = None) -> dict[int, torch.Tensor]:
+    """The hidden states of one forward pass: layer -> (batch, token, dim)."""
+    states: dict[int, torch.Tensor] = {}
+    with tap(encoder, lambda layer, hidden: states.update({layer: hidden.clone()}), layers):
         encoder.forward(batch)
-    return seen
+    return states
 
 
 def hooks(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
@@ -33,23 +33,24 @@ def hooks(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
     }
 
 
-BROKEN = "flaubert-pre"  # this transformers cannot run it; it has a test of its own
+BROKEN = "flaubert-pre"  # does not run in this version of transformers; it has its own test
 
 
 RUNNING = [shape for shape in SHAPES if shape != BROKEN]
 
 
-def fitting(encoder: Encoder) -> list[str]:
-    """The texts that are not too long for it: CANINE counts characters."""
-    return [t for t, row in zip(TEXTS, encoder.tokenize(TEXTS), strict=True) if len(row.ids) <= models.POSITIONS - 2]
+def fitting_texts(encoder: Encoder) -> list[str]:
+    """The texts that are short enough for the encoder: CANINE counts characters."""
+    rows = encoder.tokenize(TEXTS)
+    return [text for text, row in zip(TEXTS, rows, strict=True) if len(row.ids) <= models.POSITIONS - 2]
 
 
-def held(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
-    """The dictionaries that hold hooks. (BigBird replaces some modules, with none in them, when a text is short.)"""
-    return {name: found for name, found in hooks(model).items() if found}
+def installed_hooks(model: torch.nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
+    """The dictionaries of hooks that are not empty (for short texts BigBird adds modules, without hooks)."""
+    return {name: installed for name, installed in hooks(model).items() if installed}
 
 
 def few_characters() -> AbstractContextManager[Any]:
-    """CANINE's tokenizer lists all of Unicode again and again while it is loaded; its own characters are enough."""
+    """Speed up loading CANINE, whose tokenizer lists all of Unicode repeatedly; its special characters are enough."""
     special = {chr(code): code for code in (0, *range(0xE000, 0xE005))}
     return patch.object(CanineTokenizer, "get_vocab", return_value=special)

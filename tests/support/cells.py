@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from vectors import states_of
+from vectors import make_states
 
-from clsprobe.probes.extraction.states import name_of
+from clsprobe.probes.extraction.states import tensor_name
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.tasks.task import Task
 
@@ -27,19 +27,19 @@ def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None)
     return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
 
 
-def states(of, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="none", weights=None, present=None):
+def states(tasks, *, layers=2, readouts=("cls", "mean"), dim=4, seed=0, control="none", weights=None, present=None):
     """Noise; layer-0 cls is one vector, as it is in an encoder."""
-    texts = list(dict.fromkeys(text for one in of for text in one.texts))
+    texts = list(dict.fromkeys(text for a_task in tasks for text in a_task.texts))
     values = np.random.default_rng([seed, 2]).normal(size=(layers, len(readouts), len(texts), dim)).astype(np.float32)
     if "cls" in readouts:
         values[0, readouts.index("cls")] = values[0, readouts.index("cls"), :1]
     source = {"model": "synthetic", "control": control, "seed": weights}
-    return states_of(texts, readouts, values, source, present=present)
+    return make_states(texts, readouts, values, source, present=present)
 
 
 def cell(made, layer, number):
     """A cell to write into."""
-    return made.shards[0][name_of(layer, made.readouts[number])]
+    return made.shards[0][tensor_name(layer, made.readouts[number])]
 
 
 def plant(vectors, of, d):

@@ -1,4 +1,4 @@
-"""The command as a test calls it."""
+"""The command, called in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clsprobe.cli import main
 
 
 def call(*arguments: object) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as exit:
         main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
+    return int(exit.value.code or 0)

@@ -1,10 +1,10 @@
-"""A disk that fails, and one that loses what was not flushed.
+"""Simulate a disk that fails, and one that loses data that was not flushed.
 
-1. `Disk` stands between a run and the files below a folder: it records every call that changes them, lets one of them
-   fail, and flushes nothing really, which is what takes the time.
-2. `Record` plays the calls back up to a moment at which the power fails. What had been flushed is there. Of anything
-   else, any part may be: a name that was created, renamed or removed since its folder was flushed, and content that was
-   written since its file was, which may be lost, cut off, or zero in places.
+1. `Disk` intercepts the calls of a run that change files below a folder: it records them, lets one fail, and skips real
+   flushes, which are slow.
+2. `Record` replays the calls up to a power failure. Flushed data survives. Any part of the rest may survive: names that
+   were created, renamed or removed since their folder was flushed, and content written since its file was flushed,
+   which may be lost, truncated, or partly zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Call:
-    """One call that changes the disk. path: of what; for a rename, what it is called afterwards."""
+    """One call that changes the disk. path: the file; for a rename, its new name."""
 
     what: str
     path: Path
@@ -34,24 +34,28 @@ class Call:
 
     @property
     def kind(self) -> str:
-        """What it does to which sort of file: "fsync .manifest.json.tmp"."""
+        """The call and the kind of file: "fsync .manifest.json.tmp"."""
         name = self.path.name
-        for what, plain in ((r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}(?=\.tmp)", ""), (r"[0-9a-f]{32}", "KEY"), (r"\d{5}", "N")):
-            name = re.sub(what, plain, name)
+        for pattern, plain in (
+            (r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}(?=\.tmp)", ""),
+            (r"[0-9a-f]{32}", "KEY"),
+            (r"\d{5}", "N"),
+        ):
+            name = re.sub(pattern, plain, name)
         return f"{self.what} {name}"
 
 
 class Disk:
     """Within the block, the files below `root` are watched.
 
-    fail: the kind of the call that fails, how many of its kind go well before, and what it raises. A write that fails
-    has written half of what it was given.
+    fail: the kind of the failing call, the number of calls of that kind that succeed before, and the error. A failing
+    write has written half of its content.
     """
 
     def __init__(self, root: Path, fail: tuple[str, int, BaseException] | None = None) -> None:
         self.root, self.calls, self.failed = root, list[Call](), False
-        self._fail, self._seen, self._one = fail, Counter[str](), threading.Lock()
-        self._at: dict[int, Path] = {}  # descriptor -> what it is open on
+        self._fail, self._counts, self._lock = fail, Counter[str](), threading.Lock()
+        self._paths: dict[int, Path] = {}  # descriptor -> open file
         self._stack = ExitStack()
 
     def __enter__(self) -> Disk:
@@ -65,12 +69,12 @@ class Disk:
                 self._called(Call("open", path))
             return _File(self, path, open_file(path, mode, *rest, **more))
 
-        def named(what: str, wanted: bool) -> Any:
-            """A call on a name that is there, or is not, before: otherwise it fails by itself."""
+        def record(what: str, must_exist: bool) -> Any:
+            """A recorded call, unless it fails by itself because the name exists or does not."""
             function = getattr(os, what)
 
             def call(path: Any, *rest: Any, **more: Any) -> Any:
-                if self._watches(path) and os.path.lexists(path) == wanted:
+                if self._watches(path) and os.path.lexists(path) == must_exist:
                     self._called(Call(what, Path(path)))
                 return function(path, *rest, **more)
 
@@ -84,21 +88,25 @@ class Disk:
         def open_folder(path: Any, *rest: Any, **more: Any) -> int:
             descriptor = real["open"](path, *rest, **more)
             if self._watches(path) or path == self.root:
-                self._at[descriptor] = Path(path)
+                self._paths[descriptor] = Path(path)
             return descriptor
 
         def close(descriptor: int) -> None:
-            self._at.pop(descriptor, None)
+            self._paths.pop(descriptor, None)
             real["close"](descriptor)
 
         def fsync(descriptor: int) -> None:
-            if descriptor in self._at:
-                self._called(Call("fsync", self._at[descriptor]))
+            if descriptor in self._paths:
+                self._called(Call("fsync", self._paths[descriptor]))
 
-        changed = {"unlink": named("unlink", True), "utime": named("utime", True), "mkdir": named("mkdir", False)}
-        changed |= {"replace": replace, "open": open_folder, "close": close, "fsync": fsync}
+        replacements = {
+            "unlink": record("unlink", True),
+            "utime": record("utime", True),
+            "mkdir": record("mkdir", False),
+        }
+        replacements |= {"replace": replace, "open": open_folder, "close": close, "fsync": fsync}
         self._stack.enter_context(patch.object(Path, "open", opened))
-        for name, function in changed.items():
+        for name, function in replacements.items():
             self._stack.enter_context(patch.object(os, name, function))
         return self
 
@@ -109,25 +117,25 @@ class Disk:
         return isinstance(path, str | Path) and self.root in Path(path).parents
 
     def _called(self, call: Call) -> None:
-        with self._one:
+        with self._lock:
             self.calls.append(call)
-            self._seen[call.kind] += 1
-            if self._fail and (call.kind, self._seen[call.kind] - 1) == self._fail[:2]:
+            self._counts[call.kind] += 1
+            if self._fail and (call.kind, self._counts[call.kind] - 1) == self._fail[:2]:
                 self.failed = True
                 raise self._fail[2]
 
 
 class _File:
-    """A file that tells the disk what is done with it."""
+    """A file that records its calls on the disk."""
 
     def __init__(self, disk: Disk, path: Path, file: Any) -> None:
         self._disk, self._path, self._file = disk, path, file
-        disk._at[file.fileno()] = path
+        disk._paths[file.fileno()] = path
 
     def write(self, content: Any) -> int:
         try:
-            told = content.encode() if isinstance(content, str) else bytes(content)
-            self._disk._called(Call("write", self._path, content=told))
+            data = content.encode() if isinstance(content, str) else bytes(content)
+            self._disk._called(Call("write", self._path, content=data))
         except BaseException:
             self._file.write(content[: len(content) // 2])
             raise
@@ -142,7 +150,7 @@ class _File:
 
     def close(self) -> None:
         if not self._file.closed:
-            self._disk._at.pop(self._file.fileno(), None)
+            self._disk._paths.pop(self._file.fileno(), None)
         self._file.close()
 
     def __enter__(self) -> _File:
@@ -157,7 +165,7 @@ class _File:
 
 @dataclass
 class _Inode:
-    """What a file holds, whatever it is called: all that was written, and how much of it has been flushed."""
+    """The content of a file under any name, and how many of its bytes have been flushed."""
 
     content: bytearray = field(default_factory=bytearray)
     flushed: int = 0
@@ -165,25 +173,25 @@ class _Inode:
 
 @dataclass(frozen=True)
 class _Moment:
-    """The disk between two calls. names: those that are sure. loose: the changes of names that are not, in order.
+    """The disk between two calls. names: flushed names. loose: the changes of names that are not flushed, in order.
 
     length, flushed: of every inode.
     """
 
     names: dict[Path, int]
-    loose: tuple[tuple[Path | None, Path | None, int], ...]  # (name that goes, name that comes, inode)
+    loose: tuple[tuple[Path | None, Path | None, int], ...]  # (old name, new name, inode)
     length: tuple[int, ...]
     flushed: tuple[int, ...]
 
 
 class Record:
-    """The moments of a run. `cut` draws what a power failure leaves at one of them."""
+    """The moments of a run. `cut` draws the disk after a power failure at one of them."""
 
     def __init__(self, calls: Sequence[Call], root: Path) -> None:
         self.root = root
         self.inodes: list[_Inode] = []
         self.moments: list[_Moment] = []
-        self.versions: dict[Path, list[int]] = {}  # of every name, the inodes that were renamed to it
+        self.versions: dict[Path, list[int]] = {}  # name -> the inodes that were renamed to it
         live: dict[Path, int] = {}
         names: dict[Path, int] = {}
         loose: list[tuple[Path | None, Path | None, int]] = []
@@ -204,9 +212,9 @@ class Record:
             elif call.what == "unlink":
                 loose.append((path, None, live.pop(path)))
             elif call.what == "fsync" and path in self.folders:
-                here = [change for change in loose if path in [name.parent for name in change[:2] if name]]
-                names = _changed(names, here)
-                loose = [change for change in loose if change not in here]
+                flushed_now = [change for change in loose if path in [name.parent for name in change[:2] if name]]
+                names = _changed(names, flushed_now)
+                loose = [change for change in loose if change not in flushed_now]
             elif call.what == "fsync":
                 self.inodes[live[path]].flushed = len(self.inodes[live[path]].content)
             lengths = [(len(inode.content), inode.flushed) for inode in self.inodes]
@@ -214,38 +222,38 @@ class Record:
             self.moments.append(_Moment(names, tuple(loose), length, flushed))
 
     def cut(self, rng: np.random.Generator) -> tuple[int, dict[Path, int]]:
-        """A moment, and the names that are there after a power failure at it, with their inodes."""
-        at = int(rng.integers(len(self.moments)))
-        moment = self.moments[at]
+        """The index of a moment, and the names that survive a power failure at it, with their inodes."""
+        index = int(rng.integers(len(self.moments)))
+        moment = self.moments[index]
         likely = rng.choice([0.0, 0.5, 1.0])
         happened = rng.random(len(moment.loose)) < likely
         names = _changed(moment.names, [c for c, yes in zip(moment.loose, happened, strict=True) if yes])
         if lost := self.folders - names.keys() - {self.root}:
             names = {name: inode for name, inode in names.items() if not lost.intersection(name.parents)}
-        return at, names
+        return index, names
 
-    def content(self, at: int, inode: int, rng: np.random.Generator) -> bytes:
-        """What a file holds after a power failure at a moment."""
-        length, flushed = self.moments[at].length[inode], self.moments[at].flushed[inode]
+    def content(self, index: int, inode: int, rng: np.random.Generator) -> bytes:
+        """The content of a file after a power failure at a moment."""
+        length, flushed = self.moments[index].length[inode], self.moments[index].flushed[inode]
         whole = bytes(self.inodes[inode].content[:length])
         if length == flushed:
             return whole
-        kept = whole[: int(rng.integers(flushed, length + 1))]
+        truncated = whole[: int(rng.integers(flushed, length + 1))]
         how = rng.integers(4)
         if how == 0:
             return whole[:flushed]  # lost
         if how == 1:
-            return kept  # cut off
+            return truncated
         if how == 2:
-            return kept + bytes(length - len(kept))  # as long as it was, with zeros
+            return truncated + bytes(length - len(truncated))  # the full length, with zeros
         return whole
 
 
 def _changed(names: dict[Path, int], changes: Sequence[tuple[Path | None, Path | None, int]]) -> dict[Path, int]:
     names = dict(names)
-    for gone, come, inode in changes:
-        if gone is not None:
-            names.pop(gone, None)
-        if come is not None:
-            names[come] = inode
+    for old, new, inode in changes:
+        if old is not None:
+            names.pop(old, None)
+        if new is not None:
+            names[new] = inode
     return names

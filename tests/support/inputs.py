@@ -21,7 +21,7 @@ ROWS: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name(
 ROWS.pop("shared")  # the anchors
 
 
-def content(said: Any) -> bytes:
+def content(spec: Any) -> bytes:
     """A string is its UTF-8; a list, its parts one after the other; a mapping, one of
 
     bytes: a string of which every character is one byte
@@ -29,28 +29,28 @@ def content(said: Any) -> bytes:
     zip: names of files in an archive
     of: any of these, with times (repeated), encoding, gzip, cut (so many bytes off its end), put (byte -> what it is)
     """
-    if isinstance(said, str):
-        return said.encode()
-    if isinstance(said, list):
-        return b"".join(map(content, said))
-    if "bytes" in said:
-        return said["bytes"].encode("latin-1")
-    if "parquet" in said:
-        return _parquet(said["parquet"], said.get("types", {}))
-    if "zip" in said:
+    if isinstance(spec, str):
+        return spec.encode()
+    if isinstance(spec, list):
+        return b"".join(map(content, spec))
+    if "bytes" in spec:
+        return spec["bytes"].encode("latin-1")
+    if "parquet" in spec:
+        return _parquet(spec["parquet"], spec.get("types", {}))
+    if "zip" in spec:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
-            for name in said["zip"]:
+            for name in spec["zip"]:
                 archive.writestr(name, "x")
         return file.getvalue()
-    made = content(said["of"]) * said.get("times", 1)
-    if "encoding" in said:
-        made = made.decode().encode(said["encoding"])
-    if said.get("gzip"):
-        made = gzip.compress(made, mtime=0)
-    for place, byte in said.get("put", {}).items():
-        made = made[:place] + bytes([byte]) + made[place + 1 :]
-    return made[: len(made) - said.get("cut", 0)]
+    data = content(spec["of"]) * spec.get("times", 1)
+    if "encoding" in spec:
+        data = data.decode().encode(spec["encoding"])
+    if spec.get("gzip"):
+        data = gzip.compress(data, mtime=0)
+    for position, byte in spec.get("put", {}).items():
+        data = data[:position] + bytes([byte]) + data[position + 1 :]
+    return data[: len(data) - spec.get("cut", 0)]
 
 
 def _parquet(columns: dict[str, Any], types: dict[str, str]) -> bytes:
@@ -85,22 +85,22 @@ def lay_out(row: dict[str, Any], folder: Path, model: Path) -> None:
     """
     if row.get("model"):
         shutil.copytree(model, folder / "m")
-    for name, said in row.get("files", {}).items():
+    for name, spec in row.get("files", {}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(said, dict) and "folder" in said:
+        if isinstance(spec, dict) and "folder" in spec:
             path.unlink(missing_ok=True)
             path.mkdir()
-        elif isinstance(said, dict) and "pipe" in said:
+        elif isinstance(spec, dict) and "pipe" in spec:
             os.mkfifo(path)
-        elif isinstance(said, dict) and "link" in said:
-            path.symlink_to(said["link"])
-        elif isinstance(said, dict) and "json" in said:
+        elif isinstance(spec, dict) and "link" in spec:
+            path.symlink_to(spec["link"])
+        elif isinstance(spec, dict) and "json" in spec:
             import json
 
-            values = json.loads(path.read_text("utf-8")) | said["json"]
+            values = json.loads(path.read_text("utf-8")) | spec["json"]
             path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}), "utf-8")
         else:
-            path.write_bytes(content(said))
+            path.write_bytes(content(spec))
     for name in row.get("without", ()):
         (folder / name).unlink()

@@ -1,13 +1,13 @@
-"""How much memory an extraction takes at its peak.
+"""The peak memory of an extraction.
 
 As a program, ``python memory.py MODEL '{"name": [texts, how], ...}'``: everything is loaded once, a process is forked
 for each case, and a JSON object of peak resident bytes is printed. how: some of the words
 
 * "small": windows and shards so small that 600 texts fill several of them;
 * "keeping": the broken twin, which keeps every shard that it writes;
-* "short": of memory: there are 32 MB more than are taken already, too little for the one batch that is asked for.
+* "short": of memory: the limit leaves too little for the single batch.
 
-The texts are made when they are asked for, and take no memory themselves.
+The texts are generated on access, and take no memory themselves.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ class Texts(Sequence[str]):
 
 
 def run(encoder: Any, count: int, how: list[str]) -> None:
-    """One extraction, and a look at its vectors."""
+    """One extraction and an access to its vectors."""
     import resource
 
     from clsprobe.probes.extraction import extractor, store
 
     if "small" in how:
         extractor.WINDOW, extractor.SHARD = 256, 1 << 19
-    kept, add = [], store.Store.add
+    shards, add = [], store.Store.add
     if "keeping" in how:
-        store.Store.add = lambda self, *rest: (kept.append(rest), add(self, *rest))[1]  # type: ignore[func-returns-value]
+        store.Store.add = lambda self, *rest: (shards.append(rest), add(self, *rest))[1]  # type: ignore[func-returns-value]
     os.fsync = lambda descriptor: None
     arguments: dict[str, Any] = {}
     if "short" in how:
         arguments = {"max_tokens_per_batch": 10**6, "layers": [1], "readouts": ["cls"]}
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with tempfile.TemporaryDirectory() as cache:
         reader = extractor.Extractor(encoder, cache=Path(cache), **arguments)
         if "short" in how:
             extractor.WINDOW = count
-            resource.setrlimit(resource.RLIMIT_AS, (now + (64 << 20), resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
         states = reader(Texts(count))
         if "short" in how:
             assert states.source["batches halved"] > 0
@@ -71,7 +71,7 @@ def run(encoder: Any, count: int, how: list[str]) -> None:
 
 
 def peak(encoder: Any, count: int, how: str) -> int:
-    """Bytes that were resident at most, in a process of its own."""
+    """Peak resident bytes, in a separate process."""
     process = os.fork()
     if not process:
         code = 1

@@ -1,4 +1,4 @@
-"""Small random encoders of every supported architecture, saved as a user would have them on disk.
+"""Save small random encoders of every supported architecture.
 
 `save` writes config.json, model.safetensors and a real fast tokenizer over `WORDS`; nothing is downloaded.
 """
@@ -18,7 +18,7 @@ WORDS = [*_PLAIN.split(), "##s", *",[]</>"]
 DIM, POSITIONS = 16, 40
 LIMIT = {kind: POSITIONS if kind in ("bert", "distilbert", "electra") else POSITIONS - 2 for kind in KINDS}
 
-# Texts of many lengths, the shortest without a word; each says something else.
+# Distinct texts of many lengths, the shortest empty.
 TEXTS = (
     "the cat sees the dog",
     "cat",
@@ -33,7 +33,7 @@ TEXTS = (
 )
 
 
-# What the configurations of the other families name their parts, and what each of them needs beside that.
+# The names of sizes in the configurations of other families, and the additional settings that each needs.
 _PLAIN_SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
 _SHAPES = {
     "distilbert": ("n_layers", "n_heads", "dim", "hidden_dim"),
@@ -85,7 +85,7 @@ SHAPES = (
     "mobilebert", "modernbert", "nomic_bert", "nystromformer", "opt", "rembert", "roberta-prelayernorm", "squeezebert",
     "t5", "xlm", "xlnet", "yoso",
 )  # fmt: skip
-# What the tokenizers of these put around a text; the others have [CLS] $A [SEP] or <s> $A </s>.
+# The templates of these tokenizers; the others have [CLS] $A [SEP] or <s> $A </s>.
 _AROUND = {"gpt2": "$A", "llama": "<s> $A", "opt": "</s> $A", "t5": "$A </s>", "xlnet": "$A </s> <s>"}
 PAIR = "[CLS] $A [SEP] $B:1 [SEP]:1"  # </s> </s> between two texts of the RoBERTa family, and one type of tokens
 _NO_CLS = ("gpt2", "llama", "opt", "t5")
@@ -122,42 +122,42 @@ def tokenizer(shape: str) -> PreTrainedTokenizerBase:
         pair=None if kind in _AROUND else f"{cls} $A {sep} {sep} $B {sep}" if cls == "<s>" else PAIR,
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
-    named = {"pad_token": pad, "unk_token": unk, "mask_token": mask, "cls_token": cls, "sep_token": sep}
-    if kind in ("xlm", "flaubert"):  # </s> is what they call both, but a text begins with <s>
-        named |= {"cls_token": sep, "bos_token": cls}
+    roles = {"pad_token": pad, "unk_token": unk, "mask_token": mask, "cls_token": cls, "sep_token": sep}
+    if kind in ("xlm", "flaubert"):  # both roles are </s>, but a text begins with <s>
+        roles |= {"cls_token": sep, "bos_token": cls}
     elif kind in _NO_CLS:
-        named = {"unk_token": unk, "bos_token": cls, "eos_token": sep}
-        named |= {"pad_token": pad} if kind in ("t5", "opt") else {}
-    typed = ["token_type_ids"] if cls == "[CLS]" and kind not in ("distilbert", "modernbert") else []
+        roles = {"unk_token": unk, "bos_token": cls, "eos_token": sep}
+        roles |= {"pad_token": pad} if kind in ("t5", "opt") else {}
+    type_inputs = ["token_type_ids"] if cls == "[CLS]" and kind not in ("distilbert", "modernbert") else []
     return PreTrainedTokenizerFast(
-        tokenizer_object=fast, **named, model_input_names=["input_ids", *typed, "attention_mask"]
+        tokenizer_object=fast, **roles, model_input_names=["input_ids", *type_inputs, "attention_mask"]
     )
 
 
 def config(shape: str, layers: int = 3) -> Any:
     """A configuration of three layers of 16 dimensions; ELECTRA's embeddings have 8."""
-    kind, spoken = model_type(shape), tokenizer(shape)
-    named = _SHAPES.get(kind, _PLAIN_SHAPE)
-    sizes = {name: size for name, size in zip(named, (layers, 2, DIM, 32), strict=True) if name}
-    ids = {f"{name}_token_id": getattr(spoken, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    kind, vocabulary = model_type(shape), tokenizer(shape)
+    size_names = _SHAPES.get(kind, _PLAIN_SHAPE)
+    sizes = {name: size for name, size in zip(size_names, (layers, 2, DIM, 32), strict=True) if name}
+    ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
     if kind in ("xlm", "flaubert"):
-        ids["pad_index"] = spoken.pad_token_id
-    if kind != "xlnet":  # it has no table of positions
+        ids["pad_index"] = vocabulary.pad_token_id
+    if kind != "xlnet":  # it has no position table
         sizes["max_position_embeddings"] = POSITIONS
     if kind != "canine":
-        sizes["vocab_size"] = len(spoken)
-    made = AutoConfig.for_model(
+        sizes["vocab_size"] = len(vocabulary)
+    result = AutoConfig.for_model(
         kind,
         **sizes,
         **ids,
         **{**_MORE.get(kind, {}), **_MORE.get(shape, {})},
     )
-    made.initializer_range = 0.3  # also where its class does not know of it
-    return made
+    result.initializer_range = 0.3  # even where the class lacks the setting
+    return result
 
 
 def save(kind: str, folder: Path, layers: int = 3) -> Path:
-    """The whole model in `folder`, its weights drawn under seed 0."""
+    """Save the model and its tokenizer, with weights drawn under seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         AutoModel.from_config(config(kind, layers)).save_pretrained(folder)

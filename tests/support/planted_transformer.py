@@ -1,13 +1,13 @@
-"""A BERT whose weights are set by hand: at layer j, and nowhere else, [CLS] copies what token 3 is.
+"""A BERT with weights set by hand: [CLS] copies token 3 at layer j and nowhere else.
 
-1. An embedding says which word a token is and where it stands, each as one number out of many. Every number has its
-   negative beside it, so that the mean of a vector is 0 and LayerNorm only scales.
-2. In *every* layer [CLS] looks at token 3 and the others look everywhere: attention weights do not tell the layers
-   apart. Only at layer j do values carry a word, into a part of the vector of its own; elsewhere they carry nothing.
-3. The feed-forward parts add nothing. Noise, if wanted, stands on all weights but those of the values.
+1. An embedding is one-hot for the word and for the position. A second half holds the negative of every number, so that
+   the mean of a vector is 0 and LayerNorm only scales.
+2. In *every* layer [CLS] attends to token 3 and the other tokens attend everywhere: attention weights are the same in
+   all layers. Only at layer j do the values carry a word, into its own part of the vector; elsewhere they are 0.
+3. The feed-forward parts add nothing. Noise is added to all weights but those of the values.
 
-So a probe of the word at token 3 reads [CLS] from layer j on, and only the edge from token 3 to [CLS] at layer j
-counts.
+A probe can read the word at token 3 from [CLS] from layer j on, and only the edge from token 3 to [CLS] at layer j
+matters.
 """
 
 from __future__ import annotations
@@ -25,65 +25,65 @@ from clsprobe.probes.tasks.task import Task
 LAYERS, TOKEN = 4, 3
 LOW, HIGH = ("cat", "dog", "bird", "tree"), ("red", "blue", "very", "big")  # the two classes of words
 _WORDS = LOW + HIGH
-_PLACES = 10
-_COPIED = len(_WORDS) + _PLACES  # where the part begins that [CLS] copies into
-_HALF = _COPIED + len(_WORDS)
+_POSITIONS = 10
+_COPY_START = len(_WORDS) + _POSITIONS  # start of the part that [CLS] copies into
+_HALF = _COPY_START + len(_WORDS)
 DIM = 2 * _HALF
-_SHARP = 12.0  # of the query of [CLS]: token 3 gets nearly all of its attention
+_SHARP = 12.0  # scale of the query of [CLS]: token 3 gets nearly all of its attention
 
 
-def save(folder: Path) -> Path:
-    """A model of the right shape, with a tokenizer, whose weights `plant` then sets."""
-    spoken = models.tokenizer("bert")
+def save_model(folder: Path) -> Path:
+    """Save a model of the right shape with a tokenizer; `plant_copy` sets its weights."""
+    tokenizer = models.tokenizer("bert")
     config = BertConfig(
-        vocab_size=len(spoken),
+        vocab_size=len(tokenizer),
         hidden_size=DIM,
         num_hidden_layers=LAYERS,
         num_attention_heads=1,
         intermediate_size=8,
-        max_position_embeddings=_PLACES,
-        pad_token_id=spoken.pad_token_id,
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
     )
     AutoModel.from_config(config).save_pretrained(folder)
-    spoken.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def plant(encoder: Any, layer: int, *, noise: float = 0.0, seed: int = 0) -> None:
-    """Set the weights of an encoder that was saved by `save`: [CLS] copies at `layer`."""
+def plant_copy(encoder: Any, layer: int, *, noise: float = 0.0, seed: int = 0) -> None:
+    """Set the weights of an encoder saved by `save_model`: [CLS] copies token 3 at `layer`."""
     model, vocabulary = encoder.model, encoder.tokenizer.get_vocab()
     for name, weight in model.named_parameters():
         weight.fill_(1.0 if name.endswith("LayerNorm.weight") else 0.0)
     words = model.embeddings.word_embeddings.weight
-    for at, word in enumerate(_WORDS):
-        _put(words[vocabulary[word]], at)
-    for place in range(_PLACES):
-        _put(model.embeddings.position_embeddings.weight[place], len(_WORDS) + place)
-    for number, block in enumerate(model.encoder.layer, 1):
-        inner = block.attention.self
-        inner.query.weight[0, len(_WORDS)] = _SHARP  # who stands at place 0 asks ...
-        inner.key.weight[0, len(_WORDS) + TOKEN] = 1.0  # ... for who stands at place 3
+    for word_index, word in enumerate(_WORDS):
+        _set_feature(words[vocabulary[word]], word_index)
+    for position in range(_POSITIONS):
+        _set_feature(model.embeddings.position_embeddings.weight[position], len(_WORDS) + position)
+    for block_layer, block in enumerate(model.encoder.layer, 1):
+        attention = block.attention.self
+        attention.query.weight[0, len(_WORDS)] = _SHARP  # the query of position 0 ...
+        attention.key.weight[0, len(_WORDS) + TOKEN] = 1.0  # ... matches the key of position 3
         block.attention.output.dense.weight.copy_(torch.eye(DIM))
-        if number == layer:
-            for at in range(len(_WORDS)):
-                inner.value.weight[_COPIED + at, at] = 1.0
-                inner.value.weight[_HALF + _COPIED + at, at] = -1.0
+        if block_layer == layer:
+            for word_index in range(len(_WORDS)):
+                attention.value.weight[_COPY_START + word_index, word_index] = 1.0
+                attention.value.weight[_HALF + _COPY_START + word_index, word_index] = -1.0
     if noise:
         random = torch.Generator().manual_seed(seed)
         for name, weight in model.named_parameters():
-            if "value" not in name:  # or every layer would carry a little of every word, which a probe finds
+            if "value" not in name:  # else every layer would carry some of every word, which a probe finds
                 weight.add_(torch.randn(weight.shape, generator=random) * noise)
 
 
-def _put(vector: torch.Tensor, at: int) -> None:
-    vector[at], vector[_HALF + at] = 1.0, -1.0
+def _set_feature(vector: torch.Tensor, index: int) -> None:
+    vector[index], vector[_HALF + index] = 1.0, -1.0
 
 
-def task(seed: int, *, count: int = 240) -> Task:
-    """Sentences of five to seven of the words; the label is the class of the third one."""
-    random, found = np.random.default_rng(seed), dict[str, str]()
-    while len(found) < count:
+def make_task(seed: int, *, count: int = 240) -> Task:
+    """Sentences of five to seven words; the label is the class of the third."""
+    random, labels = np.random.default_rng(seed), dict[str, str]()
+    while len(labels) < count:
         words = [_WORDS[i] for i in random.integers(len(_WORDS), size=random.integers(5, 8))]
-        found[" ".join(words)] = "low" if words[TOKEN - 1] in LOW else "high"
-    return Task(f"made:planted{seed}:third", list(found), np.array([*found.values()]))
+        labels[" ".join(words)] = "low" if words[TOKEN - 1] in LOW else "high"
+    return Task(f"made:planted{seed}:third", list(labels), np.array([*labels.values()]))

@@ -1,7 +1,7 @@
-"""A run of the extractor small enough to be broken off everywhere: 48 texts, two windows, six shards.
+"""A run of the extractor small enough to be interrupted everywhere: 48 texts, two windows, six shards.
 
-As a program, ``python runs.py MODEL``: a process with everything loaded that forks one for every run it is asked for,
-so that a hundred runs can be killed in the time that importing torch takes. `Forker` is its other end.
+As a program, ``python runs.py MODEL``, it loads everything once and forks a process for every requested run, so that a
+hundred runs can be killed in the time that importing torch takes. `Forker` is its client.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ SHARDS = 6
 
 
 def encode(encoder: Any, cache: Path | None) -> Any:
-    """The States of the run; `SIZES` must be in force."""
+    """The States of the run; `SIZES` must be set."""
     from clsprobe.probes.extraction.extractor import Extractor
 
     return Extractor(encoder, READOUTS, layers=LAYERS, max_tokens_per_batch=200, cache=cache)(TEXTS)
 
 
-def kept(cache: Path) -> dict[str, bytes]:
-    """Every file of a cache but the locks."""
+def read_files(cache: Path) -> dict[str, bytes]:
+    """The contents of every file of a cache except the locks, by relative path."""
     files = (path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock")
     return {path.relative_to(cache).as_posix(): path.read_bytes() for path in files}
 
 
-def folder_of(cache: Path) -> Path:
+def only_folder(cache: Path) -> Path:
     """The folder of the only key."""
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     return folder
 
 
 class Forker:
-    """Runs in processes of their own, which can be killed. Of all that are started, each is to be waited for."""
+    """Starts runs in separate processes, which can be killed. The caller waits for each."""
 
     def __init__(self, model: Path, *modules: str) -> None:
-        """modules: what is loaded once, beside the extractor."""
+        """modules: imported once, in addition to the extractor."""
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(model), *modules],
             stdin=subprocess.PIPE,
@@ -64,23 +64,23 @@ class Forker:
         assert self._ask() == 0
 
     def encode(self, cache: Path, *, made: Path | None = None, pause: float = 0, careless: bool = False) -> int:
-        """The number of a process that encodes into `cache`.
+        """Start a process that encodes into `cache`. Returns its process id.
 
-        made: a file for the numbers of the shards that it made. pause: seconds before each is written. careless: it
-        writes and reads without care.
+        made: a file for the numbers of the shards that it computed. pause: seconds before each is written. careless:
+        disable atomic writes and verification.
         """
         return self._ask(encode=str(cache), made=made and str(made), pause=pause, careless=careless)
 
     def command(self, *arguments: object, errors: Path) -> int:
-        """The number of a process that runs the command as a shell would. errors: a file for what it complains of."""
+        """Start a process that runs the command. Returns its process id. errors: a file for its stderr."""
         return self._ask(command=[*map(str, arguments)], errors=str(errors))
 
     def wait(self, number: int) -> int:
-        """Its exit code; -9 of one that was killed."""
+        """The exit code of a process; -9 if it was killed."""
         return self._ask(wait=number)
 
     def close(self) -> None:
-        """End the process that forks."""
+        """End the forking process."""
         self._process.communicate()
 
     def _ask(self, **order: Any) -> int:
@@ -111,7 +111,7 @@ def _serve(model: str, *modules: str) -> None:
 
 
 def _run(encoder: Any, order: dict[str, Any]) -> None:
-    """The forked process, to its end."""
+    """Run an order in the forked process, then exit."""
     code = 1
     try:
         for name, size in SIZES.items():
@@ -136,26 +136,26 @@ def _encode(encoder: Any, order: dict[str, Any]) -> None:
     from clsprobe.probes import files
     from clsprobe.probes.extraction import store
 
-    files.STALE = 0.5  # a lock that was made but not yet written says nothing of who is gone
-    made, add = [], store.Store.add
+    files.STALE = 0.5  # a lock created but not yet written names no process
+    added, add = [], store.Store.add
 
-    def counted(self: store.Store, number: int, *rest: Any) -> None:
+    def record_add(self: store.Store, number: int, *rest: Any) -> None:
         time.sleep(order["pause"])
         add(self, number, *rest)
-        made.append(number)
+        added.append(number)
 
-    store.Store.add = counted  # type: ignore[method-assign]
+    store.Store.add = record_add  # type: ignore[method-assign]
     if order["careless"]:
         store.replacing = careless
         store.verify = lambda folder: []
         store.Store.has = lambda self, number: (self.folder / store._name(number)).exists()  # type: ignore[method-assign]
     encode(encoder, Path(order["encode"]))
     if order["made"]:
-        Path(order["made"]).write_text(json.dumps(made))
+        Path(order["made"]).write_text(json.dumps(added))
 
 
-class _Slowly:
-    """A file that takes its time in the middle of what it is given."""
+class _SlowFile:
+    """A file that pauses in the middle of a write."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -173,7 +173,7 @@ class _Slowly:
 def careless(path: Path) -> Iterator[Any]:
     """The broken twin of `probes.files.replacing`: it writes under the final name, slowly."""
     with Path(path).open("wb") as file:
-        yield _Slowly(file)
+        yield _SlowFile(file)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ def losses(n, p, *, sharpness=1.0, simulations=SIMULATIONS, seed=0):
 
 def bits(n, p, *, sharpness=1.0, simulations=SIMULATIONS, seed=0):
     drawn, truth = losses(n, p, sharpness=sharpness, simulations=simulations, seed=seed)
-    return covered(stats.skewed(drawn), truth)
+    return covered(stats.mean_interval(drawn), truth)
 
 
 def bits_by_percentile(n, p, *, simulations=SIMULATIONS):
     drawn, truth = losses(n, p, simulations=simulations)
-    told = -drawn.astype(np.float32)
-    return covered(stats.percentile(stats.bootstrap(lambda counts: metric.bits(told, counts), n)), truth)
+    predicted = -drawn.astype(np.float32)
+    return covered(stats.percentile(stats.bootstrap(lambda counts: metric.bits(predicted, counts), n)), truth)
 
 
 TREC = (0.222, 0.277, 0.188, 0.13, 0.162, 0.021)  # shares of six question types; the last is rare
@@ -93,14 +93,14 @@ def macro_f1(name, n, *, simulations=SIMULATIONS, seed=0, interval=None):
     """interval: (codes, labels) -> low, high instead of the one that is used."""
     table, random = confusion(name), np.random.default_rng([seed, n])
     pairs = random.choice(table.size, p=table.ravel(), size=(simulations, n))
-    found = []
+    intervals = []
     for one in pairs:
         labels, codes = np.divmod(one, len(table))
         if interval:
-            found.append(interval(codes[None], labels))
+            intervals.append(interval(codes[None], labels))
         else:
-            found.append(stats.intervals(codes[None], labels)["macro_f1"][1:])
-    return covered(np.array(found)[..., 0].T, true_f1(table))
+            intervals.append(stats.intervals(codes[None], labels)["macro_f1"][1:])
+    return covered(np.array(intervals)[..., 0].T, true_f1(table))
 
 
 def f1_by_percentile(codes, labels):
@@ -120,15 +120,15 @@ def crossed(seeds, n, *, moved=0.2, simulations=400, seed=0):
 
     moved: how much a seed does, in standard deviations of what is left.
     """
-    random, found = np.random.default_rng([seed, seeds, n]), []
+    random, intervals = np.random.default_rng([seed, seeds, n]), []
     means = np.array([0.9, 0.6])[:, None, None]
     truth = float(np.subtract(*norm.cdf(means.ravel() / np.sqrt(1 + 0.5 + 1 + moved**2))))
     for _ in range(simulations):
         latent = random.normal(size=n) + np.sqrt(0.5) * random.normal(size=(2, 1, n))
         latent = latent + moved * random.normal(size=(2, seeds, 1)) + random.normal(size=(2, seeds, n)) + means
         a, b = (pd.DataFrame(side.astype(float)) for side in latent > 0)
-        found.append(stats.paired_difference(a, b)[1:])
-    return covered(np.array(found).T, truth)
+        intervals.append(stats.paired_difference(a, b)[1:])
+    return covered(np.array(intervals).T, truth)
 
 
 def _table(title, columns, rows):
@@ -150,8 +150,8 @@ def _numbers(kind, random, shape, R2):
     else:  # "log-normal": the error grows with the number
         true = np.exp(random.normal(size=shape))
         spread = 1 + true / 2
-    told = R2 * true + np.sqrt(R2 * (1 - R2)) * spread * random.normal(size=shape)
-    return true, told + (1 - R2) * {"Gaussian": 0, "lengths": 12, "depths": 1.8}.get(kind, np.exp(0.5))
+    predicted = R2 * true + np.sqrt(R2 * (1 - R2)) * spread * random.normal(size=shape)
+    return true, predicted + (1 - R2) * {"Gaussian": 0, "lengths": 12, "depths": 1.8}.get(kind, np.exp(0.5))
 
 
 NUMBERS = ("Gaussian", "lengths", "depths", "log-normal")
@@ -160,29 +160,29 @@ NUMBERS = ("Gaussian", "lengths", "depths", "log-normal")
 @cache
 def _truth(kind, R2):
     """R2, Spearman's correlation and the standard deviation of the numbers of a million texts."""
-    true, told = _numbers(kind, np.random.default_rng(1), (1, 1_000_000), R2)
-    ranks = [rankdata(numbers[0]) for numbers in (true, told)]
-    return stats.skill(told, true).mean(), np.corrcoef(*ranks)[0, 1], true.std()
+    true, predicted = _numbers(kind, np.random.default_rng(1), (1, 1_000_000), R2)
+    ranks = [rankdata(numbers[0]) for numbers in (true, predicted)]
+    return stats.skill(predicted, true).mean(), np.corrcoef(*ranks)[0, 1], true.std()
 
 
 def r2(kind, n, R2, *, simulations=SIMULATIONS):
-    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
-    return covered(stats.skewed(stats.skill(told, true)), _truth(kind, R2)[0])
+    true, predicted = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    return covered(stats.mean_interval(stats.skill(predicted, true)), _truth(kind, R2)[0])
 
 
 def r2_by_percentile(kind, n, R2, *, simulations=400):
-    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    true, predicted = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
     ends = [
         stats.percentile(stats.bootstrap(lambda counts, a=a, b=b: metric.r2(a[None], b, counts), n))
-        for a, b in zip(told, true, strict=True)
+        for a, b in zip(predicted, true, strict=True)
     ]
     return covered(np.array(ends)[:, :, 0].T, _truth(kind, R2)[0])
 
 
 def spearman(kind, n, R2, *, simulations=SIMULATIONS):
-    true, told = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
-    found = [stats.number_intervals(a[None], b)["spearman"] for a, b in zip(told, true, strict=True)]
-    return covered(np.array(found)[:, 1:, 0].T, _truth(kind, R2)[1])
+    true, predicted = _numbers(kind, np.random.default_rng([n, 2]), (simulations, n), R2)
+    intervals = [stats.number_intervals(a[None], b)["spearman"] for a, b in zip(predicted, true, strict=True)]
+    return covered(np.array(intervals)[:, 1:, 0].T, _truth(kind, R2)[1])
 
 
 def r2_difference(kind, n, R2, other, *, simulations=SIMULATIONS):
@@ -190,9 +190,9 @@ def r2_difference(kind, n, R2, other, *, simulations=SIMULATIONS):
     random, spread = np.random.default_rng([n, 3]), _truth(kind, R2)[2]  # not the sample's own: it is what varies
     held = []
     for _ in range(simulations):
-        true, told = _numbers(kind, random, (1, n), R2)
-        worse = told + np.sqrt(R2 - other) * spread * random.normal(size=(1, n))
-        a, b = (pd.DataFrame(stats.skill(part, true)) for part in (told, worse))
+        true, predicted = _numbers(kind, random, (1, n), R2)
+        worse = predicted + np.sqrt(R2 - other) * spread * random.normal(size=(1, n))
+        a, b = (pd.DataFrame(stats.skill(part, true)) for part in (predicted, worse))
         _, low, high = stats.paired_difference(a, b, shares=False)
         held.append(low <= R2 - other <= high)
     return float(np.mean(held))

@@ -22,11 +22,11 @@ from clsprobe.analysis.formation.attribution import (
     METHODS,
     MOST,
     Target,
-    agreement,
     attribute,
-    direction_of,
-    infidelity,
-    randomised,
+    compare_randomised,
+    compute_direction,
+    measure_agreement,
+    measure_infidelity,
 )
 from clsprobe.probes.encoders.adapters import Adapter
 from clsprobe.probes.encoders.describing import Description
@@ -161,8 +161,8 @@ def test_integrated_gradients_are_captums(encoder):
         for text, own in table.groupby("text"):
             ids, real, blank = alone(encoder, WORDY[text])
             steps = int(own["steps"].iloc[0])
-            told = theirs.attribute(ids, blank, additional_forward_args=(real,), n_steps=steps).sum(-1)[0].numpy()
-            assert np.abs(told - own["score"]).max() <= 1e-4 * np.abs(told).max()
+            actual = theirs.attribute(ids, blank, additional_forward_args=(real,), n_steps=steps).sum(-1)[0].numpy()
+            assert np.abs(actual - own["score"]).max() <= 1e-4 * np.abs(actual).max()
 
 
 def test_input_x_gradient_is_captums_gradient(bert):
@@ -173,8 +173,8 @@ def test_input_x_gradient_is_captums_gradient(bert):
     for text, own in table.groupby("text"):
         ids, real, blank = alone(bert, WORDY[text])
         gradient = theirs.attribute(ids, additional_forward_args=(real,))
-        told = (gradient * (words(ids) - words(blank))).sum(-1)[0].detach().numpy()
-        np.testing.assert_allclose(own["score"], told, atol=1e-5 * np.abs(told).max())
+        actual = (gradient * (words(ids) - words(blank))).sum(-1)[0].detach().numpy()
+        np.testing.assert_allclose(own["score"], actual, atol=1e-5 * np.abs(actual).max())
 
 
 def test_ablation_is_the_text_with_the_mask_token_in_it(encoder):
@@ -362,20 +362,20 @@ def test_a_direction_is_the_change_of_log_odds(classes):
     X[:, 0] += 3 * y
     labels = np.array(["a", "b", "c", "d"])[y]
     probe = LogisticProbe().fit(X * [1, 10, 0.1, 1, 1], labels)
-    direction = direction_of(probe, "b")
-    told = probe.predict_log_proba(X)
-    odds = told[:, 1] - np.delete(told, 1, 1).mean(1)
+    direction = compute_direction(probe, "b")
+    actual = probe.predict_log_proba(X)
+    odds = actual[:, 1] - np.delete(actual, 1, 1).mean(1)
     np.testing.assert_allclose(odds - odds[0], (X - X[0]) @ direction, atol=1e-4 * np.ptp(odds))
-    np.testing.assert_allclose(direction_of(probe), direction_of(probe, labels[classes - 1]))
+    np.testing.assert_allclose(compute_direction(probe), compute_direction(probe, labels[classes - 1]))
     with pytest.raises(ValueError, match="'z' is no class of this probe"):
-        direction_of(probe, "z")
+        compute_direction(probe, "z")
 
 
 def test_a_direction_of_numbers_is_the_change_of_what_is_told():
     X = drawn(0, 100, 5)
     probe = RidgeProbe().fit(X, X[:, 1] * 3 + 1)
-    told = probe.predict(X)
-    np.testing.assert_allclose(told - told[0], (X - X[0]) @ direction_of(probe), atol=1e-4)
+    actual = probe.predict(X)
+    np.testing.assert_allclose(actual - actual[0], (X - X[0]) @ compute_direction(probe), atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------- can it be believed?
@@ -385,7 +385,7 @@ def test_infidelity_is_captums(bert):
     direction, draws = drawn(1), 6
     target = Target(bert, direction, layer=3)
     table = attribute(target, WORDY)
-    told = infidelity(target, WORDY, table, draws=draws, seed=3)
+    ours = measure_infidelity(target, WORDY, table, draws=draws, seed=3)
     gone = np.random.default_rng(3).random((draws, len(table))) < 0.5
     words = bert.model.get_input_embeddings()
     for text, own in table.groupby("text"):
@@ -403,34 +403,34 @@ def test_infidelity_is_captums(bert):
 
         scores = torch.from_numpy(own["score"].to_numpy(np.float32))[None, :, None].expand(-1, -1, DIM) / DIM
         theirs = captum.metrics.infidelity(forward, perturb, x, scores, n_perturb_samples=draws)
-        assert told["infidelity"][text] == pytest.approx(theirs.item(), rel=1e-3, abs=1e-6)
+        assert ours["infidelity"][text] == pytest.approx(theirs.item(), rel=1e-3, abs=1e-6)
 
 
 def test_infidelity_is_none_for_a_linear_model_and_all_for_no_scores():
     target = Target(planted(3, [0.0, 0.5, -1.0, 2.0, 0.25]), drawn(7), layer=3)
     table = attribute(target, WORDY)
-    told = infidelity(target, WORDY, table)
-    assert (told["infidelity"] <= 1e-9 * told["change"]).all()
-    nothing = infidelity(target, WORDY, table.assign(score=0.0))
+    actual = measure_infidelity(target, WORDY, table)
+    assert (actual["infidelity"] <= 1e-9 * actual["change"]).all()
+    nothing = measure_infidelity(target, WORDY, table.assign(score=0.0))
     pd.testing.assert_series_equal(nothing["infidelity"], nothing["change"], check_names=False)
     with pytest.raises(ValueError, match="tokens, the texts have"):
-        infidelity(target, WORDY[:1], table)
+        measure_infidelity(target, WORDY[:1], table)
 
 
 def test_agreement_is_spearmans(bert):
     one, other = (attribute(Target(bert, drawn(seed), layer=3), TEXTS, "input_x_gradient") for seed in (0, 1))
     other["score"] = other["score"].round(1)  # with ties
-    told = agreement(one, other)
-    for text, correlation, magnitude in told.itertuples(index=False):
+    agreement = measure_agreement(one, other)
+    for text, correlation, magnitude in agreement.itertuples(index=False):
         a, b = (t[(t["text"] == text) & ~t["special"]]["score"] for t in (one, other))
         if len(a) < 3 or b.nunique() < 2 or a.nunique() < 2:
             assert np.isnan(correlation)
         else:
             assert correlation == pytest.approx(spearmanr(a, b).statistic)
             assert np.isnan(magnitude) or magnitude == pytest.approx(spearmanr(a.abs(), b.abs()).statistic)
-    own = agreement(one, one).dropna()
+    own = measure_agreement(one, one).dropna()
     assert (own["correlation"] > 1 - 1e-12).all()
-    assert (agreement(one, one.assign(score=-one["score"])).dropna()["correlation"] < 1e-12 - 1).all()
+    assert (measure_agreement(one, one.assign(score=-one["score"])).dropna()["correlation"] < 1e-12 - 1).all()
 
 
 def test_random_weights_would_have_been_given_other_scores():
@@ -439,8 +439,8 @@ def test_random_weights_would_have_been_given_other_scores():
              for what in ("red boat", "small dog", "letters", "last of the apples")]  # fmt: skip
     target = Target(encoder, drawn(0, 384), layer=5)
     table = attribute(target, texts, "input_x_gradient")
-    told = randomised(target, texts, table)["correlation"]
-    assert len(told) == len(texts)
-    assert abs(told.mean()) < 0.35
-    again = agreement(table, attribute(target, texts, "input_x_gradient"))["correlation"]
+    actual = compare_randomised(target, texts, table)["correlation"]
+    assert len(actual) == len(texts)
+    assert abs(actual.mean()) < 0.35
+    again = measure_agreement(table, attribute(target, texts, "input_x_gradient"))["correlation"]
     assert (again > 0.99).all()

@@ -17,9 +17,9 @@ from clsprobe.analysis.plots import PLOTS, draw
 from clsprobe.analysis.plots.curves import curves
 from clsprobe.analysis.plots.forest import differences, intervals
 from clsprobe.analysis.plots.grids import confusion, heatmap, squares
-from clsprobe.analysis.plots.points import point_styles, scatter
-from clsprobe.analysis.plots.style import PALETTE, shown, styles
-from clsprobe.analysis.plots.svg import svg
+from clsprobe.analysis.plots.points import assign_point_styles, scatter
+from clsprobe.analysis.plots.style import PALETTE, assign_styles, display_text
+from clsprobe.analysis.plots.svg import render_svg
 
 HOSTILE = (
     "_x",
@@ -57,10 +57,10 @@ def texts(picture: str) -> list[str]:
 @pytest.mark.parametrize("plot", TABLES)
 def test_labels_are_shown_as_typed(plot: str) -> None:
     build, arguments = TABLES[plot]
-    written = texts(svg(draw(plot, build(HOSTILE), arguments), prefix="p"))
+    drawn_texts = texts(render_svg(draw(plot, build(HOSTILE), arguments), prefix="p"))
     short = [name for name in HOSTILE if len(name) < 20]
-    assert [name for name in short if shown(name) not in written] == []
-    (long,) = {text for text in written if text.startswith("xxxx")}
+    assert [name for name in short if display_text(name) not in drawn_texts] == []
+    (long,) = {text for text in drawn_texts if text.startswith("xxxx")}
     assert re.fullmatch("x{3,}…x{3,}", long)
 
 
@@ -68,9 +68,9 @@ def test_labels_are_shown_as_typed(plot: str) -> None:
 def test_the_svg_is_the_same_bytes_and_its_ids_are_its_own(plot: str) -> None:
     build, arguments = TABLES[plot]
     figure = draw(plot, build(CLASSES), arguments)
-    picture = svg(figure, prefix="left")
-    assert picture == svg(figure, prefix="left")
-    assert picture == svg(draw(plot, build(CLASSES), arguments), prefix="left")
+    picture = render_svg(figure, prefix="left")
+    assert picture == render_svg(figure, prefix="left")
+    assert picture == render_svg(draw(plot, build(CLASSES), arguments), prefix="left")
     root = ET.fromstring(picture)
     ids = {element.get("id") for element in root.iter() if element.get("id")}
     used = set(re.findall(r"url\(#([^)]+)\)", picture)) | set(re.findall(r'href="#([^"]+)"', picture))
@@ -88,9 +88,9 @@ def test_the_svg_is_the_same_bytes_and_its_ids_are_its_own(plot: str) -> None:
 def test_every_table_can_be_empty_or_without_values(plot: str) -> None:
     build, arguments = TABLES[plot]
     table = build(CLASSES)
-    assert "no rows to draw" in texts(svg(draw(plot, table.head(0), arguments), prefix="p"))
+    assert "no rows to draw" in texts(render_svg(draw(plot, table.head(0), arguments), prefix="p"))
     numbers = [name for name in ("value", "low", "high", "effect", "x", "y", "score") if name in table]
-    assert svg(draw(plot, table.assign(**dict.fromkeys(numbers, np.nan)), arguments), prefix="p")
+    assert render_svg(draw(plot, table.assign(**dict.fromkeys(numbers, np.nan)), arguments), prefix="p")
     with pytest.raises(ValueError, match=f"{plot}: the table lacks "):
         draw(plot, table.iloc[:, 1:], arguments)
 
@@ -104,31 +104,31 @@ def test_a_plot_leaves_nothing_behind(plot: str) -> None:
     copy = table.copy()
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40, "axes.facecolor": "red"}):
         before = dict(matplotlib.rcParams)
-        picture = svg(draw(plot, table, arguments), prefix="p")
+        picture = render_svg(draw(plot, table, arguments), prefix="p")
         assert dict(matplotlib.rcParams) == before
-    assert picture == svg(draw(plot, table, arguments), prefix="p"), "the user's settings reach the figure"
+    assert picture == render_svg(draw(plot, table, arguments), prefix="p"), "the user's settings reach the figure"
     assert not matplotlib._pylab_helpers.Gcf.figs
     pd.testing.assert_frame_equal(table, copy)
 
 
 def test_big_tables_stay_legible() -> None:
-    grid = svg(heatmap(cells(25, tuple(f"readout{i}" for i in range(12))), metric="bits"), prefix="p")
+    grid = render_svg(heatmap(cells(25, tuple(f"readout{i}" for i in range(12))), metric="bits"), prefix="p")
     assert not [text for text in texts(grid) if "–" in text], "the interval leaves when there are too many cells"
     thirty = MANY[:30]
-    assert set(thirty) <= set(texts(svg(confusion(confusions(thirty)), prefix="p")))
-    assert set(thirty) <= set(texts(svg(intervals(recalls(thirty), metric="recall"), prefix="p")))
-    assert set(thirty) <= set(texts(svg(scatter(points(300, thirty)), prefix="p")))
+    assert set(thirty) <= set(texts(render_svg(confusion(confusions(thirty)), prefix="p")))
+    assert set(thirty) <= set(texts(render_svg(intervals(recalls(thirty), metric="recall"), prefix="p")))
+    assert set(thirty) <= set(texts(render_svg(scatter(points(300, thirty)), prefix="p")))
 
 
 def test_a_thousand_classes_are_folded() -> None:
     rng = np.random.default_rng(0)
     pairs = pd.DataFrame({"label": rng.choice(MANY, 4000), "predicted": rng.choice(MANY, 4000), "count": 1})
-    written = texts(svg(confusion(pairs), prefix="p"))
-    assert any(re.fullmatch(r"9\d\d other classes", text) for text in written)
-    shares = [int(text.replace(",", "")) for text in written if re.fullmatch(r"[\d,]+", text)]
-    assert sum(shares) == 4000
-    assert "940 more rows in the table" in texts(svg(intervals(recalls(MANY), metric="recall"), prefix="p"))
-    assert any("other labels" in text for text in texts(svg(scatter(points(2000, MANY)), prefix="p")))
+    drawn_texts = texts(render_svg(confusion(pairs), prefix="p"))
+    assert any(re.fullmatch(r"9\d\d other classes", text) for text in drawn_texts)
+    counts = [int(text.replace(",", "")) for text in drawn_texts if re.fullmatch(r"[\d,]+", text)]
+    assert sum(counts) == 4000
+    assert "940 more rows in the table" in texts(render_svg(intervals(recalls(MANY), metric="recall"), prefix="p"))
+    assert any("other labels" in text for text in texts(render_svg(scatter(points(2000, MANY)), prefix="p")))
 
 
 def test_a_blank_cell_is_hatched_and_the_chosen_one_outlined() -> None:
@@ -147,8 +147,8 @@ def test_a_blank_cell_is_hatched_and_the_chosen_one_outlined() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_few_layers_and_one_readout_draw(layers: int) -> None:
     table = cells(layers, ("cls",))
-    assert svg(heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
-    assert svg(curves(table, metric="accuracy"), prefix="p")
+    assert render_svg(heatmap(table, metric="accuracy", best=[9, "cls"]), prefix="p")
+    assert render_svg(curves(table, metric="accuracy"), prefix="p")
 
 
 def test_squares_write_every_pair_until_there_are_too_many() -> None:
@@ -190,10 +190,10 @@ def test_outcomes_differ_in_colour_and_in_marker() -> None:
 
 
 def test_no_two_of_48_labels_look_alike() -> None:
-    looks = styles(range(60))
-    assert len({looks[i] for i in range(48)}) == 48
-    assert len({looks[i] for i in range(48, 60)}) == 1
-    assert list(point_styles(pd.Series(["class 10", "class 2", "_"]))) == ["_", "class 2", "class 10"]
+    styles = assign_styles(range(60))
+    assert len({styles[i] for i in range(48)}) == 48
+    assert len({styles[i] for i in range(48, 60)}) == 1
+    assert list(assign_point_styles(pd.Series(["class 10", "class 2", "_"]))) == ["_", "class 2", "class 10"]
 
 
 def test_the_palette_is_apart_for_colour_blind_readers() -> None:
@@ -224,23 +224,23 @@ def test_the_palette_is_apart_for_colour_blind_readers() -> None:
     assert contrast.min() >= 2.5
 
 
-def test_shown_keeps_what_is_typed_and_escapes_what_misleads() -> None:
-    assert shown("a  b\u00a0c") == "a  b\u00a0c"
-    assert shown("👩\u200d🔬 می\u200cخواهم") == "👩\u200d🔬 می\u200cخواهم"
-    assert shown("a\x00\n\u202e\u2028\ud800\ufeff") == r"a\x00\n\u202e\u2028\ud800\ufeff"
-    assert shown("x" * 500, 9) == "xxxx…xxxx"
-    assert shown(3) == "3"
+def test_displayed_text_is_as_typed_with_control_characters_as_escapes() -> None:
+    assert display_text("a  b\u00a0c") == "a  b\u00a0c"
+    assert display_text("👩\u200d🔬 می\u200cخواهم") == "👩\u200d🔬 می\u200cخواهم"
+    assert display_text("a\x00\n\u202e\u2028\ud800\ufeff") == r"a\x00\n\u202e\u2028\ud800\ufeff"
+    assert display_text("x" * 500, 9) == "xxxx…xxxx"
+    assert display_text(3) == "3"
 
 
 def test_a_prefix_must_be_an_id() -> None:
     with pytest.raises(ValueError, match="is no id"):
-        svg(confusion(confusions()), prefix='"><script>')
+        render_svg(confusion(confusions()), prefix='"><script>')
 
 
 def test_a_missing_glyph_is_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg(scatter(points(20, ("漢字", "ᚠ", "\U0001f9ff"))), prefix="p")
+        render_svg(scatter(points(20, ("漢字", "ᚠ", "\U0001f9ff"))), prefix="p")
 
 
 def test_exhibits_of_the_example_draw() -> None:

@@ -152,7 +152,7 @@ def test_texts_and_surfaces(bank: Treebank) -> None:
     texts = [sentence.text for sentence in bank.sentences]
     assert texts[0] == "I don't sleep, but an owl has watched them."
     assert texts[2] == "Hunde bellen, aber die Katzen schlafen."  # rebuilt
-    assert [source.written(sentence.tokens()) for sentence in bank.sentences] == texts
+    assert [source.render(sentence.tokens()) for sentence in bank.sentences] == texts
     english = bank.sentences[0]
     assert len(english.forms) == 12  # neither the contraction nor the empty node
     assert [token.form for token in english.tokens()][:3] == ["I", "don't", "sleep"]
@@ -195,18 +195,18 @@ KNOWN = {  # a sentence -> property -> its label, or the reason why there is non
 
 @pytest.mark.parametrize(("text", "name"), [(text, name) for text, known in KNOWN.items() for name in known])
 def test_known_labels(bank: Treebank, text: str, name: str) -> None:
-    row = PROPERTIES[name].rows(bank)[ALL.index(text)]
+    row = PROPERTIES[name].build_rows(bank)[ALL.index(text)]
     assert (row if isinstance(row, str) else row.label) == KNOWN[text][name]
 
 
 def test_the_form_that_must_not_cross_a_split(bank: Treebank) -> None:
     index = ALL.index(GERMAN)
     forms = {"tense": "sahen", "subject_number": "hunde", "object_number": "fuchs", "mood": "sahen"}
-    assert {name: PROPERTIES[name].rows(bank)[index].form for name in forms} == forms  # type: ignore[union-attr]
+    assert {name: PROPERTIES[name].build_rows(bank)[index].form for name in forms} == forms  # type: ignore[union-attr]
 
 
 def test_word_content_of_a_small_treebank(bank: Treebank) -> None:
-    assert set(PROPERTIES["word_content"].rows(bank)) == {"holds none of the words"}
+    assert set(PROPERTIES["word_content"].build_rows(bank)) == {"holds none of the words"}
 
 
 # --------------------------------------------------------------------------------------------------------- corruptions
@@ -224,7 +224,7 @@ def test_word_content_of_a_small_treebank(bank: Treebank) -> None:
     ids=["English", "German", "Turkish", "Chinese", "Hebrew"],
 )
 def test_clauses_change_places(bank: Treebank, text: str, inverted: str) -> None:
-    assert source.written(source._inverted(sentence_of(bank, text), bank, Random(0))) == inverted
+    assert source.render(source._invert_clauses(sentence_of(bank, text), bank, Random(0))) == inverted
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_clauses_change_places(bank: Treebank, text: str, inverted: str) -> None
 )
 def test_what_cannot_be_inverted(bank: Treebank, text: str, reason: str) -> None:
     with pytest.raises(source._LeftOut, match=reason):
-        source._inverted(sentence_of(bank, text), bank, Random(0))
+        source._invert_clauses(sentence_of(bank, text), bank, Random(0))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_what_cannot_be_inverted_either(tmp_path: Path, change: tuple[str, str],
     path.write_text(conllu(GERMAN_TWO.replace(*change)))
     bank = read_treebank(path)[0]
     with pytest.raises(source._LeftOut, match=reason):
-        source._inverted(bank.sentences[0], bank, Random(0))
+        source._invert_clauses(bank.sentences[0], bank, Random(0))
 
 
 @pytest.mark.parametrize("text", [ENGLISH, GERMAN, TURKISH, CHINESE, HEBREW])
@@ -260,7 +260,7 @@ def test_neighbours_change_places(bank: Treebank, text: str) -> None:
     s = sentence_of(bank, text)
     before, seen = [token.form for token in s.tokens()], set()
     for seed in range(40):
-        after = [token.form for token in source._shifted(s, bank, Random(seed))]
+        after = [token.form for token in source._shift_bigram(s, bank, Random(seed))]
         moved = [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
         assert len(moved) == 2
         assert moved[1] == moved[0] + 1
@@ -269,7 +269,7 @@ def test_neighbours_change_places(bank: Treebank, text: str) -> None:
         assert all(any(map(str.isalnum, before[i])) for i in moved)
         seen.add(moved[0])
     assert len(seen) > 1
-    written = source.written(source._shifted(s, bank, Random(0)))
+    written = source.render(source._shift_bigram(s, bank, Random(0)))
     assert sorted(written) == sorted(s.text)  # spaces stay where they were
     assert [i for i, c in enumerate(written) if c in ",.。"] == [i for i, c in enumerate(s.text) if c in ",.。"]
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_shifted(tmp_path: Path) -> None:
     """
     path = tmp_path / "d.conllu"
     path.write_text(conllu(glued, same))
-    assert PROPERTIES["bigram_shift"].rows(read_treebank(path)[0]) == ["no two words to swap"] * 2
+    assert PROPERTIES["bigram_shift"].build_rows(read_treebank(path)[0]) == ["no two words to swap"] * 2
 
 
 # ------------------------------------------------------------------------------------------------------ whole treebanks
@@ -305,49 +305,49 @@ VERBS += " sucht/suchen/suchte/suchten zieht/ziehen/zog/zogen hebt/heben/hob/hob
 ADVERBS = "heute oft dort immer leise langsam draußen schnell"
 
 
-def written_by_dice(seed: int, sentences: int) -> list[str]:
+def generate_german(seed: int, n_sentences: int) -> list[str]:
     """German sentences: subject, verb, object, and now and then an adverb, a phrase, or a second clause."""
-    dice, found = Random(seed), []
+    rng, sentences = Random(seed), []
 
     def phrase(start: int, head: int, relation: str) -> tuple[list[str], str]:
-        noun, plural = dice.choice(NOUNS.split()).split("/"), dice.random() < 0.5
+        noun, plural = rng.choice(NOUNS.split()).split("/"), rng.random() < 0.5
         number = "Number=Plur" if plural else "Number=Sing"
-        article = dice.choice(["die", "alle", "keine"] if plural else ["kein", "mein"])
+        article = rng.choice(["die", "alle", "keine"] if plural else ["kein", "mein"])
         return [
             f"{start} {article} {article} DET {number} {start + 1} det",
             f"{start + 1} {noun[plural]} {noun[0]} NOUN {number} {head} {relation}",
         ], "pl" if plural else "sg"
 
-    while len(found) < sentences:
+    while len(sentences) < n_sentences:
         subject, number = phrase(1, 3, "nsubj")
-        past = dice.random() < 0.5
-        forms = dice.choice(VERBS.split()).split("/")
+        past = rng.random() < 0.5
+        forms = rng.choice(VERBS.split()).split("/")
         features = f"Mood=Ind|Tense={'Past' if past else 'Pres'}|VerbForm=Fin"
         form = forms[2 * past + (number == "pl")]
         lines = [*subject, f"3 {form} {forms[1]} VERB {features} 0 root", *phrase(4, 3, "obj")[0]]
         noun = 5
-        for _ in range(dice.randrange(3)):
-            at = len(lines) + 1
-            lines += [f"{at} bei bei ADP _ {at + 2} case", *phrase(at + 1, dice.choice([3, noun]), "nmod")[0]]
-            noun = at + 2
-        if dice.random() < 0.4:
-            adverb = dice.choice(ADVERBS.split())
+        for _ in range(rng.randrange(3)):
+            start = len(lines) + 1
+            lines += [f"{start} bei bei ADP _ {start + 2} case", *phrase(start + 1, rng.choice([3, noun]), "nmod")[0]]
+            noun = start + 2
+        if rng.random() < 0.4:
+            adverb = rng.choice(ADVERBS.split())
             lines.append(f"{len(lines) + 1} {adverb} {adverb} ADV _ 3 advmod")
-        if dice.random() < 0.4:
-            at = len(lines)
-            lines.append(f"{at + 1} und und CCONJ _ {at + 4} cc")
-            other, number = phrase(at + 2, at + 4, "nsubj")
-            again = dice.choice(VERBS.split()).split("/")
+        if rng.random() < 0.4:
+            start = len(lines)
+            lines.append(f"{start + 1} und und CCONJ _ {start + 4} cc")
+            other, number = phrase(start + 2, start + 4, "nsubj")
+            forms = rng.choice(VERBS.split()).split("/")
             lines += [
                 *other,
-                f"{at + 4} {again[number == 'pl']} {again[1]} VERB Mood=Ind|Tense=Pres|VerbForm=Fin 3 conj",
+                f"{start + 4} {forms[number == 'pl']} {forms[1]} VERB Mood=Ind|Tense=Pres|VerbForm=Fin 3 conj",
             ]
-        lines[0] = re.sub(r"^1 (\w)", lambda found: f"1 {found[1].upper()}", lines[0])
+        lines[0] = re.sub(r"^1 (\w)", lambda match: f"1 {match[1].upper()}", lines[0])
         lines[-1] += " SpaceAfter=No"
         lines.append(f"{len(lines) + 1} . . PUNCT _ 3 punct")
-        if (sentence := "\n".join(lines)) not in found:
-            found.append(sentence)
-    return found
+        if (sentence := "\n".join(lines)) not in sentences:
+            sentences.append(sentence)
+    return sentences
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def german(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A treebank with its own sides."""
     folder = tmp_path_factory.mktemp("de") / "de_dice"
     folder.mkdir()
-    sentences = written_by_dice(0, 1500)
+    sentences = generate_german(0, 1500)
     for name, part in (("train", sentences[:1000]), ("dev", sentences[1000:1200]), ("test", sentences[1200:])):
         (folder / f"de_dice-ud-{name}.conllu").write_text(conllu(*part), encoding="utf-8")
     return folder
@@ -409,7 +409,7 @@ def test_classes_are_equally_large_on_every_side(loaded: Loaded, name: str) -> N
     assert len(classes) > 1
     assert len({tuple(sides.items()) for sides in classes.values()}) == 1
     assert all(sum(sides.values()) >= FLOOR for sides in classes.values())
-    assert (set(classes[task.y[0]]) == {"all"}) == PROPERTIES[name].carved
+    assert (set(classes[task.y[0]]) == {"all"}) == PROPERTIES[name].resplit
     assert len(set(task.texts)) == len(task.texts)
 
 
@@ -424,7 +424,7 @@ def test_depth_tells_nothing_about_length(loaded: Loaded) -> None:
 
 
 def test_a_sampling_blind_to_length_would_be_seen(german: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blind = source._each(lambda s: source._tree_depth(s)._replace(stratum=0))
+    blind = source._per_sentence(lambda s: source._tree_depth(s)._replace(stratum=0))
     monkeypatch.setitem(PROPERTIES, "tree_depth", source.Property(blind, ordered=True))
     with pytest.raises(AssertionError):
         test_depth_tells_nothing_about_length(read(german, "tree_depth"))
@@ -446,8 +446,8 @@ def test_forms_do_not_cross_a_split(loaded: Loaded, name: str) -> None:
     for seed in range(3):
         side = split(task, seed=seed).side
         words = [text.removesuffix(".").split() for text in task.texts]
-        at = {"tense": 2, "subject_number": 1, "object_number": 4}[name]
-        forms = {one: {w[at] for w, s in zip(words, side, strict=True) if s == one} for one in ("train", "dev", "test")}
+        i = {"tense": 2, "subject_number": 1, "object_number": 4}[name]
+        forms = {name: {w[i] for w, s in zip(words, side, strict=True) if s == name} for name in treebank.SIDES}
         assert all(forms.values())
         assert not forms["train"] & forms["test"] | forms["train"] & forms["dev"] | forms["dev"] & forms["test"]
 
@@ -460,14 +460,12 @@ def test_a_word_that_crosses_would_be_seen(loaded: Loaded) -> None:
 
 
 def test_corrupted_rows(german: Path, loaded: Loaded) -> None:
-    originals = {source.same(s.text): s for s in read_treebank(german)[0].sentences}
+    originals = {source.normalize(s.text): s for s in read_treebank(german)[0].sentences}
     for name in ("bigram_shift", "odd_man_out", "coordination_inversion"):
         task = task_of(loaded, name)
         original = task.y == "original"
         assert original.sum() * 2 == len(original)
-        assert all(
-            (source.same(text) in originals) == is_one for text, is_one in zip(task.texts, original, strict=True)
-        )
+        assert [source.normalize(text) in originals for text in task.texts] == original.tolist()
     words = {" ".join(sorted(text[:-1].casefold().split())): text for text in originals}
     for name in ("bigram_shift", "coordination_inversion"):  # the same words in another order
         task = task_of(loaded, name)
@@ -477,25 +475,25 @@ def test_corrupted_rows(german: Path, loaded: Loaded) -> None:
 def test_the_odd_word_is_like_the_one_it_replaces(german: Path) -> None:
     bank = read_treebank(german)[0]
     changed = Counter[str]()
-    for s, row in zip(bank.sentences, PROPERTIES["odd_man_out"].rows(bank), strict=True):
+    for s, row in zip(bank.sentences, PROPERTIES["odd_man_out"].build_rows(bank), strict=True):
         if isinstance(row, str) or row.label == "original":
             continue
         after = [*row.text.removesuffix(".").split(), "."]
-        (at,) = [i for i, (one, other) in enumerate(zip(s.forms, after, strict=True)) if one != other]
-        assert s.upos[at] in ("NOUN", "VERB")
+        (k,) = [i for i, (one, other) in enumerate(zip(s.forms, after, strict=True)) if one != other]
+        assert s.upos[k] in ("NOUN", "VERB")
         twins = [
             other
             for other in bank.sentences
             for i in range(len(other.forms))
-            if other.forms[i] == after[at] and (other.upos[i], other.features[i]) == (s.upos[at], s.features[at])
+            if other.forms[i] == after[k] and (other.upos[i], other.features[i]) == (s.upos[k], s.features[k])
         ]
         assert twins
-        times = bank.forms[s.forms[at].casefold()] - 1, bank.forms[after[at].casefold()]
-        assert times[0].bit_length() == times[1].bit_length()
-        for change in (slice(at - 1, at + 1), slice(at, at + 2)):
+        counts = bank.form_counts[s.forms[k].casefold()] - 1, bank.form_counts[after[k].casefold()]
+        assert counts[0].bit_length() == counts[1].bit_length()
+        for change in (slice(k - 1, k + 1), slice(k, k + 2)):
             one, other = (tuple(map(str.casefold, words[change])) for words in (s.forms, after))
-            assert (bank.bigrams[one] - 1).bit_length() == bank.bigrams[other].bit_length()  # type: ignore[index]
-        changed[s.upos[at]] += 1
+            assert (bank.bigram_counts[one] - 1).bit_length() == bank.bigram_counts[other].bit_length()  # type: ignore[index]
+        changed[s.upos[k]] += 1
     assert min(changed["NOUN"], changed["VERB"]) > 20
 
 
@@ -515,14 +513,14 @@ def test_a_vowel_is_not_met_by_the_wrong_article(tmp_path: Path) -> None:
     path = tmp_path / "d.conllu"
     path.write_text(conllu(*sentences))
     bank = read_treebank(path)[0]
-    odd = [row.text.split() for row in PROPERTIES["odd_man_out"].rows(bank) if not isinstance(row, str)]
+    odd = [row.text.split() for row in PROPERTIES["odd_man_out"].build_rows(bank) if not isinstance(row, str)]
     assert len(odd) == 60
     assert all(words[3] in nouns[words[2]] for words in odd)
 
 
 def test_order_and_process_do_not_matter(german: Path, loaded: Loaded, tmp_path: Path) -> None:
     """Files in reverse, another hash seed: the same rows."""
-    wanted = {task.label: sorted(rows_of(task)) for task in loaded.tasks}
+    expected = {task.label: sorted(rows_of(task)) for task in loaded.tasks}
     other = tmp_path / "de_dice"
     other.mkdir()
     for path in german.iterdir():
@@ -530,13 +528,13 @@ def test_order_and_process_do_not_matter(german: Path, loaded: Loaded, tmp_path:
         half = len(blocks) // 2
         (other / path.name).write_text("\n\n".join(blocks[half:]) + "\n\n", encoding="utf-8")
         (other / path.name.replace("dice-ud-", "dice-ud-b-")).write_text("\n\n".join(blocks[:half]), encoding="utf-8")
-    assert {task.label: sorted(rows_of(task)) for task in read(other).tasks} == wanted
+    assert {task.label: sorted(rows_of(task)) for task in read(other).tasks} == expected
     code = (
         "from clsprobe.analysis.sources import load, SourceOptions\n"
         f"for t in load({f'conllu:{german}:all'!r}, SourceOptions()).tasks:\n"
         "    print(hash(tuple(map(len, t.texts))), t.label, sum(map(len, t.texts)), *t.y[:50], *list(t.texts)[:3])"
     )
-    done = [
+    outputs = [
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
@@ -547,11 +545,11 @@ def test_order_and_process_do_not_matter(german: Path, loaded: Loaded, tmp_path:
         ).stdout
         for seed in ("1", "2")
     ]
-    assert done[0] == done[1]
+    assert outputs[0] == outputs[1]
 
 
 def test_repeated_texts_stay_where_they_are_tested(tmp_path: Path) -> None:
-    a, b, c, *more = written_by_dice(1, 103)
+    a, b, c, *more = generate_german(1, 103)
     (tmp_path / "train.conllu").write_text(conllu(a, a, b, *more))
     (tmp_path / "dev.conllu").write_text(conllu(b, c))
     (tmp_path / "x-test.conllu.gz").write_bytes(gzip.compress(conllu(a, c).encode()))
@@ -664,10 +662,10 @@ BROKEN = {
 def test_broken_files(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     (tmp_path / "d.conllu").write_bytes(content)
-    said = error(tmp_path / "d.conllu")
-    assert "\n" not in said
-    assert message in said
-    assert said.startswith("d.conllu")
+    line = error(tmp_path / "d.conllu")
+    assert "\n" not in line
+    assert message in line
+    assert line.startswith("d.conllu")
 
 
 def test_up_to_ten_lines_at_once(tmp_path: Path) -> None:
@@ -725,8 +723,8 @@ def test_any_bytes(tmp_path: Path, content: bytes, good: bool) -> None:
     (tmp_path / "d.conllu").write_bytes(GOOD * good + content)
     with suppress(InputError):
         bank, _ = read_treebank(tmp_path / "d.conllu")
-        for asked in PROPERTIES.values():
-            assert len(asked.rows(bank)) == len(bank.sentences)
+        for prop in PROPERTIES.values():
+            assert len(prop.build_rows(bank)) == len(bank.sentences)
 
 
 def test_errors_load_nothing_heavy(tmp_path: Path) -> None:
@@ -746,7 +744,7 @@ def test_errors_load_nothing_heavy(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def english(data_folder: Path) -> Iterator[Loaded]:
     yield read(data_folder / "ud_english_ewt")
-    treebank._treebank.cache_clear()  # 100 MB
+    treebank._load_files.cache_clear()  # 100 MB
 
 
 def test_a_real_treebank(english: Loaded) -> None:
@@ -769,7 +767,7 @@ def test_what_a_real_treebank_gives(english: Loaded) -> None:
         assert all("near copies" in reason for reason in sides.left_out)  # nothing else repeated
         assert all("nearly repeat" in note or "near copies" in note for note in sides.notes)
         assert sum(sides.left_out.values()) < 10
-        assert min((sides.side == one).sum() for one in ("dev", "test")) >= 100
+        assert min((sides.side == side).sum() for side in ("dev", "test")) >= 100
         if task.groups is not None:
             for group in np.unique(task.groups[sides.side == "test"]):
                 assert set(sides.side[task.groups == group]) == {"test"}
@@ -781,10 +779,10 @@ def test_words_alone_do_not_tell_corrupted_sentences(english: Loaded) -> None:
         task = task_of(english, name)
         odd = task.y != "original"
         words = [re.findall(r"\w+", text.casefold()) for text in task.texts]
-        times = Counter(word for each in words for word in each)
+        counts = Counter(word for sentence in words for word in sentence)
         for values in (
-            np.array([len(each) for each in words]),
-            np.array([np.mean(np.log([times[word] for word in each])) for each in words]),
+            np.array([len(sentence) for sentence in words]),
+            np.array([np.mean(np.log([counts[word] for word in sentence])) for sentence in words]),
         ):
             gap = abs(values[odd].mean() - values[~odd].mean()) / values.std()
             assert gap < 4 * np.sqrt(4 / len(odd)), (name, gap)

@@ -137,8 +137,8 @@ def test_json_labels_are_their_json_text(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     labels = ["1", "1.0", "1e3", "true", "false", '"1"', '"pos"', "123456789012345678901234567890"]
     path.write_text("".join(f'{{"text": "t", "label": {label}, "more": [1]}}\n' for label in labels))
-    wanted = ["1", "1.0", "1e3", "true", "false", "1", "pos", "123456789012345678901234567890"]
-    assert read(path).tasks[0].y.tolist() == wanted
+    expected = ["1", "1.0", "1e3", "true", "false", "1", "pos", "123456789012345678901234567890"]
+    assert read(path).tasks[0].y.tolist() == expected
     path.write_text('{"text": "a"}\n{"label": "x", "text": "b"}\n{"text": "c", "label": "y"}\n{"text": "d"}\n')
     assert rows_of(read(path, drop_missing_labels=True).tasks[0]) == [("b", "x"), ("c", "y")]
 
@@ -237,16 +237,16 @@ def test_arrow_texts_are_a_sequence() -> None:
     with pytest.raises(UnicodeEncodeError):
         packed.append("\ud800")
     texts = packed.finish()
-    wanted = [f"é{i}" for i in range(10_000)]
+    expected = [f"é{i}" for i in range(10_000)]
     assert len(texts) == 10_000
-    assert list(texts) == wanted
+    assert list(texts) == expected
     assert texts[0] == "é0"
     assert texts[-1] == "é9999"
     assert texts[np.int64(7)] == "é7"
     assert type(texts[3]) is str
     assert isinstance(texts[5:9], ArrowTexts)
-    assert list(texts[5:9]) == wanted[5:9]
-    assert list(texts[::-3]) == wanted[::-3]
+    assert list(texts[5:9]) == expected[5:9]
+    assert list(texts[::-3]) == expected[::-3]
     assert "é5" in texts
     assert texts.index("é5") == 5
     with pytest.raises(IndexError):

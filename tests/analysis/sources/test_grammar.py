@@ -37,9 +37,9 @@ def written() -> dict[str, tuple[Task, list[grammar.Phrase]]]:
         trees.setdefault(name, []).extend(tree for _, _, tree in rows)
         return rows
 
-    rows_of = grammar._rows
+    rows_of = grammar._generate_rows
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar, "_rows", noted)
+        patch.setattr(grammar, "_generate_rows", noted)
         tasks = {task.label: task for task in load("grammar:all", SourceOptions()).tasks}
     return {name: (task, trees[name]) for name, task in tasks.items()}
 
@@ -65,12 +65,12 @@ def words(text: str) -> list[str]:
 
 def forms(kinds: dict[str, str]) -> dict[str, tuple[str, str]]:
     """word -> (kind, form), over all sides and targets."""
-    found = {}
-    for words_of in (*map(lexicon.lexicon, SIDES), lexicon.targets()):
+    form_of = {}
+    for words_of in (*map(lexicon.deal_lexicon, SIDES), lexicon.build_targets()):
         for kind in kinds.keys() & words_of.keys():
             for lemma in words_of[kind]:
-                found |= {text: (kind, form) for form, text in lemma.forms.items()}
-    return found
+                form_of |= {text: (kind, form) for form, text in lemma.forms.items()}
+    return form_of
 
 
 NOUN, VERB = forms(lexicon.NOUNS), forms(lexicon.VERBS)
@@ -95,12 +95,12 @@ def test_the_sentences_are_the_published_ones(tasks):
 def test_the_same_sentences_in_every_process():
     code = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "tests" / "support")!r})
+sys.path[:0] = [{str(ROOT / "tests" / "support")!r}, {os.path.dirname(__file__)!r}]
 from test_grammar import digest, grammar
-print(digest([grammar.task(name, size=360) for name in grammar.PROPERTIES]))"""
+print(digest([grammar.make_task(name, size=360) for name in grammar.PROPERTIES]))"""
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == digest([grammar.task(name, size=360) for name in grammar.PROPERTIES])
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == digest([grammar.make_task(name, size=360) for name in grammar.PROPERTIES])
 
 
 def test_one_property_is_the_same_alone_as_among_all(tasks):
@@ -110,9 +110,9 @@ def test_one_property_is_the_same_alone_as_among_all(tasks):
 
 
 def test_a_seed_gives_other_sentences_of_the_same_kind():
-    one, other = (grammar.task("word_order", seed=seed) for seed in (0, 1))
+    one, other = (grammar.make_task("word_order", seed=seed) for seed in (0, 1))
     assert len(set(one.texts) & set(other.texts)) < 0.05 * len(one.texts)
-    assert digest([other]) == digest([grammar.task("word_order", seed=1)])
+    assert digest([other]) == digest([grammar.make_task("word_order", seed=1)])
 
 
 def test_rows_are_counted():
@@ -140,16 +140,16 @@ def test_as_many_as_one_asks_for(size, sides):
 
 def test_no_more_than_there_are(monkeypatch):
     """A grammar of few words says that it has run out, rather than searching for ever."""
-    few = {kind: lemmas[:2] for kind, lemmas in lexicon.lexicon("train").items()}
-    monkeypatch.setattr(lexicon, "lexicon", lambda side: few)
-    monkeypatch.setattr(grammar, "PATIENCE", 300)
+    few = {kind: lemmas[:2] for kind, lemmas in lexicon.deal_lexicon("train").items()}
+    monkeypatch.setattr(lexicon, "deal_lexicon", lambda side: few)
+    monkeypatch.setattr(grammar, "MAX_REJECTED", 300)
     monkeypatch.setattr(grammar, "LONGEST", 5)
     with pytest.raises(InputError, match=r"--task: .*hardly more than [\d,]+ different sentences for .* word_order"):
-        grammar.task("word_order", size=100_000)
+        grammar.make_task("word_order", size=100_000)
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("tense:12", r"12 sentences are too few for the 2 classes of tense\. Ask for 24 to 1,000,000"),
         ("word_content:359", "too few for the 30 classes of word_content"),
@@ -161,8 +161,8 @@ def test_no_more_than_there_are(monkeypatch):
         ("tense:300:1", "'300:1' is no number"),
     ],
 )
-def test_an_impossible_size_is_refused(spec, told):
-    with pytest.raises(InputError, match=rf"--task: .*{told}"):
+def test_an_impossible_size_is_refused(spec, message):
+    with pytest.raises(InputError, match=rf"--task: .*{message}"):
         load(f"grammar:{spec}", SourceOptions())
 
 
@@ -193,7 +193,7 @@ def test_sentences_are_distinct_and_classes_balanced(tasks, name):
 def test_no_noun_or_verb_form_crosses_a_split(tasks):
     of = {}
     for side in (*SIDES, "targets"):
-        words_of = lexicon.targets() if side == "targets" else lexicon.lexicon(side)
+        words_of = lexicon.build_targets() if side == "targets" else lexicon.deal_lexicon(side)
         listed = [form for lemmas in words_of.values() for lemma in lemmas for form in set(lemma.forms.values())]
         assert len(listed) == len(set(listed)), f"{side} lists a form twice"
         of[side] = set(listed)
@@ -210,7 +210,7 @@ def test_no_noun_or_verb_form_crosses_a_split(tasks):
 
 def test_verbs_show_their_tense_and_every_side_has_both_kinds():
     for side in SIDES:
-        verbs = [lemma.forms for kind in lexicon.VERBS for lemma in lexicon.lexicon(side)[kind]]
+        verbs = [lemma.forms for kind in lexicon.VERBS for lemma in lexicon.deal_lexicon(side)[kind]]
         assert all(len(set(forms.values())) == 3 for forms in verbs)
         regular = Counter(forms["past"].endswith("ed") for forms in verbs)
         assert min(regular[True], regular[False]) >= 5
@@ -252,15 +252,15 @@ def brackets(tree: grammar.Phrase) -> str:
 
 def fronted(text: str) -> tuple[list[str], str]:
     """What stands before the main clause, and the rest, by the words alone."""
-    found, rest = [], text.rstrip(".")
+    labels, rest = [], text.rstrip(".")
     for label, starters, end in (
         ("CC", lexicon.COORDINATORS, " "), ("ADVP", lexicon.OPENERS, ", "),
         ("PP", lexicon.NEAR, ", "), ("SBAR", lexicon.SUBORDINATORS, ", "),
     ):  # fmt: skip
         if rest.split()[0].lower().rstrip(",") in starters.split():
-            found.append(label)
+            labels.append(label)
             rest = rest.partition(end)[2]
-    return found, rest
+    return labels, rest
 
 
 def test_sentence_length_is_the_bin_of_the_word_count(tasks):
@@ -270,11 +270,11 @@ def test_sentence_length_is_the_bin_of_the_word_count(tasks):
 
 
 def test_word_content_is_the_one_target_in_the_sentence(tasks):
-    of = {form: lemma.name for lemma in grammar.TARGETS for form in lemma.forms.values()}
+    target_of = {form: lemma.name for lemma in grammar.TARGETS for form in lemma.forms.values()}
     seen = set()
     for label, text in zip(tasks["word_content"].y, tasks["word_content"].texts, strict=True):
-        (target,) = [word for word in words(text) if word in of]
-        assert of[target] == label
+        (target,) = [word for word in words(text) if word in target_of]
+        assert target_of[target] == label
         seen.add(target)
     assert len(seen) > 2 * 30  # several forms of each
     assert min(Counter(tasks["word_content"].y[tasks["word_content"].split == "train"]).values()) >= 30
@@ -301,17 +301,17 @@ def test_top_constituents_can_be_told_from_the_words(tasks):
     for label, text in zip(tasks["top_constituents"].y, tasks["top_constituents"].texts, strict=True):
         before, rest = fronted(text)
         if ";" in rest:
-            found = [*before, "S", "S"]
+            labels = [*before, "S", "S"]
         elif re.search(rf", ({lexicon.COORDINATORS.replace(' ', '|')})\b", rest):
-            found = [*before, "S", "CC", "S"]
+            labels = [*before, "S", "CC", "S"]
         elif "," in rest:
-            found = [*before, "S", "NP", "VP"]
+            labels = [*before, "S", "NP", "VP"]
         else:
-            said = next((i for i, w in enumerate(words(rest)) if VERB.get(w, ("",))[0] == "saying"), None)
-            main = words(rest)[:said]
+            saying = next((i for i, w in enumerate(words(rest)) if VERB.get(w, ("",))[0] == "saying"), None)
+            main = words(rest)[:saying]
             aside = next((i for i, w in enumerate(main) if w in lexicon.SUBORDINATORS.split()), None)
-            found = [*before, "NP", *(["ADVP"] if frequency & set(main[:aside]) else []), "VP"]
-        expected = "_".join(found)
+            labels = [*before, "NP", *(["ADVP"] if frequency & set(main[:aside]) else []), "VP"]
+        expected = "_".join(labels)
         assert label == (expected if expected in grammar.TOPS else "OTHER"), text
     assert "OTHER" in tasks["top_constituents"].y
     assert len(set(tasks["top_constituents"].y)) == 20
@@ -395,18 +395,18 @@ def test_the_odd_word_is_the_wrong_verb_or_the_wrong_object(tasks):
     replaced = Counter()
     for texts, _ in pairs(tasks["odd_man_out"]):
         before, after = (words(texts[label]) for label in ("original", "odd"))
-        (at,) = [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
-        table = VERB if before[at] in VERB else NOUN
-        (kind, form), (strange, same) = table[before[at]], table[after[at]]
-        assert form == same
-        assert kind != strange
+        (position,) = [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+        table = VERB if before[position] in VERB else NOUN
+        (kind, form), (odd_kind, odd_form) = table[before[position]], table[after[position]]
+        assert form == odd_form
+        assert kind != odd_kind
         if table is VERB:
-            asked = next(NOUN[word][0] for word in before[at:] if word in NOUN)
-            assert asked == lexicon.STRICT[kind] != lexicon.STRICT[strange]
+            object_kind = next(NOUN[word][0] for word in before[position:] if word in NOUN)
+            assert object_kind == lexicon.STRICT[kind] != lexicon.STRICT[odd_kind]
         else:
-            asks = next(VERB[word][0] for word in before[at::-1] if word in VERB)
-            assert lexicon.STRICT[asks] == kind
-        replaced[table is VERB, kind, strange] += 1
+            verb_kind = next(VERB[word][0] for word in before[position::-1] if word in VERB)
+            assert lexicon.STRICT[verb_kind] == kind
+        replaced[table is VERB, kind, odd_kind] += 1
     # No kind is odd more often than it is replaced: frequencies of words tell nothing.
     assert len(replaced) == 2 * 12
     assert max(replaced.values()) < 2 * min(replaced.values())
@@ -465,16 +465,16 @@ def test_a_bag_of_words_is_at_chance(tasks, name):
 def test_a_twin_that_leaks_would_be_seen(monkeypatch, name):
     """The same grammar, but a third of the twins of one label have "every" for one of their words "the"."""
 
-    def leaking(tree, words, dice):
-        twin = sound.twin(tree, words, dice)
+    def leaking(tree, words, rng):
+        twin = sound.twin(tree, words, rng)
         the = [word for word in twin.words if word.text == "the"]
-        if the and sound.label(tree) == sound.labels[0] and dice.chance(0.33):
-            return twin.exchanged({the[-1]: grammar.Word("every", "determiner")})
+        if the and sound.label(tree) == sound.labels[0] and rng.chance(0.33):
+            return twin.replace({the[-1]: grammar.Word("every", "determiner")})
         return twin
 
     sound = grammar.PROPERTIES[name]
     monkeypatch.setitem(grammar.PROPERTIES, name, replace(sound, twin=leaking))
-    task = grammar.task(name)
+    task = grammar.make_task(name)
     assert in_a_bag(task) > 0.03
     with pytest.raises(AssertionError):
         test_twins_have_the_same_words_and_marks({name: task}, name)
@@ -488,4 +488,4 @@ def test_words_that_give_the_number_away_would_be_seen(monkeypatch):
         return plain(self, kind, plural, determiners or (lexicon.PLURAL if plural else lexicon.SINGULAR))
 
     monkeypatch.setattr(grammar._Writer, "noun_phrase", telling)
-    assert in_a_bag(grammar.task("object_number")) > 0.03
+    assert in_a_bag(grammar.make_task("object_number")) > 0.03

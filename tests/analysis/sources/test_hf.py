@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, offline."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_is_reachable", lambda: False)
     return tmp_path / "cache"
 
 
@@ -109,7 +109,7 @@ def test_texts_stay_mapped_in_the_cache(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "texts", "sides"),
+    ("requested", "texts", "sides"),
     [
         ("train", ["one", "two", "three", "four"], None),
         ("train[:2]", ["one", "two"], None),
@@ -119,24 +119,24 @@ def test_texts_stay_mapped_in_the_cache(cache: Path) -> None:
         ("train, validation[:1], test", ["one", "two", "three", "four", "v", "a", "b"], None),
     ],
 )
-def test_slices(cache: Path, asked: str, texts: list[str], sides: list[str] | None) -> None:
+def test_slices(cache: Path, requested: str, texts: list[str], sides: list[str] | None) -> None:
     more = {"validation": {"text": ["v", "w"], "label": [0, 1]}, "test": {"text": ["a", "b"], "label": [0, 1]}}
     prepare(cache, "org/films", {"train": LABELLED, **more})
-    (task,) = read("org/films", split=asked).tasks
+    (task,) = read("org/films", split=requested).tasks
     assert list(task.texts) == texts
-    if "validation" in asked:
+    if "validation" in requested:
         sides = ["train"] * 4 + ["dev"] + ["test"] * 2
     assert (task.split.tolist() if task.split is not None else None) == sides
 
 
 def test_pairs_of_columns(cache: Path) -> None:
-    more = {"other": ["a", "b", "", "d"], "text": ["one", "two", "three", "fo\ufdd0ur"]}
-    prepare(cache, "org/pairs", {"train": LABELLED | more})
-    asked = {"text_column": "text,other"}
-    assert error("org/pairs", **asked).startswith("hf:org/pairs/train:4: column 'text' holds U+FDD0")
-    told = error("org/pairs", **asked, split="train[:3]")
-    assert told.startswith("hf:org/pairs/train[:3]:3: column 'other' is empty. Mend the data, or pass --drop-empty")
-    loaded = read("org/pairs", **asked, split="train[:3]", drop_empty=True)
+    second = {"other": ["a", "b", "", "d"], "text": ["one", "two", "three", "fo\ufdd0ur"]}
+    prepare(cache, "org/pairs", {"train": LABELLED | second})
+    columns = {"text_column": "text,other"}
+    assert error("org/pairs", **columns).startswith("hf:org/pairs/train:4: column 'text' holds U+FDD0")
+    line = error("org/pairs", **columns, split="train[:3]")
+    assert line.startswith("hf:org/pairs/train[:3]:3: column 'other' is empty. Mend the data, or pass --drop-empty")
+    loaded = read("org/pairs", **columns, split="train[:3]", drop_empty=True)
     assert [parts(text) for text in loaded.tasks[0].texts] == [["one", "a"], ["two", "b"]]
     assert loaded.left_out == {"empty text": 1}
     assert "Did you mean 'other'?" in error("org/pairs", text_column="text,othr")
@@ -291,14 +291,14 @@ def test_names_in_the_cache_are_written_as_datasets_writes_them() -> None:
     from datasets.naming import camelcase_to_snakecase
 
     for name in ("SetFit", "sst2", "HTMLPages", "a-B_c", "XNLI", "TrecQA", "ag_news", "Multi30k", "GLUEv2X"):
-        assert hf._snake(name) == camelcase_to_snakecase(name)
+        assert hf._to_snake_case(name) == camelcase_to_snakecase(name)
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, load_builder: Callable[..., Any]) -> None:
-    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_is_reachable", lambda: True)
     monkeypatch.setattr("datasets.load_dataset_builder", load_builder)
 
 
@@ -309,15 +309,15 @@ def test_a_download_is_asked_for_by_name_config_and_revision(
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     datasets.Dataset.from_dict(LABELLED, features=features).to_parquet(str(tmp_path / "d.parquet"))
-    real, asked = datasets.load_dataset_builder, []
+    real, requests = datasets.load_dataset_builder, []
 
     def hub(name: str, config: str | None, **options: Any) -> Any:
-        asked.append((name, config, options["revision"], "trust_remote_code" in options))
+        requests.append((name, config, options["revision"], "trust_remote_code" in options))
         return real("parquet", data_files={"train": str(tmp_path / "d.parquet")}, cache_dir=options["cache_dir"])
 
     answers(monkeypatch, hub)
     loaded = read("org/films:small@v1")
-    assert asked == [("org/films", "small", "v1", False)]
+    assert requests == [("org/films", "small", "v1", False)]
     assert [y for _, y in rows_of(loaded.tasks[0])] == ["neg", "pos", "pos", "neg"]
     assert all(path.is_relative_to(cache) for path in cache.rglob("*.arrow"))
     assert list(cache.rglob("*.arrow"))
@@ -328,7 +328,7 @@ def test_what_is_cached_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("asked")
 
     answers(monkeypatch, hub)
-    monkeypatch.setattr("clsprobe.probes.hub.hub_answers", hub)
+    monkeypatch.setattr("clsprobe.probes.hub.hub_is_reachable", hub)
     prepare(cache, "org/films", {"train": LABELLED})
     assert read("org/films").rows == 4
 
@@ -340,7 +340,7 @@ GUESS = "unknown config 'colla'. Did you mean 'cola'? One of: cola, sst2."
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "words"),
+    ("kind", "message", "words"),
     [
         ("DatasetNotFoundError", "Dataset 'org/x' doesn't exist on the Hub or cannot be", "no data set 'org/x'. Check"),
         ("DatasetNotFoundError", "Dataset 'org/x' is a gated dataset on the Hub.", "is gated. Ask for access"),
@@ -352,18 +352,18 @@ GUESS = "unknown config 'colla'. Did you mean 'cola'? One of: cola, sst2."
         ("OSError", "", "could not be loaded (OSError). Try again."),
     ],
 )
-def test_the_hub_says_no(cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str, words: str) -> None:
+def test_the_hub_says_no(cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str, words: str) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
     kinds = {"DatasetNotFoundError": DatasetNotFoundError, "RuntimeError": RuntimeError, "ValueError": ValueError}
 
     def hub(*arguments: Any, **options: Any) -> Any:
-        raise (kinds | {"ConnectionError": ConnectionError, "OSError": OSError})[kind](told)
+        raise (kinds | {"ConnectionError": ConnectionError, "OSError": OSError})[kind](message)
 
     answers(monkeypatch, hub)
-    said = error("org/x:colla@v9")
-    assert said.startswith("hf:org/x")
-    assert words in said
+    line = error("org/x:colla@v9")
+    assert line.startswith("hf:org/x")
+    assert words in line
 
 
 def test_another_revision_is_no_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.cli import main
-from clsprobe.probes.tasks.duplicates import plain
+from clsprobe.probes.tasks.duplicates import normalise
 from clsprobe.probes.tasks.split import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,8 +72,8 @@ def test_rows_in_are_rows_used_and_rows_left_out(name, model, tmp_path) -> None:
     assert expected[name] in {"", *counts}
 
     page = html.unescape(re.sub(r"<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text()))
-    for spec_or_task, told in ((spec, read), (task, counts)):
-        for reason, n in told.items():
+    for spec_or_task, spec_counts in ((spec, read), (task, counts)):
+        for reason, n in spec_counts.items():
             assert re.search(rf"{re.escape(f'{spec_or_task}: {reason}')}\s+{n}\b", page), reason
 
 
@@ -81,10 +81,10 @@ def test_what_is_wrong_with_rows_is_counted_and_named(tmp_path) -> None:
     spec, _, _ = dirty(tmp_path, "folder")
     loaded = load(spec, SourceOptions(drop_empty=True, drop_missing_labels=True))
     assert loaded.left_out == {"empty text": 2, "missing label": 1}
-    found = split(loaded.tasks[0])
-    assert found.left_out["train copies of a test text"] == 4
-    assert "4 rows of train left out: copies of a test text (rows 35, 36, 39, 40)" in found.notes
-    assert sum(found.left_out.values()) == (found.side == "").sum()
+    parted = split(loaded.tasks[0])
+    assert parted.left_out["train copies of a test text"] == 4
+    assert "4 rows of train left out: copies of a test text (rows 35, 36, 39, 40)" in parted.notes
+    assert sum(parted.left_out.values()) == (parted.side == "").sum()
 
 
 def test_the_real_thing(data_folder: Path) -> None:
@@ -92,12 +92,12 @@ def test_the_real_thing(data_folder: Path) -> None:
     task = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("coarse",))).tasks[0]
     sides = dict[str, list[tuple[int, str]]]()
     for row, (text, side) in enumerate(zip(task.texts, task.split, strict=True), 1):  # type: ignore[arg-type]
-        sides.setdefault(side, []).append((row, plain(text)))
+        sides.setdefault(side, []).append((row, normalise(text)))
     test = {text for _, text in sides["test"]}
     shared = [row for row, text in sides["train"] if text in test]
     assert len({task.texts[row - 1] for row in shared} & {task.texts[row - 1] for row, _ in sides["test"]}) == 10
-    found = split(task)
-    (told,) = (note for note in found.notes if "left out: copies of a test text" in note)
-    assert told.startswith("11 rows of train left out")
-    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", told.partition("(")[2])][:10] == shared[:10]
-    assert found.notes[0].startswith("83 rows repeat an earlier text (rows 370, 465")
+    parted = split(task)
+    (note,) = (text for text in parted.notes if "left out: copies of a test text" in text)
+    assert note.startswith("11 rows of train left out")
+    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", note.partition("(")[2])][:10] == shared[:10]
+    assert parted.notes[0].startswith("83 rows repeat an earlier text (rows 370, 465")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
-from clsprobe.analysis.sources.senteval import detokenised
+from clsprobe.analysis.sources.senteval import detokenise
 from clsprobe.probes.tasks.split import split
 
 ROWS = [
@@ -36,7 +36,7 @@ def test_rows_stay_as_they_are(tmp_path: Path, end: str) -> None:
     assert task.name == "senteval:past_present"
     assert task.split is not None
     sides = {"train": "tr", "dev": "va", "test": "te"}
-    assert list(zip((sides[one] for one in task.split), task.y, task.texts, strict=True)) == ROWS
+    assert list(zip((sides[side] for side in task.split), task.y, task.texts, strict=True)) == ROWS
     assert (loaded.rows, loaded.left_out, loaded.notes) == (34, {}, [])
     assert loaded.classes == {
         task.name: {label: {"train": 10, "dev": 3, "test": 4} for label in ("PAST", "PRES")},
@@ -55,8 +55,8 @@ def test_quotes_spaces_and_further_fields(tmp_path: Path) -> None:
 
 
 def test_test_identical_to_validation_is_noted(tmp_path: Path) -> None:
-    te = [row for row in ROWS if row[0] == "te"]
-    rows = [row for row in ROWS if row[0] == "tr"] + te + [("va", *row[1:]) for row in te[::-1]]
+    test_rows = [row for row in ROWS if row[0] == "te"]
+    rows = [row for row in ROWS if row[0] == "tr"] + test_rows + [("va", *row[1:]) for row in test_rows[::-1]]
     loaded = read(write(tmp_path / "d.txt", rows))
     assert loaded.notes == ["test is identical to validation (8 rows)"]
     sides = split(loaded.tasks[0])  # test stays; a part of train serves as dev
@@ -103,7 +103,7 @@ def test_memory_grows_with_the_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_sentences_written_as_usual(tokens: str, written: str) -> None:
-    assert detokenised(tokens) == written
+    assert detokenise(tokens) == written
 
 
 def test_detokenising_is_asked_for(tmp_path: Path) -> None:

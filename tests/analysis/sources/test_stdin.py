@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.files import spooled
+from clsprobe.probes.files import spool_stream
 
 TEXTS = [f"the house number {i} is {'big' if i % 2 else 'small'}" for i in range(60)]
 LABELS = [str(i % 2) for i in range(60)]
@@ -138,9 +138,9 @@ def test_a_pipe(tmp_path):
     for start in range(0, len(CSV), 700):
         process.stdin.write(CSV[start : start + 700])
         process.stdin.flush()
-    told, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert told.startswith(b"file:stdin:label: 60 texts, 2 classes")
+    assert output.startswith(b"file:stdin:label: 60 texts, 2 classes")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,7 +181,7 @@ def test_what_is_spooled_comes_back(chunks):
     from hashlib import sha256
 
     whole = b"".join(chunks)
-    file, digest = spooled(Slow(whole))
+    file, digest = spool_stream(Slow(whole))
     with file:
         assert file.read() == whole
         file.seek(0)
@@ -197,5 +197,5 @@ def test_a_stream_that_breaks_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spooled(Broken())
+        spool_stream(Broken())
     assert list(Path(tmp_path).iterdir()) == []

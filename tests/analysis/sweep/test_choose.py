@@ -41,7 +41,7 @@ def test_the_best_baseline_is_chosen_on_dev():
 
 
 def test_baselines_are_listed_by_the_names_a_reader_knows():
-    lines = choose.baselines_of(table(), choose.choose_layer(table(), "mean"))
+    lines = choose.list_baselines(table(), choose.choose_layer(table(), "mean"))
     assert list(lines.name) == ["mean at layer 1", "majority class", "bag of words", "untrained encoder"]
     assert lines.value.tolist() == [0.95, 0.5, 0.6, 0.9]
 
@@ -77,12 +77,12 @@ def test_nothing_is_found_in_a_cell_that_only_test_favours():
 
 def results_of(rows):
     """The results table of these predictions."""
-    found = []
-    for key, one in rows.groupby(list(KEY[:-1]), sort=False, observed=True):
-        right = (one.label == one.predicted).mean()
-        for metric, value in (("accuracy", right), ("bits", -one.log2_probability.mean())):
-            found.append((*key, metric, value, value, value, 9, len(one), True))
-    return check_results(pd.DataFrame(found, columns=list(COLUMNS)))
+    scores = []
+    for key, cell in rows.groupby(list(KEY[:-1]), sort=False, observed=True):
+        right = (cell.label == cell.predicted).mean()
+        for metric, value in (("accuracy", right), ("bits", -cell.log2_probability.mean())):
+            scores.append((*key, metric, value, value, value, 9, len(cell), True))
+    return check_results(pd.DataFrame(scores, columns=list(COLUMNS)))
 
 
 def test_gain_is_over_the_baseline_that_dev_chooses():
@@ -90,13 +90,13 @@ def test_gain_is_over_the_baseline_that_dev_chooses():
     gains = choose.gain(results_of(rows), rows)
     assert gains.columns.tolist() == [*stats.CELL, "metric", "value", "low", "high", "against"]
     assert set(gains.against) == {"bag_of_words"}
-    found = gains[gains.metric == "accuracy"].set_index(["layer", "readout"])
-    assert found.value.to_dict() == pytest.approx({(0, "cls"): 0.39, (1, "cls"): 0.2, (1, "mean"): 0.35})
-    assert ((found.low < found.value) & (found.value < found.high)).all()
+    by_cell = gains[gains.metric == "accuracy"].set_index(["layer", "readout"])
+    assert by_cell.value.to_dict() == pytest.approx({(0, "cls"): 0.39, (1, "cls"): 0.2, (1, "mean"): 0.35})
+    assert ((by_cell.low < by_cell.value) & (by_cell.value < by_cell.high)).all()
     effect, low, high = stats.paired_difference(
-        stats.correct(rows, control="none", layer=1, readout="cls"), stats.correct(rows, control="bag_of_words")
+        stats.correctness(rows, control="none", layer=1, readout="cls"), stats.correctness(rows, control="bag_of_words")
     )
-    assert tuple(found.loc[(1, "cls"), ["value", "low", "high"]]) == pytest.approx((effect, low, high))
+    assert tuple(by_cell.loc[(1, "cls"), ["value", "low", "high"]]) == pytest.approx((effect, low, high))
     bits = gains[gains.metric == "bits"].set_index(["layer", "readout"])
     assert bits.value[1, "cls"] == pytest.approx(0.2 * 2.9)  # every text more that is right saves 2.9 bits
     assert ((bits.low < bits.value) & (bits.value < bits.high)).all()
@@ -138,13 +138,13 @@ def test_selectivity_is_task_less_control_in_the_same_cell():
         }
     )
     labelled = rows[(rows.control == "none") | (rows.row % 4 > 0)]  # the control labels three texts in four
-    for some in (rows, labelled):
-        told = choose.selectivity(results_of(some), some)
-        found = told[told.metric == "accuracy"].set_index("readout")
-        assert found.value.to_dict() == pytest.approx({"cls": 0.3, "mean": 0.05})
-        assert found.low["cls"] > 0.2
-        assert ((found.low < found.value) & (found.value < found.high)).all()
-        assert set(told.against) == {"word_type, cls at layer 1", "word_type, mean at layer 1"}
+    for sample in (rows, labelled):
+        selectivities = choose.selectivity(results_of(sample), sample)
+        by_readout = selectivities[selectivities.metric == "accuracy"].set_index("readout")
+        assert by_readout.value.to_dict() == pytest.approx({"cls": 0.3, "mean": 0.05})
+        assert by_readout.low["cls"] > 0.2
+        assert ((by_readout.low < by_readout.value) & (by_readout.value < by_readout.high)).all()
+        assert set(selectivities.against) == {"word_type, cls at layer 1", "word_type, mean at layer 1"}
 
 
 def test_a_cell_without_its_control_has_no_selectivity():
@@ -161,21 +161,21 @@ def test_a_real_sweep_gives_gains_and_selectivity():
 
     from clsprobe.analysis.sweep.grid import sweep
 
-    one = task()
-    made = states([one])
-    plant(cell(made, 1, 1), one, 3)
+    hand_task = task()
+    made = states([hand_task])
+    plant(cell(made, 1, 1), hand_task, 3)
     blocks = []
-    results = sweep([one], made, PROBES, keep=blocks.append, seeds=(0, 1))
-    from clsprobe.analysis.table import joined
+    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append, seeds=(0, 1))
+    from clsprobe.analysis.table import concat_predictions
 
-    for told in (joined(blocks), pd.concat(blocks)):
-        gains = choose.gain(results, told)
+    for joined in (concat_predictions(blocks), pd.concat(blocks)):
+        gains = choose.gain(results, joined)
         assert len(gains) == 4 * 2 * 2
         best = gains[(gains.layer == 1) & (gains.readout == "mean") & (gains.metric == "accuracy")]
         assert (best.low > 0.1).all()
         assert gains.notna().all().all()
-        over = choose.selectivity(results, told, control="shuffled")
+        over = choose.selectivity(results, joined, control="shuffled")
         assert len(over) == 4 * 2 * 2
         assert over.notna().all().all()
-        chance = stats.above_chance(told)
+        chance = stats.above_chance(joined)
         assert (chance[(chance.layer == 1) & (chance.readout == "mean")].p < 0.01).all()

@@ -11,11 +11,11 @@ from cells import PROBES, SMALL, cell, plant, sides, states, task
 from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
-from vectors import stacked, states_of
+from vectors import stack_cells, make_states
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import grid as module
-from clsprobe.analysis.sweep.grid import describe_rows, layer0_check, split_task, sweep
+from clsprobe.analysis.sweep.grid import check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.table import COLUMNS, KEY, NO_LAYER, PREDICTIONS, check_results
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.linear import LogisticProbe
@@ -23,20 +23,21 @@ from clsprobe.probes.tasks.task import Task
 
 
 def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
-    one = task()
-    made = states([one])
-    made.where["ids"] = np.where(np.arange(150) == 149, made.where.ids.iloc[0], made.where.ids)  # the last of test
-    asked = split_task(one, made, 0)
-    assert 0 not in asked.row_indices
-    assert asked.left_out == {"train copies, to the encoder, of a test text": 1}
+    hand_task = task()
+    made = states([hand_task])
+    # the last text of test
+    made.locations["ids"] = np.where(np.arange(150) == 149, made.locations.ids.iloc[0], made.locations.ids)
+    task_split = split_task(hand_task, made, 0)
+    assert 0 not in task_split.row_indices
+    assert task_split.left_out == {"train copies, to the encoder, of a test text": 1}
 
 
 def value(results, metric="accuracy", split="test", **where):
     chosen = (results.metric == metric) & (results.split == split)
     for column, wanted in where.items():
         chosen &= results[column] == wanted
-    (found,) = results[chosen].value
-    return found
+    (score,) = results[chosen].value
+    return score
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def swept():
     plant(cell(trained, 1, 1)[:150], tasks[0], 3)
     untrained = [states(tasks, seed=7 + s, control="untrained", weights=s) for s in (0, 1)]
     blocks = []
-    results = sweep(tasks, [trained, *untrained], PROBES, seeds=(0, 1, 2), keep=blocks.append)
+    results = sweep(tasks, [trained, *untrained], PROBES, seeds=(0, 1, 2), on_predictions=blocks.append)
     return tasks, results, pd.concat(blocks, ignore_index=True)
 
 
@@ -63,9 +64,9 @@ def test_every_number_has_one_row(swept):
     assert set(results.split) == {"dev", "test"}
     # 4 cells x (none, shuffled), the untrained States' in their own seed only, 4 baselines
     per_seed = results.groupby(["task", "seed", "control"]).size() / 6
-    for one in tasks:
+    for hand_task in tasks:
         for seed in (0, 1, 2):
-            counts = per_seed[one.name, seed].to_dict()
+            counts = per_seed[hand_task.name, seed].to_dict()
             expected = {"none": 4, "shuffled": 4, "majority": 1, "length": 1, "bag_of_words": 1, "layer0_mean": 1}
             assert counts == expected | ({"untrained": 4} if seed < 2 else {})
     assert (results[results.split == "test"].n_test == 60).all()
@@ -98,8 +99,8 @@ def test_predictions_join_the_table(swept):
         assert len(table) == len(recomputed)
         assert table.to_numpy() == pytest.approx(sign * recomputed.loc[table.index, column].to_numpy(), abs=1e-6)
     real = predictions[predictions.control != "shuffled"]
-    y = {one.name: one.y for one in tasks}
-    side = {one.name: one.split for one in tasks}
+    y = {hand_task.name: hand_task.y for hand_task in tasks}
+    side = {hand_task.name: hand_task.split for hand_task in tasks}
     for name, rows in real.groupby("task", observed=True):
         assert (rows.label.astype(str).to_numpy() == y[name][rows.row]).all()
         assert (rows.split.astype(str).to_numpy() == side[name][rows.row]).all()
@@ -107,8 +108,8 @@ def test_predictions_join_the_table(swept):
 
 def test_a_seed_moves_the_shuffle_and_not_the_convex_fit(swept):
     _, _, predictions = swept
-    one = predictions[(predictions.task == "hand:made:three") & (predictions.layer == 1)]
-    of = {s: one[one.seed == s] for s in (0, 1)}
+    rows = predictions[(predictions.task == "hand:made:three") & (predictions.layer == 1)]
+    of = {s: rows[rows.seed == s] for s in (0, 1)}
     same = [of[s][of[s].control == "none"].log2_probability.to_numpy() for s in (0, 1)]
     moved = [of[s][of[s].control == "shuffled"].label.astype(str).tolist() for s in (0, 1)]
     assert same[0] == pytest.approx(same[1], abs=1e-3)  # solved beside another shuffle
@@ -116,10 +117,10 @@ def test_a_seed_moves_the_shuffle_and_not_the_convex_fit(swept):
 
 
 def test_majority_has_the_frequencies_of_train():
-    one = task((60, 30, 60))
+    hand_task = task((60, 30, 60))
     y = np.where((np.arange(150) % 3 == 0), "a", "b")
-    one = Task(one.name, one.texts, y, "class", one.split)
-    results = sweep([one], states([one]), PROBES, controls=())
+    hand_task = Task(hand_task.name, hand_task.texts, y, "class", hand_task.split)
+    results = sweep([hand_task], states([hand_task]), PROBES, controls=())
     share = (y[60 + 30 :] == "b").mean()
     assert value(results, control="majority") == pytest.approx(share)
     p = (y[:60] == "b").mean()
@@ -131,21 +132,21 @@ def test_majority_has_the_frequencies_of_train():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_layer_0_cls_is_the_majority_rate_exactly(classes):
     """Also where classes share the first place, and where rounding differs from text to text."""
-    one = task(classes=classes)
-    made = states([one], dim=48)
+    hand_task = task(classes=classes)
+    made = states([hand_task], dim=48)
     cell(made, 0, 0)[::5] = np.nextafter(cell(made, 0, 0)[::5], np.float32(9))
-    results = sweep([one], made, PROBES)
+    results = sweep([hand_task], made, PROBES)
     assert value(results, control="none", layer=0, readout="cls") == value(results, control="majority")
-    (told,) = layer0_check(results)
-    assert "equals the majority rate" in told
+    (sentence,) = check_layer0(results)
+    assert "equals the majority rate" in sentence
 
 
 def test_the_self_check_can_fail():
-    one = task()
-    made = states([one])
-    plant(cell(made, 0, 0), one, 4)
-    (told,) = layer0_check(sweep([one], made, PROBES))
-    assert "DIFFERS" in told
+    hand_task = task()
+    made = states([hand_task])
+    plant(cell(made, 0, 0), hand_task, 4)
+    (sentence,) = check_layer0(sweep([hand_task], made, PROBES))
+    assert "DIFFERS" in sentence
 
 
 # ------------------------------------------------------------------------------------------- found, and not found
@@ -164,13 +165,13 @@ def test_a_planted_cell_is_found_20_times_of_20(seed):
 
 def planted(seed):
     """METHODS.md: a 13 x 8 grid, d = 2 in one cell, n = 600 + 400."""
-    one = task((500, 100, 400), seed=seed)
+    hand_task = task((500, 100, 400), seed=seed)
     readouts = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
-    made = states([one], layers=13, readouts=readouts, dim=16, seed=seed)
+    made = states([hand_task], layers=13, readouts=readouts, dim=16, seed=seed)
     layer, number = np.random.default_rng(seed).integers([1, 0], [13, 8])
-    plant(cell(made, layer, number), one, 2)
+    plant(cell(made, layer, number), hand_task, 2)
     blocks = []
-    results = sweep([one], made, PROBES, keep=blocks.append)
+    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append)
     where = {"layer": layer, "readout": readouts[number]}
     best = stats.best_layers(pd.concat(blocks)).sort_values("dev", ascending=False).iloc[0]
     assert (best.layer, best.readout) == tuple(where.values())
@@ -184,18 +185,18 @@ def planted(seed):
 @pytest.mark.parametrize("d", [1.0, 2.0])
 def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
     """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits by quadrature, both within 3 SE (METHODS.md 2)."""
-    one = task((20_000, 2000, 10_000))
-    made = states([one], layers=1, readouts=("mean",), dim=3)
-    plant(cell(made, 0, 0), one, d)
-    results = sweep([one], made, PROBES, controls=())
+    hand_task = task((20_000, 2000, 10_000))
+    made = states([hand_task], layers=1, readouts=("mean",), dim=3)
+    plant(cell(made, 0, 0), hand_task, d)
+    results = sweep([hand_task], made, PROBES, controls=())
     n, accuracy = 10_000, norm.cdf(d / 2)
     moment = [
         quad(lambda z, k=k: norm.pdf(z) * np.logaddexp(0, -d * (d / 2 + z)) ** k, -10, 10)[0] / np.log(2) ** k
         for k in (1, 2)
     ]
-    found = value(results, control="none"), value(results, "bits", control="none")
-    assert abs(found[0] - accuracy) < 3 * np.sqrt(accuracy * (1 - accuracy) / n)
-    assert abs(found[1] - moment[0]) < 3 * np.sqrt((moment[1] - moment[0] ** 2) / n)
+    scores = value(results, control="none"), value(results, "bits", control="none")
+    assert abs(scores[0] - accuracy) < 3 * np.sqrt(accuracy * (1 - accuracy) / n)
+    assert abs(scores[1] - moment[0]) < 3 * np.sqrt((moment[1] - moment[0] ** 2) / n)
 
 
 def test_bag_of_words_reads_words_and_not_their_order():
@@ -216,68 +217,68 @@ def test_bag_of_words_reads_words_and_not_their_order():
 
 
 def test_layer0_mean_stands_only_where_its_cell_was_read():
-    one = task()
-    assert "layer0_mean" in set(sweep([one], states([one]), PROBES).control)
-    assert "layer0_mean" not in set(sweep([one], states([one], readouts=("cls", "max")), PROBES).control)
+    hand_task = task()
+    assert "layer0_mean" in set(sweep([hand_task], states([hand_task]), PROBES).control)
+    assert "layer0_mean" not in set(sweep([hand_task], states([hand_task], readouts=("cls", "max")), PROBES).control)
 
 
 # ------------------------------------------------------------------------------------------------------ who takes part
 
 
 def test_texts_too_short_leave_for_every_readout_and_are_counted():
-    one = task()
+    hand_task = task()
     present = np.ones((2, 150), bool)
     present[1, [0, 1, 70, 149]] = False
-    made = states([one], readouts=("cls", "token[2]"), present=present)
+    made = states([hand_task], readouts=("cls", "token[2]"), present=present)
     cell(made, 0, 1)[~present[1]] = cell(made, 1, 1)[~present[1]] = np.nan
     blocks = []
-    results = sweep([one], made, PROBES, keep=blocks.append)
+    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append)
     assert set(results.n_train) == {58}
     assert set(results[results.split == "test"].n_test) == {59}
     assert not set(pd.concat(blocks).row) & {0, 1, 70, 149}
-    asked = split_task(one, made, 0)
-    assert asked.left_out == {"too short for token[2]": 4}
-    assert describe_rows(asked) == {
+    task_split = split_task(hand_task, made, 0)
+    assert task_split.left_out == {"too short for token[2]": 4}
+    assert describe_rows(task_split) == {
         "rows": 150, "train": 58, "dev": 29, "test": 59, "left out: too short for token[2]": 4, "classes": 2
     }  # fmt: skip
 
 
 def test_texts_too_long_are_dropped_and_counted():
-    one = task()
-    asked = split_task(one, states([one]), 0, drop=np.array([3, 5]))
-    assert asked.left_out == {"too long": 2}
-    assert not set(asked.row_indices) & {3, 5}
+    hand_task = task()
+    task_split = split_task(hand_task, states([hand_task]), 0, drop=np.array([3, 5]))
+    assert task_split.left_out == {"too long": 2}
+    assert not set(task_split.row_indices) & {3, 5}
 
 
 def test_a_position_that_no_text_has_is_an_error():
-    one = task()
+    hand_task = task()
     present = np.array([[True] * 150, [False] * 150])
     with pytest.raises(InputError, match=r"token\[40\]: 150 of 150 texts are shorter"):
-        sweep([one], states([one], readouts=("cls", "token[40]"), present=present), PROBES)
+        sweep([hand_task], states([hand_task], readouts=("cls", "token[40]"), present=present), PROBES)
 
 
-@pytest.mark.parametrize(("lost", "told"), [(slice(60, 90), "no dev text"), (slice(90, 150), "no test text")])
-def test_a_side_that_loses_all_its_texts_is_an_error(lost, told):
-    one = task()
+@pytest.mark.parametrize(("lost", "sentence"), [(slice(60, 90), "no dev text"), (slice(90, 150), "no test text")])
+def test_a_side_that_loses_all_its_texts_is_an_error(lost, sentence):
+    hand_task = task()
     present = np.ones((2, 150), bool)
     present[1, lost] = False
-    with pytest.raises(InputError, match=told):
-        sweep([one], states([one], present=present), PROBES)
+    with pytest.raises(InputError, match=sentence):
+        sweep([hand_task], states([hand_task], present=present), PROBES)
 
 
 def test_a_class_that_loses_all_its_train_texts_is_an_error():
-    one = task(classes=3)
+    hand_task = task(classes=3)
     present = np.ones((2, 150), bool)
-    present[1, :60] = one.y[:60] != "b"
+    present[1, :60] = hand_task.y[:60] != "b"
     with pytest.raises(InputError, match="no text left to train on for 'b'"):
-        sweep([one], states([one], present=present), PROBES)
+        sweep([hand_task], states([hand_task], present=present), PROBES)
 
 
 def test_numbers_want_a_probe_that_reads_them():
-    one = task()
-    number = Task(one.name, one.texts, np.arange(150.0), "number", one.split)
+    hand_task = task()
+    number = Task(hand_task.name, hand_task.texts, np.arange(150.0), "number", hand_task.split)
     with pytest.raises(InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does"):
-        sweep([number], states([one]), PROBES)
+        sweep([number], states([hand_task]), PROBES)
 
 
 # ----------------------------------------------------------------------------------------------- probes, leaks, memory
@@ -291,25 +292,26 @@ class FailsInOneCell(LogisticProbe):
 
 
 def test_a_probe_that_raises_in_one_cell_is_told_and_the_others_finish():
-    one = task()
-    made = states([one])
-    sound = sweep([one], made, PROBES)
+    hand_task = task()
+    made = states([hand_task])
+    sound = sweep([hand_task], made, PROBES)
     cell(made, 1, 0)[:] += 100
-    told, blocks = [], []
-    results = sweep([one], made, {"logistic": FailsInOneCell()}, failed=told.append, keep=blocks.append)
-    assert told == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
+    failures, blocks = [], []
+    probes = {"logistic": FailsInOneCell()}
+    results = sweep([hand_task], made, probes, on_failure=failures.append, on_predictions=blocks.append)
+    assert failures == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
     gone = (sound.layer == 1) & (sound.readout == "cls")
     pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
     predictions = pd.concat(blocks)
     assert not ((predictions.layer == 1) & (predictions.readout == "cls")).any()
     with pytest.raises(RuntimeError, match="too large for me"):
-        sweep([one], made, {"logistic": FailsInOneCell()})
+        sweep([hand_task], made, {"logistic": FailsInOneCell()})
 
 
 def test_a_probe_without_probabilities_has_no_bits():
-    one = task()
+    hand_task = task()
     blocks = []
-    results = sweep([one], states([one]), {"ridge": RidgeClassifier()}, keep=blocks.append)
+    results = sweep([hand_task], states([hand_task]), {"ridge": RidgeClassifier()}, on_predictions=blocks.append)
     assert set(results[results.probe == "ridge"].metric) == {"accuracy", "macro_f1"}
     assert set(results[results.probe == "logistic"].control) == {"length", "bag_of_words", "layer0_mean"}
     predictions = pd.concat(blocks)
@@ -317,30 +319,31 @@ def test_a_probe_without_probabilities_has_no_bits():
 
 
 def test_garbage_in_test_rows_changes_no_dev_number():
-    one = task()
-    made, poisoned = states([one]), states([one])
-    plant(cell(made, 1, 1), one, 2)
-    test = one.split == "test"
+    hand_task = task()
+    made, poisoned = states([hand_task]), states([hand_task])
+    plant(cell(made, 1, 1), hand_task, 2)
+    test = hand_task.split == "test"
     for where, number in np.ndindex(2, 2):
         vectors = cell(poisoned, where, number)
         vectors[:] = cell(made, where, number)
         vectors[test] = 1e4 * np.random.default_rng(3).normal(size=vectors[test].shape)
-    garbled = Task(one.name, one.texts, np.where(test, one.y[::-1], one.y), "class", one.split)
+    y = np.where(test, hand_task.y[::-1], hand_task.y)
+    garbled = Task(hand_task.name, hand_task.texts, y, "class", hand_task.split)
     dev = [
         results[(results.split == "dev") & (results.control != "shuffled")].reset_index(drop=True)
-        for results in (sweep([one], made, PROBES), sweep([garbled], poisoned, PROBES))
+        for results in (sweep([hand_task], made, PROBES), sweep([garbled], poisoned, PROBES))
     ]
     pd.testing.assert_frame_equal(*dev, check_exact=True)
 
 
 def test_cells_a_few_at_a_time_have_the_same_numbers(monkeypatch):
-    one = task()
-    made = states([one], layers=3)
+    hand_task = task()
+    made = states([hand_task], layers=3)
     calls, predict_each = [], module.predict_each
     monkeypatch.setattr(module, "predict_each", lambda *a, **k: calls.append(len(a[1])) or predict_each(*a, **k))
-    whole = sweep([one], made, PROBES)
+    whole = sweep([hand_task], made, PROBES)
     monkeypatch.setattr(module, "CHUNK", 2 * 60 * 4 * 4)  # two cells of 60 texts x 4 dims
-    parts = sweep([one], made, PROBES)
+    parts = sweep([hand_task], made, PROBES)
     assert calls == [6, 2, 2, 2]
     order = list(KEY)
     pd.testing.assert_frame_equal(
@@ -349,11 +352,11 @@ def test_cells_a_few_at_a_time_have_the_same_numbers(monkeypatch):
 
 
 def test_untrained_states_may_hold_the_texts_in_another_order():
-    one = task()
-    made = states([one], control="untrained", weights=0, seed=5)
-    turned = states_of(made.texts[::-1], made.readouts, stacked(made)[:, :, ::-1], made.source)
-    trained = states([one])
-    same = [sweep([one], [trained, other], PROBES) for other in (made, turned)]
+    hand_task = task()
+    made = states([hand_task], control="untrained", weights=0, seed=5)
+    turned = make_states(made.texts[::-1], made.readouts, stack_cells(made)[:, :, ::-1], made.source)
+    trained = states([hand_task])
+    same = [sweep([hand_task], [trained, other], PROBES) for other in (made, turned)]
     pd.testing.assert_frame_equal(*same, check_exact=False)
 
 
@@ -363,13 +366,18 @@ def test_a_control_without_a_label_for_every_text_is_scored_on_those_that_have_o
     monkeypatch.setitem(module.CONTROLS, "odd", lambda texts, y, side, seed: drawn)
     monkeypatch.setitem(module.CONTROLS, "none_at_all", lambda texts, y, side, seed: np.full(len(y), -1))
     blocks = []
-    results = sweep([made], states([made]), PROBES, controls=("odd", "none_at_all"), keep=blocks.append)
+    results = sweep([made], states([made]), PROBES, controls=("odd", "none_at_all"), on_predictions=blocks.append)
     test = results[(results.split == "test") & (results.control == "odd")]
     assert set(results.control) & {"odd", "none_at_all"} == {"odd"}
     assert set(test.n_test) == {int((drawn[90:] >= 0).sum())}
     assert set(test.n_train) == {int((drawn[:60] >= 0).sum())}
-    told = pd.concat(blocks)
-    rows = told[(told.control == "odd") & (told.split == "test") & (told.layer == 1) & (told.readout == "mean")]
+    predictions = pd.concat(blocks)
+    rows = predictions[
+        (predictions.control == "odd")
+        & (predictions.split == "test")
+        & (predictions.layer == 1)
+        & (predictions.readout == "mean")
+    ]
     assert sorted(rows.row) == (90 + np.flatnonzero(drawn[90:] >= 0)).tolist()
     share = (rows.label.astype(str) == rows.predicted.astype(str)).mean()
     assert value(results, control="odd", layer=1, readout="mean") == pytest.approx(share)
@@ -380,14 +388,14 @@ def test_a_readout_whose_pooling_is_learned_has_its_own_probe():
     rng = np.random.default_rng(0)
     made = task((200, 60, 100))
     tokens = rng.normal(size=(360, 6, 4)).astype(np.float32)
-    at = rng.integers(0, 6, 360)
-    tokens[np.arange(360), at, 0] = 6  # where to look
-    tokens[np.arange(360), at, 1] = np.where(made.y == "b", 1.5, -1.5)  # what stands there
+    positions = rng.integers(0, 6, 360)
+    tokens[np.arange(360), positions, 0] = 6  # where to look
+    tokens[np.arange(360), positions, 1] = np.where(made.y == "b", 1.5, -1.5)  # what stands there
     flat = tokens.reshape(1, 1, 360, 24)
-    both = states_of(made.texts, ("attention[6]",), flat, {"model": "m", "control": "none", "seed": None})
+    both = make_states(made.texts, ("attention[6]",), flat, {"model": "m", "control": "none", "seed": None})
     both = dataclasses.replace(both, dim=4)
     results = sweep([made], both, {"logistic": LogisticProbe(), "other": LogisticProbe()})
     assert value(results, control="none", layer=0, readout="attention[6]") > 0.87
     assert set(results[results.control == "none"].probe) == {"logistic"}  # once, whatever the other probes are
-    plain = states_of(made.texts, ("flatten[6]",), flat, {"model": "m", "control": "none", "seed": None})
+    plain = make_states(made.texts, ("flatten[6]",), flat, {"model": "m", "control": "none", "seed": None})
     assert value(sweep([made], plain, PROBES), control="none", layer=0, readout="flatten[6]") < 0.82

@@ -21,7 +21,7 @@ def chosen(layer, readout):
 
 
 @pytest.fixture(scope="module")
-def found():
+def curves_and_bits():
     made = task((2000, 200, 2000))
     vectors = states([made])
     cell(vectors, 1, 1)[:, 0] += 2 * (made.y == "b")
@@ -30,8 +30,8 @@ def found():
     return curves, bits.set_index("name")
 
 
-def test_a_planted_cell_is_told_in_bits(found):
-    _, bits = found
+def test_a_planted_cell_is_told_in_bits(curves_and_bits):
+    _, bits = curves_and_bits
     assert set(bits.columns) | {"name"} == set(INFORMATION)
     d = 2.0
     density = lambda z: norm.pdf(z) * np.log2(1 + np.exp(-d * (d / 2 + z)))  # noqa: E731
@@ -44,16 +44,16 @@ def test_a_planted_cell_is_told_in_bits(found):
     assert planted.converged
 
 
-def test_noise_has_no_bits(found):
-    _, bits = found
+def test_noise_has_no_bits(curves_and_bits):
+    _, bits = curves_and_bits
     null = bits.loc["cls at layer 1"]
     assert null["v_information low"] <= 0 <= null["v_information high"] + 0.01
     assert null.codelength == pytest.approx(2000, rel=0.03)
     assert np.isnan(bits.loc["mean at layer 0"].adds)  # it cannot add to itself
 
 
-def test_curves_rise_where_there_is_something_to_learn(found):
-    curves, _ = found
+def test_curves_rise_where_there_is_something_to_learn(curves_and_bits):
+    curves, _ = curves_and_bits
     assert tuple(curves.columns) == LEARNING
     by_name = dict(tuple(curves.groupby("name")))
     planted = by_name["mean at layer 1"]

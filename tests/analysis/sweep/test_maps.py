@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clsprobe.analysis.sweep.maps import pca_of, umap_of
+from clsprobe.analysis.sweep.maps import compute_pca, compute_umap
 from clsprobe.probes.errors import InputError
 
 
@@ -20,8 +20,8 @@ def test_the_order_of_the_rows_moves_no_point():
 
     x = clusters()
     order = np.random.default_rng(1).permutation(len(x))
-    flat, trust = umap_of(x)
-    again, trusted = umap_of(x[order])
+    flat, trust = compute_umap(x)
+    again, trusted = compute_umap(x[order])
     assert np.array_equal(again, flat[order])
     assert trust == trusted
     assert trust > 0.7
@@ -32,8 +32,8 @@ def test_the_order_of_the_rows_moves_no_point():
 def test_pca_keeps_the_scale_and_the_largest_variance():
     x = clusters()
     order = np.random.default_rng(1).permutation(len(x))
-    flat, trust = pca_of(x)
-    again, trusted = pca_of(x[order])
+    flat, trust = compute_pca(x)
+    again, trusted = compute_pca(x[order])
     assert np.array_equal(again, flat[order])
     assert trust == trusted
     values = np.linalg.svd(x.astype(np.float64) - x.mean(0, dtype=np.float64), compute_uv=False)
@@ -42,15 +42,15 @@ def test_pca_keeps_the_scale_and_the_largest_variance():
 
 def test_trustworthiness_is_high_where_two_dimensions_hold_it_all_and_low_in_many():
     flat = np.random.default_rng(0).normal(size=(200, 2))
-    assert pca_of(np.column_stack([flat, np.zeros((200, 10))]))[1] > 0.999
-    assert pca_of(np.random.default_rng(0).normal(size=(200, 60)))[1] < 0.75
+    assert compute_pca(np.column_stack([flat, np.zeros((200, 10))]))[1] > 0.999
+    assert compute_pca(np.random.default_rng(0).normal(size=(200, 60)))[1] < 0.75
 
 
-@pytest.mark.parametrize("place", [umap_of, pca_of])
+@pytest.mark.parametrize("place", [compute_umap, compute_pca])
 def test_nine_texts_are_too_few(place):
     with pytest.raises(InputError, match=r"^--max-texts: a map needs at least 10 texts, not 9\. Give more texts\.$"):
         place(np.eye(9))
 
 
 def test_ten_texts_are_enough():
-    assert umap_of(clusters(10))[0].shape == (10, 2)
+    assert compute_umap(clusters(10))[0].shape == (10, 2)

@@ -16,21 +16,21 @@ from scipy.stats import spearmanr
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 from tables import measured
-from vectors import states_of
+from vectors import make_states
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.sweep.exhibits import grid_exhibits
-from clsprobe.analysis.sweep.grid import describe_rows, layer0_check, split_task, sweep
-from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, joined, to_latex
+from clsprobe.analysis.sweep.grid import check_layer0, describe_rows, split_task, sweep
+from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, concat_predictions, to_latex
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.states import name_of
+from clsprobe.probes.extraction.states import tensor_name
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
-from clsprobe.probes.tasks.control import coverage, labelled, word_type
+from clsprobe.probes.tasks.control import coverage, has_label, word_type
 from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 from clsprobe.run import Run
@@ -50,15 +50,15 @@ def made(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
     values[0, 0] = values[0, 0, :1]
     y = 5 + 3 * (np.sqrt(R2) * values[1, 1, :, 0] + np.sqrt(1 - R2) * random.normal(size=n))
     task = Task(name, texts, y.astype(np.float64), "number", np.repeat(["train", "dev", "test"], counts))
-    return task, states_of(texts, ("cls", "mean"), values, SOURCE)
+    return task, make_states(texts, ("cls", "mean"), values, SOURCE)
 
 
 def value(results, metric="r2", split="test", **where):
     chosen = (results.metric == metric) & (results.split == split)
     for column, wanted in where.items():
         chosen &= results[column] == wanted
-    (found,) = results[chosen].value
-    return found
+    (score,) = results[chosen].value
+    return score
 
 
 # ----------------------------------------------------------------------------------------- found, and not found
@@ -70,12 +70,12 @@ def test_what_gaussian_numbers_tell_is_their_closed_form(R2):
     n = 6000
     task, states = made((6000, 500, n), R2=R2)
     results = sweep([task], states, RIDGE, controls=("shuffled",))
-    told = {"layer": 1, "readout": "mean"}
+    cell = {"layer": 1, "readout": "mean"}
     rho = np.sqrt(R2)
-    assert abs(value(results, control="none", **told) - R2) < 3.5 * 2 * rho * (1 - R2) / np.sqrt(n)
+    assert abs(value(results, control="none", **cell) - R2) < 3.5 * 2 * rho * (1 - R2) / np.sqrt(n)
     order = 6 / np.pi * np.arcsin(rho / 2)
-    assert abs(value(results, "spearman", control="none", **told) - order) < 3.5 * (1 - R2) * 1.2 / np.sqrt(n)
-    for nothing in ({"control": "none", "layer": 1, "readout": "cls"}, {"control": "shuffled", **told}):
+    assert abs(value(results, "spearman", control="none", **cell) - order) < 3.5 * (1 - R2) * 1.2 / np.sqrt(n)
+    for nothing in ({"control": "none", "layer": 1, "readout": "cls"}, {"control": "shuffled", **cell}):
         assert -0.01 < value(results, **nothing) < 0.003
         assert abs(value(results, "spearman", **nothing)) < 4.5 / np.sqrt(n)
 
@@ -110,11 +110,11 @@ def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
     expected = 1 - ((test - train.mean()) ** 2).mean() / test.var()
     assert value(results, control="majority") == pytest.approx(expected)
     assert value(results, "spearman", control="majority") == 0
-    (told,) = layer0_check(results)
-    assert "equals that of the mean of train" in told
-    states.shards[0][name_of(0, "cls")][:] = states.cell(1, "mean")
-    (told,) = layer0_check(sweep([task], states, RIDGE))
-    assert "DIFFERS FROM that of the mean of train" in told
+    (sentence,) = check_layer0(results)
+    assert "equals that of the mean of train" in sentence
+    states.shards[0][tensor_name(0, "cls")][:] = states.cell(1, "mean")
+    (sentence,) = check_layer0(sweep([task], states, RIDGE))
+    assert "DIFFERS FROM that of the mean of train" in sentence
 
 
 def test_length_and_words_are_read_where_they_decide():
@@ -126,7 +126,7 @@ def test_length_and_words_are_read_where_they_decide():
     sides = np.repeat(["train", "dev", "test"], SMALL)
     long = Task("hand:made:length", texts, np.array([len(t.split()) for t in texts], float), "number", sides)
     hue = Task("hand:made:hue", texts, np.array([weight[a] + weight[b] for a, b in words]), "number", sides)
-    states = states_of(texts, ("cls",), random.normal(size=(1, 1, n, 3)).astype(np.float32), SOURCE)
+    states = make_states(texts, ("cls",), random.normal(size=(1, 1, n, 3)).astype(np.float32), SOURCE)
     results = sweep([long, hue], states, RIDGE, controls=())
     assert value(results, task=long.name, control="length") > 0.999
     assert value(results, task=hue.name, control="bag_of_words") > 0.8
@@ -144,7 +144,7 @@ def mixed():
     classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "high", "low"), "class", task.split)
     untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
     blocks = []
-    results = sweep([classes, task], [states, untrained], BOTH, seeds=(0, 1), keep=blocks.append)
+    results = sweep([classes, task], [states, untrained], BOTH, seeds=(0, 1), on_predictions=blocks.append)
     return classes, task, states, results, blocks
 
 
@@ -162,7 +162,7 @@ def test_each_task_is_read_by_the_probes_that_fit(mixed):
 
 def test_predictions_of_numbers_join_the_table(mixed):
     _, task, _, results, blocks = mixed
-    predictions = check_predictions(joined(blocks))
+    predictions = check_predictions(concat_predictions(blocks))
     assert tuple(predictions.columns) == (*PREDICTIONS, *NUMBERS)
     numbers = predictions[predictions.task == task.name]
     assert stats.of_numbers(numbers)
@@ -180,19 +180,21 @@ def test_classes_are_as_they_are_without_numbers(mixed, tmp_path):
     classes, _, states, results, blocks = mixed
     untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
     alone = []
-    expected = sweep([classes], [states, untrained], {"logistic": LogisticProbe()}, seeds=(0, 1), keep=alone.append)
+    expected = sweep(
+        [classes], [states, untrained], {"logistic": LogisticProbe()}, seeds=(0, 1), on_predictions=alone.append
+    )
     assert all(tuple(block.columns) == PREDICTIONS for block in alone)
     pd.testing.assert_frame_equal(results[results.task == classes.name], expected)
-    both = joined(blocks)
+    both = concat_predictions(blocks)
     both = both[both.task == classes.name]
-    assert (stats.scores(both) == stats.scores(joined(alone))).all()
+    assert (stats.scores(both) == stats.scores(concat_predictions(alone))).all()
 
 
 @pytest.mark.parametrize("which", [slice(None), slice(-3, None)])  # with classes; numbers alone, whose labels are empty
 def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
     from clsprobe.probes.files import write_parquet
 
-    predictions = joined(mixed[-1][which])
+    predictions = concat_predictions(mixed[-1][which])
     write_parquet(tmp_path / "p.parquet", predictions)
     again = pd.read_parquet(tmp_path / "p.parquet")
     assert tuple(again.columns) == tuple(predictions.columns)
@@ -204,15 +206,15 @@ def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
 
 
 def test_a_table_for_a_paper_has_both(mixed):
-    told = to_latex(mixed[3])
-    assert r"logistic probe: test accuracy in \%" in told or "logistic probe: test accuracy in %" in told
-    assert "ridge probe: test R2" in told
+    latex = to_latex(mixed[3])
+    assert r"logistic probe: test accuracy in \%" in latex or "logistic probe: test accuracy in %" in latex
+    assert "ridge probe: test R2" in latex
 
 
 def test_rows_are_described_without_classes():
     task, states = made()
-    told = describe_rows(split_task(task, states, 0))
-    assert told == {"rows": 240, "train": 120, "dev": 40, "test": 80, "different numbers": 240}
+    counts = describe_rows(split_task(task, states, 0))
+    assert counts == {"rows": 240, "train": 120, "dev": 40, "test": 80, "different numbers": 240}
 
 
 def test_any_regressor_is_a_probe():
@@ -231,10 +233,10 @@ def test_a_regressor_that_raises_in_a_cell_spoils_it_alone():
 
     task, states = made()
     sound = sweep([task], states, {"ridge": Fails()})
-    states.shards[0][name_of(1, "mean")][:] += 100
-    told = []
-    results = sweep([task], states, {"ridge": Fails()}, failed=told.append)
-    assert told == ["probe 'ridge' failed on layer 1, mean (hand:made:number): ValueError: too large for me"]
+    states.shards[0][tensor_name(1, "mean")][:] += 100
+    failures = []
+    results = sweep([task], states, {"ridge": Fails()}, on_failure=failures.append)
+    assert failures == ["probe 'ridge' failed on layer 1, mean (hand:made:number): ValueError: too large for me"]
     gone = (sound.layer == 1) & (sound.readout == "mean")
     pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
 
@@ -247,12 +249,12 @@ def test_the_control_task_gives_words_numbers_of_train():
     texts = [f"the {''.join(random.choice(list('abc'), 3))} house" for _ in range(300)]
     y, side = random.normal(size=300) - 9, np.repeat(["train", "dev", "test"], 100)
     drawn = word_type(texts, y, side, 0)
-    known = labelled(drawn)
+    known = has_label(drawn)
     assert drawn.dtype == np.float64
     assert 0 < known.sum() < 300
     assert set(drawn[known]) <= set(y[:100])
     codes = np.unique(y, return_inverse=True)[1]
-    assert (labelled(word_type(texts, codes, side, 0)) == known).all()
+    assert (has_label(word_type(texts, codes, side, 0)) == known).all()
     assert coverage(drawn, side)[0] == known[200:].mean()
 
 
@@ -260,28 +262,28 @@ def test_the_control_task_gives_words_numbers_of_train():
 
 
 def test_skill_is_r2_text_by_text_and_spreads_as_the_bootstrap_does():
-    true, told = simulations._numbers("lengths", np.random.default_rng(0), (3, 800), 0.6)
+    true, predicted = simulations._numbers("lengths", np.random.default_rng(0), (3, 800), 0.6)
     true = true[0]
-    skill = stats.skill(told, true)
-    assert skill.mean(1) == pytest.approx(metric.r2(told, true, np.ones((1, 800)))[:, 0])
-    told[:, :] = 0.6 * true + 5 + np.random.default_rng(1).normal(size=told.shape) * 3
-    replicates = stats.bootstrap(lambda counts: metric.r2(told, true, counts), 800)
-    assert stats.skill(told, true).std(1) / np.sqrt(800) == pytest.approx(replicates.std(1), rel=0.06)
-    assert (stats.skill(told, np.full(800, 3.0)) == 0).all()
+    skill = stats.skill(predicted, true)
+    assert skill.mean(1) == pytest.approx(metric.r2(predicted, true, np.ones((1, 800)))[:, 0])
+    predicted[:, :] = 0.6 * true + 5 + np.random.default_rng(1).normal(size=predicted.shape) * 3
+    replicates = stats.bootstrap(lambda counts: metric.r2(predicted, true, counts), 800)
+    assert stats.skill(predicted, true).std(1) / np.sqrt(800) == pytest.approx(replicates.std(1), rel=0.06)
+    assert (stats.skill(predicted, np.full(800, 3.0)) == 0).all()
 
 
 def test_number_intervals_hold_their_values():
     random = np.random.default_rng(0)
     true = random.integers(5, size=60).astype(float)
-    told = random.normal(size=(4, 60))
-    told[0], told[1], told[2] = true, -9 * true, 2.0
-    found = stats.number_intervals(told, true)
-    for low, high in ((found[name][1], found[name][2]) for name in found):
+    predicted = random.normal(size=(4, 60))
+    predicted[0], predicted[1], predicted[2] = true, -9 * true, 2.0
+    intervals = stats.number_intervals(predicted, true)
+    for low, high in ((intervals[name][1], intervals[name][2]) for name in intervals):
         assert (high <= 1).all()
         assert (low <= high).all()
-    assert found["r2"][0][0] == 1
-    assert found["spearman"][0][:2] == pytest.approx([1, -1], abs=1e-12)
-    assert found["spearman"][0][2] == 0  # one number for all tells no order
+    assert intervals["r2"][0][0] == 1
+    assert intervals["spearman"][0][:2] == pytest.approx([1, -1], abs=1e-12)
+    assert intervals["spearman"][0][2] == 0  # one number for all tells no order
 
 
 @pytest.mark.parametrize("R2", [0.02, 0.5, 0.9])
@@ -297,11 +299,11 @@ def test_intervals_of_spearman_cover_as_they_promise(kind):
 
 def test_an_interval_that_forgot_the_variance_of_the_sample_would_not_cover():
     """The broken twin: 1 - error^2 / variance alone, whose mean is R2 too."""
-    true, told = simulations._numbers("Gaussian", np.random.default_rng(0), (1000, 200), 0.1)
-    plain = 1 - (told - true) ** 2 / true.var(1, keepdims=True)
+    true, predicted = simulations._numbers("Gaussian", np.random.default_rng(0), (1000, 200), 0.1)
+    plain = 1 - (predicted - true) ** 2 / true.var(1, keepdims=True)
     truth = simulations._truth("Gaussian", 0.1)[0]
-    assert simulations.covered(stats.skewed(plain), truth) > 0.985  # far too wide
-    assert 0.93 < simulations.covered(stats.skewed(stats.skill(told, true)), truth) < 0.97
+    assert simulations.covered(stats.mean_interval(plain), truth) > 0.985  # far too wide
+    assert 0.93 < simulations.covered(stats.mean_interval(stats.skill(predicted, true)), truth) < 0.97
 
 
 def test_paired_differences_of_r2_cover_as_they_promise():
@@ -356,7 +358,7 @@ def test_the_layer_is_chosen_by_r2_on_dev():
     assert (chosen.dev, chosen.test) == (pytest.approx(0.8), pytest.approx(0.8))
     assert 0.7 < chosen.low < 0.8 < chosen.high < 0.87
     assert choose.best_baseline(table()).name == "bag of words"
-    assert "mean of train" in set(choose.baselines_of(table()).name)
+    assert "mean of train" in set(choose.list_baselines(table()).name)
 
 
 @pytest.mark.parametrize(("cls", "bag", "outcome"), [(0.8, 0.5, "yes"), (0.8, 0.8, "undecided"), (0.4, 0.8, "no")])
@@ -395,15 +397,15 @@ def test_the_page_of_numbers_draws():
 
 def test_a_summary_has_r2_spearman_gain_and_selectivity(mixed):
     _, task, _, results, blocks = mixed
-    rows = choose.judged_rows(joined(blocks).query("task == @task.name"), Run().probes)
-    found = choose.summary(rows, results).set_index("readout")
-    best = found.loc["mean"]
-    assert (found.index[0], best.layer) == ("mean", 1)
+    rows = choose.judged_rows(concat_predictions(blocks).query("task == @task.name"), Run().probes)
+    summary = choose.summary(rows, results).set_index("readout")
+    best = summary.loc["mean"]
+    assert (summary.index[0], best.layer) == ("mean", 1)
     seeds = results[(results.task == task.name) & (results.control == "none") & (results.layer == 1)]
     expected = seeds[(seeds.readout == "mean") & (seeds.split == "test")].groupby("metric").value.mean()
     assert (best.r2, best.spearman) == (pytest.approx(expected.r2), pytest.approx(expected.spearman))
     assert best["gain low"] < best.gain < best["gain high"]
-    assert {"bits", "accuracy", "p"}.isdisjoint(found.columns)
+    assert {"bits", "accuracy", "p"}.isdisjoint(summary.columns)
 
 
 def test_bands_are_quantiles_with_names():
@@ -507,17 +509,17 @@ def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "sentence"),
     [
         (["--probes", "logistic"], "has numbers, which logistic cannot read. Add a probe that does, such as ridge."),
         (["--target", "class", "--label-column", "dog", "--probes", "ridge"], "has classes, which ridge cannot read."),
         (["--readouts", "attention"], "learns its pooling from classes, and file:d:half has numbers."),
     ],
 )
-def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, told, tmp_path, capsys):
+def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, sentence, tmp_path, capsys):
     assert call(*arguments(folder), *more, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert sentence in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -58,10 +58,10 @@ def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(dim, share):
     y = (np.arange(n + unseen) % 10 < 10 * share).astype(int)
     X = random.normal(size=(len(DISTANCES), n + unseen, dim)).astype(np.float32)
     X += (np.array(DISTANCES)[:, None] * (y - 0.5))[..., None] * (u / np.linalg.norm(u))
-    told = predict_each(LogisticProbe(), X[:, :n], y[:n, None], X[:, n:])
-    own = np.take_along_axis(told.log2_proba[:, 0], y[None, n:, None], -1)[..., 0]
+    predictions = predict_each(LogisticProbe(), X[:, :n], y[:n, None], X[:, n:])
+    own = np.take_along_axis(predictions.log2_proba[:, 0], y[None, n:, None], -1)[..., 0]
     once = np.ones((1, unseen))
-    accuracy, bits = metric.accuracy(told.codes[:, 0], y[n:], once)[:, 0], metric.bits(own, once)[:, 0]
+    accuracy, bits = metric.accuracy(predictions.codes[:, 0], y[n:], once)[:, 0], metric.bits(own, once)[:, 0]
     for cell, d in enumerate(DISTANCES):
         right, mean, deviation = best_possible(d, share)
         assert abs(accuracy[cell] - right) < 3 * np.sqrt(right * (1 - right) / unseen), d
@@ -84,11 +84,11 @@ def grid(seed, d):
     X[planted, :, 0] += d * y
     sides = np.split(np.arange(len(y)), [train, train + dev])
     rows = np.concatenate(sides[1:])
-    told = predict_each(
+    predictions = predict_each(
         LogisticProbe(), X[:, sides[0]], y[sides[0], None], X[:, rows],
         dev=(X[:, sides[1]], y[sides[1], None]), strengths=STRENGTHS,
     )  # fmt: skip
-    codes, labels = told.codes[:, 0], y[rows]
+    codes, labels = predictions.codes[:, 0], y[rows]
     chosen = int((codes[:, :dev] == labels[:dev]).mean(1).argmax())
     p, threshold = stats.max_t(codes[:, dev:], labels[dev:], draws=199, seed=seed)
     right = (codes[:, dev:] == labels[dev:]).mean(1)
@@ -96,7 +96,7 @@ def grid(seed, d):
     return planted, chosen, p
 
 
-def found(seeds):
+def search_planted(seeds):
     """How often the planted cell is the one that dev chooses, is significant, and how often another one is."""
     counts = np.zeros(3, int)
     for seed in seeds:
@@ -106,14 +106,14 @@ def found(seeds):
 
 
 def test_a_planted_cell_is_found_20_times_of_20():
-    chosen, significant, false = found(range(20))
+    chosen, significant, false = search_planted(range(20))
     assert chosen == significant == 20
     assert false <= 3
 
 
 @pytest.mark.long
 def test_a_planted_cell_is_found_200_times_of_200():
-    chosen, significant, false = found(range(1000, 1200))
+    chosen, significant, false = search_planted(range(1000, 1200))
     assert chosen == significant == 200
     assert false / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
 

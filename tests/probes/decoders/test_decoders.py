@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clsprobe.analysis.reconstruction.scores import gained
+from clsprobe.analysis.reconstruction.scores import measure_gain
 from clsprobe.probes.decoders import bag, base, sequence, slot
 from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.decoders.base import Pace
-from clsprobe.probes.decoders.search import Found, beam_search, corrected, nearest
+from clsprobe.probes.decoders.search import SearchResult, beam_search, choose_nearest, correct_texts
 from clsprobe.probes.decoders.sequence import SequenceDecoder
 from clsprobe.probes.decoders.slot import SlotDecoder
 from clsprobe.probes.errors import InputError
@@ -32,11 +32,11 @@ def hasty(monkeypatch):
     monkeypatch.setattr(base, "FEWEST", 8)
 
 
-def small(**more) -> SequenceDecoder:
+def make_small(**more) -> SequenceDecoder:
     return SequenceDecoder(width=32, depth=1, pace=QUICK, **more)
 
 
-def planted(kind, n, seed, *, repeat=(1,) * CHANNELS):
+def make_planted(kind, n, seed, *, repeat=(1,) * CHANNELS):
     """Vectors (1, text, dim) that tell ten fair bits nearly without noise, and texts made of these bits.
 
     bag: token i stands in the text where bit i is 1. slot: the token at place i is one of two. repeat: how many tokens
@@ -49,16 +49,16 @@ def planted(kind, n, seed, *, repeat=(1,) * CHANNELS):
     if kind == "bag":
         ids = [3 + np.flatnonzero(row) for row in bits]
     else:
-        told = np.repeat(bits, repeat, 1)
-        ids = [3 + 2 * np.arange(told.shape[1]) + row for row in told]
+        repeated = np.repeat(bits, repeat, 1)
+        ids = [3 + 2 * np.arange(repeated.shape[1]) + row for row in repeated]
     return vectors[None].astype(np.float32), ids
 
 
-def noise(n, seed):
+def make_noise(n, seed):
     return np.random.default_rng(seed).standard_normal((1, n, DIM)).astype(np.float32)
 
 
-def told(decoder, vectors, ids):
+def measure_gains(decoder, vectors, ids):
     """Bits a text gained over the blind decoder."""
     return (decoder.blind_bits(ids) - decoder.bits(vectors, ids))[0]
 
@@ -68,16 +68,16 @@ def told(decoder, vectors, ids):
     [
         ("bag", BagDecoder, (1,) * 10),
         ("slot", SlotDecoder, (1,) * 10),
-        ("slot", small, (1,) * 10),
-        ("slot", small, (2, 2, 1, 1, 1, 1, 2, 1, 1, 2)),  # bits that several tokens share: still ten
+        ("slot", make_small, (1,) * 10),
+        ("slot", make_small, (2, 2, 1, 1, 1, 1, 2, 1, 1, 2)),  # bits that several tokens share: still ten
     ],
     ids=["bag", "slot", "sequence", "sequence, shared bits"],
 )
 def test_the_planted_bits_are_found(kind, make, repeat):
-    decoder = make().fit(*planted(kind, 1000, 0, repeat=repeat), dev=planted(kind, 200, 1, repeat=repeat))
-    vectors, ids = planted(kind, 600, 2, repeat=repeat)
-    assert decoder.reads_.all()
-    assert told(decoder, vectors, ids).mean() == pytest.approx(10, rel=0.05)
+    decoder = make().fit(*make_planted(kind, 1000, 0, repeat=repeat), dev=make_planted(kind, 200, 1, repeat=repeat))
+    vectors, ids = make_planted(kind, 600, 2, repeat=repeat)
+    assert decoder.informative_.all()
+    assert measure_gains(decoder, vectors, ids).mean() == pytest.approx(10, rel=0.05)
     assert decoder.blind_bits(ids).mean() == pytest.approx(10, rel=0.05)
     same = [set(a.tolist()) == set(b.tolist()) for a, b in zip(decoder.generate(vectors)[0], ids, strict=True)]
     assert np.mean(same) > 0.95
@@ -86,66 +86,68 @@ def test_the_planted_bits_are_found(kind, make, repeat):
 def test_a_decoder_that_takes_tokens_for_independent_counts_shared_bits_twice():
     """Why bits of different decoders are not comparable: one bit told by two tokens is two to a slot decoder."""
     repeat = (2,) * 2 + (1,) * 8
-    decoder = SlotDecoder().fit(*planted("slot", 1000, 0, repeat=repeat), dev=planted("slot", 200, 1, repeat=repeat))
-    assert told(decoder, *planted("slot", 600, 2, repeat=repeat)).mean() == pytest.approx(12, rel=0.05)
+    decoder = SlotDecoder().fit(
+        *make_planted("slot", 1000, 0, repeat=repeat), dev=make_planted("slot", 200, 1, repeat=repeat)
+    )
+    assert measure_gains(decoder, *make_planted("slot", 600, 2, repeat=repeat)).mean() == pytest.approx(12, rel=0.05)
 
 
-def outside(make, runs, texts=(300, 120, 250), slots=3):
+def count_missed(make, runs, texts=(300, 120, 250), slots=3):
     """In how many runs on independent vectors the interval of the gain leaves out 0."""
     import pandas as pd
 
     missed = 0
     for seed in range(runs):
         parts = []
-        for at, n in enumerate(texts):
-            bits = np.random.default_rng([seed, at]).integers(0, 2, (n, slots))
-            parts.append((noise(n, 10 * seed + at), [3 + 2 * np.arange(slots) + row for row in bits]))
+        for part, n in enumerate(texts):
+            bits = np.random.default_rng([seed, part]).integers(0, 2, (n, slots))
+            parts.append((make_noise(n, 10 * seed + part), [3 + 2 * np.arange(slots) + row for row in bits]))
         decoder = make().fit(*parts[0], dev=parts[1])
         blind, bits = decoder.blind_bits(parts[2][1]), decoder.bits(*parts[2])[0]
-        _, low, high = gained(pd.DataFrame({"blind": blind, "bits": bits, "tokens": slots}))
+        _, low, high = measure_gain(pd.DataFrame({"blind": blind, "bits": bits, "tokens": slots}))
         missed += not low <= 0 <= high
     return missed
 
 
 def test_noise_tells_nothing():
-    assert outside(BagDecoder, 20) <= 1
+    assert count_missed(BagDecoder, 20) <= 1
 
 
-@pytest.mark.parametrize(("make", "runs"), [(SlotDecoder, 3), (small, 2)], ids=["slot", "sequence"])
+@pytest.mark.parametrize(("make", "runs"), [(SlotDecoder, 3), (make_small, 2)], ids=["slot", "sequence"])
 def test_noise_tells_the_slower_decoders_nothing(make, runs):
-    assert outside(make, runs) == 0
+    assert count_missed(make, runs) == 0
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("make", [SlotDecoder, small], ids=["slot", "sequence"])
+@pytest.mark.parametrize("make", [SlotDecoder, make_small], ids=["slot", "sequence"])
 def test_noise_tells_the_slower_decoders_nothing_twenty_times(make):
-    assert outside(make, 20) <= 1
+    assert count_missed(make, 20) <= 1
 
 
 def test_a_decoder_that_believes_what_it_has_learned_from_noise_is_found_out(monkeypatch):
     """The broken twin: no dev, every round is kept and every cell reads on."""
     monkeypatch.setattr(base, "GAIN", -1e9)
     monkeypatch.setattr(base, "SURE", -np.inf)
-    assert outside(BagDecoder, 4) >= 3
+    assert count_missed(BagDecoder, 4) >= 3
 
 
 def test_a_constant_vector_tells_exactly_nothing(hasty):
-    vectors, ids = planted("slot", 300, 0)
+    vectors, ids = make_planted("slot", 300, 0)
     constant = np.full_like(vectors, 0.3)
-    for make in (BagDecoder, SlotDecoder, small):
-        decoder = make().fit(constant, ids, dev=(constant[:, :100], planted("slot", 100, 1)[1]))
-        assert (told(decoder, constant, ids) == 0).all()
-        assert not decoder.reads_.any()
+    for make in (BagDecoder, SlotDecoder, make_small):
+        decoder = make().fit(constant, ids, dev=(constant[:, :100], make_planted("slot", 100, 1)[1]))
+        assert (measure_gains(decoder, constant, ids) == 0).all()
+        assert not decoder.informative_.any()
 
 
 def test_cells_that_are_trained_together_do_not_disturb_each_other():
-    vectors, ids = planted("slot", 600, 0)
-    dev, dev_ids = planted("slot", 150, 1)
+    vectors, ids = make_planted("slot", 600, 0)
+    dev, dev_ids = make_planted("slot", 150, 1)
     both = SlotDecoder().fit(
-        np.concatenate([noise(600, 5), vectors]), ids, dev=(np.concatenate([noise(150, 6), dev]), dev_ids)
+        np.concatenate([make_noise(600, 5), vectors]), ids, dev=(np.concatenate([make_noise(150, 6), dev]), dev_ids)
     )
-    assert both.reads_.tolist() == [False, True]
-    gain = both.blind_bits(dev_ids) - both.bits(np.concatenate([noise(150, 7), dev]), dev_ids)
+    assert both.informative_.tolist() == [False, True]
+    gain = both.blind_bits(dev_ids) - both.bits(np.concatenate([make_noise(150, 7), dev]), dev_ids)
     assert gain.mean(1)[0] == 0
     assert gain.mean(1)[1] > 9
 
@@ -159,17 +161,17 @@ def writer():
     random = np.random.default_rng(0)
     ids = [random.integers(0, 9, random.integers(1, 7)) for _ in range(120)]
     vectors = random.standard_normal((1, 120, DIM)).astype(np.float32)
-    vectors[0, :, 0] = [len(one) for one in ids]
+    vectors[0, :, 0] = [len(text_ids) for text_ids in ids]
     decoder = SequenceDecoder(width=32, depth=2, pace=Pace(4e-3, 32, 3))
     return decoder.fit(vectors, ids, dev=(vectors[:, :60], ids[:60])), vectors, ids
 
 
 def test_no_token_sees_what_comes_after_it(writer):
     decoder, vectors, ids = writer
-    row = next(i for i, one in enumerate(ids) if len(one) == 6)
+    row = next(i for i, text_ids in enumerate(ids) if len(text_ids) == 6)
     other = ids[row].copy()
     other[4] = (other[4] + 1) % 9
-    a, b = (decoder.bits_by_slot(vectors[:, row : row + 1], [one])[0, 0] for one in (ids[row], other))
+    a, b = (decoder.bits_by_slot(vectors[:, row : row + 1], [text_ids])[0, 0] for text_ids in (ids[row], other))
     np.testing.assert_allclose(a[:4], b[:4], rtol=1e-5)
     assert abs(a[5] - b[5]) > 1e-6
 
@@ -185,10 +187,10 @@ def test_padding_and_company_change_nothing(writer):
 def test_what_can_follow_is_a_distribution(writer):
     """Over all texts of up to two tokens, and all that begin with one of two."""
     decoder, vectors, _ = writer
-    texts = [np.array(one, np.int64) for n in range(3) for one in product(range(9), repeat=n)]
+    texts = [np.array(text_ids, np.int64) for n in range(3) for text_ids in product(range(9), repeat=n)]
     bits = decoder.bits_by_slot(np.repeat(vectors[:, :1], len(texts), 1), texts)[0]
-    ended = [2.0 ** -one.sum() for one, text in zip(bits, texts, strict=True) if len(text) < 2]
-    open_ = [2.0 ** -one[:2].sum() for one, text in zip(bits, texts, strict=True) if len(text) == 2]
+    ended = [2.0 ** -text_bits.sum() for text_bits, text in zip(bits, texts, strict=True) if len(text) < 2]
+    open_ = [2.0 ** -text_bits[:2].sum() for text_bits, text in zip(bits, texts, strict=True) if len(text) == 2]
     assert sum(ended) + sum(open_) == pytest.approx(1, abs=1e-4)
 
 
@@ -197,8 +199,8 @@ def test_the_blind_decoder_has_beams_too(writer):
     decoder, *_ = writer
     greedy, best = (decoder.blind_bits([decoder.blind_text(beams=beams)])[0] for beams in (1, 200))
     assert best < greedy or decoder.blind_text(beams=200).tolist() == decoder.blind_text(beams=1).tolist()
-    every = [np.array(one) for n in range(3) for one in product(range(9), repeat=n)]
-    assert best <= decoder.blind_bits(every).min() + 1e-4
+    all_texts = [np.array(text) for n in range(3) for text in product(range(9), repeat=n)]
+    assert best <= decoder.blind_bits(all_texts).min() + 1e-4
 
 
 def test_the_chunked_loss_is_cross_entropy(monkeypatch):
@@ -220,11 +222,11 @@ def test_the_chunked_loss_is_cross_entropy(monkeypatch):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_any_causal_model_can_be_the_decoder(tmp_path, frozen):
     folder = models.save("gpt2", tmp_path / "gpt2")
-    vectors, ids = planted("slot", 150, 0)
+    vectors, ids = make_planted("slot", 150, 0)
     decoder = SequenceDecoder(str(folder), frozen=frozen, pace=Pace(2e-3, 64, 2))
     decoder.fit(vectors, ids, dev=(vectors[:, :60], ids[:60]))
-    learned = set(decoder.written_[0])
-    assert {"prefix", "map"} <= learned
+    names = set(decoder.written_[0])
+    assert {"prefix", "map"} <= names
     before = dict(sequence.load_causal(str(folder))[0].base_model.named_parameters())
     after = {
         name.removeprefix("body."): value for name, value in decoder.written_[0].items() if name.startswith("body.")
@@ -243,21 +245,21 @@ def test_beams_find_the_likeliest_texts():
     """Against all texts of up to three tokens."""
     table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).mul(2).log_softmax(1)  # the last code ends
 
-    def follow(rows, told):
-        return table[told[:, -1]] if told.shape[1] else table[rows % 4]
+    def predict_next(rows, codes):
+        return table[codes[:, -1]] if codes.shape[1] else table[rows % 4]
 
     def score(row, text):
         codes = [row % 4, *text, 4] if len(text) < 3 else [row % 4, *text]
         return sum(float(table[a, b]) for a, b in pairwise(codes))
 
-    every = [text for n in range(4) for text in product(range(4), repeat=n)]
-    found = beam_search(follow, 3, beams=85, slots=3, end=4, device=torch.device("cpu"))
-    for row, told in enumerate(found):
-        best = sorted(every, key=lambda text: -score(row, text))
-        assert [tuple(one.tolist()) for one in told[:8]] == best[:8]
+    all_texts = [text for n in range(4) for text in product(range(4), repeat=n)]
+    results = beam_search(predict_next, 3, beams=85, slots=3, end=4, device=torch.device("cpu"))
+    for row, codes in enumerate(results):
+        best = sorted(all_texts, key=lambda text: -score(row, text))
+        assert [tuple(beam.tolist()) for beam in codes[:8]] == best[:8]
 
 
-def encoded(texts):
+def encode_texts(texts):
     """Order and words both count."""
     return np.array(
         [[sum((i + 1) * (ord(c) % m) for i, c in enumerate(text)) + 1 for m in (7, 11, 13, 17)] for text in texts],
@@ -268,36 +270,36 @@ def encoded(texts):
 def test_the_nearest_candidate_wins_and_never_loses_to_the_first():
     texts = ["a b c", "d e f", "g h"]
     candidates = [["c b a", "a b c"], ["d e f", "f e d"], ["x", "y"]]
-    found = nearest(candidates, encoded(texts), encoded)
-    assert found.texts[:2] == ["a b c", "d e f"]
-    np.testing.assert_allclose(found.cosine[:2], 1)
-    firsts = nearest([told[:1] for told in candidates], encoded(texts), encoded)
-    assert (found.cosine >= firsts.cosine - 1e-12).all()
+    result = choose_nearest(candidates, encode_texts(texts), encode_texts)
+    assert result.texts[:2] == ["a b c", "d e f"]
+    np.testing.assert_allclose(result.cosine[:2], 1)
+    firsts = choose_nearest([texts_of_row[:1] for texts_of_row in candidates], encode_texts(texts), encode_texts)
+    assert (result.cosine >= firsts.cosine - 1e-12).all()
 
 
 def test_corrections_come_closer():
-    target = encoded(["the red cat sleeps"])
-    start = nearest([["the blue cat sees"]], target, encoded)
+    target = encode_texts(["the red cat sleeps"])
+    start = choose_nearest([["the blue cat sees"]], target, encode_texts)
     words = ["the", "red", "cat", "sleeps", "blue", "sees"]
 
     def mutate(row, text, random):
-        told = text.split()
+        words_of_text = text.split()
         return [
-            " ".join([*told[:at], str(random.choice(words)), *told[at + 1 :]])
-            for at in range(len(told))
+            " ".join([*words_of_text[:i], str(random.choice(words)), *words_of_text[i + 1 :]])
+            for i in range(len(words_of_text))
             for _ in range(6)
         ]
 
-    better = corrected(start, target, encoded, mutate, rounds=6)
+    better = correct_texts(start, target, encode_texts, mutate, rounds=6)
     assert better.cosine[0] > start.cosine[0]
-    assert corrected(start, target, encoded, lambda *_: [], rounds=2).texts == start.texts
-    assert isinstance(better, Found)
+    assert correct_texts(start, target, encode_texts, lambda *_: [], rounds=2).texts == start.texts
+    assert isinstance(better, SearchResult)
 
 
 # ------------------------------------------------------------------------------------------------- going on, bad input
 
 
-def tiny() -> SequenceDecoder:
+def make_tiny() -> SequenceDecoder:
     return SequenceDecoder(width=16, depth=1, pace=Pace(4e-3, 64, 4))
 
 
@@ -306,14 +308,14 @@ def tiny() -> SequenceDecoder:
     [
         (BagDecoder, "_bits", ["kept.safetensors"]),
         (SlotDecoder, "_bits", ["kept.safetensors"]),
-        (tiny, "_nats", [f"kept.{what}.safetensors" for what in ("cell-1-of-1", "no-input-again", "no-input")]),
+        (make_tiny, "_nats", [f"kept.{what}.safetensors" for what in ("cell-1-of-1", "no-input-again", "no-input")]),
     ],
     ids=["bag", "slot", "sequence"],
 )
 def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty, make, judge, files):
     monkeypatch.setattr(base, "OFTEN", -1)
     monkeypatch.setattr(bag, "PACE", Pace(rate=5e-3, batch=128, rounds=5))
-    train, dev = planted("slot", 200, 0), planted("slot", 60, 1)
+    train, dev = make_planted("slot", 200, 0), make_planted("slot", 60, 1)
     whole = make().fit(*train, dev=dev)
     kind, calls, judged = type(whole), [], getattr(type(whole), judge)
 
@@ -325,68 +327,68 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty, make, jud
 
     monkeypatch.setattr(kind, judge, stopped)
     with pytest.raises(KeyboardInterrupt):
-        make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
-    again = make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
-    for one, other in zip(learned(whole), learned(again), strict=True):
+        make().fit(*train, dev=dev, checkpoint=tmp_path / "kept.safetensors")
+    again = make().fit(*train, dev=dev, checkpoint=tmp_path / "kept.safetensors")
+    for one, other in zip(list_learned(whole), list_learned(again), strict=True):
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=0)
     before = len(calls)
-    make().fit(*train, dev=dev, keep=tmp_path / "kept.safetensors")
+    make().fit(*train, dev=dev, checkpoint=tmp_path / "kept.safetensors")
     assert len(calls) - before <= len(files) + 3  # what is finished is not trained again
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
-def learned(decoder):
+def list_learned(decoder):
     return decoder.written_ if isinstance(decoder, SequenceDecoder) else [decoder.parameters_]
 
 
-def made_of(folder):
+def read_digests(folder):
     """What the trainings that are kept there were made of."""
-    found = set()
+    digests = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found.add(file.metadata()["run"])
-    return found
+            digests.add(file.metadata()["run"])
+    return digests
 
 
-@pytest.mark.parametrize("make", [BagDecoder, SlotDecoder, tiny], ids=["bag", "slot", "sequence"])
+@pytest.mark.parametrize("make", [BagDecoder, SlotDecoder, make_tiny], ids=["bag", "slot", "sequence"])
 def test_a_training_with_other_dev_vectors_is_not_gone_on_with(tmp_path, monkeypatch, hasty, make):
     monkeypatch.setattr(bag, "PACE", Pace(rate=5e-3, batch=128, rounds=1))
-    train, (vectors, ids) = planted("slot", 120, 0), planted("slot", 60, 1)
+    train, (vectors, ids) = make_planted("slot", 120, 0), make_planted("slot", 60, 1)
     for number, dev in enumerate((vectors, vectors, vectors[:, ::-1].copy())):
         (tmp_path / str(number)).mkdir()
-        make().fit(*train, dev=(dev, ids), keep=tmp_path / str(number) / "kept.safetensors")
-    first, again, other = (made_of(tmp_path / str(number)) for number in range(3))
+        make().fit(*train, dev=(dev, ids), checkpoint=tmp_path / str(number) / "kept.safetensors")
+    first, again, other = (read_digests(tmp_path / str(number)) for number in range(3))
     assert first == again
     assert first.isdisjoint(other)
 
 
 def test_a_training_of_another_model_of_that_name_is_not_gone_on_with(tmp_path):
-    train, dev = planted("slot", 60, 0), planted("slot", 60, 1)
+    train, dev = make_planted("slot", 60, 0), make_planted("slot", 60, 1)
     for number, layers in enumerate((1, 1, 2)):
         models.save("gpt2", tmp_path / "gpt2", layers)
         (tmp_path / str(number)).mkdir()
         decoder = SequenceDecoder(str(tmp_path / "gpt2"), frozen=True, pace=Pace(2e-3, 64, 1))
-        decoder.fit(*train, dev=dev, keep=tmp_path / str(number) / "kept.safetensors")
-    first, again, other = (made_of(tmp_path / str(number)) for number in range(3))
+        decoder.fit(*train, dev=dev, checkpoint=tmp_path / str(number) / "kept.safetensors")
+    first, again, other = (read_digests(tmp_path / str(number)) for number in range(3))
     assert first == again
     assert first.isdisjoint(other)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", None], ids=["empty", "torn", "of other texts"])
 def test_a_file_that_does_not_fit_is_not_gone_on_with(tmp_path, content, hasty):
-    train, dev, keep = planted("slot", 200, 0), planted("slot", 60, 1), tmp_path / "slot.safetensors"
+    train, dev, path = make_planted("slot", 200, 0), make_planted("slot", 60, 1), tmp_path / "slot.safetensors"
     whole = SlotDecoder().fit(*train, dev=dev)
     if content is None:
-        SlotDecoder().fit(*planted("slot", 200, 8), dev=dev, keep=keep)
+        SlotDecoder().fit(*make_planted("slot", 200, 8), dev=dev, checkpoint=path)
     else:
-        keep.write_bytes(content)
-    again = SlotDecoder().fit(*train, dev=dev, keep=keep)
+        path.write_bytes(content)
+    again = SlotDecoder().fit(*train, dev=dev, checkpoint=path)
     torch.testing.assert_close(again.parameters_["map"], whole.parameters_["map"], rtol=0, atol=0)
 
 
 def test_what_cannot_be_decoded_is_said_in_one_line(tmp_path, hasty):
-    vectors, ids = planted("slot", 60, 0)
+    vectors, ids = make_planted("slot", 60, 0)
     dev = vectors[:, :20], ids[:20]
     fitted = BagDecoder(slots=12).fit(vectors, ids, dev=dev)
     empty = vectors.copy()
@@ -412,11 +414,11 @@ def test_what_cannot_be_decoded_is_said_in_one_line(tmp_path, hasty):
 
 
 def test_tokens_that_train_lacks_cost_nothing_and_are_never_written(hasty):
-    vectors, ids = planted("slot", 300, 0)
+    vectors, ids = make_planted("slot", 300, 0)
     decoder = SlotDecoder().fit(vectors, ids, dev=(vectors[:, :80], ids[:80]))
-    strange = [one.copy() for one in ids[:5]]
-    for one in strange:
-        one[2] = 777
+    strange = [text_ids.copy() for text_ids in ids[:5]]
+    for text_ids in strange:
+        text_ids[2] = 777
     bits = decoder.bits_by_slot(vectors[:, :5], strange)[0]
     assert (bits[:, 2] == 0).all()
     np.testing.assert_allclose(bits[:, 3:], decoder.bits_by_slot(vectors[:, :5], ids[:5])[0][:, 3:])

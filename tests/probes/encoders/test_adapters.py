@@ -11,12 +11,12 @@ import models
 import numpy as np
 import pytest
 import torch
-from architectures import BROKEN, RUNNING, fitting, held, tapped
+from architectures import BROKEN, RUNNING, fitting_texts, installed_hooks, record_layers
 from house import ROOT
 from models import DIM, TEXTS, model_type
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
-from vectors import stacked
+from vectors import stack_cells
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED
 from clsprobe.probes.encoders.describing import describe
@@ -24,8 +24,8 @@ from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.extractor import Extractor, plan
-from clsprobe.probes.extraction.readouts import DEFAULT, parse
+from clsprobe.probes.extraction.extractor import Extractor, plan_batches
+from clsprobe.probes.extraction.readouts import DEFAULT, parse_readouts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,9 +62,9 @@ def load(folders) -> Callable[[str], Encoder]:
 
 def batches(encoder: Encoder, budget: int = 60) -> Iterator[tuple[np.ndarray, Any]]:
     """The batches that an Extractor with this budget runs."""
-    rows = encoder.tokenize(fitting(encoder))
+    rows = encoder.tokenize(fitting_texts(encoder))
     lengths = np.array([len(row.ids) for row in rows])
-    for chosen in plan(lengths, budget, equal=encoder.checked["leaks"]):
+    for chosen in plan_batches(lengths, budget, equal=encoder.checked["leaks"]):
         yield chosen, encoder.batch([rows[i] for i in chosen])
 
 
@@ -80,9 +80,9 @@ def shallower(shape: str, weights: dict[str, torch.Tensor], layers: int) -> torc
     if shape == "funnel":
         made.block_sizes, made.block_repeats, made.architectures = [layers], [1], ["FunnelBaseModel"]
     model = AutoModel.from_config(made).eval().requires_grad_(False)
-    mine = {key: value for key, value in weights.items() if key in model.state_dict()}
-    lacking = model.load_state_dict(mine, strict=False, assign=True)
-    assert not [key for key in lacking.missing_keys if key.startswith(ADAPTERS[model_type(shape)].part)]
+    shared = {key: value for key, value in weights.items() if key in model.state_dict()}
+    report = model.load_state_dict(shared, strict=False, assign=True)
+    assert not [key for key in report.missing_keys if key.startswith(ADAPTERS[model_type(shape)].part)]
     adapter = ADAPTERS[model_type(shape)]
     if adapter.norm:
         parent, _, name = adapter.norm.rpartition(".")
@@ -92,13 +92,13 @@ def shallower(shape: str, weights: dict[str, torch.Tensor], layers: int) -> torc
 
 def last_of(shape: str, model: torch.nn.Module, layers: int, encoder: Encoder, batch: Any) -> torch.Tensor:
     """What a model of so many layers gives out."""
-    asked: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.real.long()}
+    inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.real.long()}
     if shape == "xlnet":  # [CLS] has a segment of its own
-        asked["token_type_ids"] = 2 * (batch.ids == encoder.cls_id).long() * batch.special
+        inputs["token_type_ids"] = 2 * (batch.ids == encoder.cls_id).long() * batch.special
     if shape != "canine":
-        return model(**asked).last_hidden_state
+        return model(**inputs).last_hidden_state
     # Character layers come before and after: two states of those before, then those of the deep stack.
-    molecules = model(**asked, output_hidden_states=True).hidden_states[2 + layers]
+    molecules = model(**inputs, output_hidden_states=True).hidden_states[2 + layers]
     characters = [molecules[:, 0]]  # [CLS]
     for i in range(1, batch.ids.shape[1]):
         characters.append(molecules[:, min(1 + i // 4, molecules.shape[1] - 1)])
@@ -110,21 +110,21 @@ def assert_depth_oracle(shape: str, encoder: Encoder, folder: Path) -> None:
     weights = {f"{part}{key}": value for key, value in encoder.model.state_dict().items()}
     inner = 2 if shape == "albert-2" else 1
     assert encoder.description.layers == 3 * inner
-    seen = [(batch, tapped(encoder, batch)) for _, batch in batches(encoder)]
+    runs = [(batch, record_layers(encoder, batch)) for _, batch in batches(encoder)]
     if shape in NEVER_EMPTY:
         first = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        for batch, layers in seen:
+        for batch, layers in runs:
             with torch.no_grad():
-                asked = first(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
-            assert torch.equal(layers[0], asked.hidden_states[0][:, : batch.ids.shape[1]])
+                output = first(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
+            assert torch.equal(layers[0], output.hidden_states[0][:, : batch.ids.shape[1]])
     for layer in range(inner if shape in NEVER_EMPTY else 0, 3 * inner + 1, inner):
         model = shallower(shape, weights, layer // inner)
-        for batch, layers in seen:
+        for batch, layers in runs:
             assert list(layers) == list(range(3 * inner + 1))
             with torch.no_grad():
-                wanted = last_of(shape, model, layer // inner, encoder, batch)
-            assert wanted.shape == (*batch.ids.shape, DIM)
-            assert torch.equal(layers[layer], wanted), layer
+                expected = last_of(shape, model, layer // inner, encoder, batch)
+            assert expected.shape == (*batch.ids.shape, DIM)
+            assert torch.equal(layers[layer], expected), layer
 
 
 @pytest.mark.parametrize("shape", RUNNING)
@@ -140,7 +140,7 @@ def test_inner_layers_of_a_group(load, folders):
     for _, batch in batches(encoder):
         with torch.no_grad():
             every = asked(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
-        seen = tapped(encoder, batch)
+        seen = record_layers(encoder, batch)
         assert len(every.hidden_states) == len(seen) == 7
         assert all(torch.equal(seen[layer], wanted) for layer, wanted in enumerate(every.hidden_states))
 
@@ -154,7 +154,7 @@ def test_groups_of_albert(tmp_path):
     groups = [point.module.split(".")[2] for point in encoder.points]
     assert groups == ["0", "0", "0", "1", "1"]
     (_, batch), *_ = batches(encoder, 10_000)
-    assert list(tapped(encoder, batch)) == [0, 1, 2, 3, 4]
+    assert list(record_layers(encoder, batch)) == [0, 1, 2, 3, 4]
 
 
 def test_flaubert_with_the_norm_before(folders, monkeypatch):
@@ -181,23 +181,23 @@ def test_no_hook_stays_and_a_foreign_one_survives(shape, load):
     calls: list[str] = []
     module = encoder.model.get_submodule(encoder.points[-1].module)
     foreign = module.register_forward_hook(lambda *args: calls.append("foreign"))
-    before = held(encoder.model)
+    before = installed_hooks(encoder.model)
 
     def broken(layer: int, hidden: torch.Tensor) -> None:
         raise ZeroDivisionError
 
     try:
-        tapped(encoder, batch)
-        assert held(encoder.model) == before
+        record_layers(encoder, batch)
+        assert installed_hooks(encoder.model) == before
         assert calls
         with pytest.raises(ZeroDivisionError), tap(encoder, broken):
             encoder.forward(batch)
-        assert held(encoder.model) == before
+        assert installed_hooks(encoder.model) == before
         with pytest.raises((IndexError, RuntimeError, TypeError)), tap(encoder, lambda layer, hidden: None):
             encoder.model(input_ids=batch.ids.float() + 0.5)
-        assert held(encoder.model) == before
-        Extractor(encoder)(fitting(encoder))
-        assert held(encoder.model) == before
+        assert installed_hooks(encoder.model) == before
+        Extractor(encoder)(fitting_texts(encoder))
+        assert installed_hooks(encoder.model) == before
         assert foreign.id in module._forward_hooks
     finally:
         foreign.remove()
@@ -210,7 +210,7 @@ def test_a_block_that_runs_too_often_is_named(load):
     extra = encoder.blocks[2].register_forward_pre_hook(lambda module, args: again(*args) and None)
     try:
         with pytest.raises(RuntimeError, match=r"encoder\.layer\.1 ran more than 1 times"):
-            tapped(encoder, batch)
+            record_layers(encoder, batch)
     finally:
         extra.remove()
 
@@ -241,12 +241,12 @@ def test_every_pass_counts_anew(load):
 def test_batches_side_by_side_are_those_one_by_one(shape, load):
     """Threads share the model: nothing that one pass leaves in it may reach another."""
     encoder = load(shape)
-    texts = fitting(encoder) * 3
-    alone = stacked(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
+    texts = fitting_texts(encoder) * 3
+    alone = stack_cells(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        together = stacked(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
+        together = stack_cells(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
@@ -257,9 +257,9 @@ def test_batches_side_by_side_are_those_one_by_one(shape, load):
 def test_what_a_text_stands_with_changes_nothing(shape, load):
     """Where padding leaks, because texts of equal length stand together; and the source says so."""
     encoder = load(shape)
-    texts = fitting(encoder)
+    texts = fitting_texts(encoder)
     alone, together = (Extractor(encoder, max_tokens_per_batch=budget)(texts) for budget in (1, 10_000))
-    np.testing.assert_allclose(stacked(together), stacked(alone), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(stack_cells(together), stack_cells(alone), rtol=0, atol=2e-5)
     source = json.loads(json.dumps(together.source, allow_nan=False))
     leaks = model_type(shape) in LEAKING
     assert source["batched"] == ("by equal length" if leaks else "by length, padded")
@@ -286,18 +286,20 @@ def test_an_unforeseen_leak_is_seen(folders, monkeypatch):
     assert encoder.checked["padded"] > 1e-2
     states = Extractor(encoder)(TEXTS)
     assert states.source["batched"] == "by equal length"
-    np.testing.assert_allclose(stacked(states), stacked(Extractor(encoder, max_tokens_per_batch=1)(TEXTS)), atol=2e-5)
+    np.testing.assert_allclose(
+        stack_cells(states), stack_cells(Extractor(encoder, max_tokens_per_batch=1)(TEXTS)), atol=2e-5
+    )
 
 
 def test_big_bird_is_sparse_again_after_a_short_text(load):
     encoder = load("big_bird")
     long = [text for text in TEXTS if len(encoder.tokenize([text])[0].ids) > 14]
     assert long
-    first = stacked(Extractor(encoder, ["mean"])(long))
+    first = stack_cells(Extractor(encoder, ["mean"])(long))
     Extractor(encoder, ["mean"])(["cat"])
-    assert np.array_equal(stacked(Extractor(encoder, ["mean"])(long)), first)
+    assert np.array_equal(stack_cells(Extractor(encoder, ["mean"])(long)), first)
     encoder.model.config.attention_type = "original_full"
-    assert not np.array_equal(stacked(Extractor(encoder, ["mean"])(long)), first)
+    assert not np.array_equal(stack_cells(Extractor(encoder, ["mean"])(long)), first)
     encoder.model.config.attention_type = "block_sparse"
 
 
@@ -306,7 +308,7 @@ def test_plans_of_equal_lengths():
     for _ in range(100):
         lengths = rng.integers(1, 9, size=rng.integers(0, 50))
         budget = int(rng.integers(1, 40))
-        found = plan(lengths, budget, equal=True)
+        found = plan_batches(lengths, budget, equal=True)
         assert sorted(np.concatenate([[], *found])) == list(range(len(lengths)))
         assert all(len(set(lengths[rows])) == 1 for rows in found)
         assert all(len(rows) == 1 or lengths[rows].sum() <= budget for rows in found)
@@ -326,7 +328,7 @@ def test_the_final_norm_is_a_suffix(shape, load):
     for chosen, batch in batches(encoder):
         with torch.no_grad():
             final = encoder.forward(batch).last_hidden_state
-        for readout in parse(["token[1]", "mean", "max"]):
+        for readout in parse_readouts(["token[1]", "mean", "max"]):
             there = readout.present(batch).numpy()
             wanted = readout.read(final, batch).numpy()[there]
             assert np.array_equal(states.cell(3, f"{readout.name}+norm")[chosen][there], wanted)
@@ -339,7 +341,7 @@ def test_final_norms_that_are_not_there(load):
         Extractor(load("modernbert"), ["cls", "cls+norm"], layers=[0, 2])
     for name in ("cls+norm+norm", "+norm", "cls+nrom"):
         with pytest.raises(InputError, match="unknown readout"):
-            parse([name])
+            parse_readouts([name])
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "opt", "t5"])
@@ -359,7 +361,7 @@ def test_a_model_without_cls(shape, load):
 def test_where_cls_stands(shape, at, load):
     encoder = load(shape)
     batch = encoder.batch(encoder.tokenize(["cat dog"]))
-    (readout,) = parse(["cls"])
+    (readout,) = parse_readouts(["cls"])
     assert readout.position(batch).tolist() == [at % batch.ids.shape[1]]
 
 
@@ -372,8 +374,8 @@ def test_a_decoder_is_not_needed(folders, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     kept = {key: value for key, value in weights.items() if not key.startswith("decoder.")}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = stacked(Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS))
-    assert np.array_equal(found, stacked(Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS)))
+    found = stack_cells(Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS))
+    assert np.array_equal(found, stack_cells(Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS)))
     lost = {key: value for key, value in kept.items() if ".block.1." not in key}
     save_file(lost, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"its weights lack encoder\.block\.1"):
@@ -387,7 +389,7 @@ def test_an_unknown_architecture_that_passes(shape, load, folders, monkeypatch):
     encoder = load_encoder(str(folders(shape)))
     assert (encoder.adapter.blocks, encoder.adapter.norm) == (known.adapter.blocks, known.adapter.norm)
     assert encoder.checked["leaks"] == known.checked["leaks"]
-    wanted, found = (stacked(Extractor(each)(TEXTS)) for each in (known, encoder))
+    wanted, found = (stack_cells(Extractor(each)(TEXTS)) for each in (known, encoder))
     assert np.array_equal(found, wanted, equal_nan=True)
 
 

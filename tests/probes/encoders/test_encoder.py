@@ -20,7 +20,7 @@ import pytest
 import torch
 from models import DIM, KINDS, LIMIT, TEXTS
 from safetensors.torch import load_file, save_file
-from vectors import stacked
+from vectors import stack_cells
 
 from clsprobe.probes import hub
 from clsprobe.probes.encoders import describing, devices, finding, loading
@@ -127,9 +127,9 @@ def test_a_loaded_encoder_only_reads(saved, kind):
 
 
 def test_every_file_of_the_embedded_model_is_checked(monkeypatch, tmp_path):
-    copy = Path(shutil.copytree(finding.embedded_folder(), tmp_path / "model"))
+    copy = Path(shutil.copytree(finding.find_embedded_folder(), tmp_path / "model"))
     for module in (describing, loading):
-        monkeypatch.setattr(module, "embedded_folder", lambda: copy)
+        monkeypatch.setattr(module, "find_embedded_folder", lambda: copy)
     load_encoder()
     for file in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         whole = (copy / file).read_bytes()
@@ -268,7 +268,7 @@ def test_sentence_transformers_folders(saved, tmp_path, inside):
     encoder = load_encoder(str(tmp_path))
     assert encoder.description.digest == describe(str(saved["mpnet"])).digest or not inside
     assert encoder.description.model_type == "mpnet"
-    assert np.isfinite(stacked(Extractor(encoder, ["cls"])(TEXTS))).all()
+    assert np.isfinite(stack_cells(Extractor(encoder, ["cls"])(TEXTS))).all()
 
 
 def test_what_sentence_transformers_saves(saved, tmp_path):
@@ -277,8 +277,8 @@ def test_what_sentence_transformers_saves(saved, tmp_path):
 
     transformer = Transformer(str(saved["bert"]))
     SentenceTransformer(modules=[transformer, Pooling(DIM)], device="cpu").save(str(tmp_path / "saved"))
-    wanted = stacked(Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS))
-    assert np.array_equal(stacked(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS)), wanted)
+    wanted = stack_cells(Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS))
+    assert np.array_equal(stack_cells(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS)), wanted)
 
 
 def test_a_checkpoint_with_a_head(headed):
@@ -298,8 +298,8 @@ def test_weights_in_shards(saved, tmp_path, parts):
         save_file({k: v for k, v in weights.items() if keys[k] == file}, tmp_path / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": keys}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = stacked(Extractor(load_encoder(str(tmp_path)))(TEXTS))
-    assert np.array_equal(found, stacked(Extractor(load_encoder(str(saved["bert"])))(TEXTS)), equal_nan=True)
+    found = stack_cells(Extractor(load_encoder(str(tmp_path)))(TEXTS))
+    assert np.array_equal(found, stack_cells(Extractor(load_encoder(str(saved["bert"])))(TEXTS)), equal_nan=True)
     (tmp_path / keys["embeddings.word_embeddings.weight"]).unlink()
     assert "cannot be loaded" in refusal(str(tmp_path), load_encoder)
 
@@ -350,7 +350,7 @@ def test_the_tokenizer_of_a_larger_model(folder):
 
 
 def test_the_tokenizer_of_a_smaller_model(tmp_path):
-    copy = Path(shutil.copytree(finding.embedded_folder(), tmp_path / "model"))
+    copy = Path(shutil.copytree(finding.find_embedded_folder(), tmp_path / "model"))
     models.tokenizer("bert").save_pretrained(copy)
     (copy / "vocab.txt").unlink()
     message = refusal(str(copy), load_encoder)
@@ -472,7 +472,7 @@ def test_the_hub_says_no(monkeypatch, error, words):
     kind = getattr(errors, error, OSError)
     failure = kind.__new__(kind, "it said no")  # without the answer of the hub, which its __init__ wants
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
-    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
 
     def download(*args: Any, **options: Any) -> str:
         raise failure
@@ -492,7 +492,7 @@ def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     assert describe("org/name@v2").folder == saved["bert"]
     assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
     assert sorted(asked["allow_patterns"]) == ["*.json", "*.model", "*.safetensors", "*.txt"]
@@ -597,7 +597,7 @@ def test_an_untrained_encoder(saved, kind):
             assert not torch.equal(value, weights[key]), key
             assert not torch.equal(value, other.model.get_parameter(key)), key
     assert not any(module.training for module in untrained.model.modules())
-    assert np.isfinite(stacked(Extractor(untrained, ["mean"])(TEXTS))).all()
+    assert np.isfinite(stack_cells(Extractor(untrained, ["mean"])(TEXTS))).all()
 
 
 def test_loading_leaves_the_random_numbers_alone(saved):

@@ -34,7 +34,7 @@ from clsprobe.probes.tasks.task import PAIRED, pair, parts, readable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PAIRS = [  # the longest first, as `plan` orders them
+PAIRS = [  # the longest first, as `plan_batches` orders them
     ("a very very big red dog sleeps in the blue house", "the dog sleeps"),
     ("the cat sees the dog", "a big bird runs in the house"),
     ("the bird runs", "the bird sees the tree"),
@@ -126,7 +126,7 @@ def test_the_longer_text_is_cut_first(bert, most):
     assert [row.ids.tolist() for row in rows] == own["input_ids"]
     assert [row.types.tolist() for row in rows] == own["token_type_ids"]
     whole = [len(ids) for ids in bert.tokenizer(FIRSTS, SECONDS)["input_ids"]]
-    assert rows.full.tolist() == whole
+    assert rows.full_lengths.tolist() == whole
     long = [i for i, n in enumerate(whole) if n > most]
     assert long
     states = Extractor(bert, ["cls"], layers=[3], max_length=most, long_rows="truncate")(TEXTS)
@@ -211,11 +211,13 @@ def test_a_pair_is_one_text_and_two():
 def test_copies_of_pairs():
     same = [pair("The  cat", "a dog "), pair("the cat ", "A dog")]
     others = [pair("the", "cat a dog"), pair("a dog", "the cat"), "the cat a dog", pair("the cat a", "dog")]
-    found = duplicates.hashes(same + others, 0)
+    found = duplicates.hash_texts(same + others, 0)
     assert found[0] == found[1]
     assert len(np.unique(found)) == 5
     long = "the small brown bird sat in the tall old tree all day"
-    groups = duplicates.near([pair(long, "it sat"), pair(f"{long}.", "it sat"), pair("it sat", long[10:]), long[:20]])
+    groups = duplicates.group_near_copies(
+        [pair(long, "it sat"), pair(f"{long}.", "it sat"), pair("it sat", long[10:]), long[:20]]
+    )
     assert groups[0] == groups[1]
     assert len(np.unique(groups)) == 3
 

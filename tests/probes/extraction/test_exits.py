@@ -23,10 +23,10 @@ import models
 import numpy as np
 import pytest
 import torch
-from architectures import RUNNING, few_characters, fitting, held
+from architectures import RUNNING, few_characters, fitting_texts, installed_hooks
 from models import model_type
 from transformers.utils import logging
-from vectors import stacked
+from vectors import stack_cells
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
 from clsprobe.probes.encoders.encoder import Encoder
@@ -59,7 +59,7 @@ class Watched:
 
     def __init__(self, encoder: Encoder) -> None:
         # All short: between short and long ones BigBird puts other modules in the place of those with foreign hooks.
-        self.encoder, self.texts = encoder, [text for text in fitting(encoder) if len(text.split()) <= 5][:3]
+        self.encoder, self.texts = encoder, [text for text in fitting_texts(encoder) if len(text.split()) <= 5][:3]
         self.batch = encoder.batch(encoder.tokenize(self.texts[:2]))
         self.forward()
         self.fired: list[str] = []
@@ -248,7 +248,7 @@ def fails_while_it_hooks(tap: Tap, on: Watched) -> None:
     def points(adapter: Adapter, layers: int, config: dict[str, Any]) -> list[Point]:
         return [*on.encoder.adapter.points(layers, config), Point("not.there", "out")]
 
-    broken = replace(on.encoder, adapter=replace(on.encoder.adapter, points_of=points))
+    broken = replace(on.encoder, adapter=replace(on.encoder.adapter, find_points=points))
     with pytest.raises(AttributeError, match="not"), tap(broken, ignore):
         raise AssertionError("never reached")
 
@@ -258,11 +258,11 @@ def fails_in_an_inner_tap(tap: Tap, on: Watched) -> None:
     seen: list[int] = []
     last = on.layers()[-1]
     with tap(on.encoder, lambda layer, hidden: seen.append(layer)):
-        outer = held(on.encoder.model)
+        outer = installed_hooks(on.encoder.model)
         for layer in (0, last):
             with pytest.raises(Planted), tap(on.encoder, reader(raising(Planted()), layer), [layer]):
                 on.forward()
-        assert held(on.encoder.model) == outer
+        assert installed_hooks(on.encoder.model) == outer
         seen.clear()
         on.forward()
         assert seen == on.layers()
@@ -445,9 +445,9 @@ def test_an_extractor_leaves_nothing_behind(watched):
 
 def test_an_extractor_restores_training_modes(watched):
     extract = Extractor(watched.encoder, ["mean"])
-    wanted = stacked(extract(watched.texts))
+    wanted = stack_cells(extract(watched.texts))
     with in_training(watched):
-        assert np.array_equal(stacked(extract(watched.texts)), wanted, equal_nan=True)  # nothing dropped out
+        assert np.array_equal(stack_cells(extract(watched.texts)), wanted, equal_nan=True)  # nothing dropped out
         watched.assert_unchanged()
         with pytest.raises(Planted), acting(watched.encoder, raising(Planted()), watched.runs):
             extract(watched.texts)
@@ -477,7 +477,7 @@ def test_a_forward_pass_leaves_nothing_behind(watched):
 def test_modes_are_restored_where_a_pass_replaces_modules(tmp_path):
     """BigBird, which has another attention for short texts than for long ones."""
     encoder = load_encoder(str(models.save("big_bird", tmp_path)))
-    long = max(fitting(encoder), key=len)
+    long = max(fitting_texts(encoder), key=len)
     for texts in ([long], ["cat"], [long]):
         for i, module in enumerate(encoder.model.modules()):
             module.training = i % 3 < 2

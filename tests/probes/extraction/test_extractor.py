@@ -12,17 +12,17 @@ import models
 import numpy as np
 import pytest
 import torch
-from architectures import hooks, tapped
+from architectures import hooks, record_layers
 from models import DIM, KINDS, TEXTS
 from transformers import AutoConfig, AutoModel
-from vectors import stacked
+from vectors import stack_cells
 
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.extractor import Extractor, plan
-from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse
+from clsprobe.probes.extraction.extractor import Extractor, plan_batches
+from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse_readouts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +54,7 @@ def bert(folders) -> Encoder:
 def batches(encoder: Encoder, budget: int) -> Iterator[tuple[np.ndarray, Any]]:
     """The batches that an Extractor with this budget runs."""
     rows = encoder.tokenize(TEXTS)
-    for chosen in plan(np.array([len(row.ids) for row in rows]), budget):
+    for chosen in plan_batches(np.array([len(row.ids) for row in rows]), budget):
         yield chosen, encoder.batch([rows[i] for i in chosen])
 
 
@@ -62,21 +62,21 @@ def batches(encoder: Encoder, budget: int) -> Iterator[tuple[np.ndarray, Any]]:
 
 
 def test_states_equal_output_hidden_states(encoder):
-    asked = AutoModel.from_pretrained(encoder.description.folder, dtype=torch.float32).eval()  # its hooks would stay
+    model = AutoModel.from_pretrained(encoder.description.folder, dtype=torch.float32).eval()  # its hooks would stay
     states = Extractor(encoder, max_tokens_per_batch=40)(TEXTS)
     assert states.layers == tuple(range(encoder.description.layers + 1))
-    for chosen, batch in batches(encoder, 40):
-        seen = tapped(encoder, batch)
+    for rows, batch in batches(encoder, 40):
+        hidden = record_layers(encoder, batch)
         with torch.no_grad():
-            output = asked(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
-        assert len(output.hidden_states) == len(seen) == len(states.layers)
-        assert torch.equal(seen[states.layers[-1]], output.last_hidden_state)
-        for layer, wanted in enumerate(output.hidden_states):
-            assert torch.equal(seen[layer], wanted), layer  # padding too
-            for readout in parse(DEFAULT):
-                read = readout.read(wanted, batch)[readout.present(batch)].numpy()
-                there = states.present[states.readouts.index(readout.name)][chosen]
-                assert np.array_equal(states.cell(layer, readout.name)[chosen][there], read), (layer, readout)
+            output = model(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
+        assert len(output.hidden_states) == len(hidden) == len(states.layers)
+        assert torch.equal(hidden[states.layers[-1]], output.last_hidden_state)
+        for layer, expected in enumerate(output.hidden_states):
+            assert torch.equal(hidden[layer], expected), layer  # padding too
+            for readout in parse_readouts(DEFAULT):
+                vectors = readout.read(expected, batch)[readout.present(batch)].numpy()
+                there = states.present[states.readouts.index(readout.name)][rows]
+                assert np.array_equal(states.cell(layer, readout.name)[rows][there], vectors), (layer, readout)
 
 
 def test_states_equal_those_of_shallower_models(encoder):
@@ -84,15 +84,15 @@ def test_states_equal_those_of_shallower_models(encoder):
     folder = encoder.description.folder
     depth = "n_layers" if encoder.description.model_type == "distilbert" else "num_hidden_layers"
     (_, batch), *_ = batches(encoder, 10_000)
-    seen = tapped(encoder, batch)
+    hidden = record_layers(encoder, batch)
     weights = encoder.model.state_dict()
-    for layer in seen if encoder.description.layers == 3 else (1, 5):
+    for layer in hidden if encoder.description.layers == 3 else (1, 5):
         shallow = AutoModel.from_config(AutoConfig.from_pretrained(folder, **{depth: layer})).eval()
-        lacking = shallow.load_state_dict({k: v for k, v in weights.items() if k in shallow.state_dict()}, strict=False)
-        assert not lacking.missing_keys
+        report = shallow.load_state_dict({k: v for k, v in weights.items() if k in shallow.state_dict()}, strict=False)
+        assert not report.missing_keys
         with torch.no_grad():
             output = shallow(input_ids=batch.ids, attention_mask=batch.real.long())
-        assert torch.equal(seen[layer], output.last_hidden_state), layer
+        assert torch.equal(hidden[layer], output.last_hidden_state), layer
 
 
 def test_sentence_transformers_agrees_on_the_embedded_model():
@@ -100,9 +100,9 @@ def test_sentence_transformers_agrees_on_the_embedded_model():
 
     encoder = load_encoder()
     peer = SentenceTransformer(str(encoder.description.folder), device="cpu")
-    wanted = peer.encode(list(TEXTS), normalize_embeddings=True, show_progress_bar=False)
-    found = Extractor(encoder, ["mean"], layers=[6])(TEXTS).cell(6, "mean")
-    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), wanted, rtol=0, atol=1e-5)
+    expected = peer.encode(list(TEXTS), normalize_embeddings=True, show_progress_bar=False)
+    vectors = Extractor(encoder, ["mean"], layers=[6])(TEXTS).cell(6, "mean")
+    np.testing.assert_allclose(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), expected, rtol=0, atol=1e-5)
 
 
 def test_the_first_layer_of_cls_is_one_vector(encoder):
@@ -166,10 +166,10 @@ def test_a_foreign_hook_survives_and_is_seen(bert):
     (_, batch), *_ = batches(bert, 10_000)
     calls: list[str] = []
     kept = bert.blocks[0].register_forward_hook(lambda module, args, output: calls.append("foreign"))
-    plain = tapped(bert, batch)
+    plain = record_layers(bert, batch)
     doubled = bert.blocks[0].register_forward_hook(lambda module, args, output: output * 2)
     before = hooks(bert.model)
-    seen = tapped(bert, batch)
+    seen = record_layers(bert, batch)
     assert hooks(bert.model) == before
     assert kept.id in bert.blocks[0]._forward_hooks
     assert doubled.id in bert.blocks[0]._forward_hooks
@@ -190,7 +190,7 @@ def test_two_taps_at_once(bert):
     (_, batch), *_ = batches(bert, 10_000)
     outer: list[int] = []
     with tap(bert, lambda layer, hidden: outer.append(layer), [2]):
-        assert sorted(tapped(bert, batch, [3, 0])) == [0, 3]
+        assert sorted(record_layers(bert, batch, [3, 0])) == [0, 3]
     assert outer == [2]
 
 
@@ -213,7 +213,7 @@ def test_modes_are_restored_and_nothing_drops_out(bert):
     bert.model.train()
     bert.blocks[1].eval()
     modes = [module.training for module in bert.model.modules()]
-    assert np.array_equal(stacked(Extractor(bert)(TEXTS)), stacked(wanted), equal_nan=True)
+    assert np.array_equal(stack_cells(Extractor(bert)(TEXTS)), stack_cells(wanted), equal_nan=True)
     assert [module.training for module in bert.model.modules()] == modes
 
 
@@ -228,18 +228,18 @@ def test_rows_come_back_in_the_order_given(bert):
         order = np.random.default_rng(seed).permutation(len(texts))
         mixed = Extractor(bert, max_tokens_per_batch=30)([texts[i] for i in order])
         assert np.array_equal(mixed.present, straight.present[:, order])
-        np.testing.assert_allclose(stacked(mixed), stacked(straight)[:, :, order], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(stack_cells(mixed), stack_cells(straight)[:, :, order], rtol=0, atol=2e-5)
 
 
 def test_padding_changes_nothing(encoder):
     alone = Extractor(encoder, max_tokens_per_batch=1)(TEXTS)
     padded = Extractor(encoder, max_tokens_per_batch=10_000)(TEXTS)
-    assert len(plan(np.array([len(row.ids) for row in encoder.tokenize(TEXTS)]), 10_000)) == 1
-    np.testing.assert_allclose(stacked(padded), stacked(alone), rtol=0, atol=1e-5)
+    assert len(plan_batches(np.array([len(row.ids) for row in encoder.tokenize(TEXTS)]), 10_000)) == 1
+    np.testing.assert_allclose(stack_cells(padded), stack_cells(alone), rtol=0, atol=1e-5)
 
 
 def test_the_same_plan_gives_the_same_bits(bert):
-    first, again = (stacked(Extractor(bert)(TEXTS)) for _ in range(2))
+    first, again = (stack_cells(Extractor(bert)(TEXTS)) for _ in range(2))
     assert np.array_equal(first, again, equal_nan=True)
 
 
@@ -248,13 +248,13 @@ def test_plan_covers_every_row_once_within_the_budget():
     for _ in range(200):
         lengths = rng.integers(0, 60, size=rng.integers(0, 50))
         budget = int(rng.integers(1, 300))
-        kept = lengths.copy()
-        found = plan(lengths, budget)
+        original = lengths.copy()
+        found = plan_batches(lengths, budget)
         assert sorted(np.concatenate([[], *found])) == list(range(len(lengths)))
         assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= budget for rows in found)
         # pure: nothing is altered, and the same lengths give the same plan
-        assert np.array_equal(lengths, kept)
-        assert all(np.array_equal(a, b) for a, b in zip(found, plan(kept, budget), strict=True))
+        assert np.array_equal(lengths, original)
+        assert all(np.array_equal(a, b) for a, b in zip(found, plan_batches(original, budget), strict=True))
         # longest first, and no batch could have taken the next row as well
         assert (np.diff([lengths[rows].max() for rows in found]) <= 0).all()
         for rows, _ in pairwise(found):
@@ -275,9 +275,9 @@ def test_long_texts_are_cut_between_their_special_tokens(encoder):
         assert row.ids[[0, -1]].tolist() == [tokenizer.cls_token_id, tokenizer.sep_token_id]
     # A cut text is the text of its first six tokens.
     cut = Extractor(encoder)(["a very very big red dog"])
-    whole = stacked(states)[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
-    kept = [i for i, name in enumerate(states.readouts) if name != "random"]
-    np.testing.assert_allclose(whole[:, kept], stacked(cut)[:, kept, 0], rtol=0, atol=1e-5)
+    whole = stack_cells(states)[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
+    compared = [i for i, name in enumerate(states.readouts) if name != "random"]
+    np.testing.assert_allclose(whole[:, compared], stack_cells(cut)[:, compared, 0], rtol=0, atol=1e-5)
 
 
 def test_long_texts_are_named(bert):
@@ -292,7 +292,7 @@ def test_the_models_own_limit_holds(encoder):
     limit = encoder.description.max_length
     extract = Extractor(encoder, ["cls"], max_length=10**6, long_rows="truncate")
     assert extract.max_length == limit
-    assert np.isfinite(stacked(extract(["dog " * (limit + 5)]))).all()  # the last position is there
+    assert np.isfinite(stack_cells(extract(["dog " * (limit + 5)]))).all()  # the last position is there
     with pytest.raises(InputError, match=f"1 texts exceed {limit} tokens"):
         Extractor(encoder, ["cls"])(["dog " * (limit - 1)])
 
@@ -340,9 +340,9 @@ def test_no_texts(bert):
 
 
 def test_texts_may_be_any_sequence(bert):
-    wanted = stacked(Extractor(bert)(TEXTS))
+    wanted = stack_cells(Extractor(bert)(TEXTS))
     for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object)):
-        assert np.array_equal(stacked(Extractor(bert)(texts)), wanted, equal_nan=True)
+        assert np.array_equal(stack_cells(Extractor(bert)(texts)), wanted, equal_nan=True)
 
 
 # ------------------------------------------------------------------------------------------- layers, readouts, refusals
@@ -354,7 +354,7 @@ def test_some_layers(bert, layers):
     assert some.layers == (0, 2)
     assert some.cells == [(layer, readout) for layer in (0, 2) for readout in DEFAULT]
     assert np.array_equal(some.cell(2, "max"), every.cell(2, "max"))
-    assert np.array_equal(stacked(some), stacked(every)[[0, 2]], equal_nan=True)
+    assert np.array_equal(stack_cells(some), stack_cells(every)[[0, 2]], equal_nan=True)
     with pytest.raises(KeyError, match="no cell"):
         some.cell(1, "max")
     with pytest.raises(KeyError, match="no cell"):
@@ -393,8 +393,8 @@ def test_a_tokenizer_that_adds_no_special_tokens(tmp_path, name):
         Extractor(encoder, [name, "mean"])
     states = Extractor(encoder, ["mean", "max", "token[1]"])(["cat", "", "the dog"])
     assert states.present.tolist() == [[True, False, True]] * 3
-    assert np.isnan(stacked(states)[:, :, 1]).all()
-    assert np.isfinite(stacked(states)[:, :, [0, 2]]).all()
+    assert np.isnan(stack_cells(states)[:, :, 1]).all()
+    assert np.isfinite(stack_cells(states)[:, :, [0, 2]]).all()
 
 
 @contextmanager
@@ -421,7 +421,7 @@ def test_weights_that_are_not_finite(encoder, value):
 
 def test_one_number_that_is_not_finite(bert):
     """In row 7 of the texts, whose place in the batch is another."""
-    longest_first = plan(np.array([len(row.ids) for row in bert.tokenize(TEXTS)]), 10_000)[0].tolist()
+    longest_first = plan_batches(np.array([len(row.ids) for row in bert.tokenize(TEXTS)]), 10_000)[0].tolist()
 
     def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
@@ -455,10 +455,12 @@ def test_half_precision(encoder, dtype, close):
     wanted = Extractor(encoder)(TEXTS)
     name = encoder.name if encoder.name == "all-MiniLM-L6-v2" else str(encoder.description.folder)
     half = Extractor(load_encoder(name, dtype=dtype))(TEXTS)
-    assert stacked(half).dtype == np.float32
+    assert stack_cells(half).dtype == np.float32
     assert half.source["dtype"] == dtype
     assert np.array_equal(half.present, wanted.present)
-    np.testing.assert_allclose(stacked(half), stacked(wanted), rtol=0, atol=close * np.nanmax(np.abs(stacked(wanted))))
+    np.testing.assert_allclose(
+        stack_cells(half), stack_cells(wanted), rtol=0, atol=close * np.nanmax(np.abs(stack_cells(wanted)))
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- States
@@ -467,8 +469,8 @@ def test_half_precision(encoder, dtype, close):
 def test_states(bert):
     states = Extractor(bert, ["cls", "mean"])(TEXTS)
     assert len(states) == len(TEXTS)
-    assert stacked(states).shape == (4, 2, len(TEXTS), DIM)
-    assert stacked(states).dtype == np.float32
+    assert stack_cells(states).shape == (4, 2, len(TEXTS), DIM)
+    assert stack_cells(states).dtype == np.float32
     assert states.rows(["cat", TEXTS[0], "cat"]).tolist() == [1, 0, 1]
     assert states.rows([]).tolist() == []
     with pytest.raises(KeyError):

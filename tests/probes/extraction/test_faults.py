@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import runs
 from disk import Disk, Record
-from runs import Forker, encode, folder_of, kept
+from runs import Forker, encode, only_folder, read_files
 
 from clsprobe import cli
 from clsprobe.probes import files
@@ -63,14 +63,14 @@ def undisturbed(model, encoder, tmp_path_factory) -> dict[str, bytes]:
         for name, size in runs.SIZES.items():
             patched.setattr(extractor, name, size)
         encode(encoder, cache)
-    files = kept(cache)
+    files = read_files(cache)
     assert len(files) == runs.SHARDS + 2
     return files
 
 
 def check_whole(cache: Path, wanted: dict[str, bytes]) -> None:
     """Under every final name stands what belongs there, or nothing; the manifest is sound and its files are there."""
-    for name, content in kept(cache).items():
+    for name, content in read_files(cache).items():
         assert name in wanted, f"{name} is left over"
         if not name.endswith("manifest.json"):
             assert content == wanted[name], f"{name} is torn"
@@ -128,7 +128,7 @@ def campaign(
         check_whole(cache, wanted)
         with Disk(cache.parent):
             encode(encoder, cache)
-        assert kept(cache) == wanted, fail
+        assert read_files(cache) == wanted, fail
     return len(fails)
 
 
@@ -230,7 +230,7 @@ def test_many_runs_go_on_after_a_power_failure(record, encoder, undisturbed, tmp
 
 
 def resumed_after_cuts(record, encoder, wanted, root, monkeypatch, cuts) -> None:
-    monkeypatch.setattr(files, "_gone", lambda here, process: True)  # the machine was started again
+    monkeypatch.setattr(files, "_process_ended", lambda here, process: True)  # the machine was started again
     monkeypatch.setattr(files, "STALE", 0.05)
     rng = np.random.default_rng(2)
     left = 0
@@ -247,7 +247,7 @@ def resumed_after_cuts(record, encoder, wanted, root, monkeypatch, cuts) -> None
                 left += 1
         with Disk(disk):
             encode(encoder, disk / "cache")
-        assert kept(disk / "cache") == wanted
+        assert read_files(disk / "cache") == wanted
     assert left > cuts  # there was something to go on from
 
 
@@ -294,7 +294,7 @@ def kills(
             if not killed[-1]:
                 break  # it was done
         assert forker.wait(forker.encode(cache, careless=careless)) == 0
-        yield kept(cache) != wanted
+        yield read_files(cache) != wanted
         number += 1
 
 
@@ -319,7 +319,7 @@ def test_two_processes_share_the_work(forker, undisturbed, tmp_path):
     made = [tmp_path / name for name in ("one", "other")]
     processes = [forker.encode(tmp_path / "cache", made=path, pause=0.1) for path in made]
     assert [forker.wait(process) for process in processes] == [0, 0]
-    assert kept(tmp_path / "cache") == undisturbed
+    assert read_files(tmp_path / "cache") == undisturbed
     shards = [json.loads(path.read_text()) for path in made]
     assert all(shards)
     assert sorted([*shards[0], *shards[1]]) == [*range(runs.SHARDS)]
@@ -356,13 +356,13 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(forker, encoder, undisturb
     other.join(120)
     assert not other.is_alive()
     assert before.items() <= finished(cache).items()
-    assert kept(cache) == undisturbed
+    assert read_files(cache) == undisturbed
 
 
 def locked(cache: Path, encoder: Encoder) -> Path:
     """Where the lock of the third shard belongs, in a cache that holds the first two."""
     encode(encoder, cache)
-    folder = folder_of(cache)
+    folder = only_folder(cache)
     for number in range(2, runs.SHARDS):
         (folder / f"shard-{number:05d}.safetensors").unlink()
     store.verify(folder)
@@ -380,7 +380,7 @@ def test_a_lock_that_does_not_beat_is_broken(encoder, undisturbed, tmp_path, mon
     begun = time.monotonic()
     encode(encoder, tmp_path)
     assert time.monotonic() - begun > files.STALE
-    assert kept(tmp_path) == undisturbed
+    assert read_files(tmp_path) == undisturbed
 
 
 class Clock:
@@ -414,7 +414,7 @@ def test_a_lock_that_beats_is_respected(encoder, undisturbed, tmp_path, monkeypa
     assert shards == {f"shard-{i:05d}.safetensors" for i in range(runs.SHARDS) if i != 2}
     lock.release()
     other.join(120)
-    assert kept(tmp_path) == undisturbed
+    assert read_files(tmp_path) == undisturbed
 
 
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C

@@ -19,14 +19,14 @@ import models
 import numpy as np
 import pytest
 import torch
-from architectures import few_characters, fitting
+from architectures import few_characters, fitting_texts
 
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.encoders.tokenizing import Batch, text_seed
 from clsprobe.probes.extraction.extractor import Extractor
-from clsprobe.probes.extraction.readouts import DEFAULT, Readout, Weighted, parse
+from clsprobe.probes.extraction.readouts import DEFAULT, Readout, Weighted, parse_readouts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,10 +76,10 @@ def drawn(rng: np.random.Generator, around: str, dim: int, dtype: torch.dtype) -
     numbers = rng.uniform(-1, 1, (len(ids), dim))
     values = torch.tensor(-abs(numbers) if rng.random() < 0.5 else numbers).to(dtype).tolist()
     added = [i < len(before) or i >= len(before) + content for i in range(len(ids))]
-    return [Token(*each) for each in zip(ids, added, values, strict=True)]
+    return [Token(*fields) for fields in zip(ids, added, values, strict=True)]
 
 
-def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, **known: Any) -> Batch:
+def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, **special_ids: Any) -> Batch:
     """The same texts as a batch; pads have the id of [SEP], 0 or a word, and are special to some tokenizers."""
     longest = max(len(text) for text in texts)
     width = longest if padding == "none" else longest + int(rng.integers(0, 4))
@@ -89,14 +89,18 @@ def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, *
     for row, text in enumerate(texts):
         n = len(text)
         if padding == "left":
-            at = np.arange(width - n, width)
+            positions = np.arange(width - n, width)
         elif padding == "interior":
-            at = np.sort(rng.choice(width, n, replace=False))
+            positions = np.sort(rng.choice(width, n, replace=False))
         else:
-            at = np.arange(n)
-        ids[row, at], real[row, at], special[row, at] = [t.id for t in text], True, [t.added for t in text]
+            positions = np.arange(n)
+        ids[row, positions], real[row, positions], special[row, positions] = (
+            [t.id for t in text],
+            True,
+            [t.added for t in text],
+        )
     seeds = [text_seed(str(rng.integers(1 << 62))) for _ in texts]
-    return Batch(*(torch.tensor(each) for each in (ids, real, special, seeds)), **known)
+    return Batch(*(torch.tensor(values) for values in (ids, real, special, seeds)), **special_ids)
 
 
 def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.dtype) -> torch.Tensor:
@@ -110,19 +114,21 @@ def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.d
 def campaign(dtype: torch.dtype) -> list[Made]:
     """The texts in batches of 1 to 20, with every combination of padding, special tokens and poison."""
     rng = np.random.default_rng(0)
-    made: list[Made] = []
-    while (left := TEXTS - sum(len(each.texts) for each in made)) > 0:
-        i = len(made)
+    cases: list[Made] = []
+    while (left := TEXTS - sum(len(case.texts) for case in cases)) > 0:
+        i = len(cases)
         padding, around = PADDINGS[i % 4], list(AROUND)[i // 4 % 6]
         poison, dim = POISONS[i // 2 % 5], DIMS[i % 3]
         texts = [drawn(rng, around, dim, dtype) for _ in range(min(left, rng.integers(1, 21)))]
         if padding == "none":
             texts = [text for text in texts if len(text) == len(texts[0])]
-        known = {"cls_id": None, "sep_id": None} if around == "nothing" and i % 2 else {"cls_id": CLS, "sep_id": SEP}
-        known |= {"sep_id": CLS} if around == "same" else {}
-        batch = laid_out(rng, texts, padding, **known)
-        made.append(Made(texts, batch, filled(texts, batch, poison, dtype), padding, around, poison))
-    return made
+        special_ids = (
+            {"cls_id": None, "sep_id": None} if around == "nothing" and i % 2 else {"cls_id": CLS, "sep_id": SEP}
+        )
+        special_ids |= {"sep_id": CLS} if around == "same" else {}
+        batch = laid_out(rng, texts, padding, **special_ids)
+        cases.append(Made(texts, batch, filled(texts, batch, poison, dtype), padding, around, poison))
+    return cases
 
 
 def norm(hidden: torch.Tensor) -> torch.Tensor:
@@ -144,9 +150,9 @@ def by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float
     if name == "random":
         return words[seed % len(words)] if words else None
     if name in ("cls", "sep"):
-        wanted, at = (batch.cls_id, 0) if name == "cls" else (batch.sep_id, -1)
-        those = [token.vector for token in text if token.added and token.id == wanted]
-        return those[at] if those else None
+        token_id, index = (batch.cls_id, 0) if name == "cls" else (batch.sep_id, -1)
+        matches = [token.vector for token in text if token.added and token.id == token_id]
+        return matches[index] if matches else None
     k = int(name[len("token[") : -1])
     if abs(k) > len(words):
         return None
@@ -157,8 +163,8 @@ def by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float
 def wanted(name: str, dtype: torch.dtype) -> list[list[list[float] | None]]:
     """What the loop reads of every text of the campaign, batch by batch."""
     return [
-        [by_loop(name, *each, made.batch) for each in zip(made.texts, made.batch.seeds.tolist(), strict=True)]
-        for made in campaign(dtype)
+        [by_loop(name, *each, case.batch) for each in zip(case.texts, case.batch.seeds.tolist(), strict=True)]
+        for case in campaign(dtype)
     ]
 
 
@@ -168,16 +174,16 @@ def compared(readout: Readout, dtype: torch.dtype) -> list[tuple[Made, float]]:
     0 where both say that it is not there, infinite where only one does and where a number is not finite.
     """
     rows = []
-    for made, those in zip(campaign(dtype), wanted(readout.name, dtype), strict=True):
-        hidden = norm(made.hidden) if readout.name.endswith("+norm") else made.hidden
-        read, there = readout.read(hidden, made.batch).tolist(), readout.present(made.batch).tolist()
-        for found, has, numbers in zip(read, there, those, strict=True):
-            if numbers is None or not has:
-                off = 0.0 if numbers is None and not has else math.inf
+    for case, expected in zip(campaign(dtype), wanted(readout.name, dtype), strict=True):
+        hidden = norm(case.hidden) if readout.name.endswith("+norm") else case.hidden
+        read, there = readout.read(hidden, case.batch).tolist(), readout.present(case.batch).tolist()
+        for vector, is_present, numbers in zip(read, there, expected, strict=True):
+            if numbers is None or not is_present:
+                off = 0.0 if numbers is None and not is_present else math.inf
             else:
-                apart = [abs(a - b) for a, b in zip(found, numbers, strict=True)]
-                off = max(x if math.isfinite(x) else math.inf for x in apart)
-            rows.append((made, off))
+                differences = [abs(a - b) for a, b in zip(vector, numbers, strict=True)]
+                off = max(x if math.isfinite(x) else math.inf for x in differences)
+            rows.append((case, off))
     return rows
 
 
@@ -205,16 +211,16 @@ def test_the_campaign_has_everything():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_readout_reads_what_the_loop_reads(name, dtype):
-    (readout,) = parse([name])
+    (readout,) = parse_readouts([name])
     worst = max(off for _, off in compared(readout, dtype))
     # Most of them read numbers that no arithmetic has touched.
     assert worst <= (CLOSE if name in ("mean", "cls+norm") else 0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(parse([name])[0], Weighted)])
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(parse_readouts([name])[0], Weighted)])
 def test_weights_are_a_distribution_over_the_text(name):
     """... by which the base class reads the same vector."""
-    (readout,) = parse([name])
+    (readout,) = parse_readouts([name])
     for made in campaign(torch.float32):
         weights, there = readout.weights(made.batch), readout.present(made.batch)
         assert weights.shape == made.batch.ids.shape
@@ -254,7 +260,7 @@ def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path)
 @pytest.mark.parametrize("name", NAMES)
 def test_company_changes_nothing(name):
     """A text in a batch of its own, in the batch back to front, and among more pads, reads the same."""
-    (readout,) = parse([name])
+    (readout,) = parse_readouts([name])
     for made in campaign(torch.float32)[::8]:
         batch, hidden = made.batch, made.hidden
         read = readout.read(hidden, batch)
@@ -300,7 +306,7 @@ def test_sentence_transformers_pools_alike(mode, dtype):
     for made in campaign(dtype):
         if made.around not in PEER[mode]:
             continue
-        (readout,) = parse([PEER[mode][made.around]])
+        (readout,) = parse_readouts([PEER[mode][made.around]])
         tokens = made.hidden.where(made.batch.real[..., None], 0) if mode == "mean" else made.hidden.clone()
         given = {"token_embeddings": tokens, "attention_mask": made.batch.real.long()}
         pooled = Pooling(made.hidden.shape[2], pooling_mode=mode)(given)["sentence_embedding"]
@@ -337,7 +343,7 @@ def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
     """Text by text and in company, the empty text too, with whatever special tokens the model has."""
     with few_characters():
         encoder = load_encoder(str(models.save(shape, tmp_path)))
-    texts = ["", *fitting(encoder)[::2]]
+    texts = ["", *fitting_texts(encoder)[::2]]
     added, last = encoder.tokenize([""])[0].ids, encoder.description.layers
     lacking = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
     names = [*NAMES, "mean+norm"] if encoder.norm else [name for name in NAMES if "+norm" not in name]
@@ -375,7 +381,7 @@ class Twin(Readout):
         return self.how(hidden.float(), batch)
 
     def present(self, batch: Batch) -> torch.Tensor:
-        return parse([self.name])[0].present(batch)
+        return parse_readouts([self.name])[0].present(batch)
 
 
 def _mask(batch: Batch) -> torch.Tensor:

@@ -19,8 +19,8 @@ from clsprobe.probes.extraction.readouts import (
     Position,
     Token,
     Weighted,
-    parse,
-    separated,
+    parse_readouts,
+    split_names,
 )
 
 CLS, SEP, PAD = 101, 102, 0
@@ -37,12 +37,12 @@ def batch_of(padding: str, seed: int, texts: int = 24, width: int = 14) -> Batch
         content = rng.choice([7, 8, 9, CLS, SEP, PAD], size=min(text % 11, width - 2))
         tokens = [CLS, *content, SEP]
         if padding == "right":
-            at = np.arange(len(tokens))
+            positions = np.arange(len(tokens))
         elif padding == "left":
-            at = np.arange(width - len(tokens), width)
+            positions = np.arange(width - len(tokens), width)
         else:
-            at = np.sort(rng.choice(width, len(tokens), replace=False))
-        ids[text, at], real[text, at], special[text, at[[0, -1]]] = tokens, True, True
+            positions = np.sort(rng.choice(width, len(tokens), replace=False))
+        ids[text, positions], real[text, positions], special[text, positions[[0, -1]]] = tokens, True, True
     special |= ~real if seed % 2 else False  # some tokenizers call padding special
     seeds = [text_seed(str(text)) for text in range(texts)]
     return Batch(*(torch.tensor(each) for each in (ids, real, special, np.array(seeds))), CLS, SEP)
@@ -61,15 +61,15 @@ def by_hand(name: str, hidden: np.ndarray, batch: Batch) -> np.ndarray:
             rows.append(states[real].max(0))
             continue
         if name == "cls":
-            at = real[:1]
+            positions = real[:1]
         elif name == "sep":
-            at = real[-1:]
+            positions = real[-1:]
         elif name == "random":
-            at = [content[int(batch.seeds[text]) % len(content)]] if content else []
+            positions = [content[int(batch.seeds[text]) % len(content)]] if content else []
         else:
             k = int(name[len("token[") : -1])
-            at = content[k - 1 : k] if k > 0 else content[k:][:1] if len(content) >= -k else []
-        rows.append(states[at[0]] if at else np.full(states.shape[1], np.nan))
+            positions = content[k - 1 : k] if k > 0 else content[k:][:1] if len(content) >= -k else []
+        rows.append(states[positions[0]] if positions else np.full(states.shape[1], np.nan))
     return np.array(rows)
 
 
@@ -81,20 +81,20 @@ def test_readouts_agree_with_a_loop(name, padding, poison):
         batch = batch_of(padding, seed)
         hidden = np.random.default_rng(seed).normal(size=(*batch.ids.shape, 5)).astype(np.float32) - 3
         hidden[~batch.real.numpy()] = poison  # padding may hold anything
-        (readout,) = parse([name])
-        found, wanted = readout.read(torch.tensor(hidden), batch).numpy(), by_hand(name, hidden, batch)
-        present = ~np.isnan(wanted).any(1)
+        (readout,) = parse_readouts([name])
+        vectors, expected = readout.read(torch.tensor(hidden), batch).numpy(), by_hand(name, hidden, batch)
+        present = ~np.isnan(expected).any(1)
         assert np.array_equal(readout.present(batch).numpy(), present)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
         if isinstance(readout, Position):
-            assert np.array_equal(found, wanted, equal_nan=True)  # the token itself, bit for bit
+            assert np.array_equal(vectors, expected, equal_nan=True)  # the token itself, bit for bit
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "max"])
 def test_weights_are_a_distribution_over_real_tokens(name, padding):
     batch = batch_of(padding, 1)
-    (readout,) = parse([name])
+    (readout,) = parse_readouts([name])
     assert isinstance(readout, Weighted)
     weights, present = readout.weights(batch), readout.present(batch)
     assert weights.shape == batch.ids.shape
@@ -135,7 +135,7 @@ def test_sentence_transformers_pools_alike():
         pooled = Pooling(6, pooling_mode=name)(
             {"token_embeddings": hidden.clone(), "attention_mask": batch.real.long()}
         )
-        (readout,) = parse([name])
+        (readout,) = parse_readouts([name])
         torch.testing.assert_close(readout.read(hidden, batch), pooled["sentence_embedding"], rtol=0, atol=1e-6)
 
 
@@ -153,20 +153,22 @@ def test_special_tokens_are_those_the_tokenizer_added():
     ids = torch.tensor([[CLS, SEP, 7, SEP, CLS, SEP, SEP]])
     real, special = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]).bool()[:, None]
     batch = Batch(ids, real, special, torch.tensor([0]), CLS, SEP)
-    found = {readout.name: readout.position(batch).item() for readout in parse(["cls", "sep", "token1", "token-1"])}
-    assert found == {"cls": 4, "sep": 3, "token[1]": 0, "token[-1]": 2}
+    positions = {
+        readout.name: readout.position(batch).item() for readout in parse_readouts(["cls", "sep", "token1", "token-1"])
+    }
+    assert positions == {"cls": 4, "sep": 3, "token[1]": 0, "token[-1]": 2}
 
 
 def test_a_text_of_no_tokens_has_no_maximum():
     nothing = torch.zeros(1, 1, dtype=torch.long)
     batch = Batch(nothing, nothing.bool(), nothing.bool(), nothing[0], CLS, SEP)
-    assert not any(readout.present(batch).any() for readout in parse(NAMES))
+    assert not any(readout.present(batch).any() for readout in parse_readouts(NAMES))
 
 
 def test_the_random_token_depends_on_the_text_alone():
-    (random,) = parse(["random"])
+    (random,) = parse_readouts(["random"])
     alone, padded = batch_of("right", 3), batch_of("left", 3)
-    nth = [each.content.cumsum(1)[torch.arange(24), random.position(each)] for each in (alone, padded)]
+    nth = [batch.content.cumsum(1)[torch.arange(24), random.position(batch)] for batch in (alone, padded)]
     has = alone.content.any(1)
     assert torch.equal(nth[0][has], nth[1][has])
     # ... and every token has its turn: 5 of them, 2,000 texts.
@@ -197,7 +199,7 @@ def test_text_seeds_are_the_same_in_every_process():
     ],
 )
 def test_names(given, name):
-    (readout,) = parse([given])
+    (readout,) = parse_readouts([given])
     assert readout.name == name
     assert name in repr(readout)
 
@@ -223,7 +225,7 @@ def test_names(given, name):
 )
 def test_wrong_names(names, words):
     with pytest.raises(InputError) as caught:
-        parse(names)
+        parse_readouts(names)
     message = str(caught.value)
     assert message.startswith("--readouts: ")
     assert "\n" not in message
@@ -233,7 +235,7 @@ def test_wrong_names(names, words):
 
 def test_names_are_read_without_torch():
     code = (
-        "import sys; from clsprobe.probes.extraction.readouts import parse, DEFAULT; parse(DEFAULT); "
+        "import sys; from clsprobe.probes.extraction.readouts import parse_readouts, DEFAULT; parse_readouts(DEFAULT); "
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -248,31 +250,31 @@ def test_flatten_is_the_real_tokens_in_their_order_then_zeros(padding, tokens):
     batch = batch_of(padding, 3)
     hidden = torch.randn(*batch.ids.shape, 5)
     hidden[~batch.real] = torch.nan  # a pad may hold anything
-    (readout,) = parse([f"flatten[{tokens}]"])
-    wanted = np.zeros((len(hidden), tokens, 5), np.float32)
+    (readout,) = parse_readouts([f"flatten[{tokens}]"])
+    expected = np.zeros((len(hidden), tokens, 5), np.float32)
     for text in range(len(hidden)):
         own = hidden[text, batch.real[text]].numpy()[:tokens]
-        wanted[text, : len(own)] = own
-    found = readout.read(hidden, batch)
+        expected[text, : len(own)] = own
+    vectors = readout.read(hidden, batch)
     assert readout.width(5) == tokens * 5
-    assert np.array_equal(found.numpy(), wanted.reshape(len(hidden), -1))
-    (attention,) = parse([f"attention[{tokens}]"])
-    assert torch.equal(attention.read(hidden, batch), found)
+    assert np.array_equal(vectors.numpy(), expected.reshape(len(hidden), -1))
+    (attention,) = parse_readouts([f"attention[{tokens}]"])
+    assert torch.equal(attention.read(hidden, batch), vectors)
 
 
 def test_a_projection_is_linear_keeps_lengths_and_is_the_same_every_time():
     batch = batch_of("right", 1)
     hidden = torch.randn(*batch.ids.shape, 64, generator=torch.Generator().manual_seed(0))
-    flat, projected = parse(["flatten", "flatten_projected"])
+    flat, projected = parse_readouts(["flatten", "flatten_projected"])
     assert projected.width(64) == 64
-    wanted, found = flat.read(hidden, batch), projected.read(hidden, batch)
-    assert torch.allclose(projected.read(2 * hidden, batch), 2 * found, rtol=1e-5, atol=1e-5)
-    ratio = found.norm(dim=1) / wanted.norm(dim=1)
+    vectors, projections = flat.read(hidden, batch), projected.read(hidden, batch)
+    assert torch.allclose(projected.read(2 * hidden, batch), 2 * projections, rtol=1e-5, atol=1e-5)
+    ratio = projections.norm(dim=1) / vectors.norm(dim=1)
     assert abs(float(ratio.mean()) - 1) < 0.1
     swapped = hidden.clone()
     swapped[:, [1, 2]] = hidden[:, [2, 1]]
     long = batch.lengths > 4
-    assert not torch.allclose(projected.read(swapped, batch)[long], found[long], atol=0.1)  # it sees order
+    assert not torch.allclose(projected.read(swapped, batch)[long], projections[long], atol=0.1)  # it sees order
     mean = Mean()
     assert torch.allclose(
         mean.read(swapped, batch)[long], mean.read(hidden, batch)[long], atol=1e-5
@@ -282,8 +284,8 @@ def test_a_projection_is_linear_keeps_lengths_and_is_the_same_every_time():
 def test_cat_puts_readouts_beside_each_other():
     batch, names = batch_of("left", 2), ["cls", "token[3]", "mean"]
     hidden = torch.randn(*batch.ids.shape, 5)
-    (cat,) = parse([f"cat({','.join(names)})"])
-    parts = parse(names)
+    (cat,) = parse_readouts([f"cat({','.join(names)})"])
+    parts = parse_readouts(names)
     assert cat.width(5) == 15
     assert torch.equal(cat.present(batch), parts[1].present(batch))  # only where all are there
     wanted = torch.cat([part.read(hidden, batch).float() for part in parts], 1)
@@ -291,13 +293,15 @@ def test_cat_puts_readouts_beside_each_other():
 
 
 def test_names_with_brackets_are_not_torn_apart():
-    assert separated("cls, cat(cls,mean),last4(cls),,flatten[8]") == [
+    assert split_names("cls, cat(cls,mean),last4(cls),,flatten[8]") == [
         "cls",
         "cat(cls,mean)",
         "last4(cls)",
         "flatten[8]",
     ]
-    assert [readout.name for readout in parse(separated("cat(token1,max)+norm"))] == ["cat(token[1],max)+norm"]
+    assert [readout.name for readout in parse_readouts(split_names("cat(token1,max)+norm"))] == [
+        "cat(token[1],max)+norm"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -316,4 +320,4 @@ def test_names_with_brackets_are_not_torn_apart():
 )
 def test_wrong_compositions_are_refused(name, told):
     with pytest.raises(InputError, match=re.escape(told)):
-        parse([name])
+        parse_readouts([name])

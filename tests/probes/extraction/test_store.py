@@ -35,8 +35,8 @@ import runs
 import torch
 from commands import call
 from house import ROOT
-from runs import TEXTS, encode, folder_of, kept
-from vectors import stacked
+from runs import TEXTS, encode, only_folder, read_files
+from vectors import stack_cells
 
 from clsprobe.probes import files
 from clsprobe.probes.encoders.encoder import Encoder
@@ -45,7 +45,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction import extractor, store
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.readouts import Readout
-from clsprobe.probes.extraction.store import MANIFEST, ROWS, listing, purge, usable_folder, verify
+from clsprobe.probes.extraction.store import MANIFEST, ROWS, list_cache, make_cache_folder, purge, verify
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_small")
 not_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may do everything")
@@ -77,7 +77,7 @@ def contents(encoder, tmp_path_factory) -> dict[str, bytes]:
         for name, size in runs.SIZES.items():
             patched.setattr(extractor, name, size)
         encode(encoder, cache)
-    return kept(cache)
+    return read_files(cache)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ DAMAGES = [
 
 def check_mended(encoder: Encoder, cache: Path, name: str, damage: Damage) -> None:
     """A damaged file is found, set aside, told of once, and made again to the same bytes; nothing else is."""
-    path, wanted = folder_of(cache) / name, kept(cache)
+    path, wanted = only_folder(cache) / name, read_files(cache)
     damaged = damage(path.read_bytes())
     path.unlink()
     if damaged is not None:
@@ -212,10 +212,10 @@ def check_mended(encoder: Encoder, cache: Path, name: str, damage: Damage) -> No
     number = re.fullmatch(r"shard-(\d+)\.safetensors", name)
     assert work.shards == ([int(number[1])] if number else [] if name == ROWS else [*range(runs.SHARDS)])
     assert bool(work.passes) == bool(work.shards)
-    assert kept(cache) == wanted
+    assert read_files(cache) == wanted
     again = worked(lambda: encode(encoder, cache))
     assert (again.passes, again.shards, again.told) == (0, [], [])
-    assert np.array_equal(stacked(again.states), stacked(work.states), equal_nan=True)
+    assert np.array_equal(stack_cells(again.states), stack_cells(work.states), equal_nan=True)
 
 
 @pytest.mark.parametrize(("name", "damage"), [(n, d) for n, _, d in DAMAGES], ids=[f"{n}, {w}" for n, w, _ in DAMAGES])
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_found_and_made_again(encoder, whole, name, damage):
 def any_bit(encoder: Encoder, cache: Path, count: int, seed: int) -> None:
     """Flips of any bit, every byte of the cache as likely as every other."""
     rng = np.random.default_rng(seed)
-    sizes = {path.rpartition("/")[2]: len(content) for path, content in kept(cache).items()}
+    sizes = {path.rpartition("/")[2]: len(content) for path, content in read_files(cache).items()}
     for _ in range(count):
         at = int(rng.integers(sum(sizes.values())))
         for name, size in sizes.items():
@@ -246,22 +246,22 @@ def test_a_thousand_flipped_bits_are_found(encoder, whole):
 
 
 def test_several_damaged_files_are_told_of_at_once(encoder, whole):
-    wanted = kept(whole)
+    wanted = read_files(whole)
     for number in range(5):
-        (folder_of(whole) / f"shard-{number:05d}.safetensors").write_bytes(b"")
+        (only_folder(whole) / f"shard-{number:05d}.safetensors").write_bytes(b"")
     work = worked(lambda: encode(encoder, whole))
     assert len(work.told) == 1
     assert "shard-00002.safetensors and 2 more files; what was there" in work.told[0]
     assert work.shards == [0, 1, 2, 3, 4]
-    assert wanted.items() <= kept(whole).items()
+    assert wanted.items() <= read_files(whole).items()
 
 
 def test_a_manifest_that_is_missing_is_a_folder_that_was_never_begun(encoder, whole):
-    wanted = kept(whole)
-    (folder_of(whole) / MANIFEST).unlink()
+    wanted = read_files(whole)
+    (only_folder(whole) / MANIFEST).unlink()
     work = worked(lambda: encode(encoder, whole))
     assert (work.shards, work.told) == ([*range(runs.SHARDS)], [])
-    assert kept(whole) == wanted
+    assert read_files(whole) == wanted
 
 
 def unread(folder: Path) -> list[str]:
@@ -301,7 +301,7 @@ def test_a_cache_without_the_care_would_be_caught(encoder, whole, monkeypatch, p
 
 
 def test_a_manifest_that_is_not_held_against_its_folder_would_be_caught(encoder, whole, monkeypatch):
-    name = folder_of(whole).name
+    name = only_folder(whole).name
     monkeypatch.setattr(store, "_key", lambda made_of: name)
     with pytest.raises(AssertionError):
         check_mended(encoder, whole, MANIFEST, MANIFESTS["of another key"])
@@ -311,12 +311,12 @@ def test_a_shard_that_goes_while_it_is_read(encoder, whole):
     """As `clsprobe cache purge` may do to a run that has all its shards: it says how to go on."""
     states = encode(encoder, whole)
     for content in (b"", b"\xff" * 16):
-        (folder_of(whole) / SHARD).write_bytes(content)
+        (only_folder(whole) / SHARD).write_bytes(content)
         with pytest.raises(
             InputError, match=f"{SHARD}: has been removed or damaged since .*Run the same command again"
         ):
             states.cell(0, "mean")
-    assert purge(folder_of(whole))
+    assert purge(only_folder(whole))
     with pytest.raises(InputError, match="has been removed or damaged since"):
         states.cell(0, "mean")
     assert np.isfinite(encode(encoder, whole).cell(0, "mean")).all()
@@ -324,7 +324,7 @@ def test_a_shard_that_goes_while_it_is_read(encoder, whole):
 
 def test_a_torn_manifest_that_another_process_mends_stays(encoder, whole, monkeypatch):
     """Between looking and setting aside, the other one may have written a sound one."""
-    path = folder_of(whole) / MANIFEST
+    path = only_folder(whole) / MANIFEST
     sound = path.read_bytes()
     path.write_bytes(b"torn")
     take = files.Lock.take
@@ -439,7 +439,7 @@ def variations(model, encoder, tmp_path_factory) -> dict[str, Variation]:
         "the size of a window": Variation(encoder, within=lambda: patched(extractor, "WINDOW", 25)),
         "the limit of a text": Variation(encoder, arguments={"max_length": 39}),
         **{name: Variation(encoder, within=partial(version, name)) for name in PACKAGES},
-        "our own code": Variation(encoder, within=lambda: patched(extractor, "_own_code", lambda: "f" * 64)),
+        "our own code": Variation(encoder, within=lambda: patched(extractor, "_digest_own_code", lambda: "f" * 64)),
         "the format of the files": Variation(encoder, within=lambda: patched(store, "FORMAT", -1)),
     }  # fmt: skip
 
@@ -464,14 +464,14 @@ def test_another_key_is_another_folder(variations, tmp_path):
     """And the same one the second time, without a forward pass; the list shows why they differ."""
     made: dict[str, np.ndarray] = {}
     for number, (name, one) in enumerate(variations.items()):
-        made[name] = stacked(one.do(lambda one: one.extractor(tmp_path)(one.texts)))
-        assert len(listing(tmp_path)) == number + 1, name
+        made[name] = stack_cells(one.do(lambda one: one.extractor(tmp_path)(one.texts)))
+        assert len(list_cache(tmp_path)) == number + 1, name
     for name, one in variations.items():
         work = worked(lambda one=one: one.do(lambda one: one.extractor(tmp_path)(one.texts)))
         assert (work.passes, work.shards) == (0, []), name
-        assert np.array_equal(stacked(work.states), made[name], equal_nan=True), name
-    assert len(listing(tmp_path)) == len(variations)
-    told = Counter(re.sub(r"^\w+  [\d.]+ MB", "", one.told()) for one in listing(tmp_path))
+        assert np.array_equal(stack_cells(work.states), made[name], equal_nan=True), name
+    assert len(list_cache(tmp_path)) == len(variations)
+    told = Counter(re.sub(r"^\w+  [\d.]+ MB", "", one.summary()) for one in list_cache(tmp_path))
     assert [line for line, times in told.items() if times > 1] == []
 
 
@@ -490,7 +490,7 @@ def test_where_a_model_lies_makes_no_other_key(variations, model, tmp_path):
     for one, passes in ((variations[FIRST], True), (elsewhere, False)):
         work = worked(lambda one=one: one.extractor(cache)(tuple(one.texts)))
         assert bool(work.passes) == passes
-    assert len(listing(cache)) == 1
+    assert len(list_cache(cache)) == 1
 
 
 @pytest.mark.parametrize(
@@ -544,8 +544,8 @@ def test_a_readout_of_others_is_known_by_its_code_and_its_arguments(encoder, tmp
     assert passes(scaled(2, more={"a": np.arange(3)})) == 0
     assert passes(scaled(2, more={"a": np.arange(4)})) > 0
     assert passes(module_of(path, OWN.replace("hidden[:, 0] *", "hidden[:, 0] +")).Scaled(2)) > 0
-    codes = {re.search(r"scaled ([0-9a-f]{8})", one.told())[1] for one in listing(cache)}  # type: ignore[index]
-    assert len(codes) == len(listing(cache)) == 5
+    codes = {re.search(r"scaled ([0-9a-f]{8})", one.summary())[1] for one in list_cache(cache)}  # type: ignore[index]
+    assert len(codes) == len(list_cache(cache)) == 5
 
 
 @pytest.mark.parametrize("untold", ["nowhere", "unpicklable"])
@@ -562,7 +562,7 @@ def test_a_readout_that_cannot_be_known_again_is_never_reused(encoder, tmp_path,
 
 
 def test_a_key_that_forgets_the_code_of_readouts_would_be_caught(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(extractor, "_code", lambda readout: "")
+    monkeypatch.setattr(extractor, "_digest_code", lambda readout: "")
     with pytest.raises(AssertionError):
         test_a_readout_of_others_is_known_by_its_code_and_its_arguments(encoder, tmp_path)
 
@@ -600,9 +600,9 @@ def keys(encoder, tmp_path) -> list[str]:
     """Three keys in a cache, the last used first."""
     for hours, layer in enumerate((0, 1, 2), 2):
         Extractor(encoder, runs.READOUTS, layers=[layer], cache=tmp_path / "cache")(TEXTS)
-        (one,) = (one for one in listing(tmp_path / "cache") if one.manifest["made_of"]["layers"] == [layer])
+        (one,) = (one for one in list_cache(tmp_path / "cache") if one.manifest["made_of"]["layers"] == [layer])
         used_before(one.folder, hours)
-    return [one.folder.name for one in listing(tmp_path / "cache")]
+    return [one.folder.name for one in list_cache(tmp_path / "cache")]
 
 
 def used_before(folder: Path, hours: float) -> None:
@@ -658,22 +658,22 @@ def test_purge_removes_the_keys_that_are_named_or_all(command, keys, tmp_path):
 @pytest.mark.parametrize("what", ["ls", "verify", "purge"])
 def test_a_mistyped_key_is_met_with_the_nearest_one(command, keys, tmp_path, what):
     cache, typed = tmp_path / "cache", ("0" if keys[1][0] != "0" else "1") + keys[1][1:]
-    before = kept(cache)
+    before = read_files(cache)
     said = command(what, keys[0], typed, "--cache", cache)
     assert (said.code, said.lines) == (2, [])
     assert said.error.startswith(f"error: cache {what}: unknown key '{typed}'. Did you mean '{keys[1]}'? One of: ")
-    assert kept(cache) == before
+    assert read_files(cache) == before
 
 
 @pytest.mark.parametrize("key", ["../mine", "/", ".", "..", "*", "shard-00000.safetensors", "\x1b[31m", "é"])
 def test_what_is_no_key_is_never_removed(command, keys, tmp_path, key):
     (tmp_path / "mine").mkdir()
-    before = kept(tmp_path)
+    before = read_files(tmp_path)
     said = command("purge", key, "--cache", tmp_path / "cache")
     assert said.code == 2
     assert "unknown key '" in said.error
     assert "\x1b" not in said.error
-    assert kept(tmp_path) == before
+    assert read_files(tmp_path) == before
     assert (tmp_path / "mine").is_dir()
 
 
@@ -754,13 +754,13 @@ def check_in_use(command: Callable[..., Said], keys: list[str], cache: Path) -> 
     lock = files.Lock(cache / keys[1] / f"{SHARD}.lock")
     assert lock.take()
     try:
-        before = kept(cache / keys[1])
+        before = read_files(cache / keys[1])
         said = command("purge", "--cache", cache)
         assert said.code == 2
         assert said.error == f"error: cache purge {keys[1]}: in use. Wait for the runs that use it to end."
         assert said.lines[1].endswith("  in use: kept")
         assert said.lines[-1] == f"{cache}: 2 entries, 0.00 GB removed"
-        assert kept(cache / keys[1]) == before
+        assert read_files(cache / keys[1]) == before
     finally:
         lock.release()
     assert [path.name for path in cache.iterdir()] == [keys[1]]
@@ -801,7 +801,7 @@ def test_a_default_folder_that_cannot_be_used_is_replaced(temporary, tmp_path):
     told = re.escape(f"{tmp_path}/file/cache cannot keep vectors (Not a directory); they are kept in {temporary}. Name")
     for _ in range(2):  # made, and found again
         with pytest.warns(UserWarning, match=told):
-            assert usable_folder() == temporary
+            assert make_cache_folder() == temporary
         if os.name != "nt":
             assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     assert list(temporary.iterdir()) == []
@@ -813,10 +813,10 @@ def promise_broken(path: Path) -> None:
 
 def test_a_disk_that_keeps_no_promise_is_replaced(temporary, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "network"))
-    tried = files.try_folder
-    monkeypatch.setattr(store, "try_folder", lambda f: tried(f) if f == temporary else promise_broken(f))
+    tried = files.check_folder
+    monkeypatch.setattr(store, "check_folder", lambda f: tried(f) if f == temporary else promise_broken(f))
     with pytest.warns(UserWarning, match=r"network cannot keep vectors \(Two processes can create one file there\)"):
-        assert usable_folder() == temporary
+        assert make_cache_folder() == temporary
 
 
 @not_root
@@ -824,19 +824,19 @@ def test_a_default_folder_that_is_closed_is_replaced(temporary, tmp_path, monkey
     (tmp_path / "closed").mkdir(mode=0o500)
     monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "closed"))
     with pytest.warns(UserWarning, match=r"cannot keep vectors \(Permission denied\)"):
-        assert usable_folder() == temporary
+        assert make_cache_folder() == temporary
 
 
 def test_a_folder_that_is_named_and_cannot_be_used_is_an_error(temporary, tmp_path, monkeypatch):
     """The user has asked for it: nothing goes elsewhere unseen."""
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="cannot be used") as caught:
-            usable_folder(folder)
+            make_cache_folder(folder)
         assert str(caught.value).startswith(f"--cache {folder}: cannot be used (")
         assert str(caught.value).endswith("Name another folder.")
-    monkeypatch.setattr(store, "try_folder", promise_broken)
+    monkeypatch.setattr(store, "check_folder", promise_broken)
     with pytest.raises(InputError, match=r"cannot be used \(Two processes can create one file"):
-        usable_folder(tmp_path / "network")
+        make_cache_folder(tmp_path / "network")
     assert not temporary.exists()
 
 
@@ -854,8 +854,8 @@ def test_a_full_disk_is_left_to_the_store(temporary, tmp_path, monkeypatch):
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "try_folder", full)
-    assert usable_folder(tmp_path / "full") == tmp_path / "full"
+    monkeypatch.setattr(store, "check_folder", full)
+    assert make_cache_folder(tmp_path / "full") == tmp_path / "full"
 
 
 def linked(temporary: Path) -> None:
@@ -882,7 +882,7 @@ def check_refused(temporary: Path, lay: Callable[[Path], None]) -> None:
     lay(temporary)
     before = {path: path.lstat().st_mtime_ns for path in temporary.parent.rglob("*")}
     with pytest.raises(InputError) as caught:
-        usable_folder()
+        make_cache_folder()
     assert "cannot keep vectors (Not a directory), nor can " in str(caught.value)
     assert str(caught.value).endswith("(others can reach it). Name another folder.")
     assert {path: path.lstat().st_mtime_ns for path in temporary.parent.rglob("*")} == before
@@ -897,7 +897,7 @@ def test_a_temporary_folder_that_others_can_reach_is_refused(temporary, lay):
 @posix
 def test_a_folder_that_is_tried_before_it_is_looked_at_would_be_caught(temporary, monkeypatch):
     made = store.make_folder
-    monkeypatch.setattr(store, "make_folder", lambda path, private: files.try_folder(made(path, private=private)))
+    monkeypatch.setattr(store, "make_folder", lambda path, private: files.check_folder(made(path, private=private)))
     with pytest.raises(AssertionError):
         check_refused(temporary, linked)
 
@@ -907,13 +907,13 @@ def test_a_folder_that_is_tried_before_it_is_looked_at_would_be_caught(temporary
 
 def check_cap(encoder: Encoder, cache: Path, keys: list[str], *, leave: list[int], room: float) -> None:
     """One key more, where the cache may hold `room` of the three that are there and the new one: who is left."""
-    sizes = sum(one.bytes for one in listing(cache))
+    sizes = sum(one.bytes for one in list_cache(cache))
     more = Extractor(encoder, runs.READOUTS, layers=[3], cache=cache)
     with patched(store, "LARGEST_CACHE", room * sizes + more._row_bytes * len(TEXTS)):
         more(TEXTS)
-    there = [one.folder.name for one in listing(cache) if one.manifest["made_of"]["layers"] != [3]]
+    there = [one.folder.name for one in list_cache(cache) if one.manifest["made_of"]["layers"] != [3]]
     assert there == [keys[i] for i in leave]
-    assert len(listing(cache)) == len(leave) + 1
+    assert len(list_cache(cache)) == len(leave) + 1
 
 
 @pytest.mark.parametrize(
@@ -934,7 +934,7 @@ def test_what_is_in_use_never_leaves(encoder, keys, tmp_path):
     states = Extractor(encoder, runs.READOUTS, layers=[1], cache=cache)(TEXTS)  # opened: it is keys[1]
     used_before(cache / keys[1], 5)
     states.cell(1, "mean")  # read
-    purge(next(one.folder for one in listing(cache) if one.manifest["made_of"]["layers"] == [3]))
+    purge(next(one.folder for one in list_cache(cache) if one.manifest["made_of"]["layers"] == [3]))
     check_cap(encoder, cache, keys, leave=[1], room=0)
 
 
@@ -943,9 +943,9 @@ def test_a_key_that_is_gone_on_with_counts_as_used(encoder, keys, tmp_path):
     (cache / keys[2] / ROWS).unlink()
     verify(cache / keys[2])
     used_before(cache / keys[2], 9)
-    store.Store(cache, listing(cache)[-1].manifest["made_of"], name="", size=1e6)
-    assert time.time() - listing(cache)[0].used < 60
-    assert listing(cache)[0].folder.name == keys[2]
+    store.Store(cache, list_cache(cache)[-1].manifest["made_of"], name="", size=1e6)
+    assert time.time() - list_cache(cache)[0].used < 60
+    assert list_cache(cache)[0].folder.name == keys[2]
 
 
 @pytest.mark.parametrize(
@@ -954,7 +954,7 @@ def test_a_key_that_is_gone_on_with_counts_as_used(encoder, keys, tmp_path):
 )
 def test_a_cap_that_takes_the_wrong_key_would_be_caught(encoder, keys, tmp_path, monkeypatch, twin, room, leave):
     if twin == "the last used first":
-        monkeypatch.setattr(store, "listing", lambda cache: listing(cache)[::-1])
+        monkeypatch.setattr(store, "list_cache", lambda cache: list_cache(cache)[::-1])
     elif twin == "whatever is in use":
         monkeypatch.setattr(store, "IN_USE", -1.0)
     else:
@@ -1014,7 +1014,7 @@ def test_a_batch_that_does_not_fit_is_halved(encoder, tmp_path, error):
             states = encode(encoder, tmp_path / str(rows))
         assert states.source["batches halved"] == sum(halvings(size, rows) for size in sizes) > 0
         assert np.array_equal(states.present, wanted.present)
-        np.testing.assert_allclose(stacked(states), stacked(wanted), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(stack_cells(states), stack_cells(wanted), rtol=0, atol=1e-5)
         again = worked(lambda rows=rows: encode(encoder, tmp_path / str(rows)))
         assert again.passes == 0
         assert again.states.source["batches halved"] == states.source["batches halved"]  # the manifest keeps it
@@ -1060,16 +1060,16 @@ def test_a_page_tells_of_halved_batches(model, tmp_path, capsys, monkeypatch):
     flags = "--layers", "1", "--readouts", "max", "--quiet", "--cache", tmp_path / "cache", "--allow-overlap"
     assert call("run", "--task", f"file:{tmp_path / 'd.csv'}", "--model", model, *flags, "--out", tmp_path / "out") == 0
     halved = json.loads((tmp_path / "out" / "run.json").read_text())["model"]["batches halved"]
-    assert halved == next(one for one in map(store_halved, listing(tmp_path / "cache")) if one)
+    assert halved == next(one for one in map(count_halved, list_cache(tmp_path / "cache")) if one)
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"<dt><bdi>batches halved</bdi></dt><dd><bdi>{halved}</bdi></dd>" in page
 
 
-def store_halved(one: store.Listed) -> int:
-    """What a manifest says of halved batches, of the trained encoder alone."""
-    if one.manifest["made_of"]["control"] == "untrained":
+def count_halved(key: store.CacheEntry) -> int:
+    """The halved batches in a manifest; 0 for an untrained encoder."""
+    if key.manifest["made_of"]["control"] == "untrained":
         return 0
-    return sum(entry.get("halved", 0) for entry in one.manifest["shards"].values())
+    return sum(entry.get("halved", 0) for entry in key.manifest["shards"].values())
 
 
 # ------------------------------------------------------------------------------------------------------------ memory

@@ -31,7 +31,7 @@ from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.vectors import Vectors, read_vectors
 from clsprobe.probes.linear import LogisticProbe
-from clsprobe.probes.tasks.split import take
+from clsprobe.probes.tasks.split import sample_task
 from clsprobe.probes.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,13 +105,13 @@ def test_layers_and_readouts_in_names(tmp_path):
     for name, tensor in stored.items():
         layer, readout = name.removeprefix("layer.").split("/")
         assert np.array_equal(states.cell(int(layer), readout), tensor.numpy())
-    assert found.chosen_layers([11]) == [11]
+    assert found.choose_layers([11]) == [11]
     some = found.states([11], ["cls"], found.check(np.arange(N), [11], ["cls"]))
     assert some.cells == [(11, "cls")]
     with pytest.raises(InputError, match=r"--layers 3: v\.safetensors has layers 2, 11\. Choose among them"):
-        found.chosen_layers([3])
+        found.choose_layers([3])
     with pytest.raises(InputError, match=r"unknown readout 'clss'\. Did you mean 'cls'\?"):
-        found.chosen_readouts(["clss"])
+        found.choose_readouts(["clss"])
 
 
 def test_a_file_is_mapped_and_not_read(tmp_path):
@@ -160,7 +160,7 @@ def test_rows_that_are_left_out_keep_their_vectors(tmp_path):
     for one in (labels_only, subset):
         assert accuracy(one, right) == 1
         assert accuracy(one, shifted) < 0.7  # the broken twin
-    assert accuracy(take(subset, 120, seed=0), right) == 1
+    assert accuracy(sample_task(subset, 120, seed=0), right) == 1
 
 
 def test_a_text_may_have_many_vectors(tmp_path):
@@ -437,10 +437,10 @@ def test_rows_that_are_not_used_may_hold_nothing(tmp_path):
 
 def test_a_file_that_changes_is_noticed(tmp_path):
     found = read_vectors(npy(tmp_path / "v.npy", drawn()))
-    found.check_same()
+    found.check_unchanged()
     os.utime(tmp_path / "v.npy", ns=(0, 0))
     with pytest.raises(InputError, match=r"v\.npy: changed while being read"):
-        found.check_same()
+        found.check_unchanged()
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

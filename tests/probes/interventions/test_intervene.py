@@ -14,8 +14,8 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.interventions import changes, replaying
-from clsprobe.probes.interventions.changes import EDGES, altered, check_changes, knockout, tokens_of
-from clsprobe.probes.interventions.passes import recording
+from clsprobe.probes.interventions.changes import EDGES, alter_layer, check_changes, knockout, select_tokens
+from clsprobe.probes.interventions.passes import record_passes
 from clsprobe.probes.interventions.replaying import replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,28 +33,28 @@ TEXTS = [text for text in models.TEXTS if len(text.split()) < 20]
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """Shape -> encoder, each made and loaded once."""
-    known = {}
+    encoders = {}
 
-    def of(shape):
-        if shape not in known:
+    def load(shape):
+        if shape not in encoders:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                known[shape] = load_encoder(str(models.save(shape, tmp_path_factory.mktemp(shape))), device="cpu")
-        return known[shape]
+                encoders[shape] = load_encoder(str(models.save(shape, tmp_path_factory.mktemp(shape))), device="cpu")
+        return encoders[shape]
 
-    return of
+    return load
 
 
-def batch_of(encoder, texts=TEXTS):
+def make_batch(encoder, texts=TEXTS):
     return encoder.batch(encoder.tokenize(texts, encoder.description.max_length))
 
 
-def states(encoder, batch):
+def record_states(encoder, batch):
     """Every layer of a whole pass."""
-    seen = []
-    with tap(encoder, lambda layer, hidden: seen.append(hidden.clone())):
+    layers = []
+    with tap(encoder, lambda layer, hidden: layers.append(hidden.clone())):
         encoder.forward(batch)
-    return seen
+    return layers
 
 
 def hooks(model):
@@ -65,17 +65,17 @@ def hooks(model):
 # ------------------------------------------------------------------------------------------------------ what is cut
 
 
-def attention_of(encoder, batch):
+def record_attention(encoder, batch):
     """(layer, batch, head, query, key) as the eager attention computes it."""
-    seen, handles = [], []
+    weights, handles = [], []
     for block in encoder.blocks:
-        handles.append(block.attention.self.register_forward_hook(lambda m, a, out: seen.append(out[1].clone())))
+        handles.append(block.attention.self.register_forward_hook(lambda m, a, out: weights.append(out[1].clone())))
     try:
         encoder.forward(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack(seen)
+    return torch.stack(weights)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def eager(tmp_path_factory):
 
 @pytest.mark.parametrize("edges", [*EDGES, "token[2]->cls", "cls->token[-1]", "all->all"])
 def test_cut_edges_carry_nothing_and_the_others_share_their_weight(eager, edges):
-    batch, layer = batch_of(eager), 2
-    source, target = (tokens_of(name)(batch) for name in edges.split("->"))
+    batch, layer = make_batch(eager), 2
+    source, target = (select_tokens(name)(batch) for name in edges.split("->"))
     itself = torch.eye(batch.ids.shape[1], dtype=torch.bool)
     cut = (target[:, :, None] & source[:, None, :] & ~itself)[:, None].expand(-1, 2, -1, -1)
-    before = attention_of(eager, batch)
+    before = record_attention(eager, batch)
     with knockout(eager, edges, [layer]):
-        after = attention_of(eager, batch)
+        after = record_attention(eager, batch)
     assert (after[layer - 1][cut] == 0).all()
     assert cut.any()
     torch.testing.assert_close(after.sum(-1), torch.ones_like(after.sum(-1)))
@@ -105,9 +105,9 @@ def test_cut_edges_carry_nothing_and_the_others_share_their_weight(eager, edges)
 
 
 def test_a_mask_never_empties_a_row(eager):
-    batch = batch_of(eager, ["", "cat"])  # of the first, only [CLS] and [SEP] are there
+    batch = make_batch(eager, ["", "cat"])  # of the first, only [CLS] and [SEP] are there
     with knockout(eager, "all->all", [1, 2, 3]):
-        weights, seen = attention_of(eager, batch), states(eager, batch)
+        weights, seen = record_attention(eager, batch), record_states(eager, batch)
     assert weights.isfinite().all()
     assert all(hidden.isfinite().all() for hidden in seen)
     itself = torch.eye(batch.ids.shape[1], dtype=torch.bool) & batch.real[:, :, None]
@@ -117,35 +117,35 @@ def test_a_mask_never_empties_a_row(eager):
 def test_cls_that_is_cut_off_everywhere_is_one_vector_for_every_text(loaded):
     encoder = loaded("bert")
     with knockout(encoder, "rest->cls", [1, 2, 3]):
-        cut = states(encoder, batch_of(encoder))[-1][:, 0]
+        cut = record_states(encoder, make_batch(encoder))[-1][:, 0]
     torch.testing.assert_close(cut, cut[:1].expand_as(cut))
-    whole = states(encoder, batch_of(encoder))[-1][:, 0]
+    whole = record_states(encoder, make_batch(encoder))[-1][:, 0]
     assert (whole - whole[:1]).abs().max() > 0.1
 
 
 def test_literal_special_tokens_of_a_text_are_content(loaded):
     encoder = loaded("bert")
-    batch = batch_of(encoder, ["the [CLS] cat [SEP] sees [PAD] the dog"])
+    batch = make_batch(encoder, ["the [CLS] cat [SEP] sees [PAD] the dog"])
     with knockout(encoder, "content->cls", [1]):
-        hooked = states(encoder, batch)  # finds the tokens by their ids
-    with evaluating(encoder.model), recording(encoder, 1) as record:
+        hooked = record_states(encoder, batch)  # finds the tokens by their ids
+    with evaluating(encoder.model), record_passes(encoder, 1) as record:
         recorded = record(batch)  # knows the batch
     with knockout(encoder, "content->cls", [1]):
-        torch.testing.assert_close(recorded.onward(0, recorded.hidden[0], 1), hooked[1])
+        torch.testing.assert_close(recorded.run(0, recorded.hidden[0], 1), hooked[1])
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("content", "edges: unknown name 'content'"),
         ("contents->cls", "tokens: unknown name 'contents'. Did you mean 'content'?"),
         ("content->token[0]", "content tokens are counted from 1"),
     ],
 )
-def test_a_name_that_is_none_is_told(loaded, name, told):
+def test_a_name_that_is_none_is_told(loaded, name, message):
     with pytest.raises(InputError) as caught, knockout(loaded("bert"), name, [1]):
         pass
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("layers", [[0], [4], [1, 1], []])
@@ -161,18 +161,18 @@ def test_a_layer_that_is_no_block_is_told(loaded, layers):
 def test_edges_are_cut_in_every_architecture_with_a_mask_and_nothing_stays(loaded, shape):
     encoder, last = loaded(shape), len(loaded(shape).blocks)
     foreign = encoder.blocks[0].register_forward_pre_hook(lambda module, args: None)
-    batch, installed = batch_of(encoder), hooks(encoder.model)
-    before = states(encoder, batch)
+    batch, installed = make_batch(encoder), hooks(encoder.model)
+    before = record_states(encoder, batch)
     with suppress(ZeroDivisionError), knockout(encoder, "rest->cls", range(1, last + 1)):
-        cut = states(encoder, batch)
+        cut = record_states(encoder, batch)
         raise ZeroDivisionError
-    with altered(encoder, 0, lambda hidden, _: -hidden):
-        flipped = states(encoder, batch)
+    with alter_layer(encoder, 0, lambda hidden, _: -hidden):
+        flipped = record_states(encoder, batch)
     assert hooks(encoder.model) == installed
-    assert all(torch.equal(a, b) for a, b in zip(before, states(encoder, batch), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, record_states(encoder, batch), strict=True))
     assert not torch.allclose(flipped[-1], before[-1])
     if shape != "mobilebert":  # whose [CLS] knows the next token from the embeddings on
-        first = cut[-1][tokens_of("cls")(batch)]
+        first = cut[-1][select_tokens("cls")(batch)]
         torch.testing.assert_close(first, first[:1].expand_as(first), atol=1e-4, rtol=1e-4)
     foreign.remove()
 
@@ -189,11 +189,13 @@ def test_an_attention_that_takes_no_mask_is_refused_in_one_line(loaded, shape):
 
 def test_an_encoder_that_ignores_the_mask_would_be_seen(loaded, monkeypatch):
     """The broken twins: a mask that is left as it was, and one that cuts another row."""
-    monkeypatch.setattr(changes, "_masked", lambda given, allowed, dtype: given)
+    monkeypatch.setattr(changes, "_mask_edges", lambda mask, allowed, dtype: mask)
     assert not changes._is_sound(loaded("bert"))
     monkeypatch.undo()
-    masked = changes._masked
-    monkeypatch.setattr(changes, "_masked", lambda given, allowed, dtype: masked(given, allowed.roll(1, 1), dtype))
+    mask_edges = changes._mask_edges
+    monkeypatch.setattr(
+        changes, "_mask_edges", lambda mask, allowed, dtype: mask_edges(mask, allowed.roll(1, 1), dtype)
+    )
     assert not changes._is_sound(loaded("bert"))
     monkeypatch.undo()
     assert changes._is_sound(loaded("bert"))
@@ -204,27 +206,27 @@ def test_an_encoder_that_ignores_the_mask_would_be_seen(loaded, monkeypatch):
 
 @pytest.mark.parametrize("shape", ["bert", "albert-2", "deberta-v2", "modernbert"])
 def test_a_pass_that_goes_on_from_the_middle_is_the_whole_pass(loaded, shape):
-    encoder, batch = loaded(shape), batch_of(loaded(shape))
+    encoder, batch = loaded(shape), make_batch(loaded(shape))
     last = len(encoder.blocks)
-    with evaluating(encoder.model), recording(encoder, last) as record:
+    with evaluating(encoder.model), record_passes(encoder, last) as record:
         recorded = record(batch)
-    intact = states(encoder, batch)
+    intact = record_states(encoder, batch)
     assert all(torch.equal(a, b) for a, b in zip(recorded.hidden, intact, strict=True))
     for first in range(1, last + 1):
         with knockout(encoder, "content->cls", [first]):
-            whole, rest = states(encoder, batch), recorded.onward(first - 1, recorded.hidden[first - 1], last)
+            whole, rest = record_states(encoder, batch), recorded.run(first - 1, recorded.hidden[first - 1], last)
         assert torch.equal(whole[-1], rest)
-        with altered(encoder, first - 1, lambda hidden, batch: hidden.where(batch.content[..., None], 0)):
-            whole, rest = states(encoder, batch), recorded.onward(first - 1, recorded.hidden[first - 1], last)
+        with alter_layer(encoder, first - 1, lambda hidden, batch: hidden.where(batch.content[..., None], 0)):
+            whole, rest = record_states(encoder, batch), recorded.run(first - 1, recorded.hidden[first - 1], last)
         assert torch.equal(whole[-1], rest)
 
 
 def test_changes_of_one_pass_add_up(loaded):
-    encoder, batch = loaded("bert"), batch_of(loaded("bert"))
+    encoder, batch = loaded("bert"), make_batch(loaded("bert"))
     with knockout(encoder, "content->cls", [1, 2, 3]), knockout(encoder, "sep->cls", [1, 2, 3]):
-        both = states(encoder, batch)[-1]
+        both = record_states(encoder, batch)[-1]
     with knockout(encoder, "rest->cls", [1, 2, 3]):
-        torch.testing.assert_close(both, states(encoder, batch)[-1])
+        torch.testing.assert_close(both, record_states(encoder, batch)[-1])
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 30])
@@ -232,24 +234,24 @@ def test_replay_gives_every_text_its_own_states(loaded, monkeypatch, chunk):
     encoder, texts = loaded("bert"), [*TEXTS, *TEXTS[:3]]
     monkeypatch.setattr(replaying, "CHUNK", chunk)
     monkeypatch.setattr(replaying, "BUDGET", {"cpu": 24})
-    found, chunks = {}, 0
-    with replay(encoder, texts, 2) as parts:
-        for part in parts:
-            chunks += 1
+    hidden, count = {}, 0
+    with replay(encoder, texts, 2) as chunks:
+        for part in chunks:
+            count += 1
             for rows, recorded in zip(part.rows, part.recorded, strict=True):
-                found |= {int(row): recorded.hidden[2][i, 0] for i, row in enumerate(rows)}
-    assert sorted(found) == list(range(len(texts)))
-    assert (chunks > 3) == (chunk == 1)
+                hidden |= {int(row): recorded.hidden[2][i, 0] for i, row in enumerate(rows)}
+    assert sorted(hidden) == list(range(len(texts)))
+    assert (count > 3) == (chunk == 1)
     for i, text in enumerate(texts):
-        alone = states(encoder, batch_of(encoder, [text]))[2][0, 0]
-        torch.testing.assert_close(found[i], alone, atol=1e-5, rtol=1e-4)
+        alone = record_states(encoder, make_batch(encoder, [text]))[2][0, 0]
+        torch.testing.assert_close(hidden[i], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_batches_run_side_by_side_under_one_change(loaded):
-    encoder, batches = loaded("bert"), [batch_of(loaded("bert"), [text]) for text in TEXTS]
+    encoder, batches = loaded("bert"), [make_batch(loaded("bert"), [text]) for text in TEXTS]
     check_changes(encoder)
     with knockout(encoder, "content->cls", [2]):
-        alone = [states(encoder, batch)[-1] for batch in batches]
+        alone = [record_states(encoder, batch)[-1] for batch in batches]
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda batch: encoder.forward(batch)[0], batches * 5))
     assert all(torch.equal(a, b) for a, b in zip(alone * 5, together, strict=True))

@@ -93,7 +93,9 @@ def test_the_seed_moves_anchors_and_labels():
 
 def test_another_process_draws_the_same():
     """As `hash` would not: its key differs from process to process."""
-    code = "from clsprobe.probes.tasks.control import _hash; print(_hash(7, 'label', 'fern'), hash('fern'))"
+    code = (
+        "from clsprobe.probes.tasks.control import _stable_hash; print(_stable_hash(7, 'label', 'fern'), hash('fern'))"
+    )
     told = [
         subprocess.run(
             [sys.executable, "-c", code],

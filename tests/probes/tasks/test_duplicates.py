@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.probes.tasks import duplicates
-from clsprobe.probes.tasks.duplicates import ALIKE, hashes, jaccard, near, plain, tied
+from clsprobe.probes.tasks.duplicates import ALIKE, group_near_copies, group_rows, hash_texts, jaccard, normalise
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
 
 
 def written(draw: np.random.Generator, length: int) -> str:
-    return plain("".join(draw.choice(LETTERS, length)))
+    return normalise("".join(draw.choice(LETTERS, length)))
 
 
 def parts(group: np.ndarray) -> set[tuple[int, ...]]:
@@ -30,7 +30,7 @@ def by_all_pairs(texts: list[str]) -> set[tuple[int, ...]]:
     """The groups by comparing everything with everything."""
     of = list(range(len(texts)))
     for one, other in combinations(range(len(texts)), 2):
-        if jaccard(plain(texts[one]), plain(texts[other])) >= ALIKE:
+        if jaccard(normalise(texts[one]), normalise(texts[other])) >= ALIKE:
             of = [of[one] if each == of[other] else each for each in of]
     return parts(np.array(of))
 
@@ -39,10 +39,10 @@ def by_all_pairs(texts: list[str]) -> set[tuple[int, ...]]:
 
 
 def test_what_does_not_make_another_text() -> None:
-    assert plain("  Straße\u00a0 eins ") == plain("STRASSE\teins") == "strasse eins"
-    assert plain("ﬁne") == "fine"
-    assert len(set(hashes(["One", "one ", "two"], 0))) == 2
-    assert (hashes(["a", "b"], 0) != hashes(["a", "b"], 1)).all()
+    assert normalise("  Straße\u00a0 eins ") == normalise("STRASSE\teins") == "strasse eins"
+    assert normalise("ﬁne") == "fine"
+    assert len(set(hash_texts(["One", "one ", "two"], 0))) == 2
+    assert (hash_texts(["a", "b"], 0) != hash_texts(["a", "b"], 1)).all()
 
 
 # ----------------------------------------------------------------------------------------------------------- nearly so
@@ -60,19 +60,19 @@ def test_jaccard_by_hand() -> None:
 def test_groups_are_those_of_all_pairs(edits: list[tuple[int, int, str]]) -> None:
     originals = [written(np.random.default_rng(i), 60) for i in range(6)]
     texts = [originals[i][:at] + letter + originals[i][at + 1 :] for i, at, letter in edits]
-    assert parts(near(texts)) == by_all_pairs(texts)
+    assert parts(group_near_copies(texts)) == by_all_pairs(texts)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
 def test_any_text_will_do(texts: list[str]) -> None:
-    assert parts(near(texts)) == by_all_pairs(texts)
+    assert parts(group_near_copies(texts)) == by_all_pairs(texts)
 
 
 def test_lone_surrogates_and_nothing_at_all() -> None:
-    assert parts(near(["\ud800 is no character", "\ud800 is no character!", ""])) == {(0, 1), (2,)}
-    assert near([]).tolist() == []
-    assert near(["one"]).tolist() == [0]
+    assert parts(group_near_copies(["\ud800 is no character", "\ud800 is no character!", ""])) == {(0, 1), (2,)}
+    assert group_near_copies([]).tolist() == []
+    assert group_near_copies(["one"]).tolist() == [0]
 
 
 def planted(n: int) -> tuple[list[str], np.ndarray]:
@@ -82,12 +82,12 @@ def planted(n: int) -> tuple[list[str], np.ndarray]:
     for _ in range(n):
         original = written(draw, 80)
         cut = draw.integers(1, 30)
-        texts += [original, plain(original[:-cut] + written(draw, cut))]
+        texts += [original, normalise(original[:-cut] + written(draw, cut))]
     return texts, np.array([jaccard(*texts[i : i + 2]) for i in range(0, 2 * n, 2)])
 
 
 def found(texts: list[str]) -> np.ndarray:
-    group = near(texts)
+    group = group_near_copies(texts)
     return group[::2] == group[1::2]
 
 
@@ -109,14 +109,14 @@ def test_the_order_of_the_texts_does_not_matter() -> None:
     texts, _ = planted(300)
     order = np.random.default_rng(2).permutation(len(texts))
     there = np.argsort(order)
-    assert parts(near([texts[i] for i in order])[there]) == parts(near(texts))
+    assert parts(group_near_copies([texts[i] for i in order])[there]) == parts(group_near_copies(texts))
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, _ = planted(300)
-    group = near(texts)
+    group = group_near_copies(texts)
     monkeypatch.setattr(duplicates, "CHUNK", 500)
-    assert (near(texts) == group).all()
+    assert (group_near_copies(texts) == group).all()
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> tuple[int, int]:
@@ -132,11 +132,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> tuple[int, int
         comparisons[0] += 1
         return jaccard(one, other)
 
-    inner = duplicates._proposed
+    inner = duplicates._candidate_pairs
     with monkeypatch.context() as patched:
-        patched.setattr(duplicates, "_proposed", proposed)
+        patched.setattr(duplicates, "_candidate_pairs", proposed)
         patched.setattr(duplicates, "jaccard", compared)
-        near(texts)
+        group_near_copies(texts)
     return proposals[0], comparisons[0]
 
 
@@ -146,7 +146,7 @@ def template(n: int) -> list[str]:
 
 
 def test_a_template_is_one_group() -> None:
-    assert len(set(near(template(2_000)))) == 1
+    assert len(set(group_near_copies(template(2_000)))) == 1
 
 
 def test_the_work_does_not_grow_with_the_square_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,31 +164,31 @@ def test_trec_as_by_all_pairs(data_folder: Path) -> None:
     from sklearn.feature_extraction.text import CountVectorizer
 
     (task,) = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("coarse",))).tasks
-    texts = [plain(text) for text in task.texts]
+    texts = [normalise(text) for text in task.texts]
     grams = CountVectorizer(analyzer="char", ngram_range=(5, 5), lowercase=False, binary=True).fit_transform(texts)
     common = (grams @ grams.T).tocoo()
     sizes = np.asarray(grams.sum(1)).ravel()
     common.data = common.data / (sizes[common.row] + sizes[common.col] - common.data) >= ALIKE
     common.eliminate_zeros()
-    group = near(task.texts)
+    group = group_near_copies(task.texts)
     assert parts(connected_components(common, directed=False)[1]) == parts(group)
     assert len(set(texts)) - len(set(group.tolist())) == 17
 
 
-# --------------------------------------------------------------------------------------------------------------- tied
+# --------------------------------------------------------------------------------------------------------- group_rows
 
 
 def test_ties_of_several_kinds_chain() -> None:
-    assert tied([1, 2, 1, 3]).tolist() == [0, 1, 0, 2]
-    assert parts(tied([1, 2, 1, 3, 4], None, ["a", "b", "c", "b", "d"])) == {(0, 2), (1, 3), (4,)}
-    assert parts(tied([1, 2, 1, 3, 4], ["a", "b", "b", "c", "d"])) == {(0, 1, 2), (3,), (4,)}
-    assert parts(tied(np.array([b"x\0", b"y", b"x"], object), [None, 1, "1"])) == {(0,), (1,), (2,)}
+    assert group_rows([1, 2, 1, 3]).tolist() == [0, 1, 0, 2]
+    assert parts(group_rows([1, 2, 1, 3, 4], None, ["a", "b", "c", "b", "d"])) == {(0, 2), (1, 3), (4,)}
+    assert parts(group_rows([1, 2, 1, 3, 4], ["a", "b", "b", "c", "d"])) == {(0, 1, 2), (3,), (4,)}
+    assert parts(group_rows(np.array([b"x\0", b"y", b"x"], object), [None, 1, "1"])) == {(0,), (1,), (2,)}
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
 def test_ties_are_the_finest_that_hold(rows: list[tuple[int, int, int]]) -> None:
-    group = tied(*zip(*rows, strict=True))
+    group = group_rows(*zip(*rows, strict=True))
     of = list(range(len(rows)))
     for one, other in combinations(range(len(rows)), 2):
         if any(a == b for a, b in zip(rows[one], rows[other], strict=True)):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.tasks.split import split, take
+from clsprobe.probes.tasks.split import sample_task, split
 from clsprobe.probes.tasks.task import Task
 
 
-def made(n: int = 300, classes: int = 3, **changes: object) -> Task:
+def make_task(n: int = 300, classes: int = 3, **changes: object) -> Task:
     labels = np.array([f"class {i % classes}" for i in range(n)])
     return replace(Task("made:label", [text(i) for i in range(n)], labels), **changes)  # type: ignore[arg-type]
 
@@ -40,7 +40,7 @@ def fixed(*counts: int) -> np.ndarray:
 
 
 def test_carved_split_is_70_10_20_in_every_class() -> None:
-    task = made(1000, 4)
+    task = make_task(1000, 4)
     side = split(task).side
     for label in np.unique(task.y):
         counts = Counter(side[task.y == label].tolist())
@@ -50,7 +50,7 @@ def test_carved_split_is_70_10_20_in_every_class() -> None:
 
 
 def test_row_order_does_not_move_a_text() -> None:
-    task = made(207, 5, groups=np.arange(207) // 3)
+    task = make_task(207, 5, groups=np.arange(207) // 3)
     order = np.random.default_rng(0).permutation(207)
     groups = np.array([f"g{g}" for g in task.groups[order]])  # type: ignore[index]
     other = Task(task.name, [task.texts[i] for i in order], task.y[order], groups=groups)
@@ -58,7 +58,7 @@ def test_row_order_does_not_move_a_text() -> None:
 
 
 def test_seed_moves_carved_sides_only() -> None:
-    task = made()
+    task = make_task()
     assert (split(task, seed=3).side == split(task, seed=3).side).all()
     assert (split(task, seed=3).side != split(task, seed=4).side).any()
     whole = replace(task, split=fixed(200, 40, 60))
@@ -90,20 +90,20 @@ def test_neither_copies_nor_groups_straddle(rows: list[tuple[int, str, int]]) ->
 
 def test_same_text_in_another_dress_is_a_copy() -> None:
     dresses = ["Straße  eins", "STRASSE EINS", "strasse\teins ", "strasse\u00a0eins"]
-    task = made(200)
+    task = make_task(200)
     task = replace(task, texts=[*task.texts, *dresses], y=np.append(task.y, ["class 0"] * 4))
-    found = split(task)
-    assert len(set(found.side[-4:])) == 1
-    assert found.notes == ["3 rows repeat an earlier text (rows 202, 203, 204)"]
+    result = split(task)
+    assert len(set(result.side[-4:])) == 1
+    assert result.notes == ["3 rows repeat an earlier text (rows 202, 203, 204)"]
 
 
 def test_few_large_groups_reach_every_side() -> None:
-    task = made(500, 2, groups=np.arange(500) % 5)
+    task = make_task(500, 2, groups=np.arange(500) % 5)
     assert set(sides(task)) == {"train", "dev", "test"}
 
 
 def test_three_texts_of_a_class_are_enough_and_two_are_not() -> None:
-    task = made(100, 2)
+    task = make_task(100, 2)
     rare = replace(task, y=np.where(np.arange(100) < 3, "rare", task.y))
     assert set(split(rare).side[:3]) == {"train", "dev", "test"}
     rarer = replace(task, y=np.where(np.arange(100) < 2, "rare", task.y))
@@ -114,7 +114,7 @@ def test_three_texts_of_a_class_are_enough_and_two_are_not() -> None:
 
 
 def test_numbers_have_no_classes() -> None:
-    task = Task("made:score", made().texts, np.linspace(0, 1, 300), "number")
+    task = Task("made:score", make_task().texts, np.linspace(0, 1, 300), "number")
     assert sides(task) == {"train": 210, "dev": 30, "test": 60}
     with pytest.raises(InputError, match="2 different texts are too few for train, dev, test"):
         split(replace(task, texts=["a", "b"], y=np.array([0.1, 0.2])))
@@ -126,31 +126,31 @@ def test_numbers_have_no_classes() -> None:
 def test_test_stays_whole_and_copies_leave() -> None:
     texts = [f"t{i}" for i in range(100)]
     texts[3], texts[4], texts[65], texts[7] = "T99", "t98", "t97", "t66"  # train, train, dev of test; train of dev
-    task = made(100, 2, texts=texts, split=fixed(60, 10, 30))
-    found = split(task)
-    assert found.left_out == {
+    task = make_task(100, 2, texts=texts, split=fixed(60, 10, 30))
+    result = split(task)
+    assert result.left_out == {
         "dev copies of a test text": 1,
         "train copies of a test text": 2,
         "train copies of a dev text": 1,
     }
-    assert [i for i in range(100) if not found.side[i]] == [3, 4, 7, 65]
-    assert (found.side[70:] == "test").all()
-    kept = split(task, allow_overlap=True)
-    assert kept.left_out == {}
-    assert (kept.side == task.split).all()
+    assert [i for i in range(100) if not result.side[i]] == [3, 4, 7, 65]
+    assert (result.side[70:] == "test").all()
+    overlapping = split(task, allow_overlap=True)
+    assert overlapping.left_out == {}
+    assert (overlapping.side == task.split).all()
 
 
 def test_rows_of_a_group_in_test_leave_train() -> None:
     groups = np.arange(100)
     groups[5] = groups[99]
-    found = split(made(100, 2, groups=groups, split=fixed(60, 10, 30)))
-    assert found.left_out == {"train rows of a group in test": 1}
-    assert found.side[5] == ""
+    result = split(make_task(100, 2, groups=groups, split=fixed(60, 10, 30)))
+    assert result.left_out == {"train rows of a group in test": 1}
+    assert result.side[5] == ""
 
 
 def test_test_that_stands_in_train_is_refused_unless_wanted() -> None:
     texts = [f"t{i % 50}" for i in range(100)]
-    task = made(100, 2, texts=texts, split=fixed(50, 0, 50))
+    task = make_task(100, 2, texts=texts, split=fixed(50, 0, 50))
     with pytest.raises(InputError, match=r"made:label: train and test share 50 of 50 texts\. .*--allow-overlap"):
         split(task)
     assert sides(task, allow_overlap=True) == {"train": 45, "dev": 5, "test": 50}
@@ -158,25 +158,25 @@ def test_test_that_stands_in_train_is_refused_unless_wanted() -> None:
 
 def test_dev_that_is_test_or_stands_in_it_is_carved_anew() -> None:
     texts = [text(i) for i in range(80)] + [text(i).upper() for i in range(60, 80)]
-    task = made(100, 2, texts=texts, split=fixed(60, 20, 20))
+    task = make_task(100, 2, texts=texts, split=fixed(60, 20, 20))
     assert split(task).left_out == {"dev copies of a test text": 20}
     assert sides(task) == {"train": 54, "dev": 6, "test": 20, "": 20}
     assert sides(task, allow_overlap=True) == {"train": 60, "dev": 20, "test": 20}
-    found = split(replace(task, split=fixed(60, 19, 21)))
-    assert found.left_out == {"dev copies of a test text": 19}
-    assert Counter(found.side.tolist()) == {"train": 54, "dev": 6, "test": 21, "": 19}
-    assert found.notes[-1] == "no dev of its own: 6 train texts serve as dev"
+    result = split(replace(task, split=fixed(60, 19, 21)))
+    assert result.left_out == {"dev copies of a test text": 19}
+    assert Counter(result.side.tolist()) == {"train": 54, "dev": 6, "test": 21, "": 19}
+    assert result.notes[-1] == "no dev of its own: 6 train texts serve as dev"
 
 
 def test_dev_never_takes_the_last_text_of_a_class() -> None:
-    task = made(100, 2, split=fixed(80, 0, 20))
+    task = make_task(100, 2, split=fixed(80, 0, 20))
     for seed in range(20):
         rare = replace(task, y=np.where(np.arange(100) == 7, "rare", task.y))
         assert split(rare, seed=seed).side[7] == "train"
 
 
 def test_label_that_train_never_saw() -> None:
-    task = made(100, 2, split=fixed(70, 0, 30))
+    task = make_task(100, 2, split=fixed(70, 0, 30))
     task.y[[90, 95]] = "new"
     with pytest.raises(InputError, match=r"made:label: label 'new' stands in test \(rows 91, 96\) but not in train"):
         split(task)
@@ -184,11 +184,11 @@ def test_label_that_train_never_saw() -> None:
 
 def test_one_class_is_none() -> None:
     with pytest.raises(InputError, match=r"one class \('class 0', 300 rows\); a probe needs two"):
-        split(made(classes=1))
+        split(make_task(classes=1))
 
 
 def test_labels_that_name_their_rows_are_no_classes() -> None:
-    task = made(300)
+    task = make_task(300)
     with pytest.raises(InputError, match=r"made:label: 300 classes in 300 rows: these labels name rows"):
         split(replace(task, y=np.array([f"id {i}" for i in range(300)])))
     with pytest.raises(InputError, match="151 classes in 300 rows"):
@@ -197,7 +197,7 @@ def test_labels_that_name_their_rows_are_no_classes() -> None:
 
 
 def test_a_text_with_two_labels_is_named() -> None:
-    task = made(300, 2)
+    task = make_task(300, 2)
     texts = list(task.texts)
     texts[7], texts[12], texts[20] = texts[8].upper(), texts[14], texts[22]  # only 7 and 8 differ in label
     assert "2 rows hold a text that has another label elsewhere (rows 8, 9)" in split(replace(task, texts=texts)).notes
@@ -207,7 +207,7 @@ def test_a_text_with_two_labels_is_named() -> None:
 
 
 def test_a_class_that_a_side_lacks_is_named() -> None:
-    task = made(100, 2, split=fixed(70, 10, 20))
+    task = make_task(100, 2, split=fixed(70, 10, 20))
     task.y[[0, 1]] = "rare"
     assert split(task).notes == [
         "1 of 3 classes have no test text: 'rare'",
@@ -225,11 +225,11 @@ def test_trec(data_folder: Path) -> None:
     train = {text for text, side in zip(coarse.texts, coarse.split, strict=True) if side == "train"}  # type: ignore[arg-type]
     test = {text for text, side in zip(coarse.texts, coarse.split, strict=True) if side == "test"}  # type: ignore[arg-type]
     assert (len(train), len(train & test)) == (5381, 10)
-    found = split(coarse)
+    result = split(coarse)
     # 11 rows of 10 texts; and "the 3rd president", where test asks for the 23rd
-    assert found.left_out == {"train copies of a test text": 11, "train near copies of a test text": 1}
-    assert Counter(found.side.tolist()) == {"train": 4895, "dev": 545, "test": 500, "": 12}
-    assert found.notes[:3] == [
+    assert result.left_out == {"train copies of a test text": 11, "train near copies of a test text": 1}
+    assert Counter(result.side.tolist()) == {"train": 4895, "dev": 545, "test": 500, "": 12}
+    assert result.notes[:3] == [
         "83 rows repeat an earlier text (rows 370, 465, 728, 742, 1,076, 1,362, 1,391, 1,536, 1,597, 1,727 "
         "and 73 more)",
         "2 rows hold a text that has another label elsewhere (rows 1,194, 5,704)",
@@ -253,12 +253,12 @@ def pairs(n: int) -> list[str]:
 
 
 def test_near_copies_never_straddle_what_is_carved() -> None:
-    task = made(400, 2, texts=pairs(200), y=np.tile(["a", "b"], 200))
+    task = make_task(400, 2, texts=pairs(200), y=np.tile(["a", "b"], 200))
     for seed in range(3):
-        found = split(task, seed=seed)
-        assert (found.side[:200] == found.side[200:]).all()
-        assert set(found.side) == {"train", "dev", "test"}
-    assert found.notes[0].startswith("200 rows nearly repeat an earlier text (rows 201, 202, ")
+        result = split(task, seed=seed)
+        assert (result.side[:200] == result.side[200:]).all()
+        assert set(result.side) == {"train", "dev", "test"}
+    assert result.notes[0].startswith("200 rows nearly repeat an earlier text (rows 201, 202, ")
     free = split(task, allow_overlap=True)
     assert (free.side[:200] != free.side[200:]).any()
     assert free.notes == []
@@ -268,19 +268,19 @@ def test_near_copies_of_a_test_text_leave_train() -> None:
     texts = [text(i) for i in range(100)]
     texts[3], texts[65] = edited(texts[99]), edited(texts[98])
     texts[7], texts[97] = texts[96], edited(texts[96])  # a copy and a near copy of test
-    found = split(made(100, 2, texts=texts, split=fixed(60, 10, 30)))
-    assert found.left_out == {
+    result = split(make_task(100, 2, texts=texts, split=fixed(60, 10, 30)))
+    assert result.left_out == {
         "dev near copies of a test text": 1,
         "train copies of a test text": 1,
         "train near copies of a test text": 1,
     }
-    assert (found.side[70:] == "test").all()
-    assert split(made(100, 2, texts=texts, split=fixed(60, 10, 30)), allow_overlap=True).left_out == {}
+    assert (result.side[70:] == "test").all()
+    assert split(make_task(100, 2, texts=texts, split=fixed(60, 10, 30)), allow_overlap=True).left_out == {}
 
 
 def test_a_test_side_of_near_copies_is_refused() -> None:
     texts = [*(text(i) for i in range(60)), *(edited(text(i)) for i in range(20)), *(text(i) for i in range(60, 80))]
-    task = made(100, 2, texts=texts, split=fixed(60, 0, 40))
+    task = make_task(100, 2, texts=texts, split=fixed(60, 0, 40))
     with pytest.raises(
         InputError, match=r"share 20 of 40 texts, 20 of them but for small differences\. .*--allow-over"
     ):
@@ -292,11 +292,11 @@ def test_a_template_is_no_copy() -> None:
     """Texts that differ in a number only: no side could hold them all, so they are named and dealt out."""
     texts = [f"a warm and moving film that, to the joy of all, runs for {i} minutes" for i in range(150)]
     texts += [text(i) for i in range(150)]
-    task = made(300, 2, texts=texts)
-    found = split(task)
-    assert Counter(found.side.tolist()) == {"train": 210, "dev": 30, "test": 60}
-    assert set(found.side[:150]) == {"train", "dev", "test"}
-    (note,) = found.notes
+    task = make_task(300, 2, texts=texts)
+    result = split(task)
+    assert Counter(result.side.tolist()) == {"train": 210, "dev": 30, "test": 60}
+    assert set(result.side[:150]) == {"train", "dev", "test"}
+    (note,) = result.notes
     assert note.startswith("150 rows differ so little from so many others that they are no copies (rows 1, 2, 3, ")
     given = split(replace(task, split=np.tile(["train", "train", "test"], 100)))
     assert given.left_out == {}
@@ -305,16 +305,18 @@ def test_a_template_is_no_copy() -> None:
 
 def test_twins_of_the_source_are_no_news() -> None:
     """What the source has grouped is kept together and not told again: a corrupted sentence and its original."""
-    task = made(400, 2, texts=pairs(200), y=np.repeat(["as it was", "changed"], 200), groups=np.tile(np.arange(200), 2))
-    found = split(task)
-    assert (found.side[:200] == found.side[200:]).all()
-    assert found.notes == []
+    task = make_task(
+        400, 2, texts=pairs(200), y=np.repeat(["as it was", "changed"], 200), groups=np.tile(np.arange(200), 2)
+    )
+    result = split(task)
+    assert (result.side[:200] == result.side[200:]).all()
+    assert result.notes == []
 
 
 def test_near_copies_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = made()
+    task = make_task()
     split(task)
-    monkeypatch.setattr("clsprobe.probes.tasks.duplicates.near", lambda texts: pytest.fail("looked again"))
+    monkeypatch.setattr("clsprobe.probes.tasks.duplicates.group_near_copies", lambda texts: pytest.fail("looked again"))
     split(task, seed=1)
 
 
@@ -343,16 +345,16 @@ def test_copies_make_noise_look_like_knowledge_and_tied_ones_do_not() -> None:
 def test_texts_of_the_same_tokens_are_copies() -> None:
     tokens = [str(i).encode() for i in range(100)]
     tokens[5] = tokens[99]
-    given = split(made(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
+    given = split(make_task(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
     assert given.left_out == {"train copies, to the encoder, of a test text": 1}
     assert given.notes == [
         "1 row repeats an earlier text as far as the encoder can see (rows 100)",
         "1 row of train left out: copies, to the encoder, of a test text (rows 6)",
     ]
-    carved = split(made(200, 2), tokens=np.arange(200) // 4)
+    carved = split(make_task(200, 2), tokens=np.arange(200) // 4)
     assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))
     with pytest.raises(InputError, match="share 40 of 40 texts, 40 of them but for small differences"):
-        split(made(100, 2, split=fixed(60, 0, 40)), tokens=np.arange(100) % 50)
+        split(make_task(100, 2, split=fixed(60, 0, 40)), tokens=np.arange(100) % 50)
 
 
 # ----------------------------------------------------------------------------------------------------- every row counts
@@ -380,43 +382,45 @@ def test_rows_in_are_rows_used_and_rows_left_out(
         groups=np.array(groups) if grouped else None,
     )
     try:
-        found = split(task, tokens=tokens if read else None)
+        result = split(task, tokens=tokens if read else None)
     except InputError:
         event("refused")
         return
     event("split")
-    assert len(found.side) == len(task.texts)
-    assert set(found.side) - {""} == {"train", "dev", "test"}
-    assert sum(found.left_out.values()) == (found.side == "").sum()
+    assert len(result.side) == len(task.texts)
+    assert set(result.side) - {""} == {"train", "dev", "test"}
+    assert sum(result.left_out.values()) == (result.side == "").sum()
     # Whatever ties two rows, no two sides hold them; what the source put into test is still there.
     for same in (np.array(numbers), *([np.array(groups)] if grouped else []), *([np.array(tokens)] if read else [])):
         for value in np.unique(same):
-            assert len(set(found.side[same == value]) - {""}) <= 1
+            assert len(set(result.side[same == value]) - {""}) <= 1
     if given_sides:
-        assert (found.side[task.split == "test"] == "test").all()
+        assert (result.side[task.split == "test"] == "test").all()
 
 
 # ----------------------------------------------------------------------------------------------------------------- take
 
 
 def test_take_keeps_proportions_and_order() -> None:
-    task = made(1000, 4, split=fixed(600, 100, 300))
-    some = take(task, 100, seed=0)
-    assert Counter(some.split.tolist()) == {"train": 60, "dev": 10, "test": 30}  # type: ignore[union-attr]
-    assert set(Counter(some.y.tolist()).values()) <= {24, 25, 26}
-    places = [task.texts.index(text) for text in some.texts]
+    task = make_task(1000, 4, split=fixed(600, 100, 300))
+    sample = sample_task(task, 100, seed=0)
+    assert Counter(sample.split.tolist()) == {"train": 60, "dev": 10, "test": 30}  # type: ignore[union-attr]
+    assert set(Counter(sample.y.tolist()).values()) <= {24, 25, 26}
+    places = [task.texts.index(text) for text in sample.texts]
     assert places == sorted(places)
-    assert [str(task.y[i]) for i in places] == some.y.tolist()
-    assert list(take(task, 100, seed=1).texts) != list(some.texts) == list(take(task, 100, seed=0).texts)
-    assert take(task, 1000, seed=0) is task
+    assert [str(task.y[i]) for i in places] == sample.y.tolist()
+    assert (
+        list(sample_task(task, 100, seed=1).texts) != list(sample.texts) == list(sample_task(task, 100, seed=0).texts)
+    )
+    assert sample_task(task, 1000, seed=0) is task
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 50, 299])
 def test_take_takes_no_more(n: int) -> None:
-    assert len(take(made(), n, seed=0).texts) == n
-    assert len(take(made(split=fixed(200, 40, 60)), n, seed=0).texts) <= n
+    assert len(sample_task(make_task(), n, seed=0).texts) == n
+    assert len(sample_task(make_task(split=fixed(200, 40, 60)), n, seed=0).texts) <= n
 
 
 def test_take_leaves_no_label_without_train(data_folder: Path) -> None:
     fine = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("fine",))).tasks[0]
-    split(take(fine, 300, seed=0))
+    split(sample_task(fine, 300, seed=0))

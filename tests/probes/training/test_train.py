@@ -22,8 +22,8 @@ from clsprobe import Extractor, InputError, LogisticProbe, load_encoder
 from clsprobe.probes.tasks.task import pair
 from clsprobe.probes.training import checkpoint
 from clsprobe.probes.training import fine_tune as training
-from clsprobe.probes.training.arrangements import Arranged, arranged
-from clsprobe.probes.training.fine_tune import Recipe, batches, fine_tune
+from clsprobe.probes.training.arrangements import ArrangedEncoder, arrange_encoder
+from clsprobe.probes.training.fine_tune import Recipe, epoch_batches, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,11 +45,11 @@ def encoder(folder):
 
 
 def weights(tuned) -> dict[str, torch.Tensor]:
-    return {name: one.detach().clone() for name, one in tuned.network.named_parameters()}
+    return {name: tensor.detach().clone() for name, tensor in tuned.network.named_parameters()}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # ---------------------------------------------------------------------------------------------------- arrangements
@@ -68,7 +68,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     ],
 )
 def test_what_the_encoder_sees(encoder, name, tokens):
-    made, _ = arranged(encoder, name)
+    made, _ = arrange_encoder(encoder, name)
     (row,) = made.tokenize(["red cat runs"])
     table = made.model.get_input_embeddings().weight
     spelled = [
@@ -81,28 +81,30 @@ def test_what_the_encoder_sees(encoder, name, tokens):
 
 def test_a_pair_keeps_its_types_and_an_empty_text_its_place(encoder):
     text = pair("red cat", "runs")  # [CLS] red cat [SEP] runs [SEP]
-    (moved,) = arranged(encoder, "cls@last")[0].tokenize([text])
+    (moved,) = arrange_encoder(encoder, "cls@last")[0].tokenize([text])
     assert moved.types.tolist() == [0, 0, 0, 1, 1, 0]
-    (new,) = arranged(encoder, "new@middle")[0].tokenize([text])
+    (new,) = arrange_encoder(encoder, "new@middle")[0].tokenize([text])
     assert new.types.tolist() == [0, 0, 0, 0, 0, 1, 1]
-    (empty,) = arranged(encoder, "new@last")[0].tokenize([""])
+    (empty,) = arrange_encoder(encoder, "new@last")[0].tokenize([""])
     assert len(empty.ids) == 3
 
 
 def test_a_new_token_has_room_within_the_limit_and_all_see_the_same_text(encoder):
     long = " ".join(["cat"] * 100)
     limit = encoder.description.max_length
-    plain, new = (arranged(encoder, name)[0].tokenize([long, "cat"], limit - 1) for name in ("cls", "new@middle"))
+    plain, new = (
+        arrange_encoder(encoder, name)[0].tokenize([long, "cat"], limit - 1) for name in ("cls", "new@middle")
+    )
     assert new.lengths.tolist() == [limit, 4]
     assert plain.lengths.tolist() == [limit - 1, 3]
-    assert arranged(encoder, "new@first")[0].tokenize([long], limit).lengths.max() == limit
+    assert arrange_encoder(encoder, "new@first")[0].tokenize([long], limit).lengths.max() == limit
 
 
 def test_the_new_token_starts_as_the_mean_and_the_encoder_stays_as_it_was(encoder):
-    before = {name: one.clone() for name, one in encoder.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
     table = encoder.model.get_input_embeddings().weight
     tuned = fine_tune(encoder, "new@first", *TRAIN, FAST, dev=DEV)
-    made, how = arranged(encoder, "new@first")
+    made, how = arrange_encoder(encoder, "new@first")
     wider = made.model.get_input_embeddings().weight
     assert torch.equal(wider[:-1], table)
     assert torch.allclose(wider[-1], table.mean(0))
@@ -116,7 +118,7 @@ def test_the_new_token_starts_as_the_mean_and_the_encoder_stays_as_it_was(encode
 @pytest.mark.parametrize("name", ["cls@first", "new", "new@end", "mean@last", "clss", "cls@no_cls", "last4(cls)"])
 def test_a_name_that_is_none(encoder, name):
     with pytest.raises(InputError, match="--readouts"):
-        arranged(encoder, name)
+        arrange_encoder(encoder, name)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
@@ -145,10 +147,10 @@ def test_other_architectures_learn_too(tmp_path, kind):
 @pytest.mark.parametrize("equal", [False, True])
 def test_every_text_once_an_epoch_texts_of_like_length_together(equal):
     lengths = np.random.default_rng(0).integers(3, 40, 1000)
-    found = batches(lengths, 32, 0, 0, equal=equal)
-    assert sorted(np.concatenate(found).tolist()) == list(range(1000))
-    assert max(map(len, found)) == 32
-    padded = sum(len(batch) * lengths[batch].max() for batch in found)
+    batches_found = epoch_batches(lengths, 32, 0, 0, equal=equal)
+    assert sorted(np.concatenate(batches_found).tolist()) == list(range(1000))
+    assert max(map(len, batches_found)) == 32
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches_found)
     assert padded < 1.1 * lengths.sum()
     if equal:
         assert padded == lengths.sum()
@@ -160,19 +162,19 @@ def test_every_text_once_an_epoch_texts_of_like_length_together(equal):
 def test_the_order_is_random_and_that_of_the_seed():
     lengths = np.random.default_rng(0).integers(3, 40, 500)
     first, again, other, later = (
-        np.concatenate(batches(lengths, 32, *at)).tolist() for at in ((0, 0), (0, 0), (1, 0), (0, 1))
+        np.concatenate(epoch_batches(lengths, 32, *at)).tolist() for at in ((0, 0), (0, 0), (1, 0), (0, 1))
     )
     assert first == again
     assert first != other
     assert first != later
-    longest = [lengths[batch].max() for batch in batches(lengths, 32, 0, 0)]
+    longest = [lengths[batch].max() for batch in epoch_batches(lengths, 32, 0, 0)]
     assert longest != sorted(longest)
     assert longest != sorted(longest, reverse=True)
 
 
 def test_all_readouts_see_the_same_texts_at_the_same_steps(encoder):
     tuned = [fine_tune(encoder, name, *TRAIN, Recipe(epochs=1), dev=DEV) for name in EVERY]
-    assert len({one.order for one in tuned}) == 1
+    assert len({run.order for run in tuned}) == 1
     assert fine_tune(encoder, "cls", *TRAIN, Recipe(epochs=1, seed=1), dev=DEV).order != tuned[0].order
 
 
@@ -197,13 +199,13 @@ def test_it_is_what_a_plain_loop_does(encoder):
         for matrix, decay in ((False, 0.0), (True, 0.01))
     ]
     optimiser = torch.optim.AdamW(groups)
-    steps = [batch for epoch in training.schedule(encoder, TRAIN[0], recipe) for batch in epoch]
+    steps = [batch for epoch in training.schedule_batches(encoder, TRAIN[0], recipe) for batch in epoch]
     warm, total = round(0.1 * len(steps)), len(steps)
 
     def share(step):
         return (step + 1) / warm if step < warm else (total - step) / (total - warm + 1)
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
     y = torch.from_numpy(TRAIN[1])
     for chosen in steps:
         coded = encoder.tokenizer([TRAIN[0][i] for i in chosen], padding=True, return_tensors="pt")
@@ -211,11 +213,11 @@ def test_it_is_what_a_plain_loop_does(encoder):
         functional.cross_entropy(head(hidden), y[chosen]).backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *head.parameters()], 1.0)
         optimiser.step()
-        schedule.step()
+        scheduler.step()
         optimiser.zero_grad()
-    for name, one in tuned.network.model.named_parameters():
+    for name, tensor in tuned.network.model.named_parameters():
         if "key.bias" not in name:  # attention does not depend on it: its gradient is rounding, and Adam takes its sign
-            assert torch.allclose(one, model.get_parameter(name), atol=2e-5), name
+            assert torch.allclose(tensor, model.get_parameter(name), atol=2e-5), name
     assert torch.allclose(tuned.network.head.weight, head.weight, atol=2e-5)
 
 
@@ -227,18 +229,18 @@ def optimum(probe: LogisticProbe) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["cls", "mean", "token[-1]", "cls@last", "max"])
 def test_without_a_step_of_the_encoder_it_is_the_probe(encoder, name):
-    made, how = arranged(encoder, name)
+    made, how = arrange_encoder(encoder, name)
     states = Extractor(made, [how], layers=[2])([*TRAIN[0], *DEV[0]])
     X, y = states.cell(2, how.name)[None], np.concatenate([TRAIN[1], DEV[1]])
     n = len(TRAIN[0])
     probe = LogisticProbe(C=10.0).fit_cells(X[:, :n], y[:n, None])
     recipe = Recipe(rate=0, head_rate=0, epochs=1)
     tuned = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=optimum(probe))
-    told = tuned.log_proba(DEV[0])
+    log_proba = tuned.log_proba(DEV[0])
     expected = probe.log_proba_cells(X[:, n:])[0, 0]
-    assert np.abs(told - expected).max() < 1e-3
+    assert np.abs(log_proba - expected).max() < 1e-3
     frozen = dict(encoder.model.named_parameters())
-    assert all(torch.equal(one, frozen[at]) for at, one in tuned.network.model.named_parameters())
+    assert all(torch.equal(tensor, frozen[at]) for at, tensor in tuned.network.model.named_parameters())
     # the twin that takes the probe's weights as they are, for standardised features, is another classifier
     wrong = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=(probe.coef_[0, 0], probe.intercept_[0, 0]))
     assert np.abs(wrong.log_proba(DEV[0]) - expected).max() > 0.01
@@ -284,17 +286,19 @@ def test_attention_starts_as_mean_and_can_leave_it(encoder):
 
 
 def test_a_batch_in_parts_is_the_same_batch(encoder, monkeypatch):
-    whole = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
+    uninterrupted = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
     monkeypatch.setitem(training.BUDGET, "cpu", 40)
     parts = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
-    assert not same(whole, parts)
-    assert all(torch.allclose(whole[name], parts[name], atol=3e-5) for name in whole if "key.bias" not in name)
+    assert not same(uninterrupted, parts)
+    assert all(
+        torch.allclose(uninterrupted[name], parts[name], atol=3e-5) for name in uninterrupted if "key.bias" not in name
+    )
 
 
 def test_bfloat16_keeps_weights_in_float32(encoder):
     exact = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
     half = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, dtype="bfloat16")
-    assert {one.dtype for one in weights(half).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
     assert abs(half.log[0].loss - exact.log[0].loss) < 0.02
     assert not same(weights(half), weights(exact))
     assert encoder.model.config._attn_implementation == "sdpa"
@@ -303,7 +307,13 @@ def test_bfloat16_keeps_weights_in_float32(encoder):
 def test_it_can_be_watched_on_its_way(encoder):
     seen = []
     tuned = fine_tune(
-        encoder, "cls", *TRAIN, FAST, dev=DEV, watched=(0, 1, 5, 12), watch=lambda step, now: seen.append((step, now))
+        encoder,
+        "cls",
+        *TRAIN,
+        FAST,
+        dev=DEV,
+        callback_steps=(0, 1, 5, 12),
+        callback=lambda step, now: seen.append((step, now)),
     )
     assert [step for step, _ in seen] == [0, 1, 5, 12]
     assert len(tuned.log) == 12
@@ -313,17 +323,17 @@ def test_it_can_be_watched_on_its_way(encoder):
 def test_adapters_leave_the_weights_alone(encoder):
     pytest.importorskip("peft")
     tuned = fine_tune(encoder, "cls", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
-    learned = {name for name, one in tuned.network.named_parameters() if one.requires_grad}
+    learned = {name for name, tensor in tuned.network.named_parameters() if tensor.requires_grad}
     assert all("lora_" in name or name.startswith("head.") for name in learned)
     before = dict(encoder.model.named_parameters())
-    kept = {name.replace("model.", "", 1).replace(".base_layer", ""): one for name, one in weights(tuned).items()}
-    assert all(torch.equal(one, kept[name]) for name, one in before.items())
-    assert any(one.abs().max() > 0 for name, one in weights(tuned).items() if "lora_B" in name)
+    kept = {name.replace("model.", "", 1).replace(".base_layer", ""): tensor for name, tensor in weights(tuned).items()}
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
+    assert any(tensor.abs().max() > 0 for name, tensor in weights(tuned).items() if "lora_B" in name)
 
 
 def test_with_adapters_only_the_row_of_a_new_token_is_learned(encoder, monkeypatch):
     """What peft does to the model is left out here: without it everything but the new token stands still."""
-    monkeypatch.setattr(training, "_adapt", lambda model, rank, name: model.requires_grad_(False))
+    monkeypatch.setattr(training, "_add_adapters", lambda model, rank, name: model.requires_grad_(False))
     tuned = fine_tune(encoder, "new@first", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
     known = encoder.model.get_input_embeddings().weight
     table = tuned.network.model.get_input_embeddings().weight
@@ -345,29 +355,29 @@ def killed_and_resumed(encoder, name, path, at):
         raise Killed
 
     with pytest.raises(Killed):
-        fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path, watched=[at], watch=stop)
+        fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path, callback_steps=[at], callback=stop)
     return fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path)
 
 
 @pytest.mark.parametrize(("name", "at", "every"), [("cls", 1, 1), ("attention", 7, 3), ("new@first", 11, 2)])
 def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypatch, name, at, every):
-    whole = fine_tune(encoder, name, *TRAIN, FAST, dev=DEV)
+    uninterrupted = fine_tune(encoder, name, *TRAIN, FAST, dev=DEV)
     write = checkpoint.Checkpoint.write
-    monkeypatch.setattr(training, "SAVED", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(
         checkpoint.Checkpoint,
         "write",
         lambda self, step, *rest: write(self, step, *rest) if step % every == 0 else None,
     )
     resumed = killed_and_resumed(encoder, name, tmp_path / "a.safetensors", at)
-    assert same(weights(whole), weights(resumed))
-    assert [step[:2] for step in whole.log] == [step[:2] for step in resumed.log]
+    assert same(weights(uninterrupted), weights(resumed))
+    assert [step[:2] for step in uninterrupted.log] == [step[:2] for step in resumed.log]
 
 
 def test_without_the_state_of_the_optimiser_the_bits_would_differ(encoder, tmp_path, monkeypatch):
     """The twin that keeps the weights alone."""
-    whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
-    monkeypatch.setattr(training, "SAVED", -1.0)
+    uninterrupted = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     read = checkpoint.Checkpoint.read
 
     def forgetful(self, parameters, optimiser):
@@ -377,7 +387,7 @@ def test_without_the_state_of_the_optimiser_the_bits_would_differ(encoder, tmp_p
 
     monkeypatch.setattr(checkpoint.Checkpoint, "read", forgetful)
     resumed = killed_and_resumed(encoder, "cls", tmp_path / "a.safetensors", 7)
-    assert not same(weights(whole), weights(resumed))
+    assert not same(weights(uninterrupted), weights(resumed))
 
 
 CHILD = """
@@ -390,13 +400,13 @@ from pathlib import Path
 from clsprobe import load_encoder
 from clsprobe.probes.training import fine_tune as training
 from sentences import DEV, TRAIN
-training.SAVED = -1.0
+training.CHECKPOINT_SECONDS = -1.0
 encoder = load_encoder({folder!r}, device="cpu")
 def told(step, _):
     print(step, flush=True)
 recipe = training.Recipe(rate=1e-3, epochs=12, batch=16)
 tuned = training.fine_tune(
-    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=Path({path!r}), watched=range(1, 100), watch=told)
+    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=Path({path!r}), callback_steps=range(1, 100), callback=told)
 from safetensors.torch import save_file
 save_file({{name: one.detach() for name, one in tuned.network.named_parameters()}}, {out!r})
 """
@@ -427,7 +437,7 @@ def test_killed_at_random_steps_and_resumed_ends_with_the_same_bits(folder, tmp_
 
 
 def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVED", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     for name, recipe, texts in (
@@ -445,7 +455,7 @@ def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVED", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     other = load_encoder(str(models.save("roberta", tmp_path / "roberta")), device="cpu")
@@ -464,17 +474,17 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path
             FAST,
             dev=DEV,
             checkpoint=tmp_path / "a",
-            watched=[0],
-            watch=lambda *_: seen.append(1),
+            callback_steps=[0],
+            callback=lambda *_: seen.append(1),
         )
     assert not seen
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVED", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
-    whole = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
+    uninterrupted = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
     real, count = checkpoint.replacing, [0]
 
     def filling(where):
@@ -488,7 +498,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monk
         fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
     resumed = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
-    assert same(weights(whole), weights(resumed))
+    assert same(weights(uninterrupted), weights(resumed))
 
 
 def test_fewer_texts_than_a_batch(encoder):
@@ -507,8 +517,8 @@ def test_a_rate_that_blows_up_is_told(encoder):
 
 
 def test_an_arranged_encoder_is_an_encoder(encoder):
-    made, how = arranged(encoder, "new@middle")
-    assert isinstance(made, Arranged)
+    made, how = arrange_encoder(encoder, "new@middle")
+    assert isinstance(made, ArrangedEncoder)
     states = Extractor(made, ["cls", "token[1]", how], layers=[0, 2])(TRAIN[0][:10])
     plain = Extractor(encoder, ["cls", "token[1]"], layers=[0, 2])(TRAIN[0][:10])
     assert np.allclose(states.cell(0, "cls"), plain.cell(0, "cls"), atol=1e-5)
