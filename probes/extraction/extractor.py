@@ -164,7 +164,7 @@ class Extractor:
             [store.shard(number) for number in numbers],
             locations,
             self.max_length,
-            self._source() | self._collect_facts(store),
+            _describe_source(self) | self._collect_facts(store),
             self.last,
         )
 
@@ -211,7 +211,7 @@ class Extractor:
 
         with ThreadPoolExecutor(1) as writer, self._reader.start_workers() as pool:
             for start, rows in self._tokenize_windows(texts):
-                unknown += self._count_unknown(rows)
+                unknown += _count_unknown(self.encoder, rows)
                 locations = {name: np.empty(len(rows), np.int32) for name in ("shard", "at")}
                 for batches in self._plan_shards(rows):
                     indices = np.concatenate(batches)
@@ -289,19 +289,6 @@ class Extractor:
             "Pass --long-rows truncate or drop",
         )
 
-    def _count_unknown(self, rows: Rows) -> tuple[int, int]:
-        """The numbers of unknown tokens and content tokens. Raises InputError where most are unknown."""
-        unk_id = getattr(self.encoder.tokenizer, "unk_token_id", None)
-        content = int((~rows.special).sum())
-        unknown = int(((rows.ids == unk_id) & ~rows.special).sum()) if unk_id is not None else 0
-        if unknown > content / 2:
-            raise InputError(
-                self.encoder.name,
-                f"{unknown / content:.0%} of the tokens are unknown to it",
-                "Use a model of this language",
-            )
-        return unknown, content
-
     def _collect_facts(self, store: Store | Memory) -> dict[str, Any]:
         """Facts about the encoding, for `States.source`. Warns of those that affect the vectors."""
         unknown, content = store.facts["unknown"]
@@ -354,7 +341,7 @@ class Extractor:
         for i in range(len(texts)):
             encoded = texts[i].encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        source = self._source()
+        source = _describe_source(self)
         names = ("digest", "control", "seed", "device", "dtype", "attention", "max_length")
         return {name: source[name] for name in names} | {
             "texts": {"count": len(texts), "digest": digest.hexdigest()},
@@ -369,26 +356,42 @@ class Extractor:
             "versions": source["versions"],
         }
 
-    def _source(self) -> dict[str, Any]:
-        encoder = self.encoder
-        packages = ("torch", "transformers", "tokenizers", "numpy")
-        device = encoder.device.type
-        return {
-            "model": encoder.name,
-            "control": "none" if encoder.untrained is None else "untrained",
-            "seed": encoder.untrained,
-            "digest": encoder.description.digest,
-            "revision": encoder.description.revision,
-            "architecture": type(encoder.model).__name__,
-            "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device,
-            "dtype": dtype_name(encoder.dtype),
-            "attention": getattr(encoder.model.config, "_attn_implementation", None),
-            "max_length": self.max_length,
-            "max_tokens_per_batch": self.max_tokens_per_batch,
-            "batched": "by equal length" if self.leaks else "by length, padded",
-            "self_check": encoder.checked,
-            "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
-        }
+
+def _count_unknown(encoder: Encoder, rows: Rows) -> tuple[int, int]:
+    """The numbers of unknown tokens and content tokens. Raises InputError where most are unknown."""
+    unk_id = getattr(encoder.tokenizer, "unk_token_id", None)
+    content = int((~rows.special).sum())
+    unknown = int(((rows.ids == unk_id) & ~rows.special).sum()) if unk_id is not None else 0
+    if unknown > content / 2:
+        raise InputError(
+            encoder.name,
+            f"{unknown / content:.0%} of the tokens are unknown to it",
+            "Use a model of this language",
+        )
+    return unknown, content
+
+
+def _describe_source(extractor: Extractor) -> dict[str, Any]:
+    """What `States.source` says of the encoder and of how it was run."""
+    encoder = extractor.encoder
+    packages = ("torch", "transformers", "tokenizers", "numpy")
+    device = encoder.device.type
+    return {
+        "model": encoder.name,
+        "control": "none" if encoder.untrained is None else "untrained",
+        "seed": encoder.untrained,
+        "digest": encoder.description.digest,
+        "revision": encoder.description.revision,
+        "architecture": type(encoder.model).__name__,
+        "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device,
+        "dtype": dtype_name(encoder.dtype),
+        "attention": getattr(encoder.model.config, "_attn_implementation", None),
+        "max_length": extractor.max_length,
+        "max_tokens_per_batch": extractor.max_tokens_per_batch,
+        "batched": "by equal length" if extractor.leaks else "by length, padded",
+        "self_check": encoder.checked,
+        "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
+    }
 
 
 @cache
