@@ -144,7 +144,11 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         )
         values = ", ".join(f"{short(row.task)} {row.value:.3f}" for row in cut_off.itertuples())
         one_class = predictions.groupby(["task", "seed"]).predicted.nunique().max() == 1
-        what = "says one class of all texts" if one_class else "still tells texts apart: it sees words before layer 1"
+        what = (
+            "says one class of all texts"
+            if one_class
+            else "still tells texts apart: it sees words before the first layer"
+        )
         return [
             f"Self-check: cut off in every layer, [CLS] {what} ({values}).",
             "A fixed probe may also fail because a cut makes vectors that it was not trained on: a loss says that the "
