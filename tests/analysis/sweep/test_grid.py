@@ -11,7 +11,7 @@ from cells import PROBES, SMALL, cell, plant, sides, states, task
 from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.linear_model import RidgeClassifier
-from vectors import stack_cells, make_states
+from vectors import make_states, stack_cells
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import grid as module
