@@ -39,6 +39,12 @@ FORBIDDEN = {
     "hyperparameter": "strength, or its own name",
     "experiment": "study",
     "artifact": "exhibit",
+    # participles that say what happened to a thing, and not what it is
+    "told": "sentence, predictions, description: what it holds",
+    "asked": "task, split, question: what it holds",
+    "found": "matches, result: what it holds",
+    "kept": "saved, cached, selected: what it holds",
+    "shown": "text, exhibits: what it holds",
 }
 
 

@@ -61,6 +61,16 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, folder, monkeypa
     assert study.answer(measured).exhibits
 
 
+def test_a_study_runs_in_memory(folder, monkeypatch, one_thread):
+    monkeypatch.chdir(folder)
+    study = studies()["poolings"](task="file:words.csv", model="./MODEL", device="cpu", allow_overlap=True)
+    before = sorted(folder.rglob("*"))
+    result = study.run()
+    assert list(result.answers) == ["poolings"]
+    assert result.title == "./MODEL on words: label"
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_every_study_is_tried():
     assert set(SETTINGS) == set(studies())
 
