@@ -250,7 +250,10 @@ def test_batches_side_by_side_are_those_one_by_one(shape, load):
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(alone, together)
+    if encoder.adapter.before:  # its batches run one after another, each on all threads, which may sum in another order
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("shape", RUNNING)
@@ -259,7 +262,12 @@ def test_what_a_text_stands_with_changes_nothing(shape, load):
     encoder = load(shape)
     texts = fitting_texts(encoder)
     alone, together = (Extractor(encoder, max_tokens_per_batch=budget)(texts) for budget in (1, 10_000))
-    np.testing.assert_allclose(stack_cells(together), stack_cells(alone), rtol=0, atol=2e-5)
+    expected = stack_cells(alone)  # (layer, readout, text, dim)
+    largest = np.nanmax(
+        np.abs(expected), axis=(1, 2, 3), keepdims=True
+    )  # some hundreds in MobileBERT: so is its rounding
+    scale = np.maximum(largest / 4, 1)
+    np.testing.assert_allclose(stack_cells(together) / scale, expected / scale, rtol=0, atol=2e-5)
     source = json.loads(json.dumps(together.source, allow_nan=False))
     leaks = model_type(shape) in LEAKING
     assert source["batched"] == ("by equal length" if leaks else "by length, padded")

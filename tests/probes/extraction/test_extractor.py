@@ -476,7 +476,10 @@ def test_states(bert):
     with pytest.raises(KeyError):
         states.rows(["never encoded"])
     twice = Extractor(bert, ["cls"])(["cat", "dog", "cat"])
-    assert np.array_equal(twice.cell(1, "cls")[twice.rows(["cat"])], twice.cell(1, "cls")[[0]])
+    cat, dog, again = twice.cell(1, "cls")  # rows of one batch, whose last bits may depend on their place in it
+    np.testing.assert_allclose(again, cat, atol=1e-6)
+    np.testing.assert_allclose(twice.cell(1, "cls")[twice.rows(["cat"])][0], cat, atol=1e-6)
+    assert np.abs(dog - cat).max() > 1e-3
 
 
 def test_source_says_where_states_come_from(bert, folders):
