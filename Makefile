@@ -26,9 +26,10 @@ demo: install
 	$(BIN)/clsprobe demo --out $(DEMO) --overwrite
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
-# As many processes as there are cores; the tests of one file stay together.
+# As many processes as there are cores, one thread each, or they would wait for each other; tests of threads ask for more.
+# The tests of one file stay together.
 test: install
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long
