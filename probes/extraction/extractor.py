@@ -6,7 +6,8 @@
    shards of about `SHARD` bytes; while one shard is read, the previous one is written. All readouts are read inside
    hooks (`probes.encoders.tap`): activations are never kept, and at most two windows and four shards are in memory.
 3. On a CPU, batches run in parallel, each on one thread: threads that share a small product wait for each other. The
-   bits of a vector depend on its batch alone, not on the number of cores.
+   bits of a vector then depend on its batch alone, not on the number of cores. Where a model keeps state between passes
+   (BigBird) batches run one after another, on all threads, which may change the last bits.
 4. Shards in a cache are not computed again: this is how extraction resumes, and how processes share a cache.
 5. A batch that does not fit in memory is halved, down to one row.
 """
