@@ -501,7 +501,6 @@ def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
 # ------------------------------------------------------------------------------------------------------ devices, layers
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda_here(saved):
     assert refusal("cuda", check_device) == "--device cuda: no CUDA device here. Use --device cpu."
     assert "no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
