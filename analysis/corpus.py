@@ -25,8 +25,9 @@ from clsprobe.analysis.study import counted
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
+from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import parse_readouts
+from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
 from clsprobe.probes.tasks.split import sample_task
 from clsprobe.probes.tasks.task import Task
 
@@ -112,7 +113,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
 def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     """The description of the encoder, and its layers."""
     check_device(settings.device)
-    description = describe(settings.model)
+    description = describe(settings.model, prompt=settings.prompt)
     return description, parse_layers(settings.layers, description)
 
 
@@ -128,6 +129,8 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
     if not getattr(settings, "vectors", None):
         readouts = [readout.name for readout in parse_readouts(settings.readouts)]
         description, layers = read_encoder(settings)
+        if Pooled.name in readouts:
+            check_layout(description)
         return Inputs(read_corpus(settings, seed=seed), description, layers, readouts)
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)
@@ -148,7 +151,7 @@ def _read_vectors(settings: VectorSettings) -> Vectors:
     """The file of vectors. Raises InputError where a flag of the encoder is given too."""
     from clsprobe.probes.extraction.vectors import read_vectors
 
-    for name in ("model", "max_length", "long_rows", "device", "dtype", "fast"):
+    for name in ("model", "prompt", "max_length", "long_rows", "device", "dtype", "fast"):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             flag = "--" + name.replace("_", "-")
             raise InputError(flag, "is for an encoder, and --vectors needs none", "Leave one of them out")

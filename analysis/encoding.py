@@ -53,7 +53,9 @@ def collect_facts(
 ) -> dict[str, Mapping[str, Any]]:
     """The facts about a measurement for run.json and the end of the page. rows: task -> counts of its rows."""
     truncated = 0 if settings.long_rows == "drop" else len(states.truncated)
-    model = {name: value for name, value in states.source.items() if name not in ("versions", "control", "seed")}
+    model = {
+        name: value for name, value in states.source.items() if name not in ("versions", "control", "seed", "notes")
+    }
     return {
         "rows": rows,
         "read": inputs.corpus.rows,
@@ -62,9 +64,9 @@ def collect_facts(
     }
 
 
-def half_precision_notes(states: States) -> list[str]:
-    """A warning that lists the cells which half precision changes too much, if any."""
+def encoding_notes(states: States) -> list[str]:
+    """How the texts were read (`Encoder.notes_on`), and a warning of the cells that half precision changes too much."""
     moved = states.source["moved by half precision"]
     cells = ", ".join(f"{cell} {share:.0%}" for cell, share in sorted(moved.items(), key=lambda item: -item[1]))
     warning = "Half precision moves these cells by more than 5 % of their spread; do not read them"
-    return [f"{warning}: {cells}."] if moved else []
+    return [*states.source.get("notes", ()), *([f"{warning}: {cells}."] if moved else [])]

@@ -73,6 +73,10 @@ class ModelSettings(Settings):
     """Which encoder."""
 
     model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
+    prompt: str | None = Field(
+        None,
+        description="text before every text, or its name in the model; default: the model's own default, '' for none",
+    )
 
 
 class ReadingSettings(Settings):

@@ -1,0 +1,5 @@
+"""Encoders, extraction, probes: what does not know of any study. Public names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# The references of the tests are computed on the CPU: where there is a GPU, "auto" would put the encoder on it. Set before
-# torch is imported, and inherited by the processes that tests start.
+# The references of the tests are computed on the CPU: where there is a GPU, "auto" would put the encoder on it. Set
+# before torch is imported, and inherited by the processes that tests start.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

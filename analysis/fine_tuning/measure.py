@@ -152,13 +152,14 @@ def _collect_measured(
     packages = ("torch", "transformers", "tokenizers", "numpy", "clsprobe")
     versions = {package: importlib.metadata.version(package) for package in packages}
     notes = [f"{short(task.task.name)}: {note}." for task in tasks for note in task.notes] + corpus.notes
+    texts = list(dict.fromkeys(text for task in tasks for text in task.task.texts))
+    notes += encoder.notes_on(texts, encoder.tokenize(texts).full_lengths)
     return Measured(tables, {"rows": rows, "read": corpus.rows, "model": model, "versions": versions}, notes)
 
 
 def _max_length(settings: Any, encoder: Encoder, readouts: Sequence[str]) -> int:
     """Tokens of a text, the same for every readout: one fewer where a readout adds a new token."""
-    limit = min(settings.max_length or 10**9, encoder.description.max_length)
-    return limit - any(name.startswith("new@") for name in readouts)
+    return encoder.description.limit(settings.max_length) - any(name.startswith("new@") for name in readouts)
 
 
 def _precision(settings: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis.corpus import Inputs
-from clsprobe.analysis.encoding import collect_facts, encode_inputs, half_precision_notes
+from clsprobe.analysis.encoding import collect_facts, encode_inputs, encoding_notes
 from clsprobe.analysis.geometry.measures import SAMPLE, comparable, geometry
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
@@ -31,7 +31,7 @@ def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) ->
     too few texts are left.
     """
     (states,) = encode_inputs(settings, inputs)
-    parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *half_precision_notes(states)]
+    parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *encoding_notes(states)]
     for task in inputs.tasks:
         state_rows = states.rows(task.texts) if task.rows is None else task.rows
         long = np.isin(state_rows, states.truncated if settings.long_rows == "drop" else [])

@@ -59,7 +59,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
     readouts = [readout.name for readout in parse_readouts(settings.readouts)]
     if wrong := [name for name in readouts if name.partition("[")[0] in OF_TOKENS]:
         raise InputError("--readouts", f"'{wrong[0]}' is no single vector of a text", "Choose among cls, mean ...")
-    description = describe(settings.model)
+    description = describe(settings.model, prompt=settings.prompt)
     depth = description.layers
     layers = parse_layers(settings.layers or (f"0,{depth // 2},{depth}" if depth > 2 else "all"), description)
     vectors = None

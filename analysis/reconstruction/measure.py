@@ -75,8 +75,10 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     tokens = vocabulary([ids[i] for i in sides["train"]])
     tokenizer = _own_tokenizer(encoder)
     tokenized = dict.fromkeys(settings.decoders, (tokenizer, ids))
+    decoder_notes: list[str] = []
     if settings.decoder is not None:
-        tokenized["sequence"] = _foreign_tokenizer(settings.decoder, texts)
+        foreign, decoder_ids, decoder_notes = _foreign_tokenizer(settings.decoder, texts)
+        tokenized["sequence"] = foreign, decoder_ids
     if folder is not None:
         folder.begin()  # only now, so that an error in the inputs leaves no folder
     embeddings = _embedding_table(encoder)
@@ -119,8 +121,11 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
         f"{unseen:.1%} of the test tokens stand nowhere in train: no decoder can write them, and they have no bits.",
         *reconstruction_notes(table),
         *(f"{note}." for note in dealt.notes),
+        *states.source.get("notes", ()),
+        *decoder_notes,
     ]
-    if encoder.tokenizer.decode(encoder.tokenize(["A"])[0].ids[1:-1]) == "a":
+    (capital,) = encoder.tokenize(["A"])
+    if encoder.tokenizer.decode(capital.ids[~capital.special]) == "a":
         notes.insert(1, "The encoder's tokenizer drops case; the originals are shown as it spells them.")
     return Measured({"reconstructions": table, "slots": slots}, facts, notes)
 
@@ -236,10 +241,13 @@ def _own_tokenizer(encoder: Encoder) -> TextTokenizer:
     )
 
 
-def _foreign_tokenizer(name: str, texts: Sequence[str]) -> tuple[TextTokenizer, list[np.ndarray]]:
-    """The tokenizer of another model, and its token ids of the texts. Raises InputError if the model is not a decoder
-    or has too few positions."""
-    model, tokenizer = load_causal(name)
+def _foreign_tokenizer(name: str, texts: Sequence[str]) -> tuple[TextTokenizer, list[np.ndarray], list[str]]:
+    """The tokenizer of another model, its token ids of the texts, and notes on its files.
+
+    Raises InputError if the model is not a decoder or has too few positions.
+    """
+    model, loaded = load_causal(name)
+    tokenizer = loaded.tokenizer
     places = getattr(model.config, "max_position_embeddings", None)
 
     def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
@@ -251,4 +259,4 @@ def _foreign_tokenizer(name: str, texts: Sequence[str]) -> tuple[TextTokenizer, 
     if places is not None and longest >= places:  # the prefix takes one
         what = f"{name} has {places:,} places, and the longest text has {longest:,} of its tokens and takes one more"
         raise InputError("--decoder", what, "Pass fewer --slots and --long-rows drop")
-    return _make_tokenizer(tokenizer, tokenize), ids
+    return _make_tokenizer(tokenizer, tokenize), ids, [f"{name}: {note}" for note in loaded.notes]

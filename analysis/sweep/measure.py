@@ -12,7 +12,7 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
-from clsprobe.analysis.encoding import collect_facts, half_precision_notes
+from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.choose import (
@@ -74,7 +74,7 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     notes += [f"{short(split.task.name)}: {note}." for split in splits for note in split.notes] + inputs.corpus.notes
     for split in splits:
         notes += [f"{short(split.task.name)}: {n:,} left out, {reason}." for reason, n in split.left_out.items()]
-    notes += half_precision_notes(trained)
+    notes += encoding_notes(trained)
     unsolved = results[results.metric.isin(["accuracy", "r2"]) & (results.split == "test") & ~results.converged]
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")

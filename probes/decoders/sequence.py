@@ -27,6 +27,7 @@ from torch.nn import functional
 from clsprobe.probes.decoders.base import END, UNSEEN, Decoder, Pace, compute_digest, train_parameters
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.finding import find_decoder_folder
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, load_tokenizer
 from clsprobe.probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
@@ -316,8 +317,8 @@ class _PretrainedModel(nn.Module):
 
     def __init__(self, name: str, tokens: np.ndarray, dim: int, *, frozen: bool) -> None:
         super().__init__()
-        model, tokenizer = load_causal(name)
-        vocabulary = torch.from_numpy(np.append(tokens, tokenizer.eos_token_id))
+        model, loaded = load_causal(name)
+        vocabulary = torch.from_numpy(np.append(tokens, loaded.tokenizer.eos_token_id))
         self.body = model.base_model
         self.body.requires_grad_(not frozen)
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -342,24 +343,24 @@ class _PretrainedModel(nn.Module):
         return output.last_hidden_state[present]
 
 
-def load_causal(name: str) -> tuple[Any, Any]:
+def load_causal(name: str) -> tuple[Any, LoadedTokenizer]:
     """A causal model of transformers and its tokenizer, from a folder, the cache or the hub.
 
     Raises InputError also if weights are missing, the tokenizer is another model's, or a token sees later ones.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from clsprobe.probes.encoders.loading import refuse_foreign_tokenizer
     from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 
     folder = find_decoder_folder(name)
     with quiet_transformers(), as_input_error(name, "cannot be loaded as a causal language model"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded = load_tokenizer(folder)
+        result: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        model, report = loaded
-    if tokenizer.eos_token_id is None:
+        model, report = result
+    if loaded.tokenizer.eos_token_id is None:
         raise InputError("--decoder", f"the tokenizer of {name} has no token for the end of a text", "Use another")
     if missing := sorted(report["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -367,15 +368,15 @@ def load_causal(name: str) -> tuple[Any, Any]:
         raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
     with as_input_error(name, "cannot be run on embeddings"):
         rows = model.get_input_embeddings().weight.shape[0]
-        refuse_foreign_tokenizer(_describe_folder(name, vocab_size=rows), tokenizer)
+        refuse_foreign_tokenizer(_describe_folder(name, vocab_size=rows), loaded.tokenizer)
         if _sees_ahead(model):
             raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
-    return model, tokenizer
+    return model, loaded
 
 
 def _describe_folder(name: str, **config: int) -> Description:
     """A partial description of a causal model, for its name and the digest of its files."""
-    return Description(name, find_decoder_folder(name), config, 0, 0, 0)
+    return Description(name, find_decoder_folder(name), config, 0, 0, 0, 0)
 
 
 @torch.no_grad()

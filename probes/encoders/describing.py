@@ -25,11 +25,13 @@ from clsprobe.probes.encoders.finding import (
     find_folder,
     read_json,
 )
+from clsprobe.probes.encoders.sentence_layout import SentenceLayout, choose_prompt, read_layout
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import file_digest
 
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
 _WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
+CAUSAL = {"gpt2", "llama", "opt"}  # architectures in which a token sees only those before it
 LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position; a number of layers: no real config.json has more
 
 
@@ -38,8 +40,10 @@ class Description:
     """What is known about a model before torch is imported.
 
     depth: the number of blocks in config.json; `layers`, above the embedding output (layer 0), may be more or fewer
-    where a block is not one layer. max_length: the longest input in tokens, special ones included. revision: the hub's
-    commit, None for a local folder.
+    where a block is not one layer. max_length: the longest input in tokens, special ones included, by default (that of
+    sentence-transformers may be below `longest`, the longest that the model can take). revision: the hub's commit, None
+    for a local folder. sentence: what a sentence-transformers folder adds, None for another. prompt: the
+    text before every text. notes: sentences on how its files are read.
     """
 
     name: str
@@ -48,7 +52,11 @@ class Description:
     depth: int
     dim: int
     max_length: int
+    longest: int
     revision: str | None = None
+    sentence: SentenceLayout | None = None
+    prompt: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def model_type(self) -> str:
@@ -59,6 +67,10 @@ class Description:
     def adapter(self) -> Adapter:
         """How this architecture is read; a guess where it is unknown."""
         return find_adapter(self.model_type)
+
+    def limit(self, max_length: int | None) -> int:
+        """The longest input in tokens where a user asks for `max_length`, None for the default."""
+        return self.max_length if max_length is None else min(max_length, self.longest)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -80,17 +92,19 @@ class Description:
         return total.hexdigest()
 
 
-def describe(name: str | None = None) -> Description:
+def describe(name: str | None = None, *, prompt: str | None = None) -> Description:
     """Find a model and read its configuration; torch is not imported.
 
     name: a folder (a path that exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, or
-    None for the embedded model. Raises InputError for a model that cannot be read.
+    None for the embedded model. prompt: the text before every text, or the name that the model has for it; None for the
+    model's default, "" for none. Raises InputError for a model that cannot be read.
     """
     if name is None or (name == EMBEDDED and not os.path.exists(name)):
         name, folder = EMBEDDED, find_embedded_folder()
     else:
         folder = find_folder(name)
     revision = folder.name if folder.parent.name == "snapshots" else None
+    layout = read_layout(folder, name)
     folder = find_encoder_folder(folder)
     config = read_json(folder / "config.json", name)
     _refuse_unsupported(name, folder, config)
@@ -112,10 +126,16 @@ def describe(name: str | None = None) -> Description:
     else:
         reserved = read_number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
         positions = read_number(512, "max_position_embeddings", "n_positions") - reserved
-    max_length = int(min(positions, limit))
-    if max_length < 3:
-        what = f"leaves room for {max(0, max_length)} tokens, special ones included"
+    longest = int(min(positions, limit))
+    if longest < 3:
+        what = f"leaves room for {max(0, longest)} tokens, special ones included"
         raise InputError(f"{name}/config.json", what, "Mend max_position_embeddings there")
+    prompt_text, notes = choose_prompt(layout, prompt)
+    if config.get("is_decoder") is True and config["model_type"] not in CAUSAL:
+        notes.append(
+            "config.json says is_decoder: every token sees only those before it, so [CLS] at the start sees no other "
+            "token. For an encoder, set it to false there."
+        )
     for key in ("num_hidden_groups", "inner_group_num"):
         read_number(1, key, high=DEEPEST)
     for key in ("block_sizes", "block_repeats"):
@@ -128,8 +148,12 @@ def describe(name: str | None = None) -> Description:
         config,
         depth=read_number(1 if "block_sizes" in config else None, *depth_keys, high=DEEPEST),
         dim=read_number(None, *_WIDTH),
-        max_length=max_length,
+        max_length=max(3, min(longest, (layout and layout.max_length) or longest)),
+        longest=longest,
         revision=revision,
+        sentence=layout,
+        prompt=prompt_text,
+        notes=tuple(notes),
     )
 
 

@@ -8,6 +8,7 @@ Layer 0 is the input of the first block (the embedding output), layer k the outp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,9 +23,10 @@ import numpy as np
 from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.messages import quiet_transformers
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.tasks.task import PAIRED, parts
+from clsprobe.probes.tasks.task import PAIRED, check_texts, parts
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ class Encoder:
 
     description: Description
     model: nn.Module
-    tokenizer: Any
+    loaded_tokenizer: LoadedTokenizer
     blocks: Sequence[nn.Module]
     device: torch.device
     dtype: torch.dtype
@@ -50,6 +52,11 @@ class Encoder:
     adapter: Adapter = ADAPTERS["bert"]
     checked: dict[str, Any] = field(default_factory=dict)
     tokenizer_lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return self.loaded_tokenizer.tokenizer
 
     @property
     def points(self) -> list[Point]:
@@ -79,18 +86,56 @@ class Encoder:
         return self.description.name
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
-        """Ids of every text, special tokens added; literal special tokens in a text stay text.
+        """Ids of every text, special tokens added. A text's own special tokens stay text, its markers stay tokens
+        (`probes.encoders.tokenizer_files`).
 
         A pair (`probes.tasks.task.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
+        The description's prompt is put before every text, and its tokens count as special.
         max_length: tokens to which longer texts are truncated, keeping the special ones, and of a pair the longer text
         first; None keeps the full length. Raises InputError for a pair where the tokenizer has no such template.
         """
-        size, end = 1000, len(texts)
-        chunks = [[texts[i] for i in range(start, min(start + size, end))] for start in range(0, end, size)]
+        check_texts(texts)
+        size, end, prompt = 1000, len(texts), self.description.prompt
+        chunks = [[prompt + texts[i] for i in range(start, min(start + size, end))] for start in range(0, end, size)]
         rows = Rows.concatenate([*map(self._tokenize_mixed, chunks), Rows.empty()])
         if max_length is not None and (long := np.flatnonzero(rows.full_lengths > max_length)).size:
-            rows = rows.with_truncated(long, self._tokenize_mixed([texts[int(i)] for i in long], max_length))
-        return rows
+            rows = rows.with_truncated(long, self._tokenize_mixed([prompt + texts[int(i)] for i in long], max_length))
+        return rows.with_special(self._prompt_tokens) if prompt else rows
+
+    @cached_property
+    def _prompt_tokens(self) -> int:
+        """The number of content tokens of the prompt."""
+        return int((~self._tokenize_run([self.description.prompt], None).special).sum())
+
+    @cached_property
+    def prompt_length(self) -> int:
+        """The number of tokens before the text itself: of the prompt, and special ones before that."""
+        special = self._tokenize_run([self.description.prompt], None).special
+        return int(np.flatnonzero(~special).max(initial=-1)) + 1 if self.description.prompt else 0
+
+    def notes_on(self, texts: Sequence[str], lengths: np.ndarray) -> list[str]:
+        """Sentences on how the model's files are read, and on texts that hold special tokens, markers, or nothing.
+
+        lengths: (text,) tokens of each text before truncation.
+        """
+        notes = [*self.description.notes, *self.loaded_tokenizer.notes]
+        for tokens, reading in (
+            (self.loaded_tokenizer.markers, "added tokens of the model, which are read as tokens"),
+            (self.loaded_tokenizer.special, "special tokens in writing, which are read as text"),
+        ):
+            pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+            matches = list(filter(None, map(pattern.search, texts)))
+            if matches:
+                examples = ", ".join(list(dict.fromkeys(match[0] for match in matches))[:5])
+                notes.append(f"{len(matches):,} of {len(texts):,} texts hold {reading}: {examples}.")
+        paired = np.fromiter((PAIRED in text for text in texts), bool, len(texts))
+        shortest = np.full(len(texts), len(self.tokenize([""])[0].ids))
+        if paired.any():
+            shortest[paired] = len(self.tokenize([PAIRED])[0].ids)
+        if empty := int((np.asarray(lengths) <= shortest).sum()):
+            what = "no tokens of their own (such as zero-width characters alone)"
+            notes.append(f"{empty:,} of {len(texts):,} texts have {what}: their vectors are those of an empty text.")
+        return notes
 
     def _tokenize_mixed(self, texts: list[str], max_length: int | None = None) -> Rows:
         """Rows of texts and pairs of texts, in their order."""
@@ -103,7 +148,7 @@ class Encoder:
         with self.tokenizer_lock:
             encoding = self.tokenizer(
                 *(self._split_pairs(texts, max_length) if paired else [texts]),
-                split_special_tokens=True,
+                split_special_tokens=self.loaded_tokenizer.splits_special_tokens,
                 return_special_tokens_mask=True,
                 padding=False,
                 truncation=max_length is not None,

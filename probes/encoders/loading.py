@@ -45,18 +45,16 @@ def load_encoder(
             if not (folder / file).exists() or file_digest(folder / file) != digest:
                 raise InputError(EMBEDDED, f"{file} is not the published one", f"Reinstall the package {PACKAGE}")
     import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
     from clsprobe.probes.encoders.selfcheck import confirm_adapter, self_check
+    from clsprobe.probes.encoders.tokenizer_files import load_tokenizer
 
     torch_dtype, torch_device = getattr(torch, dtype), choose_device(device)
     with quiet_transformers():
         with as_input_error(name, "its tokenizer cannot be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            if backend := getattr(tokenizer, "backend_tokenizer", None):
-                backend.no_padding()  # a saved tokenizer may pad and truncate by default
-                backend.no_truncation()
-            refuse_foreign_tokenizer(description, tokenizer)
+            loaded = load_tokenizer(folder, lower_case=bool(description.sentence and description.sentence.lower_case))
+            refuse_foreign_tokenizer(description, loaded.tokenizer)
         with as_input_error(name, "cannot be loaded"), torch.random.fork_rng(devices=[]):
             if untrained is None:
                 model, report = AutoModel.from_pretrained(
@@ -78,7 +76,7 @@ def load_encoder(
         adapter = replace(adapter, blocks=f"{_guess_blocks(description, model)}.*")
     model = model.get_submodule(adapter.part) if adapter.part else model
     model = model.to(torch_device).eval().requires_grad_(False)
-    encoder = Encoder(description, model, tokenizer, (), torch_device, torch_dtype, untrained, adapter)
+    encoder = Encoder(description, model, loaded, (), torch_device, torch_dtype, untrained, adapter)
     encoder = replace(encoder, blocks=[model.get_submodule(module) for module, _ in encoder.points[1:]])
     if not is_known:
         encoder = replace(encoder, adapter=confirm_adapter(encoder))

