@@ -304,8 +304,8 @@ class _RowCollector:
         if not len(self.texts):
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
-        labels = {value for column in self.labels if isinstance(column, _StringCodes) for value in column.values()}
-        self.notes += note_unused(self.options.missing_labels, self.missing_labels, labels)
+        classes = {value for column in self.labels if isinstance(column, _StringCodes) for value in column.values()}
+        self.notes += note_unused(self.options.missing_labels, self.missing_labels, classes)
         if self.replaced:
             self.notes.append(f"{self.replaced:,} cells held what no text can hold, replaced by U+FFFD")
         split = self._make_split(path)
