@@ -46,6 +46,11 @@ class TextSettings(Settings):
     )
     encoding: str = Field("utf-8", description="file: the encoding of the text")
     sep: str | None = Field(None, description="file: what separates the fields of a .csv")
+    quoting: Literal["auto", "none", "csv"] = Field(
+        "auto",
+        description="file: whether cells of a .csv or .tsv are quoted: csv, or none: every quote belongs to the text; "
+        "auto: a .csv is, the content of a .tsv decides",
+    )
     drop_empty: bool = Field(False, description="file, hf, senteval: leave rows without a text out")
     replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
     detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
@@ -59,6 +64,14 @@ class LabelSettings(TextSettings):
     label_column: Names = Field(("label",), description="file, hf: the labels; several columns make several tasks")
     target: Literal["class", "number"] | None = Field(None, description="file, hf: read labels as classes or numbers")
     drop_missing_labels: bool = Field(False, description="file, hf: leave rows without a label out")
+    missing_labels: Names = Field(
+        (), description="file, hf: labels that stand for none, such as nan,NA,None: leave rows with one out"
+    )
+    merge_labels: bool = Field(
+        False,
+        description="file, hf: labels that differ only by case, by spaces or in how a number is written (1, 1.0) are "
+        "one class, under the most frequent spelling",
+    )
 
 
 class TaskSettings(LabelSettings):

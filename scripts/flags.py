@@ -75,7 +75,7 @@ def _flag_type(info: FieldInfo) -> Any:
 
 def _flag_help(info: FieldInfo) -> str:
     default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
-    return f"{info.description}" + ("" if default in (None, False) else f" [default: {default}]")
+    return f"{info.description}" + ("" if default in (None, False, "") else f" [default: {default}]")
 
 
 def _flag_name(field: str) -> str:

@@ -30,9 +30,12 @@ class SourceOptions:
     group_column: str | None = None
     encoding: str = "utf-8"
     sep: str | None = None
+    quoting: Literal["auto", "none", "csv"] = "auto"
     target: Literal["class", "number"] | None = None
     drop_empty: bool = False
     drop_missing_labels: bool = False
+    missing_labels: tuple[str, ...] = ()
+    merge_labels: bool = False
     replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None

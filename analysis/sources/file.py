@@ -17,14 +17,25 @@ import re
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.labels import (
+    LONGEST_LABEL,
+    MANY_NUMBERS,
+    Numbers,
+    have_fractions,
+    is_number,
+    may_be_missing,
+    mend_unseen,
+    merge_spellings,
+    note_labels,
+    note_unused,
+)
 from clsprobe.analysis.sources.tables import READERS, Findings, Stdin, Texts, quote, read_rows
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows
 from clsprobe.probes.tasks.task import PAIRED, Task, pair
@@ -35,8 +46,6 @@ ALIASES = {
     **dict.fromkeys(("dev", "valid", "validation", "val", "va"), "dev"),
     **dict.fromkeys(("test", "te"), "test"),
 }
-LONGEST_LABEL = 1000  # characters; longer ones are texts, and numpy pads every label to the longest
-MANY_NUMBERS = 10  # distinct labels with fractions that still count as classes, such as half stars
 
 
 def load(rest: str, options: SourceOptions) -> Loaded:
@@ -45,6 +54,9 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     path, files = _find_files(rest)
     if isinstance(path, Path) and path.is_dir() and options.split_column:
         raise InputError("--split-column", f"{rest} is a folder, split by its files already", "Leave the flag out")
+    if options.quoting != "auto" and not any(file.suffix.lower() in (".csv", ".tsv") for _, file in files):
+        what = f"is for .csv and .tsv files, and {files[0][1].name} is neither"
+        raise InputError("--quoting", what, "Leave the flag out")
     collector = _RowCollector(options)
     for side, file in files:
         collector.add_file(file, side)
@@ -148,6 +160,18 @@ class _StringCodes:
     def values(self) -> list[str]:
         return list(self._code_of_value)
 
+    def counts(self) -> dict[str, int]:
+        """Value -> how often it occurs."""
+        occurrences = np.bincount(np.frombuffer(self.codes, np.intc))
+        return dict(zip(self._code_of_value, occurrences.tolist(), strict=True))
+
+    def replace(self, replacements: Mapping[str, str]) -> _StringCodes:
+        """The same column with some values replaced by others."""
+        column, values = _StringCodes(), self.values()
+        for code in self.codes:
+            column.append(replacements.get(values[code], values[code]))
+        return column
+
     def array(self) -> np.ndarray:
         names = self.values()
         values = np.array(names)
@@ -167,9 +191,10 @@ class _RowCollector:
             array("q"),
             array("q"),
         )  # rows that do not stand on the line after the last row's
-        self.labels: list[_StringCodes | array[float]] = [
-            array("d") if options.target == "number" else _StringCodes() for _ in options.label_column
+        self.labels: list[_StringCodes | Numbers] = [
+            Numbers() if options.target == "number" else _StringCodes() for _ in options.label_column
         ]
+        self.missing_labels = set[str]()  # those of --missing-labels that rows have
         self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
         self.files: list[tuple[str, int]] = []  # the name of each file and its first row
 
@@ -178,7 +203,11 @@ class _RowCollector:
         options, findings, text_columns = self.options, Findings(path), self.options.text_columns
         split_column, group_column, label_columns = options.split_column, options.group_column, options.label_column
         file_code = -1 if side is None else SIDES.index(side)
-        drop = {"empty text": options.drop_empty, "missing label": options.drop_missing_labels}
+        drop = {
+            "empty text": options.drop_empty,
+            "missing label": options.drop_missing_labels,
+            "label that stands for none": True,
+        }
         columns = [*text_columns, *label_columns, *(column for column in (split_column, group_column) if column)]
         text_names = text_columns if len(text_columns) != 1 else ("",)
         self.files.append((path.name, len(self.texts)))
@@ -206,7 +235,7 @@ class _RowCollector:
             if options.vectors:
                 self.row_numbers.append(self.rows - 1)
             for column, label in zip(self.labels, labels, strict=True):
-                column.append(label)  # type: ignore[arg-type]
+                column.append(label)
             self.sides.append(code)
             if group_column:
                 self.groups.append(group)
@@ -239,13 +268,20 @@ class _RowCollector:
             raise _BadCell(f"surrogate {name}", what, "Remove it or pass --replace-invalid") from None
         return cell
 
-    def _parse_label(self, cell: str | None, column: str) -> str | float:
+    def _parse_label(self, cell: str | None, column: str) -> str:
+        """A class, or a number as it is written. Raises `_BadCell`."""
         label = self._check_string(cell, column, "missing label", "--drop-missing-labels")
+        if (name := label.strip()) in self.options.missing_labels:
+            self.missing_labels.add(name)
+            raise _BadCell("label that stands for none", "", "")
         if self.options.target == "number":
-            if not isfinite(number := _parse_number(label)):
+            if not is_number(label):
                 what = f"column {quote(column)} holds {quote(label)}, not a finite number"
-                raise _BadCell(f"number {column}", what, "Mend it, or leave --target number out to predict classes")
-            return number
+                mend = "Mend it, or leave --target number out to predict classes"
+                if may_be_missing(label):
+                    mend = f"Pass --missing-labels {name} to leave rows with it out"
+                raise _BadCell(f"number {column}", what, mend)
+            return label
         if len(label) > LONGEST_LABEL:
             what = f"column {quote(column)} holds {len(label):,} characters, more than a label has"
             raise _BadCell(f"long {column}", what, "Name the column of the labels with --label-column")
@@ -268,6 +304,8 @@ class _RowCollector:
         if not len(self.texts):
             reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
             raise InputError(path.name, f"no rows are left ({reasons})", "Fill in what is missing")
+        classes = {value for column in self.labels if isinstance(column, _StringCodes) for value in column.values()}
+        self.notes += note_unused(self.options.missing_labels, self.missing_labels, classes)
         if self.replaced:
             self.notes.append(f"{self.replaced:,} cells held what no text can hold, replaced by U+FFFD")
         split = self._make_split(path)
@@ -277,9 +315,14 @@ class _RowCollector:
         shared: Any = {"split": split, "groups": groups, "rows": row_numbers, "textless": not self.options.text_columns}
         for column, labels in zip(self.options.label_column, self.labels, strict=True):
             name = f"file:{stem}:{column}"
-            if isinstance(labels, array):
-                tasks.append(Task(name, texts, np.frombuffer(labels), "number", **shared))
+            if isinstance(labels, Numbers):
+                self._check_numbers(column, labels)
+                tasks.append(Task(name, texts, labels.array(), "number", **shared))
                 continue
+            counts = labels.counts()
+            self.notes += note_labels(column, counts, self.options.merge_labels)
+            if self.options.merge_labels:
+                labels = labels.replace(merge_spellings(counts))
             self._check_classes(path, column, labels, split)
             tasks.append(Task(name, texts, labels.array(), "class", **shared))
         if not tasks:
@@ -301,11 +344,20 @@ class _RowCollector:
             return np.array(["train", "test", "test"])[codes]
         return np.array(SIDES)[codes]
 
+    def _check_numbers(self, column: str, labels: Numbers) -> None:
+        """Raise InputError for commas that may be decimal or not; note decimal ones."""
+        if ambiguity := labels.ambiguity():
+            row, what, mend = ambiguity
+            name, lines = self._locate(np.array([row]))
+            raise InputError(f"{name}:{lines[0]}", f"column {quote(column)} {what}", mend)
+        if note := labels.note(column):
+            self.notes.append(note)
+
     def _check_classes(self, path: Path | Stdin, column: str, labels: _StringCodes, split: np.ndarray | None) -> None:
         """Raise InputError for a single class, for numbers as classes, and for labels that are not in train."""
         codes, values = np.frombuffer(labels.codes, np.intc), labels.values()
         many_values = len(values) > MANY_NUMBERS or 2 * len(values) > len(codes)
-        if many_values and self.options.target is None and _has_fractions(values):
+        if many_values and self.options.target is None and have_fractions(values):
             what = f"column {quote(column)} holds numbers with fractions ({len(values):,} distinct)"
             raise InputError(path.name, what, "Pass --target number, or --target class to make each a class")
         train = np.ones(len(codes), bool) if split is None else split == "train"
@@ -314,8 +366,6 @@ class _RowCollector:
             name = path.name if split is None or self.options.split_column else self.files[0][0]
             what = f"column {quote(column)} has one class ({quote(values[train_codes[0]])}, {train.sum():,} rows)"
             raise InputError(name, f"{what}; a probe needs two")
-        if len({value.strip() for value in values}) < len(values):
-            self.notes.append(f"column {quote(column)}: some classes differ only by spaces around them")
         if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))):
             first, others = codes[unseen[0]], len(np.unique(codes[unseen])) - 1
             name, lines = self._locate(unseen[codes[unseen] == first])
@@ -324,7 +374,8 @@ class _RowCollector:
                 f"label {quote(values[first])} of column {quote(column)} is not in {sides} (lines {format_rows(lines)}"
             )
             what += f"; {others:,} more labels likewise)" if others else ")"
-            raise InputError(f"{name}:{lines[0]}", what, "Remove these rows, or add such rows to train")
+            mend = mend_unseen(values[first], [values[code] for code in train_codes])
+            raise InputError(f"{name}:{lines[0]}", what, mend)
 
     def _locate(self, rows: np.ndarray) -> tuple[str, list[int]]:
         """The file of the first of these rows, and the lines of all these rows in that file."""
@@ -335,17 +386,3 @@ class _RowCollector:
     def _line_of_row(self, row: int) -> int:
         run = bisect_right(self.run_rows, row) - 1
         return self.run_lines[run] + row - self.run_rows[run]
-
-
-def _has_fractions(values: Sequence[str]) -> bool:
-    """Whether all values are numbers and some of them have a fraction."""
-    numbers = [_parse_number(value) for value in values]
-    return all(map(isfinite, numbers)) and not all(map(float.is_integer, numbers))
-
-
-def _parse_number(text: str) -> float:
-    """The number in a cell, NaN if it is not one (such as 1_000, which Python would accept)."""
-    try:
-        return float("nan" if "_" in text else text)
-    except ValueError:
-        return float("nan")

@@ -21,6 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources.labels import (
+    LONGEST_LABEL,
+    MANY_NUMBERS,
+    Numbers,
+    have_fractions,
+    is_number,
+    merge_spellings,
+    note_labels,
+    note_unused,
+)
 from clsprobe.analysis.sources.tables import ArrowTexts, quote
 from clsprobe.probes import hub
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows, unknown
@@ -30,8 +40,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SIDES = {"train": "train", "validation": "dev", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
-LONGEST_LABEL = 1000  # characters; longer ones are texts
-MANY_NUMBERS = 10  # distinct labels with fractions that still count as classes, such as half stars
 EXAMPLE = "As in hf:stanfordnlp/sst2 or hf:nyu-mll/glue:cola@main"
 
 
@@ -61,7 +69,7 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
             notes.append(f"{name} is published without labels and left out")
     checks = [
         (
-            column,
+            _is_missing(column),
             f"column {quote(name)}" if len(texts) > 1 else "text",
             "empty text",
             "--drop-empty",
@@ -70,11 +78,23 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
         for name, column in texts.items()
     ]
     checks += [
-        (column, f"column {quote(name)}", "missing label", "--drop-missing-labels", options.drop_missing_labels)
+        (
+            _is_missing(column),
+            f"column {quote(name)}",
+            "missing label",
+            "--drop-missing-labels",
+            options.drop_missing_labels,
+        )
         for name, column in columns.items()
     ]
-    for column, title, reason, flag, drop in checks:
-        empty = _is_missing(column) & keep
+    checks += [
+        (_stands_for_none(column, options), name, "label that stands for none", "", True)
+        for name, column in columns.items()
+    ]
+    labels = {label for column in columns.values() for label in column.unique().drop_null().to_pylist()}
+    notes += note_unused(options.missing_labels, {label.strip() for label in labels}, labels)
+    for empty, title, reason, flag, drop in checks:
+        empty &= keep
         if not drop:
             rows.check_rows(empty, f"{title} is empty", f"Mend the data, or pass {flag}")
         elif empty.any():
@@ -91,7 +111,7 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
     stem = ":".join(filter(None, (dataset.name.rpartition("/")[2], dataset.config)))
     tasks = []
     for name, column in columns.items():
-        y = _convert_labels(rows, name, column, keep, options)
+        y = _convert_labels(rows, name, column, keep, options, notes)
         kind: Literal["class", "number"] = "number" if options.target == "number" else "class"
         tasks.append(Task(f"hf:{stem}:{name}", task_texts, y, kind, split, groups))
     if not tasks:
@@ -347,8 +367,11 @@ class _Rows:
         column, feature = self.column(name, "one value", *_TEXT, *_VALUE), self.features[name]
         if isinstance(feature, ClassLabel):
             codes = column.cast(pa.int64())
-            is_known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(feature.names)))  # -1 is a hidden label
-            return pc.take(pa.array(feature.names, pa.string()), pc.if_else(is_known, codes, None))
+            unknown_codes = pc.or_(pc.less(codes, -1), pc.greater_equal(codes, len(feature.names)))
+            what = f"column {quote(name)} holds a number beyond its classes, 0 to {len(feature.names) - 1}"
+            self.check_rows(pc.fill_null(unknown_codes, False).to_numpy(), what, "Mend the data")
+            labelled = pc.greater_equal(codes, 0)  # -1 is a hidden label
+            return pc.take(pa.array(feature.names, pa.string()), pc.if_else(labelled, codes, None))
         if types.is_floating(column.type):
             column = pc.if_else(pc.is_finite(column), column, None)
             if target != "number" and pc.all(pc.equal(column, pc.floor(column))).as_py():
@@ -369,6 +392,14 @@ def _is_missing(column: pa.ChunkedArray) -> np.ndarray:
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True).to_numpy()
+
+
+def _stands_for_none(column: pa.ChunkedArray, options: SourceOptions) -> np.ndarray:
+    """(row,) whether a label is among --missing-labels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.is_in(pc.utf8_trim_whitespace(column), pa.array(options.missing_labels, column.type)).to_numpy()
 
 
 def _join_pairs(texts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -405,30 +436,32 @@ def _check_sides(title: str, side: np.ndarray, notes: list[str]) -> np.ndarray |
 
 
 def _convert_labels(
-    rows: _Rows, name: str, column: pa.ChunkedArray, keep: np.ndarray, options: SourceOptions
+    rows: _Rows, name: str, column: pa.ChunkedArray, keep: np.ndarray, options: SourceOptions, notes: list[str]
 ) -> np.ndarray:
-    """(row,) the labels of the rows to keep: strings, or numbers with --target number."""
+    """(row,) the labels of the rows to keep: strings, or numbers with --target number. Adds notes."""
     codes, values = _encode(column.filter(keep))
     if options.target == "number":
-        numbers = np.array([_parse_number(value) for value in values])
         mask = np.zeros(len(keep), bool)
-        mask[np.flatnonzero(keep)] = ~np.isfinite(numbers)[codes]
+        mask[np.flatnonzero(keep)] = np.array([not is_number(value) for value in values])[codes]
         rows.check_rows(
             mask, f"column {quote(name)} holds no finite number", "Leave --target number out to predict classes"
         )
-        return numbers[codes]
+        numbers = Numbers()
+        for value in values:
+            numbers.append(value)
+        if ambiguity := numbers.ambiguity():
+            _, what, mend = ambiguity
+            raise InputError(rows.title, f"column {quote(name)} {what}", mend)
+        if note := numbers.note(name):
+            notes.append(note)
+        return numbers.array()[codes]
     if (longest := max(map(len, values))) > LONGEST_LABEL:
         what = f"column {quote(name)} holds {longest:,} characters, more than a label has"
         raise InputError(rows.title, what, "Name the column of the labels with --label-column")
-    fractions = len(values) > MANY_NUMBERS and any("." in value for value in values)
-    if options.target is None and fractions and np.isfinite([_parse_number(value) for value in values]).all():
+    if options.target is None and len(values) > MANY_NUMBERS and have_fractions(values):
         what = f"column {quote(name)} holds numbers with fractions ({len(values):,} distinct)"
         raise InputError(rows.title, what, "Pass --target number, or --target class to make each a class")
-    return np.array(values)[codes]
-
-
-def _parse_number(text: str) -> float:
-    try:
-        return float("nan" if "_" in text else text)
-    except ValueError:
-        return float("nan")
+    counts = dict(zip(values, np.bincount(codes).tolist(), strict=True))
+    notes += note_labels(name, counts, options.merge_labels)
+    merged = merge_spellings(counts) if options.merge_labels else {}
+    return np.array([merged.get(value, value) for value in values])[codes]

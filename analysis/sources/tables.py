@@ -3,11 +3,14 @@
 1. `read_rows` opens a regular file or standard input (`Stdin`), detects a content that contradicts the suffix (gzip,
    xlsx, UTF-16 ...), streams ``(line, cells)`` of the selected columns, and checks at the end that the file did not
    change while it was read.
-2. `Findings` collects the problems of single rows, so that one error names up to ten rows with the same problem.
-3. `Texts` packs strings into one buffer; `ArrowTexts` is the read-only sequence over it.
+2. `.tsv` is quoted or not as its whole content says (quoting.py), `.csv` is, and --quoting overrides both. Numbers of
+   classes become the names that a Parquet file or a dataset_info.json carries for them.
+3. `Findings` collects the problems of single rows, so that one error names up to ten rows with the same problem.
+4. `Texts` packs strings into one buffer; `ArrowTexts` is the read-only sequence over it.
 
 pandas is not used: it turns NA into missing, merges the labels 01, 1 and 1.0, shifts columns on an unquoted comma, and
-merges TSV rows that start with a quote. Everything beyond numpy and the standard library is imported on first use.
+merges rows of an unquoted TSV that start with a quote. Everything beyond numpy and the standard library is imported on
+first use.
 """
 
 from __future__ import annotations
@@ -18,18 +21,20 @@ import io
 import json
 import operator
 import os
+import re
 import stat
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, overload
 
 import numpy as np
 
 from clsprobe.analysis.sources import SourceOptions
+from clsprobe.analysis.sources.quoting import QuoteCounts
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows
 from clsprobe.probes.files import spool_stream
 
@@ -95,7 +100,10 @@ def read_rows(path: Path | Stdin, columns: Sequence[str], options: SourceOptions
     columns: the columns to read, text columns first. Problems of single rows go to `findings`. Raises InputError.
     """
     with _open_unchanged(path) as (file, head):
-        yield from READERS[path.suffix.lower()](Source(file, head, columns, options, findings))
+        source = Source(file, head, columns, options, findings)
+        class_names = _find_class_names(path, source)
+        rows = READERS[path.suffix.lower()](source)
+        yield from _name_classes(rows, class_names, source) if class_names else rows
 
 
 def quote(text: str, limit: int = 60) -> str:
@@ -258,6 +266,62 @@ def _check_type(path: Path | Stdin, head: bytes) -> None:
         raise InputError(path.name, "not a Parquet file (it does not start with PAR1)", mend)
 
 
+# -------------------------------------------------------------------------------------------------------- class names
+
+
+def _find_class_names(path: Path | Stdin, source: Source) -> dict[str, list[str]]:
+    """Label column -> the names of its classes by number, as the library `datasets` writes them.
+
+    They stand in the schema of a Parquet file, else in a dataset_info.json beside the file, which a note mentions.
+    """
+    names: dict[str, list[str]] = {}
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        with suppress(Exception):  # a damaged file, of which the reader says more
+            metadata = pq.read_schema(source.file).metadata or {}
+            names = _class_names(json.loads(metadata.get(b"huggingface", b"{}")).get("info"), source)
+        source.file.seek(0)
+    if isinstance(path, Path) and not names and (neighbour := path.with_name("dataset_info.json")).is_file():
+        with suppress(OSError, ValueError, RecursionError):  # other programs may call a file so
+            names = _class_names(json.loads(neighbour.read_bytes()), source)
+        if names:
+            columns = " and ".join(map(quote, names))
+            note = f"{path.name}: the class names of column {columns} are those of dataset_info.json beside it"
+            source.findings.notes.append(note)
+    return names
+
+
+def _class_names(info: Any, source: Source) -> dict[str, list[str]]:
+    """The class names of the columns to read, but for texts. info: a dataset_info.json, or what is in its place."""
+    features = info.get("features") if isinstance(info, dict) else None
+    names = {}
+    for column in set(source.columns).difference(source.options.text_columns):
+        feature = features.get(column) if isinstance(features, dict) else None
+        classes = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+        if isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes):
+            names[column] = classes
+    return names
+
+
+def _name_classes(rows: Iterable[Row], class_names: Mapping[str, Sequence[str]], source: Source) -> Iterator[Row]:
+    """The rows, with class names in place of numbers and none in place of -1; a cell that is a name already stays."""
+    positions = [(n, column, class_names[column]) for n, column in enumerate(source.columns) if column in class_names]
+    for line, row in rows:
+        cells = list(row)
+        for n, column, names in positions:
+            cell = cells[n]
+            if cell is None or not cell.strip():
+                continue
+            number = int(match[1]) if (match := re.fullmatch(r"\s*(-?\d{1,18})(?:\.0)?\s*", cell)) else None
+            if number is not None and -1 <= number < len(names):
+                cells[n] = names[number] if number >= 0 else None
+            elif cell not in names:
+                what = f"column {quote(column)} holds {quote(cell)}, and its classes are 0 to {len(names) - 1}"
+                source.findings.add(line, what, "Mend the label, or the class names of the data set", f"class {column}")
+        yield line, cells
+
+
 # ------------------------------------------------------------------------------------------------------- lines of text
 
 
@@ -332,27 +396,7 @@ def _decoding_error(file: BinaryIO, encoding: str, name: str) -> InputError:
 
 
 def _read_csv(source: Source) -> Iterator[Row]:
-    def records(lines: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(lines, delimiter=separator, strict=True)
-        start = 1  # a quoted newline makes a record span lines
-        try:
-            for cells in reader:
-                yield start, cells
-                start = reader.line_num + 1
-        except csv.Error as error:
-            what, mend = f"broken quoting ({error})", 'Inside quotes, write " as ""'
-            if "unexpected end of data" in str(error):
-                what, mend = "a quote opens in this record and never closes", "Close it, or double it"
-            raise InputError(f"{source.name}:{start}", what, mend) from None
-
-    separator = _parse_separator(source.options.sep)
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with _open_text(source, newline="") as lines:
-            mend = "Put quotes around a text that holds the separator"
-            yield from _select_cells(records(lines), source, separator, mend)
-    finally:
-        csv.field_size_limit(limit)
+    yield from _read_separated(source, _parse_separator(source.options.sep))
 
 
 def _parse_separator(sep: str | None) -> str:
@@ -367,10 +411,84 @@ def _parse_separator(sep: str | None) -> str:
 def _read_tsv(source: Source) -> Iterator[Row]:
     if source.options.sep not in (None, "\t", "\\t", "tab"):
         raise InputError("--sep", f"{source.name} is separated by tabs", "Rename it to .csv, or leave --sep out")
-    # No quoting: a text that starts with a quote would absorb the rows after it. One line is one row.
+    yield from _read_separated(source, "\t")
+
+
+def _read_separated(source: Source, separator: str) -> Iterator[Row]:
+    quoting = source.options.quoting
+    if quoting == "auto":  # what is separated by tabs may be quoted or not; everything else is CSV
+        quoting = _detect_quoting(source, separator) if separator == "\t" else "csv"
+    yield from (_read_quoted if quoting == "csv" else _read_unquoted)(source, separator)
+
+
+def _detect_quoting(source: Source, separator: str) -> Literal["csv", "none"]:
+    """How the cells of a file are written, with a note if it could be read the other way too."""
+    source.file.seek(0)
+    if not any(b'"' in block for block in iter(lambda: source.file.read(1 << 20), b"")):
+        return "none"
+    with _open_text(source, newline="") as lines:
+        counts = QuoteCounts.count(lines, separator)
+    cells = f"{counts.quoted:,} cell{'s' if counts.quoted != 1 else ''}"
+    if counts.is_quoted:
+        note = f"the quotes around {cells} are quoting and not read as text; --quoting none reads them as text"
+        source.findings.notes.append(f"{source.name}: {note}")
+        return "csv"
+    if counts.quoted and not counts.broken:
+        note = f"the quotes around {cells} are read as text; --quoting csv reads them as quoting"
+        source.findings.notes.append(f"{source.name}: {note}")
+    return "none"
+
+
+def _read_unquoted(source: Source, separator: str) -> Iterator[Row]:
+    """Every line is a row, and every quote part of a cell."""
+    mend = "A text must not hold a tab" if separator == "\t" else "A text must not hold the separator"
+    if source.options.quoting == "none":
+        mend += ", unless cells are quoted: then leave --quoting none out"
     with _open_text(source, newline=None) as lines:
-        records = ((n, [] if line == "\n" else line.removesuffix("\n").split("\t")) for n, line in enumerate(lines, 1))
-        yield from _select_cells(records, source, "\t", "A text must not hold a tab")
+        records = ((n, _split_line(line, separator)) for n, line in enumerate(lines, 1))
+        yield from _select_cells(records, source, separator, mend)
+
+
+def _split_line(line: str, separator: str) -> list[str]:
+    return [] if line == "\n" else line.removesuffix("\n").split(separator)
+
+
+def _read_quoted(source: Source, separator: str) -> Iterator[Row]:
+    """Quotes may enclose a cell, which may then hold separators, line breaks, and quotes that are doubled."""
+
+    def records(lines: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        start = 1  # a quoted newline makes a record span lines
+        try:
+            for cells in reader:
+                yield start, cells
+                start = reader.line_num + 1
+        except csv.Error as error:
+            what, mend = f"broken quoting ({error})", 'Inside quotes, write " as ""'
+            if "unexpected end of data" in str(error):
+                what, mend = "a quote opens in this record and never closes", "Close it, or double it"
+            if _fits_unquoted(source, separator):
+                mend += ", or pass --quoting none if quotes belong to the texts"
+            raise InputError(f"{source.name}:{start}", what, mend) from None
+
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with _open_text(source, newline="") as lines:
+            mend = "Put quotes around a text that holds the separator"
+            yield from _select_cells(records(lines), source, separator, mend)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _fits_unquoted(source: Source, separator: str) -> bool:
+    """Whether the file can be read without quoting: every line has the fields of a header with the columns."""
+    try:
+        with _open_text(source, newline=None) as lines:
+            records = (cells for line in lines if (cells := _split_line(line, separator)))
+            header = next(records, [])
+            return set(source.columns) <= set(header) and all(len(cells) == len(header) for cells in records)
+    except InputError:  # a line that cannot be decoded
+        return False
 
 
 def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, separator: str, mend: str) -> Iterator[Row]:
@@ -384,9 +502,11 @@ def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, sepa
         ask = "Rename it to .csv and pass" if separator == "\t" else "Pass"
         raise InputError(name, f"one column {quote(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
     _check_columns(header, columns, name)
-    width, positions, no_rows = len(header), [header.index(column) for column in columns], True
+    width, positions = len(header), [header.index(column) for column in columns]
     select = operator.itemgetter(*positions) if len(positions) > 1 else lambda cells: (cells[positions[0]],)
+    rows, longer = 0, 0  # with one field more than the header
     for line, cells in records:
+        rows += bool(cells)
         if len(cells) == width:
             yield line, select(cells)
         elif not cells:
@@ -394,10 +514,13 @@ def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, sepa
         else:
             fields = f"{len(cells)} field{'s' if len(cells) > 1 else ''}"
             hint = mend if len(cells) > width else ""
+            longer += len(cells) == width + 1
             source.findings.add(line, f"{fields}, header has {width}", hint, kind="fields")
-        no_rows = False
-    if no_rows:
+    if not rows:
         raise InputError(name, "has a header but no rows")
+    if longer == rows > 1:
+        what = f"the header has {width} fields, and every row one more"
+        raise InputError(name, what, "Name the first column in the header too (in R: col.names = NA)")
 
 
 def _check_columns(header: Sequence[str], columns: Sequence[str], name: str) -> None:

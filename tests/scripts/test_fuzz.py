@@ -52,7 +52,10 @@ QUICK, LONG = 30, 60.0  # rounds of every reader; seconds
 PATIENCE = 60  # seconds after which a file that is not read yet never will be
 
 TABLE = SourceOptions()
-LENIENT = SourceOptions(drop_empty=True, drop_missing_labels=True, replace_invalid=True, detokenise=True)
+LENIENT = SourceOptions(
+    drop_empty=True, drop_missing_labels=True, replace_invalid=True, detokenise=True, quoting="none",
+    missing_labels=("null",), merge_labels=True,
+)  # fmt: skip
 NUMBERS = SourceOptions(target="number", drop_empty=True, label_column=("label", "score"))
 SIDED = SourceOptions(split_column="side", group_column="group")
 

@@ -67,7 +67,12 @@ def test_texts_and_labels_stay_as_they_are(tmp_path: Path, suffix: str) -> None:
     assert rows_of(loaded.tasks[0]) == ROWS
     assert loaded.tasks[0].name == "file:d:label"
     assert loaded.tasks[0].kind == "class"
-    assert (loaded.rows, loaded.left_out, loaded.notes) == (10, {}, [])
+    assert (loaded.rows, loaded.left_out) == (10, {})
+    assert [note.partition("; --")[0] for note in loaded.notes] == [
+        "column 'label': classes that may stand for no label (rows in brackets): 'null' (2)",
+        "column 'label': some classes differ only by spaces, case or the writing of a number (rows in brackets): "
+        "'1' (3), '01' (3), '1.0' (2)",
+    ]
     assert loaded.tasks[0].split is None
     assert loaded.tasks[0].groups is None
 
@@ -207,7 +212,7 @@ def test_a_dev_without_a_test_is_the_test(tmp_path: Path) -> None:
     assert loaded.tasks[0].name == f"file:{tmp_path.name}:label"
     assert loaded.tasks[0].split is not None
     assert Counter(loaded.tasks[0].split.tolist()) == {"train": 10, "test": 4}
-    assert loaded.notes == ["there are no test rows: dev serves as test, and a tenth of train as dev"]
+    assert loaded.notes[0] == "there are no test rows: dev serves as test, and a tenth of train as dev"
 
 
 def test_labels_that_differ_by_spaces_are_noted(tmp_path: Path) -> None:

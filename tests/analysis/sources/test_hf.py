@@ -166,11 +166,41 @@ def test_columns_of_every_type(cache: Path) -> None:
     assert loaded.tasks[0].groups is not None
     assert loaded.tasks[0].groups.tolist() == [0, 1, 0, 0]
     assert "column 'stars' holds whole numbers as floats" in loaded.notes[1]
-    assert len(loaded.notes) == 2
+    assert "'NA' (1), 'nan' (1); --missing-labels NA,nan leaves" in loaded.notes[2]
+    assert "'1' (1), '01' (1); --merge-labels" in loaded.notes[3]
+    assert len(loaded.notes) == 4
     numbers = read("films", text_column="words", label_column=("half", "whole"), target="number").tasks
     assert [task.y.tolist() for task in numbers] == [[0.5, 1.0, 0.5, 1.5], [3.0, 4.0, 3.0, 4.0]]
     assert numbers[0].kind == "number"
     assert numbers[0].y.dtype == np.float64
+
+
+def test_labels_that_may_be_meant_otherwise(cache: Path) -> None:
+    columns = {
+        "text": [f"t{n}" for n in range(6)],
+        "grade": ["1", "1.0", "nan", "2", "2", "nan "],
+        "score": ["1,5"] * 6,
+    }
+    prepare(cache, "films", {"train": columns})
+    loaded = read("films", label_column=("grade",), missing_labels=("nan",), merge_labels=True)
+    assert loaded.tasks[0].y.tolist() == ["1", "1", "2", "2"]
+    assert loaded.left_out == {"label that stands for none": 2}
+    assert "spellings of one class are merged into the first (rows in brackets): '1' (1) = '1.0' (1)" in loaded.notes[1]
+    loaded = read("films", label_column=("score",), target="number", missing_labels=("NA",))
+    assert loaded.tasks[0].y.tolist() == [1.5] * 6
+    assert loaded.notes[1:] == [
+        "--missing-labels: no row has the label 'NA'",
+        "column 'score' is written with decimal commas: 1,5 is read as 1.5",
+    ]
+
+
+def test_numbers_beyond_the_class_names(cache: Path) -> None:
+    folder = prepare(cache, "films", {"train": LABELLED})
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('["neg", "pos"]', '["neg"]'))
+    assert error("films").startswith(
+        "hf:films/train:2: column 'label' holds a number beyond its classes, 0 to 0 (likew"
+    )
 
 
 def test_hidden_labels_of_a_benchmark(cache: Path) -> None:
