@@ -1,5 +1,5 @@
 """What a sentence-transformers folder adds to its encoder: lower case, the longest text, prompts, and the modules that
-make the vector which `SentenceTransformer.encode` returns.
+make the vector which SentenceTransformer.encode returns.
 
 Only JSON is read here; `probes.extraction.pooled` runs the modules. The class names in modules.json are compared with
 those of sentence-transformers by their last part, and nothing is imported by them.

@@ -1,4 +1,4 @@
-"""The vector that `SentenceTransformer.encode` returns, as a readout: the model's own pooling, dense layers and
+"""The vector that SentenceTransformer.encode returns, as a readout: the model's own pooling, dense layers and
 normalization (Reimers & Gurevych 2019), of the last layer's states.
 
 Weights of dense layers are read from safetensors only. No class is imported by a name from a file.

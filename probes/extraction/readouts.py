@@ -295,7 +295,7 @@ class Normed(Readout):
 
 
 class Pooled(Readout):
-    """The vector that `SentenceTransformer.encode` returns: the model's pooling, dense layers and normalization.
+    """The vector that SentenceTransformer.encode returns: the model's pooling, dense layers and normalization.
 
     Only `bind` makes it ready, since the encoder's folder says what they are.
     """

@@ -18,6 +18,7 @@ FILES = (".py", ".pyi", ".json", ".yaml", ".toml", ".parquet", ".html", ".md")
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 EXCEPTIONS = {
     "clsprobe.probes.errors": {"lable"},  # a deliberate typo
+    "clsprobe.probes.encoders.tokenizer_files": {"add_bos_token", "add_eos_token", "split_special_tokens"},
     "clsprobe.probes.linear": {"alpha"},  # an argument of scikit-learn's
 }
 

@@ -62,7 +62,9 @@ class World:
         if self.nested:
             (self.model / "sub").mkdir()
             (self.model / "model.safetensors").rename(self.model / "sub" / "part.safetensors")
-            shutil.copyfile(self.originals / f"index{self.version['weights']}.json", self.model / "model.safetensors.index.json")
+            shutil.copyfile(
+                self.originals / f"index{self.version['weights']}.json", self.model / "model.safetensors.index.json"
+            )
 
     def command(self, out: Path, cache: Path, *more: str) -> list[str]:
         seed = ["--seed", str(self.version["seed"])]
@@ -71,7 +73,9 @@ class World:
 
     def files(self) -> list[Path]:
         """The files of the cache and of the run."""
-        return sorted(p for folder in (self.cache, self.out) for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+        return sorted(
+            p for folder in (self.cache, self.out) for p in folder.rglob("*") if p.is_file() and not p.is_symlink()
+        )
 
 
 def remove(path: Path) -> None:
@@ -166,7 +170,15 @@ def read_tables(out: Path) -> dict[str, Any]:
 
 
 def interrupt(world: World, fault: str, twin: str) -> None:
-    wait(start(world.command(world.out, world.cache, *again(world)), world.root / "errors", at=world.draw.randint(1, 24), fault=fault, twin=twin))
+    wait(
+        start(
+            world.command(world.out, world.cache, *again(world)),
+            world.root / "errors",
+            at=world.draw.randint(1, 24),
+            fault=fault,
+            twin=twin,
+        )
+    )
 
 
 def finish(world: World, twin: str) -> None:
@@ -206,16 +218,22 @@ def damage(world: World, how: str) -> None:
 
 def replace_by(world: World, what: str) -> None:
     """Put a link to a guarded file or folder, or a pipe, in the place of a file or folder of ours."""
-    places = world.files() + ([p for p in (world.model / "config.json", world.data) if p.exists()] if what == "pipe" else [])
+    places = world.files() + (
+        [p for p in (world.model / "config.json", world.data) if p.exists()] if what == "pipe" else []
+    )
     if what == "link to a folder":
-        places = [p for folder in (world.cache, world.out) for p in folder.glob("*") if p.is_dir() and not p.is_symlink()]
+        places = [
+            p for folder in (world.cache, world.out) for p in folder.glob("*") if p.is_dir() and not p.is_symlink()
+        ]
     if places:
         path = world.draw.choice(places)
         remove(path)
         if what == "pipe":
             os.mkfifo(path)
         else:
-            path.symlink_to(world.guard / ("" if what == "link to a folder" else world.draw.choice(["mine.txt", "manifest.json"])))
+            path.symlink_to(
+                world.guard / ("" if what == "link to a folder" else world.draw.choice(["mine.txt", "manifest.json"]))
+            )
 
 
 def poison(world: World) -> None:
@@ -227,7 +245,9 @@ def poison(world: World) -> None:
             content = json.loads(path.read_text())
         except ValueError:
             continue
-        outside = world.draw.choice([os.path.relpath(world.guard / "mine.txt", path.parent), str(world.guard / "mine.txt")])
+        outside = world.draw.choice(
+            [os.path.relpath(world.guard / "mine.txt", path.parent), str(world.guard / "mine.txt")]
+        )
         if path.name == "manifest.json" and isinstance(content.get("shards"), dict) and content["shards"]:
             content["shards"][outside] = next(iter(content["shards"].values()))
             seal = {key: value for key, value in content.items() if key != "sha256"}
@@ -373,7 +393,11 @@ def main() -> None:
     import clsprobe.reports.page
 
     torch.set_num_threads(1)
-    print(json.dumps(campaign(options.folder, options.histories, options.seed, options.twin, until_found=bool(options.twin))))
+    print(
+        json.dumps(
+            campaign(options.folder, options.histories, options.seed, options.twin, until_found=bool(options.twin))
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -185,11 +185,11 @@ def planted(seed):
 @pytest.mark.parametrize("d", [1.0, 2.0])
 def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
     """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits by quadrature, both within 3 SE (METHODS.md 2)."""
-    hand_task = task((20_000, 2000, 10_000))
+    hand_task = task((8_000, 1000, 4_000))
     made = states([hand_task], layers=1, readouts=("mean",), dim=3)
     plant(cell(made, 0, 0), hand_task, d)
     results = sweep([hand_task], made, PROBES, controls=())
-    n, accuracy = 10_000, norm.cdf(d / 2)
+    n, accuracy = 4_000, norm.cdf(d / 2)
     moment = [
         quad(lambda z, k=k: norm.pdf(z) * np.logaddexp(0, -d * (d / 2 + z)) ** k, -10, 10)[0] / np.log(2) ** k
         for k in (1, 2)
