@@ -75,9 +75,8 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     for split in splits:
         notes += [f"{short(split.task.name)}: {n:,} left out, {reason}." for reason, n in split.left_out.items()]
     notes += encoding_notes(trained)
-    unsolved = results[
-        results.metric.isin(["accuracy", "r2"]) & (results.split == "test") & ~results.converged.astype(bool)
-    ]
+    on_test = results[results.metric.isin(["accuracy", "r2"]) & (results.split == "test")]
+    unsolved = on_test[~on_test.converged.astype(bool)]
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import models
 
 DEADLINE = 120.0  # seconds until a run counts as hanging
-FLAGS = "--layers 0,2 --readouts cls,mean,max --allow-overlap --label-column label --quiet".split()
+FLAGS = ["--layers", "0,2", "--readouts", "cls,mean,max", "--allow-overlap", "--label-column", "label", "--quiet"]
 WORDS = [word for word in models.WORDS if word.isalpha()]
 
 
@@ -385,12 +385,6 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive a fork
     import torch
-
-    import clsprobe.analysis.plots.svg
-    import clsprobe.analysis.sweep.study
-    import clsprobe.cli
-    import clsprobe.poolings
-    import clsprobe.reports.page
 
     torch.set_num_threads(1)
     print(

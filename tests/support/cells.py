@@ -19,13 +19,17 @@ def sides(counts):
     return np.repeat(["train", "dev", "test"], counts)
 
 
+def distinct_texts(n, seed, name):
+    """Texts of one width, so different that the search for near copies is quick."""
+    letters = np.random.default_rng([seed, 3, *name.encode()]).integers(97, 123, (n, 20), np.uint8)
+    return [bytes(row).decode() for row in letters]
+
+
 def task(counts=SMALL, *, classes=2, name="hand:made:label", seed=0, texts=None):
     """Balanced labels in random order; every text its own."""
     n = sum(counts)
     y = np.random.default_rng([seed, 1]).permutation(np.arange(n) % classes)
-    if texts is None:  # of one width, and so different that the search for near copies is quick
-        letters = np.random.default_rng([seed, 3, *name.encode()]).integers(97, 123, (n, 20), np.uint8)
-        texts = [bytes(row).decode() for row in letters]
+    texts = distinct_texts(n, seed, name) if texts is None else texts
     return Task(name, texts, np.array(list("abcdef"))[y], "class", sides(counts))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import simulations
+from cells import distinct_texts
 from commands import call
 from scipy.stats import spearmanr
 from sklearn.dummy import DummyRegressor
@@ -45,7 +46,7 @@ def made(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
     """A task of Gaussian numbers and States whose only telling cell is layer 1, mean: its first coordinate explains
     R2 of the variance. Layer-0 cls is one vector."""
     random, n = np.random.default_rng([seed, 9]), sum(counts)
-    texts = [f"text {i:05d} of {name}" for i in range(n)]
+    texts = distinct_texts(n, seed, name)
     values = random.normal(size=(2, 2, n, dim)).astype(np.float32)
     values[0, 0] = values[0, 0, :1]
     y = 5 + 3 * (np.sqrt(R2) * values[1, 1, :, 0] + np.sqrt(1 - R2) * random.normal(size=n))

@@ -23,8 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import util
-from importlib.metadata import version
+from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -619,7 +618,7 @@ def test_the_list_tells_what_there_is(command, keys, encoder, tmp_path):
     assert re.match(
         rf"{keys[0]}  0\.0 MB  today  {first}\w{{8}}  layers 0  readouts cls, mean  float32 on cpu, ", said.lines[0]
     )
-    assert f"torch {version('torch')} " in said.lines[0]
+    assert f"torch {metadata.version('torch')} " in said.lines[0]
     assert said.lines[2].startswith(f"{keys[2]}  0.0 MB  3 days  whole")
     assert said.lines[3] == f"{tmp_path / 'cache'}: 3 entries, 0.00 GB"
     assert command("ls", keys[1], "--cache", tmp_path / "cache").lines[1].endswith(": 1 entry, 0.00 GB")
