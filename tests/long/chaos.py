@@ -2,9 +2,9 @@
 
     python tests/long/chaos.py FOLDER --histories 500 [--seed 1] [--twin NAME]
 
-A history is some events (the run is killed or the disk fills up at one of its writes, data or weights change, files of the
-cache or of the run are truncated, changed, replaced by a link or by a pipe, manifests name files outside, two runs race),
-then the same command once more. Every run is a process forked from this one, which has imported everything once.
+A history is some events (the run is killed or the disk fills up at one of its writes, data or weights change, files of
+the cache or of the run are truncated, changed, replaced by a link or by a pipe, manifests name files outside, two runs
+race), then the same command once more. Every run is a process forked from this one, which has imported everything once.
 Outside of the run's own folders stands a tree that no run may touch. Prints a JSON object: the seed, the number of
 histories, how the last runs ended, and the faults found.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -386,12 +387,12 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive a fork
     import torch
 
+    for module in ("analysis.plots.svg", "analysis.sweep.study", "cli", "poolings", "reports.page"):
+        importlib.import_module(f"clsprobe.{module}")
     torch.set_num_threads(1)
-    print(
-        json.dumps(
-            campaign(options.folder, options.histories, options.seed, options.twin, until_found=bool(options.twin))
-        )
-    )
+    until_found = bool(options.twin)
+    result = campaign(options.folder, options.histories, options.seed, options.twin, until_found=until_found)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
