@@ -23,6 +23,7 @@ from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor, plan_batches
 from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse_readouts
+from clsprobe.probes.tasks.task import PAIRED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -286,6 +287,39 @@ def test_long_texts_are_named(bert):
     longest = max(len(row.ids) for row in bert.tokenize(TEXTS))
     assert str(caught.value).startswith(f"--long-rows error: 3 texts exceed 8 tokens (longest {longest}; rows 3, 6, 8)")
     assert Extractor(bert)(TEXTS).truncated.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ("a single text", "texts: is one text, not a list of texts. Pass [text]."),
+        (b"bytes", "texts: is one text, not a list of texts. Pass [text]."),
+        (["a", float("nan")], "texts: row 1 holds float, not a text. Leave such rows out, or make texts of them."),
+        (["a", None], "texts: row 1 holds NoneType, not a text. Leave such rows out, or make texts of them."),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(bert, texts, expected, tmp_path):
+    for extract in (Extractor(bert, "cls"), Extractor(bert, "cls", cache=tmp_path), bert.tokenize):
+        with pytest.raises(InputError) as error:
+            extract(texts)
+        assert str(error.value) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_without_tokens_and_special_tokens_in_writing_are_counted():
+    encoder = load_encoder()
+    texts = ["the cat", "\u200b", "\u00ad\u200d", "", "a [SEP] b", "a cat " + PAIRED + "a dog", "\u200b" + PAIRED]
+    notes = Extractor(encoder, "cls", layers=[0])(texts).source["notes"]
+    assert notes == [
+        "1 of 7 texts hold special tokens in writing, which are read as text: [SEP].",
+        "4 of 7 texts have no tokens of their own (such as zero-width characters alone): their vectors are those of an "
+        "empty text.",
+    ]
+    assert Extractor(encoder, "cls", layers=[0])(["the cat"]).source["notes"] == []
+
+
+def test_readouts_in_one_text_are_names(bert):
+    assert Extractor(bert, "cls, cat(cls,mean)", layers=[0])(["the cat"]).readouts == ("cls", "cat(cls,mean)")
 
 
 def test_the_models_own_limit_holds(encoder):
