@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clsprobe.analysis.contents import own_contents
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import read_json, write_parquet, write_text
 
@@ -250,6 +251,7 @@ class Study(BaseModel, ABC):
     margin: ClassVar[float]  # declared before measuring
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
     judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
+    tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
 
     @abstractmethod
     def measure(self, folder: RunFolder | None = None) -> Measured:
@@ -277,6 +279,13 @@ class Study(BaseModel, ABC):
     def settings(self) -> dict[str, Any]:
         """The values that distinguish runs of this study, as plain JSON."""
         return self.model_dump(mode="json")
+
+    def contents(self) -> dict[str, str]:
+        """Digests of everything that `measure` reads and `settings` only names: data, models, code; by name.
+
+        A run is resumed only where all of them are what they were.
+        """
+        return dict(own_contents())
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings as the page lists them."""
@@ -311,7 +320,7 @@ class Study(BaseModel, ABC):
 
     def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
         """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
-        measured = self.measure() if folder is None else folder.measure(self)
+        measured = self.measure() if folder is None else folder.measure(self, others)
         studies = [
             self if type(self) is study else study.sharing(self)
             for study in (type(self), *others)

@@ -57,10 +57,12 @@ def _write_answers(folder: RunFolder, answers: Mapping[str, Answer], title: str 
     from clsprobe.probes.files import write_text
     from clsprobe.reports.page import write_page
 
+    numbered = [(key, n, exhibit) for key, answer in answers.items() for n, exhibit in enumerate(answer.exhibits)]
+    figures = {f"figures/{key}.{n:02d}.svg": exhibit for key, n, exhibit in numbered if exhibit.plot}
+    tables = [f"answers/{key}.{n:02d}.parquet" for key, n, _ in numbered]
+    folder.reserve([*(f"answers/{key}.json" for key in answers), *tables, *figures, "report.html"])
     for key, answer in answers.items():
-        answer.save(folder.path_of(f"answers/{key}.json"))
-        for number, exhibit in enumerate(answer.exhibits):
-            folder.path_of(f"answers/{key}.{number:02d}.parquet")  # written by Answer.save
-            if exhibit.plot:
-                write_text(folder.path_of(f"figures/{key}.{number:02d}.svg"), render_svg(exhibit.draw(), prefix=key))
-    write_page(folder.path_of("report.html"), answers, title=title)
+        answer.save(folder.path / f"answers/{key}.json")
+    for name, exhibit in figures.items():
+        write_text(folder.path / name, render_svg(exhibit.draw(), prefix=name[8:-7]))
+    write_page(folder.path / "report.html", answers, title=title)

@@ -25,6 +25,7 @@ class Run(SweepStudy):
     claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
     margin: ClassVar[float] = 0.0
     details: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = (*SweepStudy.tables, "projection", "disagreements", "learning", "information")
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus the best baseline, both chosen on dev."""

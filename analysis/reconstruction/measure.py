@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,12 +87,17 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
         decoder_tokenizer, decoder_ids = tokenized[name]
         decoder = make_decoder(name, settings, encoder.device.type, max(map(len, decoder_ids)))
         examples = {side: (vectors[:, rows], [decoder_ids[i] for i in rows]) for side, rows in sides.items()}
+        checkpoint = Path("weights", f"{name}.safetensors")
+        if folder is not None:
+            folder.reserve(path.as_posix() for path in decoder.checkpoints(checkpoint, len(vectors)))
         decoder.fit(
             *examples["train"],
             dev=examples["dev"],
             embeddings=embeddings if decoder_tokenizer is tokenizer else None,
-            checkpoint=folder.path_of(f"weights/{name}.safetensors") if folder else None,
+            checkpoint=folder.path / checkpoint if folder else None,
         )
+        if name == "sequence" and settings.decoder is not None:
+            settings.decoder_model.check_unchanged()
         writers[name] = Writer(decoder, decoder_tokenizer, decoder_ids)
 
     def encode(candidates: Sequence[str], cell: tuple[int, str]) -> np.ndarray:

@@ -123,9 +123,9 @@ class Vectors:
         return ids
 
     def check_unchanged(self) -> None:
-        """Raise InputError where the file has changed since it was opened."""
+        """Raise InputError where the file has changed since it was opened, or since its digest was computed."""
         opened, now = ((s.st_size, s.st_mtime_ns, s.st_ino) for s in (self.status, os.stat(self.path)))
-        if now != opened:
+        if now != opened or file_digest(self.path) != self.digest:
             raise InputError(self.name, "changed while being read", "Run again when nothing writes to it")
 
     def states(self, layers: Sequence[int], readouts: Sequence[str], ids: np.ndarray) -> States:
