@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, escape_surrogates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ def write_text(path: Path | str, text: str) -> None:
     \\udce9, which JSON reads back.
     """
     with replacing(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(escape_surrogates(text).encode())
 
 
 def write_parquet(path: Path | str, table: pd.DataFrame) -> None:

@@ -23,7 +23,7 @@ from pydantic import Field
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
@@ -100,6 +100,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, tabulate_correct
 
         task, rows = short(rows.task.iloc[0]), rows[rows.readout == "cls"]
+        if rows.empty:
+            raise MissingEvidence("[CLS] was not read after a cut")
         layer = int(rows.layer.iloc[0])
         half = max(1, layer // 2)  # a single layer has no halves
         cuts = (
@@ -140,6 +142,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         """The self-check, and what a cut can and cannot show."""
         from clsprobe.analysis.formation.knockout import EVERYTHING, compute_effects
 
+        if "knockout" not in measured.tables:
+            return []  # no cut could be made: the verdict says so
         knockout = measured.tables["knockout"]
         knockout = knockout[knockout.readout == "cls"]
         cut_off, predictions = (

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_readouts
@@ -101,6 +101,8 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
         """Cosine of the means minus cosine of [CLS]: yes if its interval lies above -margin, no if below."""
         layer = self._layer(rows)
         cells = rows[rows.layer == layer]
+        if missing := sorted({"cls", "mean"} - set(cells[cells.measure == "self_similarity"].readout)):
+            raise MissingEvidence(f"{' and '.join(missing)} was not measured at layer {layer}")
         cosine, coordinate = (
             cells[cells.measure == name].set_index("readout").value for name in ("self_similarity", "coordinate")
         )

@@ -155,8 +155,11 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         return [*text_exhibits(texts, self.margin), *token_exhibits(slots)]
 
     def note(self, measured: Measured) -> list[str]:
-        """What follows for stored vectors."""
-        return [PRIVACY]
+        """What follows for stored vectors; the control, the other readouts, the stages of writing."""
+        from clsprobe.analysis.reconstruction.exhibits import reconstruction_notes
+
+        texts = measured.tables["reconstructions"]
+        return [PRIVACY, *(reconstruction_notes(texts) if len(texts) else [])]
 
 
 if __name__ == "__main__":

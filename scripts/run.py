@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from clsprobe.analysis.study import Exhibit, Measured, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Verdict, short
 from clsprobe.analysis.sweep.study import SweepStudy
 
 if TYPE_CHECKING:
@@ -58,8 +58,11 @@ class Run(SweepStudy):
 
         gaps = []
         for task in measured.tasks:
-            rows = self.judged_rows(measured.rows("predictions", task))
-            subject = subject_cell(rows)
+            try:
+                rows = self.judged_rows(measured.rows("predictions", task))
+                subject = subject_cell(rows)
+            except MissingEvidence:
+                continue  # its verdict says so
             accuracies = accuracy_by_cell(rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(

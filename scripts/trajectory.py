@@ -17,7 +17,7 @@ from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split
@@ -82,6 +82,8 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         """[CLS] (mean if there is none) at the last layer, last checkpoint minus first, on the same test texts."""
         readout, name = ("cls", "[CLS]") if (rows.readout == "cls").any() else ("mean", "mean")
         cells = rows[(rows.readout == readout) & (rows.layer == rows.layer.max())].sort_values("order")
+        if cells.empty:
+            raise MissingEvidence("neither [CLS] nor mean was probed")
         start, end = cells.iloc[0], cells.iloc[-1]
         because = (
             f"On {short(rows.task.iloc[0])}, {name} at layer {end.layer} is read at {start.value:.3f} at the start and "

@@ -31,7 +31,7 @@ from clsprobe.analysis.fine_tuning.tables import TUNED, check_orders, choose_rat
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.grid import SplitTask
-from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS, read_table
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
 from clsprobe.probes.encoders.describing import Description
@@ -95,17 +95,22 @@ def measure_fine_tuning(
     predictions = pd.concat([tuned, *frozen], ignore_index=True)
     n_train = {task.task.name: len(task.rows_of("train")) for task in tasks}
     log.info("probing a training from [CLS] on its way")
-    trajectories = []
-    for task in tasks:
-        rate = choose_rates(predictions[predictions.task == task.task.name])["cls"].removeprefix(TUNED)
-        trajectories.append(_follow_training(settings, setup, task, float(rate)))
     tables = {
         "predictions": predictions,
         "results": results_of(predictions, n_train, converged),
         "steps": steps,
-        "trajectory": pd.concat(trajectories, ignore_index=True),
     }
-    return _collect_measured(tables, corpus, tasks, encoder, setup.precision)
+    trajectories, failures = [], []
+    for task in tasks:
+        rate = choose_rates(predictions[predictions.task == task.task.name])["cls"].removeprefix(TUNED)
+        try:
+            trajectories.append(_follow_training(settings, setup, task, float(rate)))
+        except Exception as error:  # the trainings must not be lost to any error
+            failures.append(f"the trajectory of {task.task.name} failed: {type(error).__name__}: {error}")
+    if trajectories:
+        tables["trajectory"] = pd.concat(trajectories, ignore_index=True)
+    measured = _collect_measured(tables, corpus, tasks, encoder, setup.precision)
+    return replace(measured, notes=[*measured.notes, *(f"{what}." for what in failures)], failures=failures)
 
 
 def measure_checkpoints(
@@ -275,9 +280,9 @@ def _train(
         identity = [run_digest, name, readout, rate, seed, setup.precision]
         saved = folder / sha256(json.dumps(identity).encode()).hexdigest()[:16]
         if (predictions_path := saved.with_suffix(".predictions.parquet")).exists():
-            steps = pd.read_parquet(saved.with_suffix(".steps.parquet"))
+            steps = read_table(saved.with_suffix(".steps.parquet"))
             bar.update(len(steps))
-            return pd.read_parquet(predictions_path), steps
+            return read_table(predictions_path), steps
     checkpoint = saved and saved.with_suffix(".safetensors")
     tuned = fine_tune(
         setup.encoder,

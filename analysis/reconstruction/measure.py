@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsprobe.analysis.reconstruction.exhibits import reconstruction_notes
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
@@ -123,7 +122,6 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     }
     notes = [
         f"{unseen:.1%} of the test tokens stand nowhere in train: no decoder can write them, and they have no bits.",
-        *reconstruction_notes(table),
         *(f"{note}." for note in dealt.notes),
     ]
     if encoder.tokenizer.decode(encoder.tokenize(["A"])[0].ids[1:-1]) == "a":

@@ -37,8 +37,11 @@ class SweepStudy(SweepSettings, Study):
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
-        """Whether there are predictions of the readouts that the question compares."""
-        return super().can_judge(measured) and cls.comparable(read_readouts(measured.tables["predictions"]))
+        """Whether the readouts that the question compares were read, be it that a probe failed on one of them."""
+        if not super().can_judge(measured):
+            return False
+        readouts = measured.facts["model"].get("readouts")
+        return cls.comparable(readouts or read_readouts(measured.tables["predictions"]))
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare; a file of vectors is checked when it is read."""

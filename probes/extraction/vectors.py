@@ -29,7 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, did_you_mean, format_rows, printable, unknown
+from clsprobe.probes.errors import InputError, did_you_mean, escape_surrogates, format_rows, printable, unknown
 from clsprobe.probes.extraction.states import States, tensor_name
 from clsprobe.probes.files import file_digest
 
@@ -59,7 +59,7 @@ class Vectors:
     @property
     def name(self) -> str:
         """The name in errors and on the page."""
-        return self.path.name
+        return escape_surrogates(self.path.name)
 
     @cached_property
     def layers(self) -> list[int]:
