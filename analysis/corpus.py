@@ -8,12 +8,13 @@ All of these raise InputError for anything the user can fix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.settings import (
     EncoderSettings,
     LabelSettings,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 class Corpus:
     """The tasks of a run, with the counts of rows that the page and run.json report.
 
-    rows: SPEC -> rows read and left out. contents: SPEC or file -> digest of what was read, where the settings do not
-    determine it. beyond: task -> rows beyond --max-texts.
+    rows: SPEC -> rows read and left out. contents: SPEC or file of vectors -> digest of what was read. beyond: task ->
+    rows beyond --max-texts.
     """
 
     tasks: list[Task]
@@ -74,6 +75,11 @@ class Inputs:
         """The tasks of the corpus."""
         return self.corpus.tasks
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Name -> digest of what is read: the corpus, and the encoder or the vectors."""
+        return self.corpus.contents | model_contents([self.description] if self.description else [])
+
 
 def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
     """Every SPEC with what was loaded from its source. options: fields of SourceOptions that override the settings."""
@@ -96,8 +102,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         left_out = {f"left out: {reason}": n for reason, n in loaded.left_out.items() if n}
         corpus.rows[spec] = {"rows": loaded.rows} | left_out
         corpus.notes.extend(loaded.notes)
-        if loaded.digest:
-            corpus.contents[spec] = loaded.digest
+        corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
             selected = sample_task(task, settings.max_texts, seed=seed) if settings.max_texts else task
             corpus.tasks.append(selected)
@@ -188,9 +193,3 @@ def check_classes(tasks: list[Task]) -> None:
     for task in tasks:
         if task.kind == "number":
             raise InputError(task.name, "holds numbers, and this study reads classes", "Leave --target number out")
-
-
-def content_digests(settings: TextSettings, contents: Mapping[str, str]) -> dict[str, Any]:
-    """Digests of inputs that the settings do not determine: standard input and a file of vectors."""
-    undetermined = getattr(settings, "vectors", None) or any(spec.startswith("file:-") for spec in settings.task)
-    return {"contents": dict(contents)} if undetermined and contents else {}

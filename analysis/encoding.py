@@ -59,7 +59,7 @@ def collect_facts(
     return {
         "rows": rows,
         "read": inputs.corpus.rows,
-        "model": model | {"truncated texts": truncated},
+        "model": model | {"readouts": list(states.readouts), "truncated texts": truncated},
         "versions": states.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
     }
 

@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
+from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.table import KEY, NUMBERS
 from clsprobe.probes import metric
 
@@ -243,14 +244,17 @@ def correctness(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
     numbers `skill`.
 
     where: column = value, e.g. ``task=..., control="none", layer=5, readout="cls", probe="logistic"``. Raises
-    ValueError where that is not one cell.
+    MissingEvidence where that is no cell, and ValueError where it is more than one.
     """
     chosen = predictions.split == "test"
     for column, value in where.items():
         chosen &= predictions[column] == value
     rows = predictions[chosen]
-    if rows.empty or rows.duplicated(["seed", "row"]).any():
-        raise ValueError(f"{'no' if rows.empty else 'more than one'} cell of the predictions has {where}")
+    if rows.empty:
+        cell = ", ".join(f"{column} {value}" for column, value in where.items())
+        raise MissingEvidence(f"no cell of the predictions on test has {cell}")
+    if rows.duplicated(["seed", "row"]).any():
+        raise ValueError(f"more than one cell of the predictions has {where}")
     return scores(rows).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
 
 

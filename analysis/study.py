@@ -6,6 +6,8 @@
 3. A `Verdict` says yes, no or undecided to the study's claim, with the effect and its 95 % interval.
 4. An `Exhibit` is a table, a caption, and the name of the plot in `analysis.plots` that draws it.
 5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model.
+6. A question that the measurement cannot answer for a task (`MissingEvidence`, or any error of `judge`, `show` and
+   `note`) costs that part of its answer only, which says so: what was measured is never lost.
 
 Imports neither torch nor scikit-learn.
 """
@@ -13,16 +15,20 @@ Imports neither torch nor scikit-learn.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from clsprobe.probes.errors import InputError
+from clsprobe.analysis.contents import own_contents
+from clsprobe.probes.errors import InputError, printable
 from clsprobe.probes.files import read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
@@ -31,22 +37,31 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.folder import RunFolder
 
+log = logging.getLogger("clsprobe")
+T = TypeVar("T")
+
 RERUN = "Run its command again with --overwrite"
 Outcome = Literal["yes", "no", "undecided"]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
+
+
+class MissingEvidence(ValueError):
+    """The measurement lacks what a question needs. Its text is a clause: "no cell of cls has predictions on test"."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The outcome for a claim, with `effect` and its 95 % interval, in points of the metric (0.02 = 2 points).
 
-    parts: the verdict of every task, where there are several; the overall outcome is theirs only if all agree.
+    parts: the verdict of every task, where there are several; the overall outcome is theirs only if all agree. The
+    effect is NaN where the claim could not be judged (`unjudged`).
     """
 
     outcome: Outcome
     because: str
-    effect: float
-    low: float
-    high: float
+    effect: Number
+    low: Number
+    high: Number
     parts: Mapping[str, Verdict] = field(default_factory=dict)
 
     @classmethod
@@ -54,6 +69,20 @@ class Verdict:
         """Yes where the whole interval lies above the threshold, no where it lies below, undecided otherwise."""
         outcome: Outcome = "yes" if low > threshold else "no" if high < threshold else "undecided"
         return cls(outcome, because, effect, low, high)
+
+    def describe_effect(self) -> str:
+        """The effect with its interval."""
+        return f"{self.effect:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}"
+
+    @classmethod
+    def unjudged(cls, because: str) -> Verdict:
+        """Undecided, without an effect."""
+        return cls("undecided", because, math.nan, math.nan, math.nan)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is an effect."""
+        return not math.isnan(self.effect)
 
     @classmethod
     def over(cls, parts: Mapping[str, Verdict]) -> Verdict:
@@ -63,14 +92,19 @@ class Verdict:
             return verdicts[0]
         outcomes = {verdict.outcome for verdict in verdicts}
         outcome: Outcome = outcomes.pop() if len(outcomes) == 1 else "undecided"
-        tally = {o: sum(verdict.outcome == o for verdict in verdicts) for o in ("yes", "no", "undecided")}
+        judged = [verdict for verdict in verdicts if verdict.is_judged]
+        tally = {o: sum(verdict.outcome == o for verdict in judged) for o in ("yes", "no", "undecided")}
+        tally["not answered"] = len(verdicts) - len(judged)
         counts = ", ".join(f"{o} on {n}" for o, n in tally.items() if n)
+        because = f"Of {len(verdicts)} tasks: {counts}."
+        if not judged:
+            return replace(cls.unjudged(because), parts=dict(parts))
         return cls(
             outcome,
-            f"Of {len(verdicts)} tasks: {counts}.",
-            sum(verdict.effect for verdict in verdicts) / len(verdicts),
-            min(verdict.low for verdict in verdicts),
-            max(verdict.high for verdict in verdicts),
+            because,
+            sum(verdict.effect for verdict in judged) / len(judged),
+            min(verdict.low for verdict in judged),
+            max(verdict.high for verdict in judged),
             dict(parts),
         )
 
@@ -102,7 +136,8 @@ class Answer:
     """A question, its verdict, the evidence, and everything needed to trace how it was reached.
 
     notes: sentences a reader should see (self-checks, rows left out). settings: heading -> name -> value, for the end
-    of the page (settings, rows, model, versions); JSON values only.
+    of the page (settings, rows, model, versions); JSON values only. failures: a sentence for every part that is
+    missing, which is also the verdict's or a note, and its error; not saved.
     """
 
     question: str
@@ -111,6 +146,7 @@ class Answer:
     exhibits: tuple[Exhibit, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    failures: Mapping[str, Exception] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> None:
         """Write `path` (JSON, last) and one Parquet file beside it for every exhibit."""
@@ -162,9 +198,9 @@ class Answer:
         from clsprobe.analysis.plots.svg import render_svg
 
         verdict = self.verdict
+        effect = f" ({verdict.describe_effect()})" if verdict.is_judged else ""
         head = (
-            f"<h3>{escape(self.question)}</h3><p>{escape(self.claim)}: <b>{verdict.outcome}</b> "
-            f"({verdict.effect:+.3f}, 95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}). "
+            f"<h3>{escape(self.question)}</h3><p>{escape(self.claim)}: <b>{verdict.outcome}</b>{effect}. "
             f"{escape(verdict.because)}</p>"
         )
         figures = [
@@ -176,7 +212,10 @@ class Answer:
 
 
 def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    content: dict[str, Any] = {name: getattr(verdict, name) for name in ("outcome", "because", "effect", "low", "high")}
+    content: dict[str, Any] = {"outcome": verdict.outcome, "because": verdict.because}
+    for name in ("effect", "low", "high"):
+        number = float(getattr(verdict, name))
+        content[name] = None if math.isnan(number) else number
     return content | {"parts": {task: _verdict_to_json(part) for task, part in verdict.parts.items()}}
 
 
@@ -219,7 +258,9 @@ class Measured:
         return list(self.facts["rows"])
 
     def rows(self, table: str, task: str) -> pd.DataFrame:
-        """The rows of one task in a table."""
+        """The rows of one task in a table. Raises MissingEvidence where it was not measured."""
+        if table not in self.tables:
+            raise MissingEvidence(f"the table {table} was not measured")
         every_task = self.tables[table]
         return every_task[every_task.task == task] if "task" in every_task else every_task
 
@@ -234,6 +275,14 @@ class Finished:
     answers: Mapping[str, Answer]
     measured: Measured
     title: str | None = None
+
+    @property
+    def failures(self) -> dict[str, Exception | None]:
+        """A sentence for everything that failed, the plug-ins first, with its error where it is known."""
+        failures: dict[str, Exception | None] = dict.fromkeys(self.measured.failures)
+        for answer in self.answers.values():
+            failures |= answer.failures
+        return failures
 
 
 class Study(BaseModel, ABC):
@@ -250,6 +299,7 @@ class Study(BaseModel, ABC):
     margin: ClassVar[float]  # declared before measuring
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
     judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
+    tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
 
     @abstractmethod
     def measure(self, folder: RunFolder | None = None) -> Measured:
@@ -278,6 +328,13 @@ class Study(BaseModel, ABC):
         """The values that distinguish runs of this study, as plain JSON."""
         return self.model_dump(mode="json")
 
+    def contents(self) -> dict[str, str]:
+        """Digests of everything that `measure` reads and `settings` only names: data, models, code; by name.
+
+        A run is resumed only where all of them are what they were.
+        """
+        return dict(own_contents())
+
     def displayed_settings(self) -> dict[str, Any]:
         """The settings as the page lists them."""
         return self.model_dump(mode="json")
@@ -299,28 +356,83 @@ class Study(BaseModel, ABC):
         return cls(**{field: getattr(other, field) for field in shared})
 
     def verdict(self, measured: Measured) -> Verdict:
-        """The verdict over all tasks."""
+        """The verdict over all tasks. Raises what `judge` raises."""
         return Verdict.over({task: self.judge(measured.rows(self.judged, task)) for task in measured.tasks})
 
     def answer(self, measured: Measured) -> Answer:
-        """The answer to the question: verdict, evidence task by task, notes, settings and facts."""
-        exhibits = [replace(e, section=short(task)) for task in measured.tasks for e in self.show(measured, task)]
-        notes = (*self.note(measured), *measured.notes)
+        """The answer to the question: verdict, evidence task by task, notes, settings and facts.
+
+        A part that fails is replaced by a sentence that says so, and is among the `failures` of the answer.
+        """
+        failures: dict[str, Exception] = {}
+
+        def attempt(what: str, part: Callable[[], T]) -> T | str:
+            """The part of the answer, or a sentence on why it is missing."""
+            try:
+                return part()
+            except Exception as error:  # the measurement must not be lost to any error
+                reason = str(error) if isinstance(error, MissingEvidence) else f"{type(error).__name__}: {error}"
+                sentence = f"{what}: {printable(reason)}."
+                failures[sentence] = error
+                return sentence
+
+        parts, exhibits, notes = {}, [], []
+        for task in measured.tasks:
+            where = f" on {short(task)}" if short(task) else ""
+            verdict = attempt(f"Not answered{where}", partial(self._judge_task, measured, task))
+            parts[task] = verdict if isinstance(verdict, Verdict) else Verdict.unjudged(verdict)
+            evidence = attempt(f"The evidence{where} cannot be shown", partial(self._show_task, measured, task))
+            if isinstance(evidence, str):
+                notes.append(evidence)
+                evidence = _show_results(measured, task)
+            exhibits += [replace(exhibit, section=short(task)) for exhibit in evidence if len(exhibit.table)]
+        noted = attempt("The notes on this question are missing", partial(self.note, measured))
+        notes += [noted] if isinstance(noted, str) else noted
         settings = {"Settings": _format_values(self.displayed_settings()), **_group_facts(measured.facts)}
-        return Answer(self.question, self.claim, self.verdict(measured), tuple(exhibits), notes, settings)
+        return Answer(
+            self.question,
+            self.claim,
+            Verdict.over(parts),
+            tuple(exhibits),
+            (*notes, *measured.notes),
+            settings,
+            failures,
+        )
+
+    def _judge_task(self, measured: Measured, task: str) -> Verdict:
+        return self.judge(self._judged_rows(measured, task))
+
+    def _show_task(self, measured: Measured, task: str) -> list[Exhibit]:
+        self._judged_rows(measured, task)
+        return self.show(measured, task)
+
+    def _judged_rows(self, measured: Measured, task: str) -> pd.DataFrame:
+        rows = measured.rows(self.judged, task)
+        if rows.empty:
+            raise MissingEvidence(f"nothing of it is in the table {self.judged}")
+        return rows
 
     def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
         """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
-        measured = self.measure() if folder is None else folder.measure(self)
+        measured = self.measure() if folder is None else folder.measure(self, others)
         studies = [
             self if type(self) is study else study.sharing(self)
             for study in (type(self), *others)
-            if study.can_judge(measured)
+            if study is type(self) or study.can_judge(measured)
         ]
         without_notes = replace(measured, notes=())  # notes on the whole measurement stand in the first answer only
         answers = {s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)}
         tasks = ", ".join(filter(None, map(short, measured.tasks)))
         return Finished(answers, measured, f"{measured.facts['model']['model']} on {tasks}" if tasks else None)
+
+
+def _show_results(measured: Measured, task: str) -> list[Exhibit]:
+    """The numbers that were measured on the test texts of a task, where its evidence cannot be shown."""
+    results = measured.tables.get("results")
+    if results is None:
+        return []
+    numbers = results[(results.task == task) & (results.split == "test")]
+    return [Exhibit("What was measured on test.", numbers.reset_index(drop=True))]
 
 
 def short(task: str) -> str:

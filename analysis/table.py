@@ -40,7 +40,8 @@ def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
 def read_table(path: Path) -> pd.DataFrame:
     """A table of a run. Raises InputError for a file that is damaged or missing."""
     try:
-        return pd.read_parquet(path)
+        with path.open("rb") as file:  # Arrow itself opens no path whose name is not UTF-8
+            return pd.read_parquet(file)
     except Exception as error:  # Arrow raises many types for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(str(path), f"cannot be read ({reason})", "Run its command again with --overwrite") from None

@@ -33,6 +33,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def escape_surrogates(text: str) -> str:
+    """The text with an escape such as \\udce9 for every unpaired surrogate, which no file of text or table can hold.
+
+    Python decodes so the bytes of a file's name that are not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to a mistyped one, or None.
 

@@ -3,8 +3,7 @@
 1. `replacing` and the functions built on it write a file completely or not at all: under a temporary name beside the
    target, flushed to disk, then renamed over the target. The folder is flushed too, so that the rename survives a power
    cut. `remove_temporary_files` removes the temporary files of writers that were killed.
-2. `spool_stream` copies a stream to an anonymous file that can be read more than once; it and `file_digest` compute the
-   SHA-256.
+2. `spool_stream` copies a stream to an anonymous file that can be read more than once. `file_digest` is a SHA-256.
 3. `Lock` marks a file that a process is working on, so that two processes share the work instead of doing it twice.
 4. `check_folder` tests whether a file system supports what 1 and 3 rely on; some network file systems do not.
 
@@ -30,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, escape_surrogates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,18 +57,17 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
         raise
 
 
-def spool_stream(stream: BinaryIO) -> tuple[BinaryIO, str]:
-    """The content of a stream as an anonymous file, positioned at its start, and its SHA-256."""
-    file, digest = tempfile.TemporaryFile(), sha256()  # noqa: SIM115 - the caller closes it
+def spool_stream(stream: BinaryIO) -> BinaryIO:
+    """The content of a stream as an anonymous file, positioned at its start."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
         while block := stream.read(1 << 20):
-            digest.update(block)
             file.write(block)
         file.seek(0)
     except BaseException:
         file.close()
         raise
-    return file, digest.hexdigest()
+    return file
 
 
 def file_digest(path: Path) -> str:
@@ -79,9 +77,13 @@ def file_digest(path: Path) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, with line ends unchanged."""
+    """Replace `path` by `text` in UTF-8, with line ends unchanged.
+
+    An unpaired surrogate, which stands for a byte in the name of a file that is not UTF-8, becomes an escape such as
+    \\udce9, which JSON reads back.
+    """
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(escape_surrogates(text).encode())
 
 
 def write_parquet(path: Path | str, table: pd.DataFrame) -> None:

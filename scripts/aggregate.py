@@ -71,13 +71,15 @@ class Aggregate(SweepStudy):
         """Columns name, effect, low, high, outcome: [CLS] of every layer against both rivals."""
         import pandas as pd
 
-        from clsprobe.analysis.sweep.choose import best_baseline, difference, judged_probe
+        from clsprobe.analysis.sweep.choose import best_baseline, difference, has_cell, judged_probe
 
         baseline, probe, differences = best_baseline(rows), judged_probe(rows, self.probes), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
             cls = {"control": "none", "layer": int(layer), "readout": "cls", "probe": probe}
             rivals = ((baseline.where, baseline.name, 0.0), (cls | {"readout": "mean"}, "mean", -self.margin))
             for where, name, threshold in rivals:
+                if not has_cell(rows, **where):
+                    continue  # the probe failed there
                 effect = difference(rows, cls, where)
                 outcome = Verdict.decide("", *effect, threshold=threshold).outcome
                 differences.append((f"layer {layer} minus {name}", *effect, outcome))

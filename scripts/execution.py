@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, printable
 
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder
-    from clsprobe.analysis.study import Answer, Study, Verdict
+    from clsprobe.analysis.study import Finished, Study
 
 log = logging.getLogger("clsprobe")
 
@@ -31,36 +31,54 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     if dry:
         return
     result = study.run(folder, others=further_studies(name))
-    failures = result.measured.failures
     log.info("writing the report")
-    _write_answers(folder, result.answers, result.title)
+    result = _write_answers(folder, result)
+    failures = result.failures
     verdicts = {key: answer.verdict.outcome for key, answer in result.answers.items()}
     folder.finish({**result.measured.facts, "failed": list(failures), "verdicts": verdicts})
     for answer in result.answers.values():
         for note in answer.notes:
             log.info("note: %s", note)
         verdict = answer.verdict
-        log.info("\n%s\n  %s (%s). %s", answer.question, verdict.outcome, _format_effect(verdict), verdict.because)
-    typer.echo(folder.path / "report.html")
+        effect = f" ({verdict.describe_effect()})" if verdict.is_judged else ""
+        log.info("\n%s\n  %s%s. %s", answer.question, verdict.outcome, effect, verdict.because)
+    typer.echo(printable(str(folder.path / "report.html")))
     if failures:
-        more = f" (and {len(failures) - 1} more cells)" if len(failures) > 1 else ""
-        raise InputError("--probes", failures[0] + more, "The other cells are in the report")
+        (what, error), *others = failures.items()
+        of_plugins = what.startswith("probe ")
+        where, rest = ("--probes", "other cells are") if of_plugins else (str(folder.path), "rest is")
+        more = f" (and {len(others)} more{' cells' if of_plugins else ''})" if others else ""
+        raise InputError(where, what.rstrip(".") + more, f"The {rest} in the report") from error
 
 
-def _format_effect(verdict: Verdict) -> str:
-    return f"{verdict.effect:+.3f}, 95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}"
-
-
-def _write_answers(folder: RunFolder, answers: Mapping[str, Answer], title: str | None) -> None:
-    """Write the answers, figures and page of a run."""
+def _write_answers(folder: RunFolder, result: Finished) -> Finished:
+    """Write the answers, figures and page of a run. A figure that cannot be drawn becomes a table, and a failure."""
     from clsprobe.analysis.plots.svg import render_svg
     from clsprobe.probes.files import write_text
     from clsprobe.reports.page import write_page
 
-    for key, answer in answers.items():
-        answer.save(folder.path_of(f"answers/{key}.json"))
+    answers, figures = {}, {}
+    for key, answer in result.answers.items():
+        exhibits, failures = [], {}
         for number, exhibit in enumerate(answer.exhibits):
-            folder.path_of(f"answers/{key}.{number:02d}.parquet")  # written by Answer.save
             if exhibit.plot:
-                write_text(folder.path_of(f"figures/{key}.{number:02d}.svg"), render_svg(exhibit.draw(), prefix=key))
-    write_page(folder.path_of("report.html"), answers, title=title)
+                try:
+                    figures[f"figures/{key}.{number:02d}.svg"] = render_svg(exhibit.draw(), prefix=key)
+                except Exception as error:  # the measurement must not be lost to any error
+                    failures[f"A figure of {key} cannot be drawn: {type(error).__name__}: {error}."] = error
+                    exhibit = replace(exhibit, plot=None, arguments={})
+            exhibits.append(exhibit)
+        answers[key] = replace(
+            answer,
+            exhibits=tuple(exhibits),
+            notes=(*failures, *answer.notes),
+            failures={**answer.failures, **failures},
+        )
+    tables = [f"answers/{key}.{n:02d}.parquet" for key, answer in answers.items() for n in range(len(answer.exhibits))]
+    folder.reserve([*(f"answers/{key}.json" for key in answers), *tables, *figures, "report.html"])
+    for key, answer in answers.items():
+        answer.save(folder.path / f"answers/{key}.json")
+    for name, figure in figures.items():
+        write_text(folder.path / name, figure)
+    write_page(folder.path / "report.html", answers, title=result.title)
+    return replace(result, answers=answers)

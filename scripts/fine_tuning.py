@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, check_classes, content_digests, read_corpus, read_encoder
+from clsprobe.analysis.contents import model_contents, probe_contents
+from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Outcome, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
+from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement
 
@@ -54,6 +56,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     )
     margin: ClassVar[float] = 0.02
     aliases: ClassVar[tuple[str, ...]] = ("finetune",)
+    tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     readouts: Names = Field(
@@ -114,13 +117,18 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
         if len(inputs.readouts) < 2 and not self.checkpoints:
             raise InputError("--readouts", "there is nothing to compare with cls", "Name another readout")
-        if self.checkpoints:
-            describe_checkpoints(self.checkpoints)
+        self.models  # noqa: B018 - checked with the inputs
         return inputs
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of the contents that were read."""
-        return super().settings() | content_digests(self, self.inputs.corpus.contents)
+    @cached_property
+    def models(self) -> dict[str, Description]:
+        """The descriptions of the checkpoints, by name; empty where none is named. Raises InputError."""
+        return describe_checkpoints(self.checkpoints) if self.checkpoints else {}
+
+    def contents(self) -> dict[str, str]:
+        """Digests of data, encoder or checkpoints, and code."""
+        models = model_contents(self.models.values())
+        return super().contents() | self.inputs.contents | models | probe_contents(self.probes)
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings that differ from the default, and the plan, which the quick form reduces."""
@@ -153,8 +161,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
 
         corpus, description = self.inputs.corpus, self.inputs.description
         if self.checkpoints:
-            models = describe_checkpoints(self.checkpoints)
-            return measure.measure_checkpoints(self, corpus, models, self.plan.train_texts)
+            return measure.measure_checkpoints(self, corpus, self.models, self.plan.train_texts)
         assert description is not None
         return measure.measure_fine_tuning(self, self.plan, corpus, description, folder)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError, printable, unknown
 
 
 def report(
@@ -35,7 +35,7 @@ def report(
     except Exception as error:  # a table that does not fit its plot
         where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
         raise InputError(where, what, "Run its command again with --overwrite") from error
-    typer.echo(out)
+    typer.echo(printable(str(out)))
 
 
 def export(

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, check_classes, content_digests, read_inputs
+from clsprobe.analysis.contents import probe_contents
+from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
@@ -43,6 +44,9 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     )
     margin: ClassVar[float] = 0.02
     judged: ClassVar[str] = "knockout"
+    tables: ClassVar[tuple[str, ...]] = (
+        "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens"
+    )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
     readouts: Names = Field(("cls", "mean"), description="cls, which is judged; others are read beside it")
@@ -68,9 +72,9 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             raise InputError("--layers", what, "Name higher ones")
         return inputs
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of the contents that were read."""
-        return super().settings() | content_digests(self, self.inputs.corpus.contents)
+    def contents(self) -> dict[str, str]:
+        """Digests of data, encoder and code."""
+        return super().contents() | self.inputs.contents | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
         """Describe the sweep, and estimate the time of the interventions."""
@@ -96,6 +100,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, tabulate_correct
 
         task, rows = short(rows.task.iloc[0]), rows[rows.readout == "cls"]
+        if rows.empty:
+            raise MissingEvidence("[CLS] was not read after a cut")
         layer = int(rows.layer.iloc[0])
         half = max(1, layer // 2)  # a single layer has no halves
         cuts = (
@@ -136,6 +142,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         """The self-check, and what a cut can and cannot show."""
         from clsprobe.analysis.formation.knockout import EVERYTHING, compute_effects
 
+        if "knockout" not in measured.tables:
+            return []  # no cut could be made: the verdict says so
         knockout = measured.tables["knockout"]
         knockout = knockout[knockout.readout == "cls"]
         cut_off, predictions = (

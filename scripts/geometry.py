@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Inputs, content_digests, read_inputs
+from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_readouts
@@ -43,6 +43,7 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
     )
     margin: ClassVar[float] = 0.05
     judged: ClassVar[str] = "measured"
+    tables: ClassVar[tuple[str, ...]] = ("measured", "projection")
 
     task: Specs = Field(("grammar:tense:2000",), description="SPEC of a task, whose texts are read; repeatable")
     readouts: Names = Field(
@@ -80,9 +81,9 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
             raise InputError(f"--at {self.at}", "this layer is not read", f"Name one of {layers}")
         return inputs
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of the contents that were read."""
-        return super().settings() | content_digests(self, self.inputs.corpus.contents)
+    def contents(self) -> dict[str, str]:
+        """Digests of data, encoder or vectors, and code."""
+        return super().contents() | self.inputs.contents
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; describe the run."""
@@ -100,6 +101,8 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
         """Cosine of the means minus cosine of [CLS]: yes if its interval lies above -margin, no if below."""
         layer = self._layer(rows)
         cells = rows[rows.layer == layer]
+        if missing := sorted({"cls", "mean"} - set(cells[cells.measure == "self_similarity"].readout)):
+            raise MissingEvidence(f"{' and '.join(missing)} was not measured at layer {layer}")
         cosine, coordinate = (
             cells[cells.measure == name].set_index("readout").value for name in ("self_similarity", "coordinate")
         )

@@ -60,15 +60,14 @@ class Order(SweepStudy):
         from clsprobe.analysis.sweep.choose import choose_layer
 
         rows = self.judged_rows(rows)
-        readout = next(name for name in FLATTENED if name in set(rows.readout))
-        return self._judge_cell(rows, choose_layer(rows, readout))
+        flattened = [name for name in FLATTENED if name in read_readouts(rows)]
+        return self._judge_cell(rows, choose_layer(rows, flattened[0] if flattened else FLATTENED[0]))
 
     def _judge_cell(self, rows: pd.DataFrame, cell: ChosenCell) -> Verdict:
         """One cell minus the best order-blind baseline."""
-        from clsprobe.analysis.sweep.choose import choose_layer, difference
+        from clsprobe.analysis.sweep.choose import best_baseline, difference
 
-        baselines = [choose_layer(rows, None, control) for control in ORDER_BLIND if (rows.control == control).any()]
-        blind = max(baselines, key=lambda baseline: baseline.dev)
+        blind = best_baseline(rows, ORDER_BLIND)
         because = (
             f"On {short(rows.task.iloc[0])}, {cell.statement}, the best baseline without order ({blind.name}) "
             f"{blind.test:.3f}."
@@ -81,13 +80,15 @@ class Order(SweepStudy):
         from clsprobe.analysis.sweep.exhibits import curves_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
-        readouts = read_readouts(rows)
-        comparisons = [("at the layer that dev chooses", rows)]
-        if 0 in set(rows[rows.control == "none"].layer):
-            comparisons.append(("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]))
+        comparisons = [
+            ("at the layer that dev chooses", rows),
+            ("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]),
+        ]
         exhibits = []
         for where, subset in comparisons:
-            cells = [choose_layer(subset, readout) for readout in readouts]
+            cells = [choose_layer(subset, readout) for readout in read_readouts(subset)]
+            if not cells:
+                continue
             exhibits.append(
                 Exhibit(
                     f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, over "
@@ -97,7 +98,7 @@ class Order(SweepStudy):
                     {"margin": self.margin, "metric": cells[0].metric},
                 )
             )
-        return [*exhibits, curves_exhibit(rows, readouts, choose_layer(rows, "cls"))]
+        return [*exhibits, curves_exhibit(rows, read_readouts(rows), choose_layer(rows, None))]
 
     def _compare_cells(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
         import pandas as pd

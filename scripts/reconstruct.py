@@ -14,15 +14,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
 from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted
+from clsprobe.probes.encoders.describing import Description, describe_decoder
 from clsprobe.probes.encoders.devices import check_device
-from clsprobe.probes.encoders.finding import find_decoder_folder
 from clsprobe.probes.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
     )
     margin: ClassVar[float] = 0.5
     judged: ClassVar[str] = "reconstructions"
+    tables: ClassVar[tuple[str, ...]] = ("reconstructions", "slots")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
     vectors: str | None = Field(
@@ -91,13 +93,19 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         if self.frozen and self.decoder is None:
             raise InputError("--frozen", "our own decoder has learned nothing before", "Name a model with --decoder")
         if self.decoder is not None:
-            find_decoder_folder(self.decoder)
+            self.decoder_model  # noqa: B018 - looked for before texts are read
         return read_reconstruction(self)
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of the contents that were read."""
-        contents = dict(self.inputs.contents)
-        return super().settings() | ({"contents": contents} if contents else {})
+    @cached_property
+    def decoder_model(self) -> Description:
+        """A partial description of the model of `decoder`. Raises InputError."""
+        return describe_decoder(str(self.decoder))
+
+    def contents(self) -> dict[str, str]:
+        """Digests of texts, encoder, vectors, the model of `decoder`, and code."""
+        inputs = self.inputs
+        models = [inputs.description, *([self.decoder_model] if self.decoder else [])]
+        return super().contents() | {**inputs.contents} | model_contents(models)
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; describe the run."""
@@ -147,8 +155,11 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         return [*text_exhibits(texts, self.margin), *token_exhibits(slots)]
 
     def note(self, measured: Measured) -> list[str]:
-        """What follows for stored vectors."""
-        return [PRIVACY]
+        """What follows for stored vectors; the control, the other readouts, the stages of writing."""
+        from clsprobe.analysis.reconstruction.exhibits import reconstruction_notes
+
+        texts = measured.tables["reconstructions"]
+        return [PRIVACY, *(reconstruction_notes(texts) if len(texts) else [])]
 
 
 if __name__ == "__main__":

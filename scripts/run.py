@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from clsprobe.analysis.study import Exhibit, Measured, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Verdict, short
 from clsprobe.analysis.sweep.study import SweepStudy
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Run(SweepStudy):
     claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
     margin: ClassVar[float] = 0.0
     details: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = (*SweepStudy.tables, "projection", "disagreements", "learning", "information")
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus the best baseline, both chosen on dev."""
@@ -57,8 +58,11 @@ class Run(SweepStudy):
 
         gaps = []
         for task in measured.tasks:
-            rows = self.judged_rows(measured.rows("predictions", task))
-            subject = subject_cell(rows)
+            try:
+                rows = self.judged_rows(measured.rows("predictions", task))
+                subject = subject_cell(rows)
+            except MissingEvidence:
+                continue  # its verdict says so
             accuracies = accuracy_by_cell(rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(

@@ -9,14 +9,16 @@ and loses, and how far it moves. `clsprobe fine-tuning` answers the question for
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from clsprobe.analysis.corpus import Corpus, check_classes, content_digests, read_corpus
+from clsprobe.analysis.contents import model_contents
+from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
+from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split
 
@@ -38,6 +40,7 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     claim: ClassVar[str] = "At the end, a linear probe on [CLS] at the last layer tells more than at the start"
     margin: ClassVar[float] = 0.0
     judged: ClassVar[str] = "trajectory"
+    tables: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     checkpoints: Names = Field((), description="the models, in their order: two or more folders or hub names")
@@ -48,16 +51,21 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     def corpus(self) -> Corpus:
         """Tasks and checkpoints, checked. Raises InputError; imports no torch."""
         check_device(self.device)
-        describe_checkpoints(self.checkpoints)
+        self.models  # noqa: B018 - checked before any text is read
         corpus = read_corpus(self, seed=self.seed)
         check_classes(corpus.tasks)
         for task in corpus.tasks:
             split(task, seed=self.seed, allow_overlap=self.allow_overlap)
         return corpus
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of the contents that were read."""
-        return super().settings() | content_digests(self, self.corpus.contents)
+    @cached_property
+    def models(self) -> dict[str, Description]:
+        """The descriptions of the checkpoints, by name. Raises InputError."""
+        return describe_checkpoints(self.checkpoints)
+
+    def contents(self) -> dict[str, str]:
+        """Digests of data, checkpoints and code."""
+        return super().contents() | self.corpus.contents | model_contents(self.models.values())
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; describe the run."""
@@ -68,13 +76,14 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         """Probe every checkpoint."""
         from clsprobe.analysis.fine_tuning.measure import measure_checkpoints
 
-        models = describe_checkpoints(self.checkpoints)
-        return measure_checkpoints(self, self.corpus, models, self.train_texts)
+        return measure_checkpoints(self, self.corpus, self.models, self.train_texts)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (mean if there is none) at the last layer, last checkpoint minus first, on the same test texts."""
         readout, name = ("cls", "[CLS]") if (rows.readout == "cls").any() else ("mean", "mean")
         cells = rows[(rows.readout == readout) & (rows.layer == rows.layer.max())].sort_values("order")
+        if cells.empty:
+            raise MissingEvidence("neither [CLS] nor mean was probed")
         start, end = cells.iloc[0], cells.iloc[-1]
         because = (
             f"On {short(rows.task.iloc[0])}, {name} at layer {end.layer} is read at {start.value:.3f} at the start and "

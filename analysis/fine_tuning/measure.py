@@ -31,7 +31,7 @@ from clsprobe.analysis.fine_tuning.tables import TUNED, check_orders, choose_rat
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.grid import SplitTask
-from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS, read_table
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
 from clsprobe.probes.encoders.describing import Description
@@ -91,22 +91,26 @@ def measure_fine_tuning(
             frozen.append(table)
             if has_converged:
                 converged.add((table.task.iloc[0], table.readout.iloc[0]))
-    key = [corpus.contents, described.digest, settings.settings()]
-    tuned, steps = _train_all(setup, key, folder)
+    tuned, steps = _train_all(setup, folder)
     predictions = pd.concat([tuned, *frozen], ignore_index=True)
     n_train = {task.task.name: len(task.rows_of("train")) for task in tasks}
     log.info("probing a training from [CLS] on its way")
-    trajectories = []
-    for task in tasks:
-        rate = choose_rates(predictions[predictions.task == task.task.name])["cls"].removeprefix(TUNED)
-        trajectories.append(_follow_training(settings, setup, task, float(rate)))
     tables = {
         "predictions": predictions,
         "results": results_of(predictions, n_train, converged),
         "steps": steps,
-        "trajectory": pd.concat(trajectories, ignore_index=True),
     }
-    return _collect_measured(tables, corpus, tasks, encoder, setup.precision)
+    trajectories, failures = [], []
+    for task in tasks:
+        rate = choose_rates(predictions[predictions.task == task.task.name])["cls"].removeprefix(TUNED)
+        try:
+            trajectories.append(_follow_training(settings, setup, task, float(rate)))
+        except Exception as error:  # the trainings must not be lost to any error
+            failures.append(f"the trajectory of {task.task.name} failed: {type(error).__name__}: {error}")
+    if trajectories:
+        tables["trajectory"] = pd.concat(trajectories, ignore_index=True)
+    measured = _collect_measured(tables, corpus, tasks, encoder, setup.precision)
+    return replace(measured, notes=[*measured.notes, *(f"{what}." for what in failures)], failures=failures)
 
 
 def measure_checkpoints(
@@ -224,7 +228,7 @@ def prepare_task(
 # ---------------------------------------------------------------------------------------------------------- trainings
 
 
-def _train_all(setup: Setup, key: Sequence[Any], folder: RunFolder | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _train_all(setup: Setup, folder: RunFolder | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions and steps of every training; those that an interrupted start finished are loaded."""
     plan, encoder = setup.plan, setup.encoder
     jobs = [
@@ -241,7 +245,7 @@ def _train_all(setup: Setup, key: Sequence[Any], folder: RunFolder | None) -> tu
             total += sum(map(len, epochs)) * len(plan.rates) * len(plan.readouts)
     if folder is not None:
         folder.begin()  # only now: an error about texts or names leaves no files behind
-    work_folder = folder.make_work_folder() if folder else None
+    work = (folder.make_work_folder(), folder.digest) if folder else None
     log.info("training %s", counted(len(jobs), "encoder"))
     threads = torch.get_num_threads()
     n_parallel = _count_parallel(encoder, threads, len(jobs))
@@ -250,7 +254,7 @@ def _train_all(setup: Setup, key: Sequence[Any], folder: RunFolder | None) -> tu
     with tqdm(total=total, desc="training", unit=" steps", delay=1, disable=None, leave=False) as bar:
         pool = ThreadPoolExecutor(n_parallel, initializer=set_threads)
         try:
-            futures = {pool.submit(_train, setup, *job, key, work_folder, bar): i for i, job in enumerate(jobs)}
+            futures = {pool.submit(_train, setup, *job, work, bar): i for i, job in enumerate(jobs)}
             for future in as_completed(futures):
                 trained[futures[future]] = future.result()
         except BaseException:
@@ -265,18 +269,22 @@ def _train_all(setup: Setup, key: Sequence[Any], folder: RunFolder | None) -> tu
 
 
 def _train(
-    setup: Setup, task: SplitTask, readout: str, rate: float, seed: int, key: Sequence[Any],
-    folder: Path | None, bar: tqdm,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Predictions and steps of one training, resumed where it was interrupted. folder: where both are saved."""
-    name = task.task.name
-    identity = [name, readout, rate, seed, setup.precision, len(task.row_indices), *key]
-    digest = sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    if folder and (finished := folder / f"{digest}.predictions.parquet").exists():
-        steps = pd.read_parquet(folder / f"{digest}.steps.parquet")
-        bar.update(len(steps))
-        return pd.read_parquet(finished), steps
-    checkpoint = folder / f"{digest}.safetensors" if folder else None
+    setup: Setup, task: SplitTask, readout: str, rate: float, seed: int, work: tuple[Path, str] | None, bar: tqdm
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions and steps of one training, resumed where it was interrupted.
+
+    work: the folder where both are saved, and the digest of the run, which covers everything that it reads.
+    """
+    name, saved = task.task.name, None
+    if work is not None:
+        folder, run_digest = work
+        identity = [run_digest, name, readout, rate, seed, setup.precision]
+        saved = folder / sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        if (predictions_path := saved.with_suffix(".predictions.parquet")).exists():
+            steps = read_table(saved.with_suffix(".steps.parquet"))
+            bar.update(len(steps))
+            return read_table(predictions_path), steps
+    checkpoint = saved and saved.with_suffix(".safetensors")
     tuned = fine_tune(
         setup.encoder,
         readout,
@@ -295,9 +303,9 @@ def _train(
     predictions = _tabulate(task, setup.encoder.name, evaluated, log2_proba, control="none", **cell)
     steps = pd.DataFrame(tuned.log, columns=["step", "loss", "dev"])
     steps = steps.assign(task=name, readout=readout, rate=rate, seed=seed, order=tuned.order)
-    if folder and checkpoint:
-        write_parquet(folder / f"{digest}.steps.parquet", steps)
-        write_parquet(folder / f"{digest}.predictions.parquet", predictions)
+    if saved and checkpoint:
+        write_parquet(saved.with_suffix(".steps.parquet"), steps)
+        write_parquet(saved.with_suffix(".predictions.parquet"), predictions)
         checkpoint.unlink(missing_ok=True)
     return predictions, steps
 

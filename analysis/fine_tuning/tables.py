@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
 TUNED = "fine-tuned "  # prefix of the name of such a probe; its rate follows
@@ -32,18 +33,21 @@ def choose_rates(rows: pd.DataFrame) -> dict[str, str]:
     """Readout -> the fine-tuned probe (a rate) with the best dev accuracy over all seeds, then the fewest dev bits."""
     tuned = rows[rows.probe.str.startswith(TUNED)]
     best = stats.best_layers(tuned).drop_duplicates("readout").set_index("readout").probe
-    return {str(readout): str(best[readout]) for readout in dict.fromkeys(tuned.readout)}
+    return {str(readout): str(best[readout]) for readout in dict.fromkeys(tuned.readout) if readout in best}
 
 
 def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Every readout minus [CLS], each at the rate that dev chooses, over the same test texts and seeds.
 
     Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (of
-    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `stats.holm`.
+    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `stats.holm`. Raises
+    MissingEvidence where cls or every other readout is missing.
     """
     rates = choose_rates(rows)
-    correct = {name: stats.correctness(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
     others = [name for name in rates if name != "cls"]
+    if "cls" not in rates or not others:
+        raise MissingEvidence(f"there are no predictions of {'another readout' if 'cls' in rates else 'cls'} on dev")
+    correct = {name: stats.correctness(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
     pairs = [(correct[name], correct["cls"]) for name in others]
     effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
     p_equal, p_apart, p_worse = (

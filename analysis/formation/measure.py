@@ -16,7 +16,7 @@ from clsprobe.analysis.encoding import encode_inputs
 from clsprobe.analysis.formation import attribution, erasure, knockout
 from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
-from clsprobe.analysis.study import Measured, short
+from clsprobe.analysis.study import Measured, MissingEvidence, short
 from clsprobe.analysis.sweep.choose import choose_layer, judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep
@@ -47,22 +47,33 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
     encoder = load_encoder(inputs.description, device=settings.device, dtype=states.source["dtype"])
     drop = states.truncated if settings.long_rows == "drop" else None
     parts: dict[str, list[pd.DataFrame]] = {}
-    notes = []
+    notes, failures = [*sweep.notes], [*sweep.failures]
     for task in inputs.tasks:
-        rows = judged_rows(sweep.rows("predictions", task.name), settings.probes)
-        cells = _cells(rows, inputs.readouts)
+        try:
+            rows = judged_rows(sweep.rows("predictions", task.name), settings.probes)
+            cells = _cells(rows, inputs.readouts)
+        except MissingEvidence:
+            continue  # every cell is among the failures
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
-        for seed in settings.every_seed:
-            split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
-            tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
-            if seed == settings.seed:
-                explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
-                tables |= explained
-                notes += [f"{short(task.name)}: {note}"] if note else []
-            for name, table in tables.items():
-                parts.setdefault(name, []).append(table)
-    tables = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
-    return replace(sweep, tables={**sweep.tables, **tables}, notes=[*sweep.notes, *notes])
+        of_task: dict[str, list[pd.DataFrame]] = {}
+        try:
+            for seed in settings.every_seed:
+                split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
+                tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
+                if seed == settings.seed:
+                    explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
+                    tables |= explained
+                    notes += [f"{short(task.name)}: {note}"] if note else []
+                for name, table in tables.items():
+                    of_task.setdefault(name, []).append(table)
+        except Exception as error:  # the sweep must not be lost to any error
+            failures.append(f"the interventions in {task.name} failed: {type(error).__name__}: {error}")
+            notes.append(f"{failures[-1]}.")
+        else:
+            for name, blocks in of_task.items():
+                parts.setdefault(name, []).extend(blocks)
+    measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
+    return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
 
 
 def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:

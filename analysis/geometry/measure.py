@@ -32,6 +32,7 @@ def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) ->
     """
     (states,) = encode_inputs(settings, inputs)
     parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *encoding_notes(states)]
+    failures: list[str] = []
     for task in inputs.tasks:
         state_rows = states.rows(task.texts) if task.rows is None else task.rows
         long = np.isin(state_rows, states.truncated if settings.long_rows == "drop" else [])
@@ -59,12 +60,17 @@ def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) ->
         row_by_state = dict(zip(state_rows.tolist(), range(len(state_rows)), strict=True))
         layer = int(table.layer.max()) if map_layer is None else map_layer
         task_rows = np.array([row_by_state[i] for i in used.tolist()])
-        maps.append(_draw_maps(task, states, table, layer, used, task_rows, settings.seed))
         parts.append(table.assign(task=task.name))
+        try:
+            maps.append(_draw_maps(task, states, table, layer, used, task_rows, settings.seed))
+        except Exception as error:  # the measures must not be lost to any error
+            failures.append(f"the maps of {task.name} failed: {type(error).__name__}: {error}")
+            notes.append(f"{failures[-1]}.")
     if inputs.vectors:
         inputs.vectors.check_unchanged()
-    tables = {"measured": pd.concat(parts, ignore_index=True), "projection": pd.concat(maps, ignore_index=True)}
-    return Measured(tables, collect_facts(settings, inputs, states, counts), notes)
+    projection = pd.concat(maps or [pd.DataFrame(columns=MAP)], ignore_index=True)
+    tables = {"measured": pd.concat(parts, ignore_index=True), "projection": projection}
+    return Measured(tables, collect_facts(settings, inputs, states, counts), notes, failures)
 
 
 def _draw_maps(

@@ -22,7 +22,7 @@ from clsprobe.analysis.reconstruction.scores import (
     score_corpus,
 )
 from clsprobe.analysis.stats import wilson
-from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.study import Exhibit, MissingEvidence
 
 STAGES = ("vector", "re-ranked", "corrected")  # of writing a text
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")
@@ -47,14 +47,21 @@ def select_judged(texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def select_last_stage(rows: pd.DataFrame) -> pd.DataFrame:
-    """The texts of the last stage of writing in the table, in the order of their rows."""
-    stage = next(stage for stage in reversed(STAGES) if (rows.source == stage).any())
-    return rows[rows.source == stage].sort_values("row")
+    """The texts of the last stage of writing in the table, in the order of their rows. Raises MissingEvidence."""
+    stages = [stage for stage in STAGES if (rows.source == stage).any()]
+    if not stages:
+        raise MissingEvidence("no text was written from a vector")
+    return rows[rows.source == stages[-1]].sort_values("row")
 
 
 def select_best_blind(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows and name of the blind source most like the originals: chosen on test, which works against the claim."""
+    """The rows and name of the blind source most like the originals: chosen on test, which works against the claim.
+
+    Raises MissingEvidence where there is none.
+    """
     blind = rows[rows.source.isin(BLIND)]
+    if blind.empty:
+        raise MissingEvidence("no text was written without a vector, to compare with")
     best = str(blind.groupby("source", sort=False).likeness.mean().idxmax())
     return blind[blind.source == best].sort_values("row"), best
 

@@ -38,7 +38,7 @@ class ReconstructionInputs:
     """The inputs that can be read and checked without torch.
 
     texts: the distinct texts of all tasks. rows: SPEC -> counts. words: text -> (word, part of speech), if the source
-    has them. contents: digests of inputs that the settings do not identify.
+    has them. contents: SPEC or file of vectors -> digest of what was read.
     """
 
     texts: list[str]
@@ -77,8 +77,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         # All sentences of a treebank: its tasks leave out some, and add corrupted ones.
         sentences = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
         rows[spec] = {"different texts": len(set(sentences))}
-        if loaded.digest:
-            contents[spec] = loaded.digest
+        contents[spec] = loaded.digest
         if vectors:
             check_count(vectors, spec, loaded.rows)
             (task,) = loaded.tasks

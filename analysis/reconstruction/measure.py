@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsprobe.analysis.reconstruction.exhibits import reconstruction_notes
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
@@ -88,12 +88,17 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
         decoder_tokenizer, decoder_ids = tokenized[name]
         decoder = make_decoder(name, settings, encoder.device.type, max(map(len, decoder_ids)))
         examples = {side: (vectors[:, rows], [decoder_ids[i] for i in rows]) for side, rows in sides.items()}
+        checkpoint = Path("weights", f"{name}.safetensors")
+        if folder is not None:
+            folder.reserve(path.as_posix() for path in decoder.checkpoints(checkpoint, len(vectors)))
         decoder.fit(
             *examples["train"],
             dev=examples["dev"],
             embeddings=embeddings if decoder_tokenizer is tokenizer else None,
-            checkpoint=folder.path_of(f"weights/{name}.safetensors") if folder else None,
+            checkpoint=folder.path / checkpoint if folder else None,
         )
+        if name == "sequence" and settings.decoder is not None:
+            settings.decoder_model.check_unchanged()
         writers[name] = Writer(decoder, decoder_tokenizer, decoder_ids)
 
     def encode(candidates: Sequence[str], cell: tuple[int, str]) -> np.ndarray:
@@ -119,7 +124,6 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     }
     notes = [
         f"{unseen:.1%} of the test tokens stand nowhere in train: no decoder can write them, and they have no bits.",
-        *reconstruction_notes(table),
         *(f"{note}." for note in dealt.notes),
         *states.source.get("notes", ()),
         *decoder_notes,

@@ -8,8 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from importlib import import_module
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
 
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.tasks.task import Task
@@ -62,16 +67,30 @@ class SourceOptions:
 class Loaded:
     """The tasks of one SPEC and its row counts: `rows` read = rows of every task + `left_out` (reason -> rows).
 
-    digest: SHA-256 of the content when it has no path, as for standard input. words: sentence -> its words and their
-    parts of speech (Universal Dependencies), in the order of the text, where the source knows them.
+    words: sentence -> its words and their parts of speech (Universal Dependencies), in the order of the text, where the
+    source knows them.
     """
 
     tasks: list[Task]
     rows: int
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    digest: str | None = None
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that was read: of these values, not of a file, which may change after it was read."""
+        total, texts_before = sha256(), None
+        total.update(f"{self.rows} {self.left_out} {self.notes}\n".encode("utf-8", "surrogatepass"))
+        for task in self.tasks:
+            total.update(f"{task.name} {task.kind} {task.textless}\n".encode("utf-8", "surrogatepass"))
+            for values in (task.y, task.split, task.groups, task.rows, task.texts):
+                if values is not texts_before:  # tasks of one file share their texts
+                    _update_digest(total, values)
+            texts_before = task.texts
+        for sentence, tagged_words in self.words.items():
+            _update_digest(total, [sentence, *chain.from_iterable(tagged_words)])
+        return total.hexdigest()
 
     @property
     def classes(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -97,3 +116,16 @@ def load(spec: str, options: SourceOptions) -> Loaded:
         what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
         raise InputError("--vectors", what, "Give the labels as file:PATH")
     return import_module(f"clsprobe.analysis.sources.{source}").load(rest, options)
+
+
+def _update_digest(total: Any, values: np.ndarray | Sequence[str] | None) -> None:
+    """Add numbers or strings, with their number and lengths, so that no two sequences are one stream of bytes."""
+    if values is None:
+        total.update(b"none\n")
+    elif isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        total.update(f"{values.dtype} {values.shape}\n".encode() + values.tobytes())
+    else:
+        total.update(f"{len(values)} strings\n".encode())
+        for start in range(0, len(values), 4096):
+            encoded = [str(value).encode("utf-8", "surrogatepass") for value in values[start : start + 4096]]
+            total.update(np.array([*map(len, encoded)], "<i8").tobytes() + b"".join(encoded))

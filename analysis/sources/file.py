@@ -327,8 +327,7 @@ class _RowCollector:
             tasks.append(Task(name, texts, labels.array(), "class", **shared))
         if not tasks:
             tasks.append(Task(f"file:{stem}:texts", texts, np.zeros(len(texts)), "number", **shared))
-        digest = path.digest if isinstance(path, Stdin) else None
-        return Loaded(tasks, self.rows, dict(self.left_out), self.notes, digest)
+        return Loaded(tasks, self.rows, dict(self.left_out), self.notes)
 
     def _make_split(self, path: Path | Stdin) -> np.ndarray | None:
         codes = np.frombuffer(self.sides, np.int8)

@@ -76,7 +76,7 @@ ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "latin-1", "cp1252", "cp1251", "shi
 class Stdin:
     """Standard input in place of a path. The constructor reads it to its end; the rows can be read once.
 
-    suffix: the format, as a file suffix. digest: SHA-256 of the content. Raises InputError if there is no input.
+    suffix: the format, as a file suffix. Raises InputError if there is no input.
     """
 
     name, stem = "<stdin>", "stdin"
@@ -88,7 +88,7 @@ class Stdin:
         if sys.stdin.isatty():
             raise InputError(self.name, "is a terminal, and no rows come from it", mend)
         self.suffix = suffix
-        self.file, self.digest = spool_stream(sys.stdin.buffer)
+        self.file = spool_stream(sys.stdin.buffer)
         if not self.file.read(1):
             self.file.close()
             raise InputError(self.name, "is empty, or was read by a task before this one", mend)

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.probes.tasks.task import readable
 
@@ -72,7 +73,14 @@ class ChosenCell:
 
 
 def choose_layer(rows: pd.DataFrame, readout: str | None, control: str = "none") -> ChosenCell:
-    """The layer that dev chooses for a readout, or the best cell of all where `readout` is None."""
+    """The layer that dev chooses for a readout, or the best cell of all where `readout` is None.
+
+    Raises MissingEvidence where there are no predictions on dev or on test.
+    """
+    of_readout = rows[(rows.control == control) & (rows.readout == readout if readout else True)]
+    if missing := [side for side in ("dev", "test") if not (of_readout.split == side).any()]:
+        name = readout or _control_names(rows).get(control, "any readout")
+        raise MissingEvidence(f"there are no predictions of {name} on {' and '.join(missing)}")
     best = stats.best_layers(rows, control)
     top = (best[best.readout == readout] if readout else best).iloc[0]
     where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
@@ -84,18 +92,38 @@ def choose_layer(rows: pd.DataFrame, readout: str | None, control: str = "none")
 
 
 def judged_probe(rows: pd.DataFrame, names: Sequence[str]) -> str:
-    """The first of the named probes that was fitted on this task. rows: predictions of one task."""
+    """The first of the named probes that was fitted on this task. rows: predictions of one task.
+
+    Raises MissingEvidence where all of them failed.
+    """
     probes = set(rows[rows.control == "none"].probe)
-    return next(name for name in names if name in probes)
+    for name in names:
+        if name in probes:
+            return name
+    raise MissingEvidence("no probe could be fitted in any cell")
 
 
 def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """The rows of the judged probe, also on untrained encoders, and those of the other baselines.
 
-    rows: predictions of one task.
+    Cells in which the probe failed under one of several seeds are left out: they cannot be compared with others over
+    the same texts. rows: predictions of one task. Raises MissingEvidence where the probe failed in every cell.
     """
     baselines = rows.control.isin(BASELINES) & (rows.control != "untrained")
-    return rows[(rows.probe == judged_probe(rows, names)) | baselines]
+    judged = rows[(rows.probe == judged_probe(rows, names)) | baselines]
+    seeds = judged.groupby(CELL, observed=True).seed.transform("nunique")
+    judged = judged[seeds == judged.seed.nunique()]
+    if not (judged.control == "none").any():
+        raise MissingEvidence(f"{judged_probe(rows, names)} failed in every cell under one of the seeds")
+    return judged
+
+
+def has_cell(rows: pd.DataFrame, **where: object) -> bool:
+    """Whether there are test predictions of these columns' values. rows: predictions of one task."""
+    chosen = rows.split == "test"
+    for column, value in where.items():
+        chosen &= rows[column] == value
+    return bool(chosen.any())
 
 
 def subject_cell(rows: pd.DataFrame) -> ChosenCell:
@@ -123,18 +151,33 @@ def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -
     return stats.paired_difference(*sides, shares=not stats.of_numbers(rows))
 
 
-def best_baseline(rows: pd.DataFrame) -> ChosenCell:
-    """The baseline with the best dev accuracy; the untrained encoder counts with its own best cell."""
-    candidates = [choose_layer(rows, None, control) for control in BASELINES if (rows.control == control).any()]
+def best_baseline(rows: pd.DataFrame, names: Sequence[str] = BASELINES) -> ChosenCell:
+    """The one of these baselines with the best dev accuracy; the untrained encoder counts with its own best cell.
+
+    Raises MissingEvidence where none was measured on dev and test.
+    """
+    candidates = [choose_layer(rows, None, control) for control in measured_controls(rows, names)]
+    if not candidates:
+        raise MissingEvidence("there are no predictions of any baseline on dev and test")
     return max(candidates, key=lambda cell: cell.dev)
+
+
+def measured_controls(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of the controls and baselines with predictions on dev and on test.
+
+    The control task may have labels on one of them only, where the other has no word of train.
+    """
+    sides = {name: set(part.split) for name, part in rows.groupby("control", observed=True)}
+    return [name for name in names if {"dev", "test"} <= sides.get(name, set())]
 
 
 def list_baselines(rows: pd.DataFrame, *first: ChosenCell) -> pd.DataFrame:
     """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
-    controls = [control for control in CONTROL_NAMES if (rows.control == control).any()]
+    controls = measured_controls(rows, CONTROL_NAMES)
     cells = [(cell.name, cell) for cell in first]
     cells += [(_control_names(rows)[control], choose_layer(rows, None, control)) for control in controls]
-    return pd.DataFrame([{"name": name, "value": c.test, "low": c.low, "high": c.high} for name, c in cells])
+    lines = [(name, cell.test, cell.low, cell.high) for name, cell in cells]
+    return pd.DataFrame(lines, columns=["name", "value", "low", "high"])
 
 
 def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import Exhibit, Verdict, short
+from clsprobe.analysis.study import Exhibit, MissingEvidence, Verdict, short
 from clsprobe.analysis.sweep.choose import (
     ChosenCell,
     accuracy_by_cell,
@@ -148,7 +148,12 @@ def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float)
 
 
 def judge_best_rival(rows: pd.DataFrame, rivals: Sequence[str], margin: float) -> Verdict:
-    """Yes where the whole interval of (the rival that is best on dev - [CLS]) lies above -margin, no where below."""
+    """Yes where the whole interval of (the rival that is best on dev - [CLS]) lies above -margin, no where below.
+
+    Raises MissingEvidence without a rival.
+    """
+    if not rivals:
+        raise MissingEvidence("there are no predictions of a readout to compare with cls")
     best = compare_with_cls(rows, rivals, margin).iloc[0]
     because = f"On {short(rows.task.iloc[0])}, {best.because}"
     return Verdict.decide(because, best.effect, best.low, best.high, threshold=-margin)

@@ -14,7 +14,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import Measured, counted, short
+from clsprobe.analysis.study import Measured, MissingEvidence, counted, short
 from clsprobe.analysis.sweep.choose import (
     CONTROL_NAMES,
     DISAGREEMENTS,
@@ -38,6 +38,12 @@ log = logging.getLogger("clsprobe")
 
 MAPPED = 1000  # texts of a UMAP
 MAP = ["task", "panel", "x", "y", "label", "text", "row"]
+DETAILS: dict[str, Sequence[str]] = {  # tables of the chosen cells, and their columns
+    "projection": MAP,
+    "disagreements": [*DISAGREEMENTS, "task"],
+    "learning": LEARNING,
+    "information": INFORMATION,
+}
 
 
 def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, details: bool = False) -> Measured:
@@ -80,89 +86,102 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}
-    if details:
-        tables["projection"] = _draw_maps(settings, splits, trained, predictions)
-        tables["disagreements"] = _disagreements(settings, splits, predictions)
-        tables["learning"], tables["information"], remarks = _information(settings, splits, trained, predictions)
-        notes += remarks
-    return Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
+    measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
+    return _add_details(settings, splits, trained, measured) if details else measured
 
 
-def _information(
-    settings: SweepSettings, splits: Sequence[SplitTask], states: States, predictions: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Learning curves and bits of the chosen cells of every task (`information`), and notes on them."""
-    notes: list[str] = []
-    parts: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: States, measured: Measured) -> Measured:
+    """The measurement with `DETAILS`. A detail that fails for a task lacks its rows, and the failures say so."""
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in DETAILS}
+    notes, failures = [*measured.notes], [*measured.failures]
     for split in splits:
-        task, name = split.task, short(split.task.name)
-        log.info("measuring the bits of %s", task.name)
-        texts = [task.texts[i] for i in split.row_indices]
-        if not task.textless:
-            share, guess = coverage(word_type(texts, split.y, split.side, settings.seed), split.side)
-            number = task.kind == "number"
-            label = "a number" if number else "a label"
-            right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
-            notes.append(f"{name}: the control task has {label} for {share:.0%} of the test texts{right}.")
-        if task.kind == "number":
-            notes.append(f"{name}: numbers have no bits and no learning curve here.")
+        notes += _describe_control_task(split, settings.seed)
+        try:
+            rows = judged_rows(measured.rows("predictions", split.task.name), settings.probes)
+        except MissingEvidence:
+            continue  # every cell is among the failures
+        for what, measure in (("maps", _draw_maps), ("disagreements", _disagreements), ("bits", _measure_bits)):
+            log.info("measuring the %s of %s", what, split.task.name)
+            try:
+                tables, remarks = measure(settings, split, states, rows)
+            except Exception as error:  # the sweep must not be lost to any error
+                failures.append(f"the {what} of {split.task.name} failed: {type(error).__name__}: {error}")
+                remarks = failures[-1:]
+            else:
+                for name, table in tables.items():
+                    parts[name].append(table)
+            notes += remarks
+    empty = {name: pd.DataFrame(columns=columns) for name, columns in DETAILS.items()}
+    details = {name: pd.concat(parts[name] or [empty[name]], ignore_index=True) for name in DETAILS}
+    return replace(measured, tables={**measured.tables, **details}, notes=[*dict.fromkeys(notes)], failures=failures)
+
+
+def _describe_control_task(split: SplitTask, seed: int) -> list[str]:
+    """A note on how many texts the control task has a label for, if there are texts."""
+    task, name = split.task, short(split.task.name)
+    if task.textless:
+        return []
+    labels = word_type([task.texts[i] for i in split.row_indices], split.y, split.side, seed)
+    shares = {side: coverage(labels, split.side, side) for side in ("dev", "test")}
+    if missing := [side for side, (share, _) in shares.items() if not share > 0]:
+        sides = " and ".join(missing)
+        return [f"{name}: the control task has no label on {sides}, which has no word of train: it is not shown."]
+    (share, guess), number = shares["test"], task.kind == "number"
+    right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
+    return [
+        f"{name}: the control task has a {'number' if number else 'label'} for {share:.0%} of the test texts{right}."
+    ]
+
+
+Details = tuple[dict[str, pd.DataFrame], list[str]]  # tables and notes
+
+
+def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, rows: pd.DataFrame) -> Details:
+    """Learning curves and bits of the chosen cells (`information`). rows: the judged predictions of the task."""
+    if split.task.kind == "number":
+        return {}, [f"{short(split.task.name)}: numbers have no bits and no learning curve here."]
+    readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
+    cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
+    if BAG in states.cells:
+        cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
+    probe_name = judged_probe(rows, settings.probes)
+    if not hasattr(probe := find_probe(probe_name), "predict_proba"):
+        return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
+    learning, bits = information(split, states, cells, probe, seed=settings.seed)
+    return {"learning": learning, "information": bits}, []
+
+
+def _disagreements(settings: SweepSettings, split: SplitTask, states: States, rows: pd.DataFrame) -> Details:
+    """`choose.disagreements` of [CLS] and mean, for classes, if both were read. rows: the task's judged predictions."""
+    if split.task.kind == "number" or not {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
+        return {}, []
+    table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), split.task.texts)
+    return {"disagreements": table.assign(task=split.task.name)}, []
+
+
+def _draw_maps(settings: SweepSettings, split: SplitTask, states: States, rows: pd.DataFrame) -> Details:
+    """UMAPs of the test texts, [CLS] and mean at the layers that dev chooses. rows: judged predictions of the task."""
+    test, parts = split.rows_of("test"), list[pd.DataFrame]()
+    if len(test) > MAPPED:
+        test = np.sort(np.random.default_rng(settings.seed).choice(test, MAPPED, replace=False))
+    layers = stats.best_layers(rows).set_index("readout").layer
+    labels = split.classes[split.y[test]] if split.task.kind == "class" else bands(split.y[test], 5)
+    for readout in ("cls", "mean"):
+        if readout not in layers or len(test) < SMALLEST:
             continue
-        rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
-        readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
-        cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
-        if BAG in states.cells:
-            cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
-        probe_name = judged_probe(rows, settings.probes)
-        if hasattr(probe := find_probe(probe_name), "predict_proba"):
-            parts.append(information(split, states, cells, probe, seed=settings.seed))
-        else:
-            notes.append(f"{probe_name} gives no probabilities: nothing is told in bits.")
-    if not parts:
-        return pd.DataFrame(columns=LEARNING), pd.DataFrame(columns=INFORMATION), list(dict.fromkeys(notes))
-    learning, bits = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
-    return learning, bits, list(dict.fromkeys(notes))
-
-
-def _disagreements(settings: SweepSettings, splits: Sequence[SplitTask], predictions: pd.DataFrame) -> pd.DataFrame:
-    """`choose.disagreements` of [CLS] and mean, for every task with classes and both readouts."""
-    parts = [pd.DataFrame(columns=["task", *DISAGREEMENTS])]
-    for task in (split.task for split in splits):
-        rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
-        if task.kind == "class" and {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
-            table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), task.texts)
-            parts.append(table.assign(task=task.name))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
-def _draw_maps(
-    settings: SweepSettings, splits: Sequence[SplitTask], states: States, predictions: pd.DataFrame
-) -> pd.DataFrame:
-    """UMAPs of the test texts, [CLS] and mean at the layers that dev chooses: columns `MAP`."""
-    parts = [pd.DataFrame(columns=MAP)]
-    for split in splits:
-        log.info("drawing the maps of %s", split.task.name)
-        test = split.rows_of("test")
-        if len(test) > MAPPED:
-            test = np.sort(np.random.default_rng(settings.seed).choice(test, MAPPED, replace=False))
-        rows = judged_rows(predictions[predictions.task == split.task.name], settings.probes)
-        layers = stats.best_layers(rows).set_index("readout").layer
-        labels = split.classes[split.y[test]] if split.task.kind == "class" else bands(split.y[test], 5)
-        for readout in ("cls", "mean"):
-            if readout not in layers or len(test) < SMALLEST:
-                continue
-            layer = int(layers[readout])
-            if (layer, readout) == (0, "cls"):
-                continue  # one vector for every text: no map
-            vectors = states.cell(layer, readout)[split.state_rows[test]]
-            positions, trustworthiness = compute_umap(vectors, seed=settings.seed)
-            columns = {
-                "task": split.task.name,
-                "panel": f"{readout}, layer {layer} (trustworthiness {trustworthiness:.2f})",
-                "x": positions[:, 0].round(3),
-                "y": positions[:, 1].round(3),
-                "label": labels,
-                "text": [readable(split.task.texts[i]) for i in split.row_indices[test]],
-                "row": split.row_indices[test],
-            }
-            parts.append(pd.DataFrame(columns))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+        layer = int(layers[readout])
+        if (layer, readout) == (0, "cls"):
+            continue  # one vector for every text: no map
+        vectors = states.cell(layer, readout)[split.state_rows[test]]
+        positions, trustworthiness = compute_umap(vectors, seed=settings.seed)
+        columns = {
+            "task": split.task.name,
+            "panel": f"{readout}, layer {layer} (trustworthiness {trustworthiness:.2f})",
+            "x": positions[:, 0].round(3),
+            "y": positions[:, 1].round(3),
+            "label": labels,
+            "text": [readable(split.task.texts[i]) for i in split.row_indices[test]],
+            "row": split.row_indices[test],
+        }
+        parts.append(pd.DataFrame(columns))
+    return ({"projection": pd.concat(parts, ignore_index=True)} if parts else {}), []

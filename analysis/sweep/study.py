@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clsprobe.analysis.corpus import Inputs, content_digests, read_inputs
+from clsprobe.analysis.contents import probe_contents
+from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 class SweepStudy(SweepSettings, Study):
     """A study that judges the predictions of a sweep."""
 
+    tables: ClassVar[tuple[str, ...]] = ("results", "predictions")
     untrained: ClassVar[bool] = True  # whether untrained encoders are among the baselines
     details: ClassVar[bool] = False  # whether maps and bits are measured too, see `measure_sweep`
 
@@ -35,8 +37,11 @@ class SweepStudy(SweepSettings, Study):
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
-        """Whether there are predictions of the readouts that the question compares."""
-        return super().can_judge(measured) and cls.comparable(read_readouts(measured.tables["predictions"]))
+        """Whether the readouts that the question compares were read, be it that a probe failed on one of them."""
+        if not super().can_judge(measured):
+            return False
+        readouts = measured.facts["model"].get("readouts")
+        return cls.comparable(readouts or read_readouts(measured.tables["predictions"]))
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare; a file of vectors is checked when it is read."""
@@ -51,9 +56,9 @@ class SweepStudy(SweepSettings, Study):
         check_tasks(self, inputs)
         return inputs
 
-    def settings(self) -> dict[str, Any]:
-        """The fields, and digests of inputs that they do not determine."""
-        return super().settings() | content_digests(self, self.inputs.corpus.contents)
+    def contents(self) -> dict[str, str]:
+        """Digests of data, encoder or vectors, and code."""
+        return super().contents() | self.inputs.contents | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; sentences on the cost of a run."""

@@ -100,6 +100,10 @@ class Decoder(ABC):
         self.informative_ = gains.mean(1) > SURE * error
         return self
 
+    def checkpoints(self, path: Path, cells: int) -> list[Path]:
+        """The files that `fit` writes for so many cells where its `checkpoint` is `path`."""
+        return [path]
+
     def cell(self, number: int) -> Self:
         """The decoder of a single cell, for vectors (1, text, dim)."""
         decoder, part = copy(self), slice(number, number + 1)

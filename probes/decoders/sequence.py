@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clsprobe.probes.decoders.base import END, UNSEEN, Decoder, Pace, compute_digest, train_parameters
-from clsprobe.probes.encoders.describing import Description
+from clsprobe.probes.encoders.describing import describe_decoder
 from clsprobe.probes.encoders.finding import find_decoder_folder
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, load_tokenizer
 from clsprobe.probes.errors import InputError
@@ -38,6 +38,7 @@ CHUNK = 1 << 20  # logits in memory at once
 MIN_INPUT = 1e-3  # standard deviations: below it the vectors of a cell are constant
 AHEAD = 1e-3  # of the largest hidden state: more than rounding in a causal model
 MAX_TEXTS = 512  # at once, outside of training
+BLIND = ("no input", "no input again")  # the trainings without vectors
 
 
 class SequenceDecoder(Decoder):
@@ -68,6 +69,10 @@ class SequenceDecoder(Decoder):
         self.depth = depth
         self.pace = pace
 
+    def checkpoints(self, path: Path, cells: int) -> list[Path]:
+        """A file for every training: those without input, and one for every cell."""
+        return [_part_of(path, what) for what in (*BLIND, *(_name_cell(cell, cells) for cell in range(cells)))]
+
     def _train(
         self, X: Tensor, codes: Tensor, X_dev: Tensor, codes_dev: Tensor, table: np.ndarray | None, path: Path | None
     ) -> None:
@@ -76,7 +81,7 @@ class SequenceDecoder(Decoder):
             torch.manual_seed(self.random_state)
             self.writer_ = self._make_writer(table, codes).to(X.device)
             settings = self.name, self.frozen, self.width, self.depth, self.pace, self.random_state
-            model_digest = _describe_folder(self.name).digest if path and self.name else None
+            model_digest = describe_decoder(self.name).digest if path and self.name else None
             digest = compute_digest(settings, model_digest, X, codes, X_dev, codes_dev, table) if path else ""
             parameters = dict(self.writer_.named_parameters())
             parameters = {name: value for name, value in parameters.items() if value.requires_grad}
@@ -87,7 +92,7 @@ class SequenceDecoder(Decoder):
 
             def learn(x: Tensor, x_dev: Tensor, begin: dict[str, Tensor], what: str) -> dict[str, Tensor]:
                 self._load(begin)
-                cell_path = path and path.with_name(f"{path.stem}.{what.replace(' ', '-')}{path.suffix}")
+                cell_path = path and _part_of(path, what)
                 train_parameters(
                     parameters,
                     lambda rows, step: self._compute_gradients(x[rows], codes[rows], step),
@@ -102,11 +107,11 @@ class SequenceDecoder(Decoder):
                 )
                 return {name: value.detach().clone() for name, value in parameters.items()}
 
-            first = learn(X[-1], X_dev[-1], start, "no input")
-            blind = learn(X[-1], X_dev[-1], first, "no input again")
+            first = learn(X[-1], X_dev[-1], start, BLIND[0])
+            blind = learn(X[-1], X_dev[-1], first, BLIND[1])
             for cell in range(len(X) - 1):
                 has_input = float(X[cell].abs().max()) > MIN_INPUT  # constant vectors are 0 after standardisation
-                what = f"cell {cell + 1} of {len(X) - 1}"
+                what = _name_cell(cell, len(X) - 1)
                 self.written_.append(learn(X[cell], X_dev[cell], first, what) if has_input else blind)
             self.written_.append(blind)
 
@@ -368,15 +373,19 @@ def load_causal(name: str) -> tuple[Any, LoadedTokenizer]:
         raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
     with as_input_error(name, "cannot be run on embeddings"):
         rows = model.get_input_embeddings().weight.shape[0]
-        refuse_foreign_tokenizer(_describe_folder(name, vocab_size=rows), loaded.tokenizer)
+        refuse_foreign_tokenizer(describe_decoder(name, vocab_size=rows), loaded.tokenizer)
         if _sees_ahead(model):
             raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
     return model, loaded
 
 
-def _describe_folder(name: str, **config: int) -> Description:
-    """A partial description of a causal model, for its name and the digest of its files."""
-    return Description(name, find_decoder_folder(name), config, 0, 0, 0, 0)
+def _name_cell(cell: int, cells: int) -> str:
+    return f"cell {cell + 1} of {cells}"
+
+
+def _part_of(path: Path, training: str) -> Path:
+    """The checkpoint of one training."""
+    return path.with_name(f"{path.stem}.{training.replace(' ', '-')}{path.suffix}")
 
 
 @torch.no_grad()

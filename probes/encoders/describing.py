@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from clsprobe.probes.encoders.finding import (
     READ_SUFFIXES,
     TOKENIZERS,
     WEIGHTS,
+    find_decoder_folder,
     find_embedded_folder,
     find_encoder_folder,
     find_folder,
@@ -90,6 +91,16 @@ class Description:
             if path.suffix in READ_SUFFIXES and path.is_file():
                 total.update(f"{path.name} {file_digest(path)}\n".encode())
         return total.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise InputError where the files are not those of `digest` any more: what was loaded may be a mixture."""
+        if replace(self).digest != self.digest:
+            raise InputError(self.name, "changed while being read", "Run again when nothing writes to it")
+
+
+def describe_decoder(name: str, **config: int) -> Description:
+    """A partial description of a causal model, for its name and the digest of its files. Raises InputError."""
+    return Description(name, find_decoder_folder(name), config, 0, 0, 0, 0)
 
 
 def describe(name: str | None = None, *, prompt: str | None = None) -> Description:

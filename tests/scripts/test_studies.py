@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
+import pandas as pd
 import pytest
 
-from clsprobe.analysis.study import Verdict
+from clsprobe.analysis.study import Measured, Study, Verdict
 from clsprobe.studies import further_studies, studies
 
 SMALL_TRAINING = {"train_texts": 32, "max_length": 16}
@@ -22,7 +28,7 @@ SETTINGS = {  # command -> what keeps its measurement small
     "positions": {"readouts": "cls,sep"},
     "reconstruct": {"readouts": "cls", "decoders": "bag", "written": 10, "corrections": 0, "beams": 1},
     "run": {"readouts": "cls,sep,mean"},
-    "trajectory": SMALL_TRAINING | {"checkpoints": "MODEL,OTHER"},
+    "trajectory": SMALL_TRAINING | {"checkpoints": "./MODEL,./OTHER"},
 }
 
 
@@ -39,16 +45,32 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def measure(folder, one_thread):
+    """A function from a command to its study and what it has measured, which is measured once."""
+
+    @cache
+    def measure(command: str) -> tuple[Study, Measured]:
+        kind = studies()[command]
+        settings = {"task": "file:words.csv", "device": "cpu", **SETTINGS[command]}
+        settings |= {"model": "./MODEL"} if "model" in kind.model_fields else {}
+        settings |= {"allow_overlap": True} if "allow_overlap" in kind.model_fields else {}
+        study = kind(**settings)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(folder)
+            for module in ("sweep", "geometry"):
+                plain = lambda vectors, seed: (vectors[:, :2], 1.0)  # noqa: E731
+                patched.setattr(f"clsprobe.analysis.{module}.measure.compute_umap", plain)
+            return study, study.measure()
+
+    return measure
+
+
 @pytest.mark.parametrize("command", SETTINGS)
-def test_a_study_judges_and_shows_what_it_has_measured(command, folder, monkeypatch, one_thread):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("clsprobe.analysis.sweep.maps.compute_umap", lambda vectors, seed: (vectors[:, :2], 1.0))
-    kind = studies()[command]
-    given = {"task": "file:words.csv", "device": "cpu", **SETTINGS[command]}
-    given |= {"model": "./MODEL"} if "model" in kind.model_fields else {}
-    given |= {"allow_overlap": True} if "allow_overlap" in kind.model_fields else {}
-    study = kind(**given)
-    measured = study.measure()
+def test_a_study_judges_and_shows_what_it_has_measured(command, measure):
+    study, measured = measure(command)
+    assert set(measured.tables) == set(study.tables)
+    assert not measured.failures
     for task in measured.tasks:
         verdict = study.judge(measured.rows(study.judged, task))
         assert isinstance(verdict, Verdict)
@@ -58,7 +80,84 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, folder, monkeypa
     for other in further_studies(command):
         assert other.can_judge(measured)
         assert other.sharing(study).verdict(measured).outcome in ("yes", "no", "undecided")
-    assert study.answer(measured).exhibits
+    answer = study.answer(measured)
+    assert answer.exhibits
+    assert not answer.failures
+
+
+def lack(column: str, values: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """The tables without the rows that have one of these values in a column."""
+    return lambda table: table[~table[column].isin(values)] if column in table else table
+
+
+def first_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """One text on every side."""
+    if "row" not in table or table.empty:
+        return table
+    return table[table.row.isin(table.groupby("split").row.min() if "split" in table else [table.row.min()])]
+
+
+def first_class(table: pd.DataFrame) -> pd.DataFrame:
+    """The texts of one class."""
+    return table[table.label.astype(str) == str(table.label.iloc[0])] if "label" in table and len(table) else table
+
+
+def last_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """A single layer."""
+    return table[table.layer.isin([-1, table.layer.max()])] if "layer" in table and len(table) else table
+
+
+SPARSE = {  # still enough for an answer
+    "one text a side, one layer": lambda table: last_layer(first_texts(table)),
+    "one class": first_class,
+    "a control without labels on test": lambda t: (
+        t[(t.control != "word_type") | (t.split == "dev")] if {"control", "split"} <= {*t.columns} else t
+    ),
+    "a control without labels on dev": lambda t: (
+        t[(t.control != "word_type") | (t.split == "test")] if {"control", "split"} <= {*t.columns} else t
+    ),
+}
+LACKING = {  # too little for some question
+    "nothing": lambda table: table.iloc[:0],
+    "no test": lack("split", ["test"]),
+    "no dev": lack("split", ["dev"]),
+    "no cls": lack("readout", ["cls"]),
+    "only cls": lambda table: table[table.readout.isin(["cls", "none"])] if "readout" in table else table,
+    "no fitted probe": lack("control", ["none"]),
+    "no baseline": lack("control", ["majority", "length", "bag_of_words", "layer0_mean", "untrained"]),
+}
+
+
+def damage(measured: Measured, damage_table: Callable[[pd.DataFrame], pd.DataFrame]) -> Measured:
+    return replace(measured, tables={name: damage_table(table) for name, table in measured.tables.items()})
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_sparse_tables_are_answered_and_drawn(command, measure):
+    study, measured = measure(command)
+    for name, damage_table in SPARSE.items():
+        if command == "reconstruct" and "layer" in name:
+            continue  # it wrote at another layer
+        answer = study.answer(damage(measured, damage_table))
+        assert not answer.failures, name
+        if name.startswith("one text"):
+            assert all(exhibit.draw() for exhibit in answer.exhibits if exhibit.plot)
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_what_cannot_be_answered_is_said_in_a_sentence(command, measure):
+    """Each answer is a verdict with an effect, or one that says what is missing; nothing raises."""
+    study, measured = measure(command)
+    unanswered = set()
+    for name, damage_table in LACKING.items():
+        answer = study.answer(damage(measured, damage_table))
+        if not answer.verdict.is_judged:
+            unanswered.add(name)
+            assert answer.verdict.outcome == "undecided"
+            assert answer.verdict.because.startswith("Not answered")
+            assert answer.verdict.because in answer.failures
+        assert not [what for what in answer.failures if re.search(r"Error: |StopIteration", what)], name
+    assert "nothing" in unanswered
 
 
 def test_a_study_runs_in_memory(folder, monkeypatch, one_thread):

@@ -8,6 +8,7 @@ import pytest
 from tables import first, predictions
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 
@@ -50,7 +51,7 @@ def test_rows_of_a_choice_are_its_own():
     rows = choose.choose_layer(table(), "mean").rows(table())
     assert len(rows) == 800
     assert set(rows.readout) == {"mean"}
-    with pytest.raises(IndexError):
+    with pytest.raises(MissingEvidence, match="no predictions of max on dev and test"):
         choose.choose_layer(table(), "max")
 
 

@@ -464,7 +464,7 @@ def test_a_run_without_texts(tmp_path):
     assert "untrained encoder, length, bag of words" in page
     assert "Self-check" not in page
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert run["settings"]["contents"][str(tmp_path / "v.npy")] == run["model"]["digest"]
+    assert run["contents"][str(tmp_path / "v.npy")] == run["model"]["digest"]
     assert run["model"]["dtype"] == "float16"
 
 
@@ -497,5 +497,5 @@ def test_a_run_is_told_apart_by_the_content_of_its_vectors(tmp_path):
     settings = []
     for seed in (0, 0, 1):
         npy(tmp_path / "v.npy", drawn(seed=seed))
-        settings.append(Run(task=f"file:{tmp_path / 'd.csv'}", vectors=str(tmp_path / "v.npy")).settings())
+        settings.append(Run(task=f"file:{tmp_path / 'd.csv'}", vectors=str(tmp_path / "v.npy")).contents())
     assert settings[0] == settings[1] != settings[2]
