@@ -31,7 +31,7 @@ from clsprobe.analysis.fine_tuning.tables import TUNED, check_orders, choose_rat
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.grid import SplitTask
-from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS, read_table
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
 from clsprobe.probes.encoders.describing import Description
@@ -272,9 +272,9 @@ def _train(
     identity = [name, readout, rate, seed, setup.precision, len(task.row_indices), *key]
     digest = sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if folder and (finished := folder / f"{digest}.predictions.parquet").exists():
-        steps = pd.read_parquet(folder / f"{digest}.steps.parquet")
+        steps = read_table(folder / f"{digest}.steps.parquet")
         bar.update(len(steps))
-        return pd.read_parquet(finished), steps
+        return read_table(finished), steps
     checkpoint = folder / f"{digest}.safetensors" if folder else None
     tuned = fine_tune(
         setup.encoder,

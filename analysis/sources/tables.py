@@ -18,7 +18,6 @@ import io
 import json
 import operator
 import os
-import stat
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ import numpy as np
 
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows
-from clsprobe.probes.files import spool_stream
+from clsprobe.probes.files import open_file, read_error, spool_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -198,25 +197,15 @@ class ArrowTexts(Sequence[str]):
 @contextmanager
 def _open_unchanged(path: Path | Stdin) -> Iterator[tuple[BinaryIO, bytes]]:
     """The open file and its first bytes. Raises InputError if it is of another type or changes meanwhile."""
-    name = path.name
     if isinstance(path, Stdin):
         with path.file as file:
             yield file, _read_head(path, file)
         return
     try:
-        before = os.stat(path)
-        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would block
-            raise InputError(name, "not a regular file", "Save the rows to a file first")
-        with path.open("rb") as file:
-            before = os.fstat(file.fileno())
-            try:
-                yield file, _read_head(path, file)
-            except InputError:
-                _check_steady(path, before)  # a file still being written explains the error better
-                raise
-            _check_steady(path, before)
+        with open_file(path) as file:
+            yield file, _read_head(path, file)
     except OSError as error:
-        raise InputError(name, f"cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise read_error(path.name, error) from None
 
 
 def _read_head(path: Path | Stdin, file: BinaryIO) -> bytes:
@@ -231,12 +220,6 @@ def _read_head(path: Path | Stdin, file: BinaryIO) -> bytes:
                 raise InputError(path.name, what, f"Say so: --task file:-{suffix}")
     _check_type(path, head)
     return head
-
-
-def _check_steady(path: Path, before: os.stat_result) -> None:
-    after = os.stat(path)
-    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
-        raise InputError(path.name, "changed while being read", "Run again when nothing writes to it")
 
 
 def _check_type(path: Path | Stdin, head: bytes) -> None:

@@ -41,6 +41,7 @@ from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name
 from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, walk_readouts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
+from clsprobe.probes.files import read_content
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -400,7 +401,7 @@ def _digest_own_code() -> str:
     """A digest of the modules that read hidden states: another version may read them differently."""
     encoders = [f"encoders/{name}.py" for name in ("adapters", "encoder", "loading", "tap", "tokenizing")]
     files = [*encoders, "extraction/extractor.py", "extraction/reader.py", "extraction/readouts.py"]
-    return sha256(b"".join((Path(__file__).parents[1] / file).read_bytes() for file in files)).hexdigest()
+    return sha256(b"".join(read_content(Path(__file__).parents[1] / file) for file in files)).hexdigest()
 
 
 def _digest_code(readout: Readout) -> str:
@@ -421,7 +422,7 @@ def _digest_code(readout: Readout) -> str:
         is_custom = is_custom or bool(classes)
         try:
             for base in classes:
-                digest.update(Path(inspect.getfile(base)).read_bytes())
+                digest.update(read_content(inspect.getfile(base)))
             digest.update(joblib.hash(vars(part)).encode() if classes else b"")
         except Exception:  # pickling may raise anything
             digest.update(secrets.token_bytes())
