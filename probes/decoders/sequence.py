@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from clsprobe.probes.decoders.base import END, UNSEEN, Decoder, Pace, compute_digest, train_parameters
 from clsprobe.probes.encoders.describing import Description
-from clsprobe.probes.encoders.finding import find_decoder_folder
+from clsprobe.probes.encoders.finding import check_files, find_decoder_folder
 from clsprobe.probes.errors import InputError
 
 PACE = Pace(rate=2e-3, batch=128, rounds=24)
@@ -353,6 +353,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
     from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 
     folder = find_decoder_folder(name)
+    check_files(name, folder)
     with quiet_transformers(), as_input_error(name, "cannot be loaded as a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
