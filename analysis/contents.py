@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clsprobe.probes.encoders.describing import Description
+from clsprobe.probes.files import file_digest
 from clsprobe.probes.registry import find_probe, registered_probes
 
 LIBRARIES = (
@@ -89,5 +90,5 @@ def _source_files(probe: str, module: str) -> dict[str, Path]:
 def _digest_files(files: dict[str, Path]) -> str:
     total = sha256()
     for name, path in sorted(files.items()):
-        total.update(f"{name} {sha256(path.read_bytes()).hexdigest()}\n".encode())
+        total.update(f"{name} {file_digest(path)}\n".encode())
     return total.hexdigest()

@@ -186,9 +186,11 @@ class Answer:
             problem = error.errors()[0]
             what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
             raise InputError(str(path), what, RERUN) from None
+        for part in saved.exhibits:
+            if not re.fullmatch(r"[^/\\]+\.parquet", part.table):
+                raise InputError(str(path), f"names {json.dumps(part.table)}, which is no table beside it", RERUN)
         exhibits = tuple(
-            Exhibit(**{**dict(part), "table": read_table(path.with_name(Path(part.table).name or "table"))})
-            for part in saved.exhibits
+            Exhibit(**{**dict(part), "table": read_table(path.with_name(part.table))}) for part in saved.exhibits
         )
         return cls(saved.question, saved.claim, saved.verdict, exhibits, saved.notes, saved.settings)
 

@@ -8,6 +8,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from clsprobe.probes.errors import InputError
+from clsprobe.probes.files import read_error, read_parquet
 
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
@@ -15,6 +16,8 @@ PREDICTIONS = (*KEY[:-1], "row", "label", "predicted", "log2_probability")
 NUMBERS = ("number", "predicted_number")  # further columns where a task of the run has numbers instead of classes
 
 NO_LAYER, NO_READOUT = -1, "none"  # of a baseline without a cell
+
+_RERUN = "Run its command again with --overwrite"
 
 
 def check_results(table: pd.DataFrame) -> pd.DataFrame:
@@ -40,11 +43,12 @@ def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
 def read_table(path: Path) -> pd.DataFrame:
     """A table of a run. Raises InputError for a file that is damaged or missing."""
     try:
-        with path.open("rb") as file:  # Arrow itself opens no path whose name is not UTF-8
-            return pd.read_parquet(file)
+        return read_parquet(path)
+    except OSError as error:
+        raise read_error(str(path), error, _RERUN) from None
     except Exception as error:  # Arrow raises many types for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise InputError(str(path), f"cannot be read ({reason})", "Run its command again with --overwrite") from None
+        raise InputError(str(path), f"cannot be read ({reason})", _RERUN) from None
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -53,7 +57,7 @@ def read_results(path: Path) -> pd.DataFrame:
     try:
         return check_results(table)
     except (ValueError, TypeError) as error:  # TypeError: columns that hold no numbers
-        raise InputError(str(path), str(error), "Run its command again with --overwrite") from None
+        raise InputError(str(path), str(error), _RERUN) from None
 
 
 def concat_predictions(blocks: list[pd.DataFrame]) -> pd.DataFrame:

@@ -1,11 +1,17 @@
-"""The only module that writes to disk.
+"""The only module that opens files: it reads regular files, and writes whole ones.
 
-1. `replacing` and the functions built on it write a file completely or not at all: under a temporary name beside the
+1. `open_file` and the functions built on it read a file that is regular, no larger than what its reader can hold, and
+   not changed meanwhile. `check_file` is for the libraries that open a path themselves.
+2. `stays_inside` judges a name that stands in a file: whether it leads out of the folder that it belongs to.
+3. `replacing` and the functions built on it write a file completely or not at all: under a temporary name beside the
    target, flushed to disk, then renamed over the target. The folder is flushed too, so that the rename survives a power
    cut. `remove_temporary_files` removes the temporary files of writers that were killed.
-2. `spool_stream` copies a stream to an anonymous file that can be read more than once. `file_digest` is a SHA-256.
-3. `Lock` marks a file that a process is working on, so that two processes share the work instead of doing it twice.
-4. `check_folder` tests whether a file system supports what 1 and 3 rely on; some network file systems do not.
+4. `spool_stream` copies a stream to an anonymous file that can be read more than once. `file_digest` is a SHA-256.
+5. `Lock` marks a file that a process is working on, so that two processes share the work instead of doing it twice.
+6. `check_folder` tests whether a file system supports what 3 and 5 rely on; some network file systems do not.
+
+Our own folders (`own`) hold regular files only: a link in one is neither followed nor touched through, whatever it
+leads to. The path to such a folder may be a link.
 
 Imports no torch.
 """
@@ -19,6 +25,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import tempfile
 import threading
 import time
@@ -26,7 +33,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
+from io import BufferedReader
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clsprobe.probes.errors import InputError, escape_surrogates
@@ -37,6 +45,127 @@ if TYPE_CHECKING:
 BEAT, STALE = 2.0, 30.0  # seconds between two heartbeats of a lock, and without one until it is stale
 ABANDONED = 3600.0  # seconds without a change until a file is abandoned, more than clocks of machines differ
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # machine, process
+LARGEST_TEXT = 64 << 20  # bytes of a file that is parsed as a whole, such as JSON; none of ours comes near it
+LARGEST_LOCK = 4096  # bytes
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+class UnsuitableFile(OSError):
+    """A file that is not read, because it is not regular, too large, or changed meanwhile. mend: a remedy, or empty."""
+
+    def __init__(self, path: Path | str, what: str, mend: str = "") -> None:
+        super().__init__(errno.EINVAL, what, str(path))
+        self.mend = mend
+
+
+def read_error(where: str, error: Exception, mend: str = "") -> InputError:
+    """The InputError for an OSError or ValueError of opening or reading a file. mend: unless the error has its own."""
+    if isinstance(error, UnsuitableFile):
+        return InputError(where, str(error.strerror), error.mend or mend)
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower().rstrip(".")
+    return InputError(where, f"cannot be read ({reason})", mend)
+
+
+def check_file(path: Path | str, *, largest: int | None = None, own: bool = False) -> os.stat_result:
+    """The status of a regular file, before a library opens it by its path: opening a FIFO would block for ever.
+
+    largest, own: as in `open_file`. Raises OSError, and UnsuitableFile for an unsuitable file.
+    """
+    status = os.lstat(path) if own else os.stat(path)
+    _check_status(path, status, largest)
+    return status
+
+
+def _check_status(path: Path | str, status: os.stat_result, largest: int | None) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISLNK(status.st_mode):
+        raise UnsuitableFile(path, "a link, which is not followed here", "Remove it")
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsuitableFile(path, "not a regular file", "Save its content to a file first")
+    if largest is not None and status.st_size > largest:
+        raise UnsuitableFile(path, f"is larger than {largest / (1 << 20):.3g} MB, too large to be what it should be")
+
+
+@contextmanager
+def open_file(path: Path | str, *, largest: int | None = None, own: bool = False) -> Iterator[BufferedReader]:
+    """A regular file, open for reading, that does not change before the block ends.
+
+    largest: bytes that its reader can hold, None if it reads in parts. own: a file in a folder of ours: no link, and
+    replaced as a whole while others read the old one. Raises OSError, and UnsuitableFile for an unsuitable file.
+    """
+
+    def open_at_once(path: str, flags: int) -> int:
+        flags |= getattr(os, "O_NONBLOCK", 0) | (getattr(os, "O_NOFOLLOW", 0) if own else 0)
+        return os.open(path, flags)
+
+    check_file(path, largest=largest, own=own)  # before it is opened, which may do something to a device
+    with open(path, "rb", opener=open_at_once) as file:
+        status = os.fstat(file.fileno())
+        _check_status(path, status, largest)  # another file may have taken its place
+        try:
+            yield file
+        except Exception:
+            if not own:
+                check_unchanged(path, status)  # which explains the error better
+            raise
+        if not own:
+            check_unchanged(path, status)
+
+
+def check_unchanged(path: Path | str, status: os.stat_result) -> None:
+    """Raise UnsuitableFile where a file is no longer the one of this status."""
+    with suppress(FileNotFoundError):
+        now = os.stat(path)
+        if (now.st_size, now.st_mtime_ns, now.st_ino) == (status.st_size, status.st_mtime_ns, status.st_ino):
+            return
+    raise UnsuitableFile(path, "changed while being read", "Run again when nothing writes to it")
+
+
+def read_content(path: Path | str, *, largest: int = LARGEST_TEXT, own: bool = False) -> bytes:
+    """The content of a file. largest, own, errors: as in `open_file`."""
+    with open_file(path, largest=largest, own=own) as file:
+        return file.read(largest + 1)
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """The content of a JSON file. Raises InputError with this `mend` if it cannot be read or parsed."""
+    try:
+        return json.loads(read_content(path).decode("utf-8"))
+    except RecursionError:
+        raise InputError(str(path), "cannot be read (nested too deep)", mend) from None
+    except (OSError, ValueError) as error:
+        raise read_error(str(path), error, mend) from None
+
+
+def read_parquet(path: Path | str, *, own: bool = False) -> pd.DataFrame:
+    """A table that `write_parquet` wrote. own, errors: as in `open_file`, and those of Arrow for a damaged file."""
+    import pandas as pd
+
+    with open_file(path, own=own) as file:
+        return pd.read_parquet(file)
+
+
+def file_digest(path: Path | str, *, own: bool = False) -> str:
+    """The SHA-256 of a file. own, errors: as in `open_file`."""
+    with open_file(path, own=own) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stays_inside(name: object) -> bool:
+    """Whether a name that stands in a file leads to a file below the folder it belongs to, on any system.
+
+    It is judged as a name, not by what it leads to: the files of a snapshot of the hub are links out of its folder.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = PureWindowsPath(name)  # which knows both separators, and drives
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 @contextmanager
@@ -70,12 +199,6 @@ def spool_stream(stream: BinaryIO) -> BinaryIO:
     return file
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_text(path: Path | str, text: str) -> None:
     """Replace `path` by `text` in UTF-8, with line ends unchanged.
 
@@ -102,7 +225,11 @@ def remove_temporary_files(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
         with suppress(FileNotFoundError):  # its writer has just finished
-            if match and (_process_ended(match[1], int(match[2])) or time.time() - path.stat().st_mtime > ABANDONED):
+            status = path.lstat()
+            is_abandoned = match and (
+                _process_ended(match[1], int(match[2])) or time.time() - status.st_mtime > ABANDONED
+            )
+            if is_abandoned and stat.S_ISREG(status.st_mode):
                 path.unlink()
 
 
@@ -132,7 +259,7 @@ def check_folder(path: Path) -> None:
             raise OSError(errno.ENOTSUP, "Two processes can create one file there", str(path))
         with replacing(probe) as file:
             file.write(b"new")
-        if probe.read_bytes() != b"new":
+        if read_content(probe, own=True) != b"new":
             raise OSError(errno.ENOTSUP, "Files cannot be replaced there", str(path))
         touch(probe)
     finally:
@@ -147,8 +274,8 @@ def set_aside(path: Path, suffix: str) -> None:
 
 
 def touch(path: Path) -> None:
-    """Set the modification time of a file to now, to mark it as recently used."""
-    os.utime(path)
+    """Set the modification time of a file to now, to mark it as recently used; of a link its own, not its target's."""
+    os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 class Lock:
@@ -197,15 +324,18 @@ class Lock:
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(BEAT):
             with suppress(OSError):
-                os.utime(self.path)
+                touch(self.path)
 
     def _stale(self) -> bool:
         try:
-            changed = self.path.stat().st_mtime
+            status = self.path.lstat()
         except FileNotFoundError:
             return True
-        with suppress(OSError, ValueError, TypeError, KeyError):  # incomplete: only its age counts
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(status.st_mode):  # a link or a pipe: no process has taken it
+            return True
+        changed = status.st_mtime
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # incomplete: only its age counts
+            owner = json.loads(read_content(self.path, largest=LARGEST_LOCK, own=True))
             if _process_ended(owner["here"], owner["process"]):
                 return True
         if changed != self._seen[0]:
@@ -254,14 +384,3 @@ def _flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path, mend: str) -> Any:
-    """The content of a JSON file. Raises InputError with this `mend` if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        reason = "nested too deep"
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-    raise InputError(str(path), f"cannot be read ({reason})", mend)

@@ -7,7 +7,6 @@ errors that name their line.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import UnsuitableFile, read_content, read_error
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 10  # of nested collections; two levels are useful
@@ -68,17 +68,11 @@ def read_config(path: Path, known: Sequence[str]) -> tuple[dict[str, Any], dict[
 def _read_text(path: Path) -> str:
     """The content of a regular file of UTF-8, at most `MAX_BYTES` long."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # opening a FIFO would block for ever
-            raise InputError(path.name, "not a regular file", "Save it to a file first")
-        if status.st_size > MAX_BYTES:
-            raise InputError(
-                path.name, "is larger than 1 MB", "A configuration is a few lines; is this the right file?"
-            )
-        content = path.read_bytes()
+        content = read_content(path, largest=MAX_BYTES)
+    except UnsuitableFile as error:
+        raise read_error(path.name, error, "A configuration is a few lines; is this the right file?") from None
     except (OSError, ValueError) as error:  # no permission, a name that is too long or has a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--config {path}", f"cannot be read ({reason.lower()})", "Check it") from None
+        raise read_error(f"--config {path}", error, "Check it") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

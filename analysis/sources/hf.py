@@ -34,6 +34,7 @@ from clsprobe.analysis.sources.labels import (
 from clsprobe.analysis.sources.tables import ArrowTexts, quote
 from clsprobe.probes import hub
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows, unknown
+from clsprobe.probes.files import check_file
 from clsprobe.probes.tasks.task import PAIRED, Task
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ def _find_cached(dataset: _DatasetName) -> Any:
     newest = max(folders, key=lambda folder: folder.stat().st_mtime)
     config, version, digest = newest.parts[-3:]
     try:
+        for path in newest.iterdir():
+            if not path.is_dir():
+                check_file(path)  # `datasets` would wait for a FIFO
         return Cache(str(_cache_path()), dataset.name.rpartition("/")[2], config, version, digest, repo_id=dataset.name)
     except Exception as error:  # truncated files, or files of another version
         what = f"damaged in the cache ({_first_line(error)})"

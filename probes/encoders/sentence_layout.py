@@ -8,11 +8,12 @@ those of sentence-transformers by their last part, and nothing is imported by th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsprobe.probes.encoders.finding import read_json
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import stays_inside
 
 if TYPE_CHECKING:
     from clsprobe.probes.encoders.describing import Description
@@ -57,7 +58,7 @@ def read_layout(root: Path, name: str) -> SentenceLayout | None:
         return None
     if not all(isinstance(module, dict) for module in modules):
         raise InputError(f"{name}/modules.json", "holds no list of modules", "Download it again")
-    folders = [root / _check_name(module.get("path", ""), f"{name}/modules.json") for module in modules]
+    folders = [root / _module_path(module, name) for module in modules]
     configs = (read_json(folders[0] / file, name, default={}) for file in CONFIGS)
     config: dict[str, Any] = next(filter(None, configs), {})
     prompts = read_json(root / "config_sentence_transformers.json", name, default={})
@@ -108,13 +109,17 @@ def choose_prompt(layout: SentenceLayout | None, prompt: str | None) -> tuple[st
         default = ", the model's default" if prompt is None else ""
         return prompts[name], [f"Every text is read after the prompt {prompts[name]!r} ({name}{default})."]
     if name.isidentifier() and (guess := did_you_mean(name, prompts)):
-        raise InputError(f"--prompt {name}", f"no such prompt. Did you mean '{guess}'?", "A text ends with a space")
+        raise InputError(
+            f"--prompt {name}", f"no such prompt. Did you mean '{guess}'?", "A text ends in a space or colon"
+        )
     return name, [f"Every text is read after the prompt {name!r}."]
 
 
-def _check_name(path: Any, where: str) -> str:
-    """A path inside the folder, judged by its name. Raises InputError for any other."""
-    pure = PurePosixPath(str(path)), PureWindowsPath(str(path))
-    if not isinstance(path, str) or "\0" in path or any(p.is_absolute() or p.drive or ".." in p.parts for p in pure):
-        raise InputError(where, f"names {str(path)!r}, which is not in the folder", "Save the model again")
+def _module_path(module: dict[str, Any], name: str) -> str:
+    """The folder of a module, "" for the root. Raises InputError for one that is not in the model's folder."""
+    path = module.get("path", "")
+    if path != "" and not stays_inside(path):
+        raise InputError(
+            f"{name}/modules.json", f"names {str(path)!r}, which is not in the folder", "Save the model again"
+        )
     return path

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clsprobe.probes.encoders.finding import read_json
+from clsprobe.probes.encoders.finding import LARGEST_VOCABULARY, read_json
 from clsprobe.probes.errors import InputError
 
 ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
@@ -85,7 +85,7 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
     backend = declared.backend_tokenizer
     backend.no_padding()  # a saved tokenizer may pad and truncate by default
     backend.no_truncation()
-    content = read_json(path) if path.exists() else json.loads(backend.to_str())
+    content = read_json(path, largest=LARGEST_VOCABULARY) if path.exists() else json.loads(backend.to_str())
     content |= {"padding": None, "truncation": None}
     as_saved = json.dumps(content)
     notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]

@@ -41,6 +41,7 @@ from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name
 from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
+from clsprobe.probes.files import read_content
 from clsprobe.probes.tasks.task import check_texts
 
 if TYPE_CHECKING:
@@ -410,7 +411,7 @@ def _digest_own_code() -> str:
         "extraction": ("extractor", "pooled", "reader", "readouts"),
     }
     files = [f"{room}/{name}.py" for room, names in rooms.items() for name in names]
-    return sha256(b"".join((Path(__file__).parents[1] / file).read_bytes() for file in files)).hexdigest()
+    return sha256(b"".join(read_content(Path(__file__).parents[1] / file) for file in files)).hexdigest()
 
 
 def _digest_code(readout: Readout) -> str:
@@ -431,7 +432,7 @@ def _digest_code(readout: Readout) -> str:
         is_custom = is_custom or bool(classes)
         try:
             for base in classes:
-                digest.update(Path(inspect.getfile(base)).read_bytes())
+                digest.update(read_content(inspect.getfile(base)))
             digest.update(joblib.hash(vars(part)).encode() if classes else b"")
         except Exception:  # pickling may raise anything
             digest.update(secrets.token_bytes())

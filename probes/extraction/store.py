@@ -8,7 +8,8 @@
    unfinished. A shard is written atomically (probes.files), then entered in the manifest; files without an entry are
    ignored. Any number of processes write shards in any order; `Lock`s keep them from computing the same one.
 2. `verify` checks the digest of every file whenever a folder is opened. Files that differ are set aside and computed
-   again. Nothing is unpickled.
+   again. Nothing is unpickled. A manifest is believed only if it is of the form that `Store` writes, so that its names
+   are those of our files; a link in the place of a file is damage, and one in the place of a folder is refused.
 3. `make_cache_folder` chooses the folder of a cache, `list_cache` lists its keys, `purge` removes a key.
 4. `Memory` holds shards without a disk.
 """
@@ -38,9 +39,13 @@ from clsprobe.probes.errors import InputError, printable
 from clsprobe.probes.extraction.states import Tensors
 from clsprobe.probes.files import (
     Lock,
+    UnsuitableFile,
+    check_file,
     check_folder,
     file_digest,
     make_folder,
+    read_content,
+    read_parquet,
     remove_temporary_files,
     replacing,
     set_aside,
@@ -58,10 +63,9 @@ MANIFEST, ROWS = "manifest.json", "rows.parquet"
 FORMAT = 2  # of the files; part of the key
 LARGEST_CACHE = 50e9  # bytes, beyond which the least recently used keys are removed
 IN_USE = 3600.0  # seconds after its last use in which a folder is not removed
+ENTRY = r"rows\.parquet|shard-[0-9]{5,}\.safetensors"  # names in a manifest
 KEY = re.compile(r"[0-9a-f]{32}")  # names of folders and files that may be removed; anything else is the user's
-OURS = re.compile(
-    r"((manifest\.json|rows\.parquet|shard-\d+\.safetensors)(\.corrupt|\.lock)?|manifest\.lock|\..*\.tmp)", re.DOTALL
-)
+OURS = re.compile(rf"((manifest\.json|{ENTRY})(\.corrupt|\.lock)?|manifest\.lock|\..*\.tmp)", re.DOTALL)
 
 
 def find_cache_folder(path: Path | str | None = None) -> Path:
@@ -97,7 +101,8 @@ def make_cache_folder(path: Path | str | None = None) -> Path:
     user = os.getuid() if hasattr(os, "getuid") else 0  # on Windows the temporary folder is private
     folder = Path(tempfile.gettempdir()) / f"clsprobe-{user}"
     try:
-        make_folder(folder, private=True)
+        if not folder.is_symlink():
+            make_folder(folder, private=True)
         status = folder.lstat()
         if os.name != "nt" and (status.st_uid != user or status.st_mode & 0o77 or folder.is_symlink()):
             raise OSError(errno.EPERM, "others can reach it")
@@ -150,13 +155,16 @@ class Store:
     """The folder of one key in a cache.
 
     made_of: everything the vectors depend on, as plain JSON. name: the model, for `clsprobe cache ls`. size: expected
-    bytes. Raises InputError where the folder cannot be made or the disk has no room.
+    bytes. Raises InputError where the folder cannot be made or is a link, and where the disk has no room.
     """
 
     def __init__(self, cache: Path, made_of: Mapping[str, Any], *, name: str, size: float) -> None:
         self.cache, self.made_of, self.name = cache, dict(made_of) | {"format": FORMAT}, name
         self.folder = self.locate(cache, made_of)
         self._locks: dict[int, Lock] = {}
+        if self.folder.is_symlink():
+            what = f"{self.folder.name} in it is a link, which is not followed"
+            raise InputError(f"--cache {cache}", what, "Remove the link")
         try:
             self.damaged = verify(self.folder)
             self._manifest = read_manifest(self.folder) or {}
@@ -178,9 +186,7 @@ class Store:
     @property
     def rows(self) -> pd.DataFrame | None:
         """A row per text, columns shard, at, tokens, ids; None until every shard has been written once."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / ROWS) if ROWS in self._entries() else None
+        return read_parquet(self.folder / ROWS, own=True) if ROWS in self._entries() else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -316,8 +322,8 @@ def _name(number: int) -> str:
 
 def _digest(path: Path) -> str | None:
     try:
-        return file_digest(path)
-    except OSError:  # missing or unreadable counts as changed
+        return file_digest(path, own=True)
+    except OSError:  # missing, unreadable or a link counts as changed
         return None
 
 
@@ -362,12 +368,12 @@ class _Shard(Mapping[str, np.ndarray]):
         with suppress(OSError):  # marks the folder as in use
             touch(self.path.parent / MANIFEST)
         try:
-            file = safe_open(self.path, framework="numpy")
+            check_file(self.path, own=True)
+            with safe_open(self.path, framework="numpy") as file:
+                yield file
         except (OSError, SafetensorError) as error:
             what = f"has been removed or damaged since it was written ({type(error).__name__})"
             raise InputError(str(self.path), what, "Run the same command again; it is made anew") from None
-        with file:
-            yield file
 
 
 # ------------------------------------------------------------------------------------------------- a cache as a whole
@@ -426,8 +432,14 @@ class CacheEntry:
         parts = [self.folder.name, f"{self.bytes / 1e6:,.1f} MB", f"{days:.0f} days" if days >= 1 else "today"]
         if not self.manifest:
             return "  ".join([*parts, "without a manifest that can be read: of no use"])
+        try:
+            return "  ".join(map(printable, [*parts, *self._describe(made_of)]))
+        except (TypeError, ValueError, AttributeError, KeyError):
+            return "  ".join([*parts, "made of what this version does not know"])
+
+    def _describe(self, made_of: dict[str, Any]) -> list[str]:
         weights = made_of.get("control", "") if made_of.get("seed") is None else f"untrained, seed {made_of['seed']}"
-        parts += [
+        return [
             "whole" if self.is_complete else "unfinished",
             f"{self.manifest.get('name')} {_shorten_digest(made_of)}"
             + ("" if weights in ("", "none") else f" ({weights})"),
@@ -439,7 +451,6 @@ class CacheEntry:
             " ".join(f"{name} {version}" for name, version in made_of.get("versions", {}).items()),
             f"code {made_of.get('code', '')[:8]}, format {made_of.get('format')}",
         ]
-        return "  ".join(map(printable, parts))
 
 
 def _shorten_digest(source: Mapping[str, Any]) -> str:
@@ -461,14 +472,17 @@ def list_cache(cache: Path) -> list[CacheEntry]:
                 size = sum(status.st_size for status in files.values())
                 shards = manifest.get("shards", {})
                 rows = sum(entry.get("rows", 0) for entry in shards.values())
-                count = manifest["made_of"]["texts"]["count"] if ROWS in shards else None
+                count = _count_texts(manifest) if ROWS in shards else None
                 entries.append(CacheEntry(folder, manifest, size, used, rows == count))  # a shard may be set aside
     return sorted(entries, key=lambda entry: (-entry.used, entry.folder))
 
 
 def verify(folder: Path) -> list[str]:
-    """Check every file of a key against its digest and set aside those that differ. Returns their names."""
-    if not (folder / MANIFEST).exists():
+    """Check every file of a key against its digest and set aside those that differ. Returns their names.
+
+    So is a table of rows that does not lead to the rows of the shards.
+    """
+    if folder.is_symlink() or not os.path.lexists(folder / MANIFEST):
         return []
     if (manifest := _try_manifest(folder)) is None:
         with _lock_manifest(folder):
@@ -476,15 +490,14 @@ def verify(folder: Path) -> list[str]:
                 _set_aside(folder / MANIFEST)
         return [MANIFEST] if is_damaged else verify(folder)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
-        digests = list(pool.map(lambda name: _digest(folder / name), manifest["shards"]))
-    expected = manifest["shards"].items()
-    differing = [name for (name, entry), digest in zip(expected, digests, strict=True) if digest != entry["sha256"]]
+        are_sound = list(pool.map(lambda name: _is_sound(folder, name, manifest), manifest["shards"]))
+    differing = [name for name, is_sound in zip(manifest["shards"], are_sound, strict=True) if not is_sound]
     removed: list[str] = []
 
     def remove_damaged(entries: Entries) -> Entries:
         """Check again under the lock: another process may have replaced the file."""
         for name in differing:
-            if name in entries and _digest(folder / name) != entries[name]["sha256"]:
+            if name in entries and not _is_sound(folder, name, manifest | {"shards": entries}):
                 removed.append(name)
                 _set_aside(folder / name)
         return {name: entry for name, entry in entries.items() if name not in removed}
@@ -492,6 +505,38 @@ def verify(folder: Path) -> list[str]:
     if differing:
         _update_manifest(folder, remove_damaged)
     return removed
+
+
+def _is_sound(folder: Path, name: str, manifest: dict[str, Any]) -> bool:
+    """Whether a file of a key is what was written: its bytes, and of the table of rows what it leads to."""
+    if _digest(folder / name) != manifest["shards"][name]["sha256"]:
+        return False
+    return name != ROWS or _leads_to_shards(folder / ROWS, manifest)
+
+
+def _leads_to_shards(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a table of rows numbers the shards from 0, and the rows of each of them too, as the Extractor does."""
+    try:
+        table = read_parquet(path, own=True)
+        is_integer = all(dtype.kind == "i" for dtype in table.dtypes)
+        if list(table.columns) != ["shard", "at", "tokens", "ids"] or not is_integer:
+            return False
+        rows = table.groupby("shard")["at"].agg(["min", "max", "size"])
+        sizes = [manifest["shards"].get(_name(number), {}).get("rows") for number in range(len(rows))]
+        return (
+            rows.index.tolist() == [*range(len(rows))]
+            and bool((rows["min"] == 0).all() and (rows["max"] == rows["size"] - 1).all())
+            and all(size in (None, count) for size, count in zip(sizes, rows["size"], strict=True))
+            and len(table) == rows["size"].sum() == _count_texts(manifest)
+        )
+    except Exception:  # Arrow raises many types for a table that it cannot read
+        return False
+
+
+def _count_texts(manifest: dict[str, Any]) -> Any:
+    """The number of texts that a key is made of."""
+    texts = manifest["made_of"].get("texts")
+    return texts.get("count") if isinstance(texts, dict) else None
 
 
 def _set_aside(path: Path) -> None:
@@ -502,8 +547,10 @@ def _set_aside(path: Path) -> None:
 def purge(folder: Path) -> bool:
     """Remove a key, unless a process is using it. The manifest goes first, so that a crash leaves no valid key.
 
-    Returns whether the folder is gone. Raises OSError without permission to remove it.
+    Returns whether the folder is gone; a link to one stays. Raises OSError without permission to remove it.
     """
+    if folder.is_symlink():
+        return False
     for path in folder.glob("*.lock"):
         if not (lock := Lock(path)).take():
             return False
@@ -516,13 +563,25 @@ def purge(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a key; None where it is missing or damaged. Raises OSError where it cannot be read."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_content(folder / MANIFEST, own=True).decode("utf-8"))
         is_valid = content.pop("sha256") == _seal(content) and _key(content["made_of"]) == folder.name
-        return content if is_valid else None
-    except (FileNotFoundError, NotADirectoryError):
+        return content if is_valid and _is_well_formed(content) else None
+    except (FileNotFoundError, NotADirectoryError, UnsuitableFile):
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged
         return None
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has the form that `Store` writes, whose names are used as those of files."""
+    sizes = {"rows": int, "bytes": int, "sha256": str, "halved": int}
+    is_plain = isinstance(manifest.get("facts"), dict) and isinstance(manifest["made_of"], dict)
+    return is_plain and all(
+        re.fullmatch(ENTRY, name)
+        and {"bytes", "sha256"} <= entry.keys() <= sizes.keys()
+        and all(type(value) is sizes[key] for key, value in entry.items())
+        for name, entry in manifest["shards"].items()
+    )
 
 
 def _try_manifest(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +30,7 @@ import numpy as np
 
 from clsprobe.probes.errors import InputError, did_you_mean, escape_surrogates, format_rows, printable, unknown
 from clsprobe.probes.extraction.states import States, tensor_name
-from clsprobe.probes.files import file_digest
+from clsprobe.probes.files import UnsuitableFile, check_file, check_unchanged, file_digest, open_file, read_error
 
 SUFFIXES = (".npy", ".safetensors")
 # Only integers to which vectors are quantised and that float32 holds exactly: int32 and int64 are ids or labels.
@@ -124,9 +123,13 @@ class Vectors:
 
     def check_unchanged(self) -> None:
         """Raise InputError where the file has changed since it was opened, or since its digest was computed."""
-        opened, now = ((s.st_size, s.st_mtime_ns, s.st_ino) for s in (self.status, os.stat(self.path)))
-        if now != opened or file_digest(self.path) != self.digest:
-            raise InputError(self.name, "changed while being read", "Run again when nothing writes to it")
+        try:
+            check_unchanged(self.path, self.status)
+            if file_digest(self.path) == self.digest:
+                return
+        except OSError as error:
+            raise read_error(self.name, error) from None
+        raise InputError(self.name, "changed while being read", "Run again when nothing writes to it")
 
     def states(self, layers: Sequence[int], readouts: Sequence[str], ids: np.ndarray) -> States:
         """The vectors of these cells, a text for every row of the file. ids: (row,) the digests of `check`."""
@@ -179,9 +182,7 @@ def read_vectors(path: Path | str) -> Vectors:
     """Map a file of vectors. Raises InputError for any fault but the numbers, which `Vectors.check` reads."""
     path = Path(path).expanduser()
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-            raise InputError(path.name, "not a regular file", f"Name one of {' or '.join(SUFFIXES)}")
+        status = check_file(path)
         if (suffix := path.suffix.lower()) not in SUFFIXES:
             what = f"unknown kind of file '{path.suffix}'" if path.suffix else "a file without a suffix"
             raise InputError(path.name, what, f"Known: {', '.join(SUFFIXES)}. {EXAMPLE}")
@@ -192,14 +193,15 @@ def read_vectors(path: Path | str) -> Vectors:
         folder = path.parent if path.parent.is_dir() else Path()
         guess = did_you_mean(path.name, sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES))
         raise InputError(f"--vectors {path}", "no such file", f"Did you mean {guess}?" if guess else "") from None
+    except UnsuitableFile as error:
+        raise read_error(path.name, error) from None
     except (OSError, ValueError) as error:  # no permission, a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--vectors {path}", f"cannot be read ({reason.lower()})", "Check it") from None
+        raise read_error(f"--vectors {path}", error, "Check it") from None
     return Vectors(path, cells, kind, status)
 
 
 def _map_npy(path: Path) -> tuple[dict[tuple[int, str], _Cell], str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(8)
     if not start.startswith(b"\x93NUMPY"):
         for magic, what in ((b"PK", "an archive, such as .npz"), (b"\x80", "a pickle, which can run code")):
@@ -235,7 +237,7 @@ def _map_safetensors(path: Path) -> tuple[dict[tuple[int, str], _Cell], str]:
     except SafetensorError as error:
         what = f"is no whole .safetensors file ({_first_line(error)})"
         raise InputError(path.name, what, "Copy or save it again") from None
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)

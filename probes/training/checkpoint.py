@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.files import make_folder, replacing
+from clsprobe.probes.files import check_file, make_folder, replacing
 
 SPACE_FACTOR = 1.1  # free disk space needed beside the checkpoint that is replaced, over its size
 
@@ -49,6 +49,7 @@ class Checkpoint:
             return None
         advice = "Remove it to start again, or name another folder"
         try:
+            check_file(self.path)
             with safe_open(self.path, "pt") as file:
                 facts = file.metadata() or {}
                 if facts.pop("run", None) != self.key:

@@ -9,6 +9,7 @@ is accepted, and says what must come out. How long an error takes: benchmarks/er
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -160,11 +161,11 @@ def refusal(spec: str) -> str:
 
 
 def test_no_permission(desk, monkeypatch) -> None:
-    def refuse(*args: object) -> None:  # root may read everything
+    def refuse(*args: object, **options: object) -> None:  # root may read everything
         raise PermissionError(13, "Permission denied")
 
     (desk / "d.csv").write_bytes(b"text,label\n")
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert refusal("file:d.csv") == "d.csv: cannot be read (permission denied)"
 
 

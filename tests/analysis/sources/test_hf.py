@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from house import ROOT
+from outside import within_deadline
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, hf, load
 from clsprobe.probes.errors import InputError
@@ -315,6 +316,17 @@ def test_a_damaged_cache(cache: Path) -> None:
     assert error("films").startswith("--split train: ")
     (folder / "dataset_info.json").write_text("{")
     assert error("films").startswith("hf:films: damaged in the cache (")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_pipe_in_the_cache(cache: Path) -> None:
+    folder = prepare(cache, "films", {"train": LABELLED})
+    for name in ("films-train.arrow", "dataset_info.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        message = within_deadline(lambda: error("films"), folder / name)
+        assert message.startswith("hf:films: damaged in the cache (")
+        assert "not a regular file" in message
 
 
 def test_names_in_the_cache_are_written_as_datasets_writes_them() -> None:

@@ -260,6 +260,147 @@ def test_the_digest_is_that_of_every_file_that_counts(folder):
     assert len(set(digests)) == 5
 
 
+def split_weights(folder: Path, names: list[str]) -> None:
+    """Spread the weights of a model over files of these names, in its folder or elsewhere."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    keys = {key: names[i % len(names)] for i, key in enumerate(weights)}
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_file({k: v for k, v in weights.items() if keys[k] == name}, folder / name, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": keys}))
+
+
+def change_weights(path: Path) -> None:
+    """Other numbers of the same size, and the same time of change."""
+    status = path.stat()
+    save_file({key: value + 1 for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_the_digest_is_that_of_weights_in_folders_too(folder, tmp_path):
+    """A cache that is warm with a model gives no vectors of another one, whose shards in a sub-folder differ."""
+    names = ["model-00001-of-00002.safetensors", "sub/model-00002-of-00002.safetensors"]
+    split_weights(folder, names)
+    vectors = []
+    for name in (None, *names):
+        if name:
+            change_weights(folder / name)
+        states = Extractor(load_encoder(str(folder)), ["mean"], cache=tmp_path / "cache")(TEXTS)
+        fresh = Extractor(load_encoder(str(folder)), ["mean"])(TEXTS)
+        assert np.array_equal(stack_cells(states), stack_cells(fresh))
+        vectors.append(stack_cells(states))
+    assert not np.array_equal(vectors[0], vectors[1])
+    assert not np.array_equal(vectors[1], vectors[2])
+    digest = describe(str(folder)).digest
+    save_file({"x": torch.ones(1)}, folder / "sub" / "other.safetensors")  # which nothing names
+    assert describe(str(folder)).digest == digest
+
+
+def test_the_digest_is_that_of_every_module_of_sentence_transformers(saved, tmp_path):
+    """Wherever the encoder lies: older folders have it one level down."""
+    for inside in ("", "0_Transformer"):
+        root = tmp_path / f"model{inside}"
+        shutil.copytree(saved["bert"], root / inside)
+        types = {inside: "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+        modules = [{"name": kind, "path": path, "type": kind} for path, kind in types.items()]
+        (root / "modules.json").write_text(json.dumps(modules))
+        for path in ("1_Pooling", "2_Dense"):
+            (root / path).mkdir()
+            (root / path / "config.json").write_text("{}")
+        save_file({"linear.weight": torch.ones(2)}, root / "2_Dense" / "model.safetensors")
+        for path in ("sentence_bert_config.json", "config_sentence_transformers.json"):
+            (root / path).write_text("{}")
+        digests = [describe(str(root)).digest]
+        for path in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "sentence_bert_config.json"):
+            (root / path).write_text((root / path).read_text() + " ")
+            digests.append(describe(str(root)).digest)
+        change_weights(root / "2_Dense" / "model.safetensors")
+        digests.append(describe(str(root)).digest)
+        (root / "config_sentence_transformers.json").write_text(" {}")
+        digests.append(describe(str(root)).digest)
+        assert len(set(digests)) == 7
+        (root / "README.md").write_text("new")
+        assert describe(str(root)).digest == digests[-1]
+
+
+def test_another_programs_modules_in_a_folder_above(folder):
+    digest = describe(str(folder)).digest
+    for content in ("{}", "no JSON", '[{"path": "elsewhere"}]', '[{"path": "../.."}]'):
+        (folder.parent / "modules.json").write_text(content)
+        assert describe(str(folder)).digest == digest
+
+
+def test_the_files_that_tokenizers_read_count(folder):
+    """As transformers names them; PhoBERT's merges end in .codes, ProphetNet's words in .tokenizer."""
+    digests = {describe(str(folder)).digest}
+    for name in ("bpe.codes", "merges.txt", "prophetnet.tokenizer", "source.spm", "spiece.model", "tokenizer.4.0.json"):
+        (folder / name).write_text("{}")
+        digests.add(describe(str(folder)).digest)
+    assert len(digests) == 7
+
+
+OUTSIDE = ("../other/model.safetensors", "/other/model.safetensors", "sub/../../x.safetensors", "C:x.safetensors")
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "..\\x.safetensors", "a\0.safetensors", "", 7, None, ["a.safetensors"]])
+def test_an_index_names_files_of_its_folder(folder, name):
+    """Judged as a name: what it leads to may have any content."""
+    split_weights(folder, ["a.safetensors", "sub/b.safetensors"])
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["pooler.dense.bias"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = refusal(str(folder))
+    if isinstance(name, str) and name.endswith(".safetensors"):
+        assert message.startswith(f"{folder}/model.safetensors.index.json: names ")
+        assert "which is no file of its folder. Save the model again" in message
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_configuration_names_weights_of_its_folder(folder, name):
+    set_config(folder, transformers_weights=name)
+    assert f"{folder}/config.json: names " in refusal(str(folder))
+    set_config(folder, transformers_weights="model.safetensors")
+    describe(str(folder))
+
+
+@pytest.mark.parametrize("name", ["../tokenizer.4.0.json", "/tokenizer.4.0.json"])
+def test_a_tokenizer_names_files_of_its_folder(folder, name):
+    """transformers opens the one for its own version."""
+    set_config(folder, "tokenizer_config.json", fast_tokenizer_files=[name])
+    assert f"{folder}/tokenizer_config.json: names " in refusal(str(folder))
+    set_config(folder, "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"])
+    describe(str(folder))
+
+
+def test_a_vocabulary_without_end(folder):
+    with (folder / "vocab.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    assert refusal(str(folder)).startswith(f"{folder}/vocab.txt: is larger than 512 MB")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX links")
+def test_a_snapshot_of_links_is_read_and_digested(saved, tmp_path, monkeypatch):
+    """The hub's cache keeps contents under the name of their digest, out of the folder that names them."""
+    home = tmp_path / "models--org--name"
+    snapshot = home / "snapshots" / COMMIT
+    shutil.copytree(saved["bert"], snapshot)
+    split_weights(snapshot, ["a.safetensors", "sub/b.safetensors"])
+    (home / "blobs").mkdir()
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    plain = describe(str(snapshot)).digest
+    for i, path in enumerate([path for path in snapshot.rglob("*") if path.is_file()]):
+        path.rename(home / "blobs" / str(i))
+        path.symlink_to(os.path.relpath(home / "blobs" / str(i), path.parent))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    description = describe("org/name")
+    assert (description.revision, description.digest) == (COMMIT, plain)
+    load_encoder("org/name")
+    change_weights((snapshot / "sub" / "b.safetensors").resolve())
+    assert describe("org/name").digest != plain
+
+
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])
 def test_sentence_transformers_folders(saved, tmp_path, inside):
     shutil.copytree(saved["mpnet"], tmp_path / inside, dirs_exist_ok=True)
@@ -269,7 +410,7 @@ def test_sentence_transformers_folders(saved, tmp_path, inside):
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     encoder = load_encoder(str(tmp_path))
-    assert encoder.description.digest == describe(str(saved["mpnet"])).digest or not inside
+    assert encoder.description.digest != describe(str(saved["mpnet"])).digest  # modules.json is read too
     assert encoder.description.model_type == "mpnet"
     assert np.isfinite(stack_cells(Extractor(encoder, ["cls"])(TEXTS))).all()
 
@@ -498,7 +639,8 @@ def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     assert describe("org/name@v2").folder == saved["bert"]
     assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
-    assert sorted(asked["allow_patterns"]) == ["*.json", "*.model", "*.safetensors", "*.txt"]
+    patterns = {f"*.{suffix}" for suffix in ("codes", "json", "model", "safetensors", "spm", "tokenizer", "txt")}
+    assert set(asked["allow_patterns"]) == patterns
 
 
 # ------------------------------------------------------------------------------------------------------ devices, layers

@@ -899,7 +899,7 @@ def test_a_folder_that_is_tried_before_it_is_looked_at_would_be_caught(temporary
     made = store.make_folder
     monkeypatch.setattr(store, "make_folder", lambda path, private: files.check_folder(made(path, private=private)))
     with pytest.raises(AssertionError):
-        check_refused(temporary, linked)
+        check_refused(temporary, reachable)
 
 
 # ------------------------------------------------------------------------------------------------------ the size cap

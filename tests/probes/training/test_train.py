@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from house import ROOT
+from outside import within_deadline
 from sentences import DEV, TRAIN, sentences
 from torch import nn
 from torch.nn import functional
@@ -452,6 +453,10 @@ def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is damaged"):
         fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     assert path.read_bytes() == content[: len(content) // 2]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"is damaged \(.*not a regular file"):
+        within_deadline(lambda: fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path), path)
 
 
 def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
