@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import importlib
 import json
 import os
 import random
@@ -26,7 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def start(command: list[str], errors: Path, *, at: int = 0, fault: str = "", twi
         from clsprobe.cli import main
 
         if twin:
-            TWINS[twin]()
+            TWINS[twin][0]()
         with stopped_at_write(at, fault):
             main()
     except SystemExit as stop:
@@ -163,7 +162,10 @@ def read_tables(out: Path) -> dict[str, Any]:
     """What a finished run found: its tables and verdicts."""
     import pandas as pd
 
-    tables = {name: pd.read_parquet(out / f"{name}.parquet").to_json() for name in ("results", "predictions")}
+    tables = {
+        name: pd.read_parquet(out / f"{name}.parquet").drop(columns="model").to_json()  # the model by its path
+        for name in ("results", "predictions")
+    }
     return tables | {"verdicts": json.loads((out / "run.json").read_text())["verdicts"]}
 
 
@@ -356,10 +358,10 @@ def live_through(world: World, events: list[str], known: dict[str, dict[str, Any
 def campaign(folder: Path, histories: int, seed: int, twin: str = "", *, until_found: bool = False) -> dict[str, Any]:
     """Live through random histories. until_found: stop at the first fault."""
     ends, faults, known = Counter[str](), [], {}
-    prepare(folder / "originals")
     for number in range(histories):
         draw = random.Random(f"{seed} {number}")
-        events = [draw.choice(list(EVENTS)) for _ in range(draw.randint(2, 5))]
+        choices = TWINS[twin][1] if twin else tuple(EVENTS)
+        events = [draw.choice(choices) for _ in range(draw.randint(2, 5))]
         if not {"kill", "kill again", "disk full", "finish", "race"} & set(events[:-1]):
             events.insert(0, draw.choice(["kill", "finish", "kill"]))
         world = World(folder / str(number), folder / "originals", draw)
@@ -374,7 +376,71 @@ def campaign(folder: Path, histories: int, seed: int, twin: str = "", *, until_f
     return {"seed": seed, "histories": sum(ends.values()), "ends": dict(ends), "faults": faults}
 
 
-TWINS: dict[str, Callable[[], None]] = {}
+# ------------------------------------------------------------------------------------------------------- broken twins
+
+
+def forget_contents() -> None:
+    """A run is its settings alone: what was measured from other data or weights is resumed."""
+    from clsprobe.analysis.sweep.study import SweepStudy
+
+    SweepStudy.contents = lambda self: {}  # type: ignore[method-assign]
+
+
+def digest_top_level_only() -> None:
+    """Weights in a folder below are not in the digest of a model."""
+    from clsprobe.probes.encoders import describing
+
+    describing.list_files = lambda folder: {path.name: path for path in folder.iterdir() if path.is_file()}
+
+
+def believe_manifests() -> None:
+    """The names in a manifest are used as paths, whatever they are."""
+    from clsprobe.probes.extraction import store
+
+    store._is_well_formed = lambda manifest: True
+    store._digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def remove_what_is_not_written() -> None:
+    """At its end, a run removes every file in its folders that it has not written."""
+    from clsprobe.analysis.folder import RunFolder
+
+    finish = RunFolder.finish
+
+    def finish_and_clean(self: RunFolder, facts: Any) -> None:
+        for folder in ("answers", "figures", "tables"):
+            for path in self.path.glob(f"{folder}/*"):
+                if f"{folder}/{path.name}" not in self._written:
+                    path.unlink()
+        finish(self, facts)
+
+    RunFolder.finish = finish_and_clean  # type: ignore[method-assign]
+
+
+def open_anything() -> None:
+    """A pipe in the place of a file is opened, and waited for."""
+    from clsprobe.probes import files
+
+    files._check_status = lambda *_: None
+    files.os = _BlockingOs()
+
+
+class _BlockingOs:
+    """The module `os`, whose `open` waits for the other end of a pipe."""
+
+    O_NONBLOCK = O_NOFOLLOW = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+TWINS: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {  # with the events that its histories are made of
+    "contents": (forget_contents, ("kill", "edit data", "swap weights")),
+    "digest": (digest_top_level_only, ("kill", "swap weights")),
+    "manifest": (believe_manifests, ("kill", "finish", "poison")),
+    "overwrite": (remove_what_is_not_written, ("kill", "the user's file", "finish")),
+    "pipe": (open_anything, ("kill", "pipe")),
+}
 
 
 def main() -> None:
@@ -383,13 +449,19 @@ def main() -> None:
     parser.add_argument("--histories", type=int, default=500)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--twin", default="", choices=["", *TWINS])
+    parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds until a run counts as hanging")
     options = parser.parse_args()
+    globals()["DEADLINE"] = options.deadline
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive a fork
     import torch
 
-    for module in ("analysis.plots.svg", "analysis.sweep.study", "cli", "poolings", "reports.page"):
-        importlib.import_module(f"clsprobe.{module}")
+    from clsprobe.cli import main as command
+
     torch.set_num_threads(1)
+    prepare(options.folder / "originals")
+    first = World(options.folder / "first", options.folder / "originals", random.Random(0))
+    with suppress(SystemExit):  # in this process, so that the others find everything imported
+        command(first.command(first.out, first.cache))
     until_found = bool(options.twin)
     result = campaign(options.folder, options.histories, options.seed, options.twin, until_found=until_found)
     print(json.dumps(result))
