@@ -41,7 +41,7 @@ def readable(text: str) -> str:
 class Task:
     """A label set to be predicted from every cell of an encoder.
 
-    name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path; bytes of a file's name that are no UTF-8 are escaped.
+    name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path; bytes of a file's name that are no UTF-8 escaped.
     texts: (text,) in the order of the source; a pair of texts is one string (`pair`).
     y: (text,) strings for kind "class", float64 for kind "number".
     split: (text,) "train" | "dev" | "test" if the source fixes it, else None.
