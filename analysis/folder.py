@@ -100,8 +100,9 @@ class RunFolder:
         self._state: dict[str, Any] = {"finished": False}
         self._listed: set[str] = set()  # the files of this run and of the one that it goes on with or replaces
         self._written: set[str] = set()  # those of this run
-        self._interrupted: dict[str, Any] = {}  # the run.json of an interrupted start of this run
-        self._discards_work = False  # whether intermediate results of an earlier run are removed by `begin`
+        self._previous: dict[str, Any] = {}  # the run.json of the run that this one goes on with or replaces
+        self._resumes = False  # whether that one is an interrupted start of this run
+        self._discards_work = False  # whether what that one has learned is removed by `begin`
         option = f"--out {path}"
         if "\0" in option:
             raise InputError(option, "holds a character that no name can", "Name another folder")
@@ -127,9 +128,7 @@ class RunFolder:
         files = previous.get("files")
         names = files if isinstance(files, list) else self._unlisted_files(str(previous.get("command")))
         self._listed = {name for name in names if isinstance(name, str) and LISTED.fullmatch(name)}
-        self._discards_work = not same
-        if not overwrite:
-            self._interrupted = previous
+        self._previous, self._resumes, self._discards_work = previous, not overwrite, not same
 
     @property
     def digest(self) -> str:
@@ -155,6 +154,8 @@ class RunFolder:
         this run stands where one of its files will be.
         """
         self.contents = study.contents()
+        if self._previous and self._previous.get("contents") != self.contents:
+            self._discards_work = True
         self._check_obstacles([kind.name() for kind in (type(study), *others)], study.tables)
         measured = self._resume()
         if measured is None:
@@ -206,16 +207,16 @@ class RunFolder:
 
         Says in one line what has changed, if anything has.
         """
-        if not self._interrupted:
+        if not self._resumes:
             return None
-        before = self._interrupted.get("contents")
+        before = self._previous.get("contents")
         if not isinstance(before, dict):
             log.info("measuring anew: it was begun by a version of clsprobe that did not record what it read")
         elif changed := [name for name in self.contents | before if self.contents.get(name) != before.get(name)]:
             log.info("measuring anew: changed since this run was begun: %s", ", ".join(changed))
-        elif "measured" in self._interrupted:
+        elif "measured" in self._previous:
             try:
-                saved = _SavedMeasurement.model_validate(self._interrupted["measured"])
+                saved = _SavedMeasurement.model_validate(self._previous["measured"])
             except ValidationError:
                 raise InputError(str(self.path / "run.json"), "is not what a clsprobe command writes", RERUN) from None
             tables = {name: self._load_table(name) for name in saved.tables}
@@ -223,9 +224,6 @@ class RunFolder:
             self._state = {"finished": False, "measured": saved.model_dump(mode="json")}
             self._written.update(name for name in self._listed if name.startswith("weights/"))
             return Measured(tables, saved.facts, saved.notes, saved.failures)
-        else:
-            return None
-        self._discards_work = True
         return None
 
     def _load_table(self, name: str) -> pd.DataFrame:

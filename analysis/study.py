@@ -136,8 +136,8 @@ class Answer:
     """A question, its verdict, the evidence, and everything needed to trace how it was reached.
 
     notes: sentences a reader should see (self-checks, rows left out). settings: heading -> name -> value, for the end
-    of the page (settings, rows, model, versions); JSON values only. failures: a sentence for every part that is
-    missing, which is also the verdict's or a note, and its error; not saved.
+    of the page (settings, rows, model, versions); JSON values only. failures: a sentence for every missing part, which
+    is also the verdict's or a note, and its error; not saved.
     """
 
     question: str
@@ -279,12 +279,10 @@ class Finished:
     title: str | None = None
 
     @property
-    def failures(self) -> dict[str, Exception | None]:
+    def failures(self) -> list[tuple[str, Exception | None]]:
         """A sentence for everything that failed, the plug-ins first, with its error where it is known."""
-        failures: dict[str, Exception | None] = dict.fromkeys(self.measured.failures)
-        for answer in self.answers.values():
-            failures |= answer.failures
-        return failures
+        failures: list[tuple[str, Exception | None]] = [(sentence, None) for sentence in self.measured.failures]
+        return failures + [failure for answer in self.answers.values() for failure in answer.failures.items()]
 
 
 class Study(BaseModel, ABC):
@@ -417,11 +415,8 @@ class Study(BaseModel, ABC):
     def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
         """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
         measured = self.measure() if folder is None else folder.measure(self, others)
-        studies = [
-            self if type(self) is study else study.sharing(self)
-            for study in (type(self), *others)
-            if study is type(self) or study.can_judge(measured)
-        ]
+        kinds = [kind for kind in (type(self), *others) if kind.can_judge(measured)] or [type(self)]
+        studies = [self if kind is type(self) else kind.sharing(self) for kind in kinds]
         without_notes = replace(measured, notes=())  # notes on the whole measurement stand in the first answer only
         answers = {s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)}
         tasks = ", ".join(filter(None, map(short, measured.tasks)))

@@ -35,7 +35,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     result = _write_answers(folder, result)
     failures = result.failures
     verdicts = {key: answer.verdict.outcome for key, answer in result.answers.items()}
-    folder.finish({**result.measured.facts, "failed": list(failures), "verdicts": verdicts})
+    folder.finish({**result.measured.facts, "failed": [sentence for sentence, _ in failures], "verdicts": verdicts})
     for answer in result.answers.values():
         for note in answer.notes:
             log.info("note: %s", note)
@@ -44,7 +44,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
         log.info("\n%s\n  %s%s. %s", answer.question, verdict.outcome, effect, verdict.because)
     typer.echo(printable(str(folder.path / "report.html")))
     if failures:
-        (what, error), *others = failures.items()
+        (what, error), *others = failures
         of_plugins = what.startswith("probe ")
         where, rest = ("--probes", "other cells are") if of_plugins else (str(folder.path), "rest is")
         more = f" (and {len(others)} more{' cells' if of_plugins else ''})" if others else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,11 @@ def report(
 
     answers = {}
     for run in runs:
-        _check_finished(run)
-        if not (paths := sorted((run / "answers").glob("*.json"))):
+        files = _read_finished(run).get("files")  # clsprobe 0.1 did not list them
+        paths = sorted((run / "answers").glob("*.json"))
+        if isinstance(files, list):
+            paths = [path for path in paths if path.relative_to(run).as_posix() in files]
+        if not paths:
             raise InputError(str(run), "holds no answers", "Run its command again with --overwrite")
         for path in paths:
             answers[path.stem if len(runs) == 1 else f"{run.name}: {path.stem}"] = Answer.load(path)
@@ -51,7 +54,7 @@ def export(
     formatters = {"csv": to_csv, "latex": to_latex}
     if format not in formatters:
         raise unknown("--format", "format", format, formatters)
-    _check_finished(run)
+    _read_finished(run)
     text = formatters[format](read_results(run / "results.parquet"))
     if out is None:
         typer.echo(text, nl=False)
@@ -59,7 +62,8 @@ def export(
         write_text(out, text)
 
 
-def _check_finished(run: Path) -> None:
+def _read_finished(run: Path) -> dict[str, Any]:
+    """The run.json of a finished run. Raises InputError for anything else."""
     from clsprobe.analysis.folder import read_run
 
     content = read_run(run)
@@ -67,3 +71,4 @@ def _check_finished(run: Path) -> None:
         raise InputError(str(run), "is not a folder of a run", "Name the --out of a clsprobe command")
     if not content.get("finished"):
         raise InputError(str(run), "its run is not finished", "Run the same command again; it goes on")
+    return content

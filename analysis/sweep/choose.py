@@ -111,11 +111,12 @@ def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """
     baselines = rows.control.isin(BASELINES) & (rows.control != "untrained")
     judged = rows[(rows.probe == judged_probe(rows, names)) | baselines]
-    seeds = judged.groupby(CELL, observed=True).seed.transform("nunique")
-    judged = judged[seeds == judged.seed.nunique()]
-    if not (judged.control == "none").any():
+    if judged.seed.nunique() == 1:
+        return judged
+    if judged[judged.control == "none"].seed.nunique() < judged.seed.nunique():
         raise MissingEvidence(f"{judged_probe(rows, names)} failed in every cell under one of the seeds")
-    return judged
+    of_cell, of_control = (judged.groupby(by, observed=True).seed.transform("nunique") for by in (CELL, "control"))
+    return judged[of_cell == of_control]
 
 
 def has_cell(rows: pd.DataFrame, **where: object) -> bool:
@@ -154,9 +155,11 @@ def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -
 def best_baseline(rows: pd.DataFrame, names: Sequence[str] = BASELINES) -> ChosenCell:
     """The one of these baselines with the best dev accuracy; the untrained encoder counts with its own best cell.
 
-    Raises MissingEvidence where none was measured on dev and test.
+    Raises MissingEvidence where none was measured on dev and test, under every seed.
     """
-    candidates = [choose_layer(rows, None, control) for control in measured_controls(rows, names)]
+    seeds = rows.groupby("control", observed=True).seed.nunique()
+    controls = [name for name in measured_controls(rows, names) if seeds[name] == seeds.max()]
+    candidates = [choose_layer(rows, None, control) for control in controls]
     if not candidates:
         raise MissingEvidence("there are no predictions of any baseline on dev and test")
     return max(candidates, key=lambda cell: cell.dev)

@@ -60,9 +60,9 @@ def find_embedded_folder() -> Path:
 def find_folder(name: str) -> Path:
     """A local folder, else a snapshot from the hub's cache if complete, else from the hub. Raises InputError."""
     path = os.path.expanduser(name)
-    if escape_surrogates(path) != path:
-        raise InputError(name, "has a name that is not UTF-8, which tokenizers cannot open", "Rename the folder")
     if os.path.isdir(path):
+        if escape_surrogates(path) != path:
+            raise InputError(name, "has a name that is not UTF-8, which tokenizers cannot open", "Rename the folder")
         return Path(path)
     if os.path.exists(path):
         raise InputError(name, "is a file, not a model's folder", "Pass the folder that holds config.json")

@@ -148,17 +148,16 @@ def test_intermediate_results_and_weights_of_other_contents_are_removed(tmp_path
             return super().measure(folder)
 
     LOOKED = []
-    for data in ("first", "second"):
+    for data, again in (("first", False), ("second", False), ("first", True), ("second", True)):
         shutil.rmtree(tmp_path, ignore_errors=True)
         stop(tmp_path)
         folder = RunFolder(tmp_path, "run", SETTINGS)
         folder.path_of("weights/bag.safetensors").write_bytes(b"x")
         content = json.loads((tmp_path / "run.json").read_text()) | {"contents": Run().contents()}
         (tmp_path / "run.json").write_text(json.dumps(content))
-        RunFolder(tmp_path, "run", SETTINGS).measure(Looking(data=data))
-    same, other = LOOKED
-    assert same == {"run.json", f"trainings/{HALF}", "weights/bag.safetensors"}
-    assert other == {"run.json"}
+        RunFolder(tmp_path, "run", SETTINGS, overwrite=again).measure(Looking(data=data))
+    same, other = {"run.json", f"trainings/{HALF}", "weights/bag.safetensors"}, {"run.json"}
+    assert [same, other, same, other] == LOOKED
 
 
 def test_an_unfinished_run_that_did_not_record_what_it_read_is_measured_anew(tmp_path, caplog):

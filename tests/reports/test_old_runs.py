@@ -6,7 +6,11 @@ figures, vectors and predictions.
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
+from commands import call
 from house import ROOT
 
 from clsprobe.analysis.study import Answer
@@ -43,3 +47,13 @@ def test_the_results_of_an_old_run_are_exported(capsys):
             main(["export", str(run), "--format", format])
         assert exit.value.code == 0
         assert "grammar" in capsys.readouterr().out
+
+
+def test_a_page_is_made_of_the_answers_that_a_run_lists(tmp_path):
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(next(run for run in RUNS if run.name == "geometry"), run)
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps(content | {"files": ["answers/geometry.json"]}), encoding="utf-8")
+    (run / "answers" / "draft.json").write_text("mine")
+    assert call("report", run, "--out", page) == 0
+    assert "What kind of space is it?" in page.read_text(encoding="utf-8")

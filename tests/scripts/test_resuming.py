@@ -101,18 +101,25 @@ def add_column(path):
     path.write_text("".join(f"{line},more\n" for line in path.read_text().splitlines()))
 
 
-@pytest.mark.parametrize(
-    ("change", "measured_anew"),
-    [
-        (lambda folder: write_table(folder / "d.csv", PERMUTED), True),
-        (lambda folder: write_vectors(folder / "v.safetensors", PERMUTED), True),
-        (lambda folder: write_table(folder / "d.csv"), False),  # the same content again
-        (lambda folder: add_column(folder / "d.csv"), False),  # nothing that is read
-    ],
-    ids=["labels", "vectors", "the same", "another column"],
-)
-def test_a_resumed_run_is_that_of_the_files_as_they_are(inputs, monkeypatch, change, measured_anew):
-    check_resumed(monkeypatch, inputs, lambda: change(inputs), *OF_VECTORS, measured_anew=measured_anew)
+@pytest.mark.parametrize("labels", [PERMUTED, LABELS], ids=["other labels", "the same labels"])
+def test_a_resumed_run_is_that_of_the_files_as_they_are(inputs, monkeypatch, labels):
+    anew = labels is PERMUTED
+    check_resumed(
+        monkeypatch, inputs, lambda: write_table(inputs / "d.csv", labels), *OF_VECTORS, measured_anew=anew
+    )  # fmt: skip
+
+
+def test_only_what_is_read_counts(inputs):
+    def read():
+        return Poolings(task="file:d.csv", vectors="v.safetensors").contents()
+
+    before = read()
+    add_column(inputs / "d.csv")
+    assert read() == before
+    write_vectors(inputs / "v.safetensors")
+    assert read() == before
+    write_vectors(inputs / "v.safetensors", PERMUTED)
+    assert [name for name, digest in read().items() if digest != before[name]] == ["v.safetensors"]
 
 
 def write_probe(folder, helper, strength):
@@ -140,7 +147,8 @@ def perturb(folder):
 
 def test_weights_that_changed_are_measured_anew(inputs, monkeypatch):
     model = models.save("bert", inputs / "bert", layers=1)
-    arguments = ("poolings", "--task", "file:d.csv", "--model", model, "--layers", "1", "--quiet")
+    readouts = ("--layers", "1", "--readouts", "cls,flatten_projected")
+    arguments = ("order", "--task", "file:d.csv", "--model", model, *readouts, "--quiet")
     check_resumed(monkeypatch, inputs, lambda: perturb(model), *arguments, measured_anew=True)
 
 

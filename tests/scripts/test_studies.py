@@ -140,7 +140,7 @@ def test_sparse_tables_are_answered_and_drawn(command, measure):
             continue  # it wrote at another layer
         answer = study.answer(damage(measured, damage_table))
         assert not answer.failures, name
-        if name.startswith("one text"):
+        if name.startswith("one text") and command not in ("aggregate", "poolings", "positions"):  # drawn as by order
             assert all(exhibit.draw() for exhibit in answer.exhibits if exhibit.plot)
 
 

@@ -125,7 +125,7 @@ def answers_in_memory(**settings):
     columns = {"text_column": "text", "split_column": "split"}
     study = Run(task="file:d.csv", vectors="v.safetensors", allow_overlap=True, **columns, **settings)
     result = study.run(others=further_studies("run"))
-    return result.answers, list(result.failures)
+    return result.answers, [sentence for sentence, _ in result.failures]
 
 
 def test_a_control_without_labels_on_dev(inputs):
@@ -179,12 +179,12 @@ def test_a_question_that_cannot_be_answered_leaves_the_others(monkeypatch, part)
     assert result.answers["aggregate"].verdict.is_judged
     poolings = result.answers["poolings"]
     assert poolings.verdict.is_judged == (part != "judge")
-    assert list(poolings.failures) == list(result.failures)
-    (sentence,) = result.failures
+    ((sentence, error),) = result.failures
+    assert poolings.failures == {sentence: error}
     assert sentence.endswith("ZeroDivisionError: no.")
     assert sentence in (poolings.verdict.because, *poolings.notes)
     assert poolings.exhibits
-    assert isinstance(result.failures[sentence], ZeroDivisionError)
+    assert isinstance(error, ZeroDivisionError)
 
 
 def test_a_figure_that_cannot_be_drawn_is_a_table(tmp_path, monkeypatch, capsys):
