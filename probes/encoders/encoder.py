@@ -127,14 +127,14 @@ class Encoder:
             matches = list(filter(None, map(pattern.search, texts)))
             if matches:
                 examples = ", ".join(list(dict.fromkeys(match[0] for match in matches))[:5])
-                notes.append(f"{len(matches):,} of {len(texts):,} texts hold {reading}: {examples}.")
+                notes.append(f"Texts that hold {reading}: {len(matches):,} of {len(texts):,} ({examples}).")
         paired = np.fromiter((PAIRED in text for text in texts), bool, len(texts))
         shortest = np.full(len(texts), len(self.tokenize([""])[0].ids))
         if paired.any():
             shortest[paired] = len(self.tokenize([PAIRED])[0].ids)
         if empty := int((np.asarray(lengths) <= shortest).sum()):
-            what = "no tokens of their own (such as zero-width characters alone)"
-            notes.append(f"{empty:,} of {len(texts):,} texts have {what}: their vectors are those of an empty text.")
+            what = "Texts without tokens of their own (such as zero-width characters alone)"
+            notes.append(f"{what}: {empty:,} of {len(texts):,}; their vectors are those of an empty text.")
         return notes
 
     def _tokenize_mixed(self, texts: list[str], max_length: int | None = None) -> Rows:

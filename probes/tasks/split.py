@@ -252,7 +252,9 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         ]
         more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
         what = f"{'classes' if len(missing) > 1 else 'a class'} too small for every side: {', '.join(items)}{more}"
-        mend = "Leave the class out, or give at least three texts of it that are no copies of each other"
+        mend = "Give at least three texts of each that are no copies of each other, or leave it out"
+        if task.name.startswith(("file:", "hf:")):
+            mend += " (--missing-labels NAME; --merge-labels where it is another spelling of a class)"
         raise InputError(task.name, what, mend)
 
 

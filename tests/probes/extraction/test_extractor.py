@@ -311,8 +311,8 @@ def test_texts_without_tokens_and_special_tokens_in_writing_are_counted():
     texts = ["the cat", "\u200b", "\u00ad\u200d", "", "a [SEP] b", "a cat " + PAIRED + "a dog", "\u200b" + PAIRED]
     notes = Extractor(encoder, "cls", layers=[0])(texts).source["notes"]
     assert notes == [
-        "1 of 7 texts hold special tokens in writing, which are read as text: [SEP].",
-        "4 of 7 texts have no tokens of their own (such as zero-width characters alone): their vectors are those of an "
+        "Texts that hold special tokens in writing, which are read as text: 1 of 7 ([SEP]).",
+        "Texts without tokens of their own (such as zero-width characters alone): 4 of 7; their vectors are those of an "
         "empty text.",
     ]
     assert Extractor(encoder, "cls", layers=[0])(["the cat"]).source["notes"] == []
