@@ -96,16 +96,16 @@ def test_a_control_without_labels_on_test(inputs):
 
 
 def fail(folder, monkeypatch, condition):
-    (folder / "faulty.py").write_text(OF_CELL.format(condition=condition))
+    (folder / "failing_in_cells.py").write_text(OF_CELL.format(condition=condition))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    sys.modules.pop("faulty", None)
-    return "--probes", "faulty:Probe"
+    sys.modules.pop("failing_in_cells", None)
+    return "--probes", "failing_in_cells:Probe"
 
 
 def test_a_probe_that_fails_in_every_cell(inputs, monkeypatch, capsys):
     assert run(*fail(inputs, monkeypatch, "True")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --probes: probe 'faulty:Probe' failed on layer 1, ")
+    assert error.startswith("error: --probes: probe 'failing_in_cells:Probe' failed on layer 1, ")
     assert error.count("\n") == 1
     content = read_run()
     assert content["finished"]
@@ -149,7 +149,7 @@ def test_cells_in_which_the_probe_failed(inputs, monkeypatch, cells):
     because = f"Not answered on d: label: there are no predictions of {cells} on dev and test."
     assert answers["poolings"].verdict.because == because
     assert because in failures
-    assert failures[0].startswith(f"probe 'faulty:Probe' failed on layer 1, {cells} (file:d:label): ZeroDivisionError")
+    assert failures[0].startswith(f"probe 'failing_in_cells:Probe' failed on layer 1, {cells} (file:d:label): ZeroDivisionError")
 
 
 def break_off(*_, **__):

@@ -312,8 +312,8 @@ def test_texts_without_tokens_and_special_tokens_in_writing_are_counted():
     notes = Extractor(encoder, "cls", layers=[0])(texts).source["notes"]
     assert notes == [
         "Texts that hold special tokens in writing, which are read as text: 1 of 7 ([SEP]).",
-        "Texts without tokens of their own (such as zero-width characters alone): 4 of 7; their vectors are those of an "
-        "empty text.",
+        "Texts without tokens of their own (such as zero-width characters alone): 4 of 7; their vectors are those of "
+        "an empty text.",
     ]
     assert Extractor(encoder, "cls", layers=[0])(["the cat"]).source["notes"] == []
 
