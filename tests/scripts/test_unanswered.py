@@ -149,7 +149,8 @@ def test_cells_in_which_the_probe_failed(inputs, monkeypatch, cells):
     because = f"Not answered on d: label: there are no predictions of {cells} on dev and test."
     assert answers["poolings"].verdict.because == because
     assert because in failures
-    assert failures[0].startswith(f"probe 'failing_in_cells:Probe' failed on layer 1, {cells} (file:d:label): ZeroDivisionError")
+    where = f"probe 'failing_in_cells:Probe' failed on layer 1, {cells} (file:d:label)"
+    assert failures[0].startswith(f"{where}: ZeroDivisionError")
 
 
 def break_off(*_, **__):
