@@ -42,11 +42,11 @@ class Poolings(SweepStudy):
         return judge_best_rival(self.judged_rows(rows), ["mean"], self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """The differences of mean and max from [CLS], and the curves."""
+        """The differences of the poolings from [CLS], and the curves."""
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
 
         rows = self.judged_rows(measured.rows("predictions", task))
-        poolings = [name for name in read_readouts(rows) if name in ("mean", "max")]
+        poolings = [name for name in read_readouts(rows) if name in ("mean", "max", "pooled")]
         return comparison_exhibits(rows, poolings, self.margin)
 
     def note(self, measured: Measured) -> list[str]:
