@@ -157,7 +157,7 @@ def _collect_measured(
     versions = {package: importlib.metadata.version(package) for package in packages}
     notes = [f"{short(task.task.name)}: {note}." for task in tasks for note in task.notes] + corpus.notes
     texts = list(dict.fromkeys(text for task in tasks for text in task.task.texts))
-    notes += encoder.notes_on(texts, encoder.tokenize(texts).full_lengths)
+    notes += encoder.notes_on(texts, encoder.tokenize(texts).digests())
     return Measured(tables, {"rows": rows, "read": corpus.rows, "model": model, "versions": versions}, notes)
 
 

@@ -46,7 +46,9 @@ class SweepStudy(SweepSettings, Study):
     def model_post_init(self, context: Any) -> None:
         """Raise InputError where there is nothing to compare; a file of vectors is checked when it is read."""
         if not self.vectors and not self.comparable([readout.name for readout in parse_readouts(self.readouts)]):
-            raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
+            example = ",".join(type(self).model_fields["readouts"].default)
+            what = "this study compares other readouts with cls"
+            raise InputError("--readouts", what, f"Name cls and another one, as in {example}")
 
     @cached_property
     def inputs(self) -> Inputs:

@@ -103,9 +103,10 @@ class Encoder:
         return rows.with_special(self._prompt_tokens) if prompt else rows
 
     @cached_property
-    def _prompt_tokens(self) -> int:
-        """The number of content tokens of the prompt."""
-        return int((~self._tokenize_run([self.description.prompt], None).special).sum())
+    def _prompt_tokens(self) -> np.ndarray:
+        """(token,) ids of the prompt alone, without special tokens."""
+        rows = self._tokenize_run([self.description.prompt], None)
+        return rows.ids[~rows.special]
 
     @cached_property
     def prompt_length(self) -> int:
@@ -113,10 +114,10 @@ class Encoder:
         special = self._tokenize_run([self.description.prompt], None).special
         return int(np.flatnonzero(~special).max(initial=-1)) + 1 if self.description.prompt else 0
 
-    def notes_on(self, texts: Sequence[str], lengths: np.ndarray) -> list[str]:
+    def notes_on(self, texts: Sequence[str], digests: np.ndarray) -> list[str]:
         """Sentences on how the model's files are read, and on texts that hold special tokens, markers, or nothing.
 
-        lengths: (text,) tokens of each text before truncation.
+        digests: (text,) of `Rows.digests`.
         """
         notes = [*self.description.notes, *self.loaded_tokenizer.notes]
         for tokens, reading in (
@@ -126,13 +127,14 @@ class Encoder:
             pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
             matches = list(filter(None, map(pattern.search, texts)))
             if matches:
-                examples = ", ".join(list(dict.fromkeys(match[0] for match in matches))[:5])
+                read = list(dict.fromkeys(match[0] for match in matches))[:5]
+                examples = ", ".join(token if token.strip() == token else repr(token) for token in read)
                 notes.append(f"Texts that hold {reading}: {len(matches):,} of {len(texts):,} ({examples}).")
         paired = np.fromiter((PAIRED in text for text in texts), bool, len(texts))
-        shortest = np.full(len(texts), len(self.tokenize([""])[0].ids))
+        of_empty = np.full(len(texts), self.tokenize([""]).digests())
         if paired.any():
-            shortest[paired] = len(self.tokenize([PAIRED])[0].ids)
-        if empty := int((np.asarray(lengths) <= shortest).sum()):
+            of_empty[paired] = self.tokenize([PAIRED]).digests()
+        if empty := int((np.asarray(digests) == of_empty).sum()):
             what = "Texts without tokens of their own (such as zero-width characters alone)"
             notes.append(f"{what}: {empty:,} of {len(texts):,}; their vectors are those of an empty text.")
         return notes

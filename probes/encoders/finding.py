@@ -119,10 +119,11 @@ def find_decoder_folder(name: str) -> Path:
 
 
 def find_encoder_folder(folder: Path) -> Path:
-    """The folder of the encoder itself: older sentence-transformers models keep it one level down."""
-    if not os.path.exists(folder / "config.json") and (modules := _module_folders(folder)):
-        return folder / modules[0]
-    return folder
+    """The folder of the encoder itself: older sentence-transformers models keep it one level down, some of them with
+    another config.json at the top."""
+    inner = folder / next(iter(_module_folders(folder)), "")
+    is_outer = os.path.exists(folder / "config.json") and not os.path.exists(inner / "config.json")
+    return folder if is_outer else inner
 
 
 def _module_folders(folder: Path) -> list[str]:

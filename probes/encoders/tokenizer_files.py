@@ -86,7 +86,8 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
     backend.no_padding()  # a saved tokenizer may pad and truncate by default
     backend.no_truncation()
     content = read_json(path, largest=LARGEST_VOCABULARY) if path.exists() else json.loads(backend.to_str())
-    content |= {"padding": None, "truncation": None}
+    optional = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor"))  # which a file may leave out
+    content = optional | content | {"padding": None, "truncation": None}
     as_saved = json.dumps(content)
     notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]
     if lower_case and not _lowercases(content["normalizer"]):
@@ -97,7 +98,10 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
     for token in content["added_tokens"]:
         token["special"] = token["content"] in special
     tokenizer = Tokenizer.from_str(json.dumps(content))
+    named = config.get("added_tokens_decoder") or {}
     for index, token in sorted(declared.added_tokens_decoder.items()):  # those that tokenizer_config.json adds
+        if token.content in special and str(index) not in named:
+            continue  # a role of the class that no file knows, such as [MASK], would lie beyond the embedding table
         if tokenizer.token_to_id(token.content) is None:
             token.special = token.content in special
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
@@ -115,6 +119,7 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
         )
     declared._tokenizer = tokenizer  # no public way keeps the roles of the special tokens and replaces the rest
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+    special = {token for token in special if tokenizer.token_to_id(token) is not None}
     return LoadedTokenizer(declared, tuple(sorted(special)), tuple(t for t in added if t not in special), tuple(notes))
 
 

@@ -76,12 +76,20 @@ class Rows(Sequence[Row]):
                 values[start : start + length] = getattr(truncated, name)[end - length : end]
         return replace(self, **packed, lengths=lengths)
 
-    def with_special(self, count: int) -> Rows:
-        """The same texts, the first `count` content tokens of each marked as special."""
+    def with_special(self, prefix: np.ndarray) -> Rows:
+        """The same texts, the content tokens that each begins with marked as special as far as they are those of
+        `prefix`: its last one may have become part of the token after it ("query: " and "film" share ": film")."""
         starts = self._ends - self.lengths
-        content = np.concatenate([[0], np.cumsum(~self.special)])  # content tokens before each token
-        number = content[1:] - np.repeat(content[starts], self.lengths)  # within the text, from 1
-        return replace(self, special=self.special | (~self.special & (number <= count)))
+
+        def count(mask: np.ndarray) -> np.ndarray:
+            """True tokens up to and with each token, within its text."""
+            total = np.concatenate([[0], np.cumsum(mask)])
+            return total[1:] - np.repeat(total[starts], self.lengths)
+
+        content = ~self.special
+        number = count(content)
+        expected = np.append(prefix, -1)[np.clip(number - 1, 0, len(prefix))]  # -1 beyond the prefix
+        return replace(self, special=self.special | (count(content & (self.ids != expected)) == 0))
 
     def digests(self) -> np.ndarray:
         """(text,) a 64-bit digest of the ids of each text: equal for texts that the encoder cannot distinguish."""

@@ -109,8 +109,12 @@ class Extractor:
         self.cache = cache
         added = encoder.tokenize([""])[0].ids
         if self.max_length <= len(added):
-            what = f"{len(added)} special tokens leave no room for text"
-            raise InputError(f"--max-length {self.max_length}", what, f"Pass {len(added) + 1} or more")
+            kind = "tokens of the prompt and special ones" if encoder.description.prompt else "special tokens"
+            mend = f"Pass {len(added) + 1} or more"
+            if len(added) >= encoder.description.longest:
+                mend = f"Shorten the prompt: {encoder.name} takes {encoder.description.longest} tokens"
+            what = f"{len(added)} {kind} leave no room for text"
+            raise InputError(f"--max-length {self.max_length}", what, mend)
         missing = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
         names = split_names(readouts) if isinstance(readouts, str) else readouts
         self.readouts = parse_readouts(name for name in names if tuple(names) != DEFAULT or name not in missing)
@@ -172,7 +176,7 @@ class Extractor:
             self.max_length,
             _describe_source(self)
             | self._collect_facts(store)
-            | {"notes": self.encoder.notes_on(texts, locations.tokens.to_numpy())},
+            | {"notes": self.encoder.notes_on(texts, locations.ids.to_numpy())},
             self.last,
         )
 

@@ -39,31 +39,22 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Mish", "E
 class SentencePooling:
     """The modules after the encoder of a sentence-transformers model: (batch, token, dim) -> (batch, width).
 
-    Raises InputError for a model without modules.json, or with a module that this class does not know.
+    Raises InputError for what `check_layout` refuses, and for settings or weights of a module that are not known.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        layout, name = check_layout(encoder.description), encoder.name
-        self._modes: list[str] = []
-        self._skipped = 0  # tokens of the prompt and those before it, which are not pooled
+        (pooling, *modules), name = check_layout(encoder.description).modules, encoder.name
+        self._modes = _modes(pooling, name)
+        # tokens of the prompt and those before it, which are not pooled
+        self._skipped = encoder.prompt_length if pooling.config.get("include_prompt") is False else 0
         self._steps: list[Step] = []
-        self._width = encoder.description.dim
-        for module in layout.modules:
-            if module.kind == "Pooling" and not self._modes:
-                self._modes = _modes(module, name)
-                self._width *= len(self._modes)
-                if module.config.get("include_prompt") is False:
-                    self._skipped = encoder.prompt_length
-            elif module.kind == "Normalize":
+        self._width = encoder.description.dim * len(self._modes)
+        for module in modules:
+            if module.kind == "Normalize":
                 self._steps.append(functional.normalize)
             elif module.kind in ("Dense", "LayerNorm"):
                 layer, self._width = (_dense if module.kind == "Dense" else _layer_norm)(module, name, self._width)
                 self._steps.append(layer.to(encoder.device))
-            elif module.kind != "Dropout":
-                what = f"'pooled': modules.json of {name} has a {module.kind}, which is not supported"
-                raise InputError("--readouts", what, "Use mean, or encode with sentence-transformers and --vectors")
-        if not self._modes:
-            raise InputError("--readouts", f"'pooled': modules.json of {name} has no Pooling", "Use mean")
 
     @property
     def width(self) -> int:
@@ -141,13 +132,8 @@ def _weights(module: SentenceModule, where: str, names: set[str]) -> dict[str, T
     """The weights of a module. Raises InputError unless they have these names."""
     from safetensors.torch import load_file
 
-    path = module.folder / "model.safetensors"
-    if not path.exists():
-        what = "has only pickle weights, which can run code" if list(module.folder.glob("*.bin")) else "has no weights"
-        mend = "Run python -c \"from sentence_transformers import SentenceTransformer as S; S('MODEL').save('FOLDER')\""
-        raise InputError(where, what, f"{mend} where you trust them, and pass FOLDER")
     with as_input_error(where, "cannot be loaded"):
-        weights = {key: value.float() for key, value in load_file(path).items()}
+        weights = {key: value.float() for key, value in load_file(module.folder / "model.safetensors").items()}
     if weights.keys() != names:
         raise InputError(where, f"holds {', '.join(sorted(weights))}, not {', '.join(sorted(names))}", "Save it again")
     return weights

@@ -148,3 +148,32 @@ def test_lower_case_goes_before_the_normalizer(tmp_path):
         load_tokenizer(folder, lower_case=True), "The FILM"
     )
     assert tokens_of(load_tokenizer(folder, lower_case=True), "The FILM") == ["[CLS]", "the", "film", "[SEP]"]
+
+
+# ------------------------------------------------------------------------------------------------ incomplete files
+
+
+def folder_from(tmp_path: Path, content: dict, **config) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"} | config))
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    return tmp_path / "model"
+
+
+def test_parts_that_tokenizer_json_leaves_out_are_none(tmp_path):
+    content = json.loads(wordpiece().to_str())
+    for part in ("normalizer", "post_processor", "truncation", "padding", "decoder"):
+        del content[part]
+    assert tokens_of(load_tokenizer(folder_from(tmp_path, content)), "a film") == ["a", "film"]
+
+
+def test_a_role_that_no_file_knows_adds_no_id(tmp_path):
+    """BertTokenizer has a [MASK] by default; its id would lie beyond the embedding table."""
+    content = json.loads(wordpiece(N.BertNormalizer(), template=bert_template()).to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[MASK]"]
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = vocabulary.pop("[MASK]")
+    loaded = load_tokenizer(folder_from(tmp_path, content))
+    assert max(loaded.tokenizer.get_vocab().values()) == max(vocabulary.values())
+    assert loaded.special == ("[CLS]", "[PAD]", "[SEP]", "[UNK]")  # those that the model has

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from transformers import AutoConfig, AutoModel
 
 from clsprobe import Extractor, load_encoder
 from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.finding import list_files
+from clsprobe.probes.encoders.sentence_layout import OTHER_STATES, check_layout
 from clsprobe.probes.errors import InputError
 
 TEXTS = ["a warm film", "The plot DRAGS on in 2023, don't it?", "Café", "", "a the a film the plot " * 9]
@@ -175,7 +179,10 @@ def test_a_folder_as_the_library_saves_it_today(tmp_path):
         SentenceTransformer(str(old), device="cpu").save_pretrained(str(tmp_path / "new"))
     vectors = pooled(describe(str(tmp_path / "new")), TEXTS)
     np.testing.assert_allclose(vectors, encode(old, TEXTS), atol=1e-5)
-    assert describe(str(tmp_path / "new")).sentence.prompts == describe(str(old)).sentence.prompts
+    new = describe(str(tmp_path / "new"))
+    assert new.sentence.prompts == {**describe(str(old)).sentence.prompts, "document": ""}  # the library adds this one
+    empty = describe(str(tmp_path / "new"), prompt="document")
+    assert (empty.prompt, empty.notes) == ("", ("The model's prompt document is empty: nothing is put before a text.",))
 
 
 def test_there_are_twelve_layouts_and_a_wrong_one_would_be_seen(tmp_path):
@@ -195,6 +202,35 @@ def test_a_prompt_by_name_and_as_text(tmp_path):
     assert "none is applied" in describe(str(folder)).notes[0]
     with pytest.raises(InputError, match="Did you mean 'query'"):
         describe(str(folder), prompt="qeury")
+    for name in ("unlike", "s2p-query", "retrieval.query"):  # would run into the first word of every text
+        with pytest.raises(InputError, match=r"no prompt of this name\. It has query, passage\. A text ends in"):
+            describe(str(folder), prompt=name)
+    assert describe(str(folder), prompt="unlike:").prompt == "unlike:"
+    replace_in(folder / "config_sentence_transformers.json", '"default_prompt_name": null', '"default_prompt_name": []')
+    with pytest.raises(InputError, match="which is not among prompts"):
+        describe(str(folder))
+
+
+def test_a_token_that_joins_the_prompt_and_the_text_is_content(tmp_path):
+    """Byte-level tokenizers read "query: film" as "query", ":", " film", and "query: " as "query", ":", " "."""
+    folder = make(tmp_path / "model", [pooling("mean")], kind="roberta")
+    encoder = load_encoder(describe(str(folder), prompt="t: "), device="cpu")
+    rows = encoder.tokenize(["a film", "film", "", "a", "a a a a a a a a a"], 10)
+    content = [encoder.tokenizer.convert_ids_to_tokens(row.ids[~row.special].tolist()) for row in rows]
+    assert content == [["Ġa", "Ġ", "fi", "lm"], ["fi", "lm"], [], ["Ġa"], ["Ġa"] * 6]
+    notes = Extractor(encoder, "cls", layers=[0])(["a", "", "a film"]).source["notes"]
+    assert [note for note in notes if "no tokens" in note] == [
+        "1 of 3 texts have no tokens of their own (such as zero-width characters alone): their vectors are those of an "
+        "empty text."
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_says_how_to_make_some(tmp_path):
+    folder = make(tmp_path / "model", [pooling("mean")])
+    for words, mend in ((25, "Pass 53 or more"), (40, f"Shorten the prompt: {folder} takes 64 tokens")):
+        encoder = load_encoder(describe(str(folder), prompt="the film " * words), device="cpu")
+        with pytest.raises(InputError, match=re.escape(f"special ones leave no room for text. {mend}")):
+            Extractor(encoder, "cls")
 
 
 def test_a_prompt_is_no_content(tmp_path):
@@ -227,9 +263,16 @@ def test_a_longest_text_of_the_library_is_a_default(tmp_path):
         (lambda f: (f / "modules.json").unlink(), "is no sentence-transformers model"),
         (lambda f: (f / "1_Pooling/config.json").write_text('{"pooling_mode": "loudest"}'), "names no known pooling"),
         (lambda f: (f / "2_Dense/config.json").write_text('{"activation_function": "os.system"}'), "which is not run"),
-        (lambda f: (f / "2_Dense/model.safetensors").rename(f / "2_Dense/pytorch_model.bin"), "only pickle weights"),
+        (lambda f: (f / "2_Dense/model.safetensors").rename(f / "2_Dense/pytorch_model.bin"), "pickle weights can run"),
         (lambda f: (f / "2_Dense/model.safetensors").write_bytes(b"x"), "cannot be loaded"),
-        (lambda f: replace_in(f / "modules.json", "models.Dense", "models.LSTM"), "has a LSTM, which is not supported"),
+        (lambda f: replace_in(f / "modules.json", "models.Dense", "models.LSTM"), "has a LSTM, which is not run"),
+        (lambda f: replace_in(f / "modules.json", "transformers.models.Dense", "x.Dense"), "has a sentence_x.Dense"),
+        (lambda f: replace_in(f / "modules.json", "sentence_transformers.models.Tr", "custom_st.Tr"), "a custom_st.Tr"),
+        (lambda f: reorder(f / "modules.json"), "has not one Pooling, after the encoder"),
+        (
+            lambda f: (f / "sentence_bert_config.json").write_text('{"transformer_task": "fill-mask"}'),
+            "transformer_task",
+        ),
         (lambda f: replace_in(f / "modules.json", "2_Dense", "../2_Dense"), "which is not in the folder"),
     ],
 )
@@ -238,6 +281,42 @@ def test_what_cannot_be_run_is_one_line(break_it, expected, tmp_path):
     break_it(folder)
     with pytest.raises(InputError, match=expected):
         pooled(describe(str(folder)), TEXTS)
+
+
+def test_a_model_of_which_encode_pools_other_states_is_refused(tmp_path):
+    folder = make(tmp_path / "model", [pooling("mean")])
+    for model_type in OTHER_STATES:
+        description = describe(str(folder))
+        description = replace(description, config=description.config | {"model_type": model_type})
+        with pytest.raises(InputError, match="encode pools the states of"):
+            check_layout(description)
+
+
+def test_the_mend_for_pickle_weights_works(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    folder = make(tmp_path / "model", [pooling("mean"), dense(12)])
+    reference, weights = encode(folder, TEXTS), folder / "2_Dense" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(InputError, match="Run python -c") as refusal:
+        check_layout(describe(str(folder)))
+    monkeypatch.chdir(tmp_path)
+    exec(refusal.value.mend.split('"')[1])
+    np.testing.assert_allclose(pooled(describe(str(tmp_path / "FOLDER")), TEXTS), reference, atol=1e-5)
+
+
+def test_an_encoder_below_another_configuration_is_the_model(tmp_path):
+    folder = make(tmp_path / "model", [pooling("mean")], encoder="0_BERT")
+    (folder / "config.json").write_text('{"__version__": "0.2.0"}')
+    description = describe(str(folder))
+    assert description.folder.name == "0_BERT"
+    assert "0_BERT/model.safetensors" in list_files(description.folder)
+
+
+def reorder(path: Path) -> None:
+    encoder, pooling, dense = json.loads(path.read_text())
+    path.write_text(json.dumps([encoder, dense, pooling]))
 
 
 def replace_in(path: Path, old: str, new: str) -> None:
@@ -277,3 +356,11 @@ def test_a_causal_config_is_noted(tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"is_decoder": True}
     (folder / "config.json").write_text(json.dumps(config))
     assert any("is_decoder" in note for note in describe(str(folder)).notes)
+
+
+def test_added_tokens_of_spaces_are_quoted_in_the_note(tmp_path):
+    folder = make(tmp_path / "model", [pooling("mean")], kind="roberta")
+    encoder = load_encoder(str(folder), device="cpu")
+    encoder = replace(encoder, loaded_tokenizer=replace(encoder.loaded_tokenizer, markers=("  ", "<url>")))
+    texts = ["a  film", "a <url>"]
+    assert encoder.notes_on(texts, encoder.tokenize(texts).digests())[-1].endswith("as tokens: '  ', <url>.")
