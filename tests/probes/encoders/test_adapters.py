@@ -234,7 +234,7 @@ def test_runs_are_counted_per_pass(load):
     assert layers == [0, 1, 2, 3, *range(7), *range(7)]
 
 
-# ------------------------------------------------------------------------------------------------------ the self-check
+# ------------------------------------------------------------------------------------------------------- the self-check
 
 
 @pytest.mark.parametrize("shape", RUNNING)
@@ -322,7 +322,7 @@ def test_plans_of_equal_lengths():
         assert all(len(rows) == 1 or lengths[rows].sum() <= budget for rows in plan)
 
 
-# ---------------------------------------------------------------------------------------------- readouts, final norms
+# ------------------------------------------------------------------------------------------------ readouts, final norms
 
 
 @pytest.mark.parametrize("shape", NORMED)

@@ -453,7 +453,7 @@ def test_weights_in_shards(model_folders, tmp_path, parts):
     assert "cannot be loaded" in error_message(str(tmp_path), load_encoder)
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_only_pickle_weights(folder):

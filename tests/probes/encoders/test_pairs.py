@@ -194,7 +194,7 @@ def test_invalid_pairs(bert, text, max_length, message):
     assert str(caught.value).startswith(message)
 
 
-# ------------------------------------------------------------------------------------------------- one text to the rest
+# ------------------------------------------------------------------------------------------------------- pairs as text
 
 
 def test_a_pair_is_one_string_of_two_parts():
@@ -323,7 +323,7 @@ def test_other_sources_reject_the_separator_of_pairs(tmp_path):
         load(f"senteval:{tmp_path / 's.txt'}", SourceOptions())
 
 
-# ------------------------------------------------------------------------------------------------------------- the page
+# ------------------------------------------------------------------------------------------------------------ the page
 
 
 def test_a_run_over_pairs_shows_both_texts(folders, tmp_path):
