@@ -1,4 +1,4 @@
-"""`check_probe` and `check_evaluation` pass what ships, and catch broken twins and planted leaks."""
+"""`check_probe` and `check_evaluation` pass our own probes, and catch broken probes and planted leaks."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ MANY = pytest.param(range(3, 20), marks=pytest.mark.long, id="seeds 3-19")
 
 
 @pytest.fixture
-def few_rounds(monkeypatch):
-    """Trained probes keep the contract long before they are at their best."""
+def few_training_rounds(monkeypatch):
+    """Trained probes satisfy the contract long before they converge."""
     monkeypatch.setattr(descent, "ROUNDS", 12)
 
 
 @pytest.mark.parametrize("seeds", [pytest.param([0], id="seed 0"), pytest.param(range(1, 20), marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", registered_probes())
-def test_every_registered_probe_keeps_the_contract(name, seeds, few_rounds):
+def test_every_registered_probe_satisfies_the_contract(name, seeds, few_training_rounds):
     for seed in seeds:
         check_probe(find_probe(name), seed=seed)
-        check_evaluation(partial(evaluated, find_probe(name)), seed=seed)
+        check_evaluation(partial(evaluate, find_probe(name)), seed=seed)
 
 
-def evaluated(probe, X_train, y_train, X_test, y_test):
-    """What the sweep does with one cell: a tenth of train serves as dev, every row is predicted."""
+def evaluate(probe, X_train, y_train, X_test, y_test):
+    """Like the sweep for one cell: a tenth of train serves as dev, and every row is predicted."""
     y_train = y_train.astype(float) if is_regressor(probe) else y_train
-    dev, rows = slice(None, None, 10), np.arange(len(y_train)) % 10 > 0
+    dev_rows, rows = slice(None, None, 10), np.arange(len(y_train)) % 10 > 0
     predictions = predict_each(
         probe,
         X_train[None, rows],
         y_train[rows, None],
         np.vstack([X_train, X_test])[None],
-        dev=(X_train[None, dev], y_train[dev, None]),
+        dev=(X_train[None, dev_rows], y_train[dev_rows, None]),
         strengths=(1e-2, 1.0),
     )
     scores = predictions.codes[0, 0] if predictions.log2_proba is None else predictions.log2_proba[0, 0]
@@ -65,24 +65,24 @@ ORDINARY = (
     RidgeClassifier(),
     KNeighborsClassifier(25),
     Ridge(),
-    Lasso(0.1, random_state=0),  # its numbers for labels without signal are all the same
+    Lasso(0.1, random_state=0),  # without signal its predictions are constant
     KNeighborsRegressor(25),
 )
 
 
-def test_not_having_converged_is_no_violation():
+def test_missing_convergence_is_no_violation():
     check_probe(LogisticRegression(max_iter=6))
 
 
 @pytest.mark.parametrize("probe", ORDINARY, ids=str)
 @pytest.mark.parametrize("seeds", [FEW, MANY])
-def test_ordinary_estimators_keep_the_contract(probe, seeds):
+def test_estimators_of_scikit_learn_satisfy_the_contract(probe, seeds):
     for seed in seeds:
         check_probe(probe, seed=seed)
-        check_evaluation(partial(evaluated, probe), seed=seed)
+        check_evaluation(partial(evaluate, probe), seed=seed)
 
 
-EXPECTED = {  # of scikit-learn's checks, with the reason
+EXPECTED_FAILURES = {  # a check of scikit-learn -> the reason
     "check_sample_weight_equivalence_on_dense_data": "mini-batches are drawn by row: two are not one of weight 2",
 }
 
@@ -92,41 +92,41 @@ def is_trained(probe):
 
 
 class TwoTokens(AttentionProbe):
-    """Every text is its vector twice and some padding: the contract plants at a place, which attention cannot see."""
+    """A text is its vector twice with padding between: attention ignores positions, so each token has the signal."""
 
     def __init__(self, dim=6, C=1.0, random_state=0):
         super().__init__(dim, C, random_state)
 
-    def fit_cells(self, X, y, *, dev=None, **rest):
-        return super().fit_cells(self.laid(X), y, dev=dev and (self.laid(dev[0]), dev[1]), **rest)
+    def fit_cells(self, X, y, *, dev=None, **options):
+        return super().fit_cells(self.make_tokens(X), y, dev=dev and (self.make_tokens(dev[0]), dev[1]), **options)
 
     def log_proba_cells(self, X):
-        return super().log_proba_cells(self.laid(X))
+        return super().log_proba_cells(self.make_tokens(X))
 
     @staticmethod
-    def laid(X):
+    def make_tokens(X):
         return np.concatenate([X, np.zeros_like(X), X], 2)
 
 
-def test_attention_over_tokens_keeps_the_contract():
+def test_attention_over_tokens_satisfies_the_contract():
     check_probe(TwoTokens())
 
 
 @pytest.mark.parametrize("probe", [LogisticProbe(), RidgeProbe(), MLPProbe(16), AttentionProbe()], ids=str)
 def test_probes_are_scikit_learn_estimators(probe, monkeypatch):
-    """AttentionProbe where a row is one token: told the size of a token it refuses rows that are none."""
+    """For AttentionProbe a row is one token here: with a token size it rejects rows of other sizes."""
     monkeypatch.setattr(descent, "ROUNDS", 2)  # some fifty fits
-    check_estimator(probe, on_skip=None, expected_failed_checks=EXPECTED if is_trained(probe) else {})
+    check_estimator(probe, on_skip=None, expected_failed_checks=EXPECTED_FAILURES if is_trained(probe) else {})
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("probe", [MLPProbe(), AttentionProbe()], ids=str)
-def test_probes_trained_to_the_end_keep_both_contracts(probe):
+def test_fully_trained_probes_satisfy_both_contracts(probe):
     check_probe(probe)
-    check_estimator(probe, on_skip=None, expected_failed_checks=EXPECTED)
+    check_estimator(probe, on_skip=None, expected_failed_checks=EXPECTED_FAILURES)
 
 
-# ------------------------------------------------------------------------------------------------------- broken twins
+# --------------------------------------------------------------------------------------------------------- broken twins
 
 
 class StandardisesOnTest(LogisticProbe):
@@ -149,48 +149,48 @@ class Unseeded(LogisticProbe):
 
 
 class GlobalRandom(LogisticProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         np.random.rand(3)  # noqa: NPY002
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
 class SeedsTheGlobalRandom(LogisticProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         import torch
 
         torch.manual_seed(0)
         torch.rand(1)
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
 class AltersInputs(LogisticProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         X -= X.mean(1, keepdims=True)
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
 class AltersParameters(LogisticProbe):
-    """Of a prototype that is shared, as a mutable default would be."""
+    """Those of a shared prototype, like a mutable default."""
 
-    def __init__(self, C=1.0, seen=[]):  # noqa: B006
+    def __init__(self, C=1.0, shared=[]):  # noqa: B006
         super().__init__(C)
-        self.seen = seen
+        self.shared = shared
 
     def __sklearn_clone__(self):
         return self
 
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         self.C = self.C / 2
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
 class Majority(ClassifierMixin, CellProbe):
-    def fit_cells(self, X, y, **more):
-        self.most_ = np.array([np.bincount(codes[codes >= 0]).argmax() for codes in y.T])
+    def fit_cells(self, X, y, **options):
+        self.majority_ = np.array([np.bincount(codes[codes >= 0]).argmax() for codes in y.T])
         return self
 
     def predict_cells(self, X):
-        return np.broadcast_to(self.most_[None, :, None], (len(X), len(self.most_), X.shape[1]))
+        return np.broadcast_to(self.majority_[None, :, None], (len(X), len(self.majority_), X.shape[1]))
 
 
 class NotANumber(LogisticProbe):
@@ -212,8 +212,8 @@ class MixesLabelSets(LogisticProbe):
 
 
 class TakesNoLabelForAClass(LogisticProbe):
-    def fit_cells(self, X, y, **more):
-        return super().fit_cells(X, y % (y.max() + 1), **more)  # -1 becomes the last class
+    def fit_cells(self, X, y, **options):
+        return super().fit_cells(X, y % (y.max() + 1), **options)  # -1 becomes the last class
 
 
 class WrongShape(LogisticProbe):
@@ -234,7 +234,7 @@ class OrdinaryNotANumber(ClassifierMixin, BaseEstimator):
 
 
 class RegressesOnCodes(ClassifierMixin, BaseEstimator):
-    """Takes the names of the classes for quantities."""
+    """Treats class names as quantities."""
 
     def fit(self, X, y):
         self.classes_, self.line_ = np.unique(y), Ridge().fit(X, y)
@@ -251,21 +251,21 @@ class PrefersTheFirstClass(LogisticProbe):
 
 
 class ReadsItsPlace(ClassifierMixin, BaseEstimator):
-    """Every second row of the training file is of class 1: so will it be in the next."""
+    """Learns that every second row is of class 1."""
 
     def fit(self, X, y):
-        self.classes_, self.inner_ = np.unique(y), LogisticRegression(C=100).fit(self._placed(X), y)
+        self.classes_, self.inner_ = np.unique(y), LogisticRegression(C=100).fit(self._with_row_number(X), y)
         return self
 
-    def _placed(self, X):
+    def _with_row_number(self, X):
         return np.column_stack([X, 5 * (np.arange(len(X)) % 2)])
 
     def predict(self, X):
-        return self.inner_.predict(self._placed(X))
+        return self.inner_.predict(self._with_row_number(X))
 
 
 class ReadsThePlaceOfTestRows(LogisticProbe):
-    """The longer the file, the more class 1."""
+    """Later rows get more of class 1."""
 
     def log_proba_cells(self, X):
         nats = super().log_proba_cells(X)
@@ -274,7 +274,7 @@ class ReadsThePlaceOfTestRows(LogisticProbe):
 
 
 class HoldsOutTheLastRows(ClassifierMixin, BaseEstimator):
-    """Half of train is set aside in the order of the file: sorted by label, class 1 is never seen."""
+    """Sets half of train aside in row order: if rows are sorted by label, class 1 is never seen."""
 
     def fit(self, X, y):
         self.classes_, n = np.unique(y), len(y) // 2
@@ -299,7 +299,7 @@ class StartsWhereItStopped(ClassifierMixin, BaseEstimator):
 
 
 class RegressionAsClasses(ClassifierMixin, BaseEstimator):
-    """Tells numbers where classes are asked for."""
+    """Predicts numbers instead of classes."""
 
     def fit(self, X, y):
         self.classes_, self.inner_ = np.unique(y), Ridge().fit(X, y)
@@ -310,7 +310,7 @@ class RegressionAsClasses(ClassifierMixin, BaseEstimator):
 
 
 class SharesWhatItLearned(LogisticProbe):
-    """Every fit is averaged with the last one, whichever probe's that was."""
+    """Averages every fit with the last one of any instance."""
 
     last = None
 
@@ -323,7 +323,7 @@ class SharesWhatItLearned(LogisticProbe):
 
 
 class LearnsWhilePredicting(ClassifierMixin, BaseEstimator):
-    """A running mean of all that was ever predicted."""
+    """Keeps a running mean of all rows ever predicted."""
 
     def fit(self, X, y):
         self.classes_, self.inner_ = np.unique(y), LogisticRegression().fit(X - X.mean(0), y)
@@ -356,13 +356,13 @@ class RidgeStandardisesOnTest(RidgeProbe):
 
 
 class RidgeTakesNoLabelForZero(RidgeProbe):
-    def fit_cells(self, X, y, **more):
-        return super().fit_cells(X, np.nan_to_num(y), **{**more, "dev": None})
+    def fit_cells(self, X, y, **options):
+        return super().fit_cells(X, np.nan_to_num(y), **{**options, "dev": None})
 
 
 class RidgeMixesLabelSets(RidgeProbe):
-    def fit_cells(self, X, y, **more):
-        return super().fit_cells(X, np.repeat(y[:, :1], y.shape[1], 1), **{**more, "dev": None})
+    def fit_cells(self, X, y, **options):
+        return super().fit_cells(X, np.repeat(y[:, :1], y.shape[1], 1), **{**options, "dev": None})
 
 
 class RidgeForgetsTheIntercept(RidgeProbe):
@@ -381,9 +381,9 @@ class RidgeWrongShape(RidgeProbe):
 
 
 class LooksLabelsUp(RegressorMixin, CellProbe):
-    """Remembers the order of the texts of its training, which is no reading."""
+    """Returns the training labels by row number."""
 
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         self.y_ = np.nan_to_num(y)
         return self
 
@@ -397,7 +397,7 @@ class RidgeReadsThePlaceOfTestRows(RidgeProbe):
 
 
 class RidgeReadsOneCellForAll(RidgeProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         return super().fit_cells(np.broadcast_to(X[-1:], X.shape), y)
 
     def predict_cells(self, X):
@@ -416,7 +416,7 @@ class RidgeSharesWhatItLearned(RidgeProbe):
 
 
 class HoldsOutTheLastNumbers(RegressorMixin, BaseEstimator):
-    """Sorted, no number above the median is ever seen."""
+    """If rows are sorted, numbers above the median are never seen."""
 
     def fit(self, X, y):
         self.inner_ = KNeighborsRegressor().fit(X[: len(y) // 2], y[: len(y) // 2])
@@ -427,7 +427,7 @@ class HoldsOutTheLastNumbers(RegressorMixin, BaseEstimator):
 
 
 class ExpectsStandardNumbers(RegressorMixin, BaseEstimator):
-    """No number is farther than four from zero."""
+    """Assumes that no number is farther than four from zero."""
 
     def fit(self, X, y):
         self.inner_ = Ridge().fit(X, np.clip(y, -4, 4))
@@ -485,8 +485,8 @@ def test_a_broken_twin_is_caught(twin, seeds):
     for seed in seeds:
         with pytest.raises(AssertionError, match=TWINS[twin]) as caught:
             check_probe(twin(), seed=seed)
-        what, _, mend = str(caught.value).rpartition(": ")  # what is wrong, and how to mend it
-        assert len(what) > 20
+        fault, _, mend = str(caught.value).rpartition(": ")  # the fault, and how to mend it
+        assert len(fault) > 20
         assert len(mend) > 20
 
 
@@ -525,12 +525,12 @@ def tunes_on_test(X_train, y_train, X_test, y_test):
 
 
 def stops_on_test(X_train, y_train, X_test, y_test):
-    net, best, kept = SGDClassifier(loss="log_loss", random_state=0), -1.0, None
+    net, best, best_scores = SGDClassifier(loss="log_loss", random_state=0), -1.0, None
     for _ in range(20):
         net.partial_fit(X_train, y_train, np.array([0, 1]))
-        if (right := net.score(X_test, y_test)) > best:
-            best, kept = right, scores(net, X_train, X_test)
-    return kept
+        if (accuracy := net.score(X_test, y_test)) > best:
+            best, best_scores = accuracy, scores(net, X_train, X_test)
+    return best_scores
 
 
 def keeps_the_test_rows_as_neighbours(X_train, y_train, X_test, y_test):
@@ -539,7 +539,7 @@ def keeps_the_test_rows_as_neighbours(X_train, y_train, X_test, y_test):
 
 
 def reads_the_place_of_a_row(X_train, y_train, X_test, y_test):
-    """Files sorted by label tell it by the row's number."""
+    """In files sorted by label the row number gives the label."""
     X_train, X_test = (np.column_stack([X, np.linspace(-3, 3, len(X))]) for X in (X_train, X_test))
     return scores(logistic().fit(X_train, y_train), X_train, X_test)
 
@@ -557,8 +557,8 @@ def centres_classes_with_test_labels(X_train, y_train, X_test, y_test):
 
 def labels_test_rows_by_itself_and_fits_again(X_train, y_train, X_test, y_test):
     guessed = logistic().fit(X_train, y_train).predict(X_test)
-    again = logistic().fit(np.vstack([X_train, X_test]), np.r_[y_train, guessed])
-    return scores(again, X_train, X_test)
+    refitted = logistic().fit(np.vstack([X_train, X_test]), np.r_[y_train, guessed])
+    return scores(refitted, X_train, X_test)
 
 
 def takes_the_prior_of_the_test_labels(X_train, y_train, X_test, y_test):
@@ -569,8 +569,8 @@ def takes_the_prior_of_the_test_labels(X_train, y_train, X_test, y_test):
 
 def drops_outliers_of_all_rows(X_train, y_train, X_test, y_test):
     norms = np.linalg.norm(np.vstack([X_train, X_test]), axis=1)
-    kept = norms[: len(X_train)] < np.quantile(norms, 0.9)
-    return scores(logistic().fit(X_train[kept], y_train[kept]), X_train, X_test)
+    typical = norms[: len(X_train)] < np.quantile(norms, 0.9)
+    return scores(logistic().fit(X_train[typical], y_train[typical]), X_train, X_test)
 
 
 def alters_its_inputs(X_train, y_train, X_test, y_test):
@@ -585,8 +585,8 @@ def seeds_the_global_state(X_train, y_train, X_test, y_test):
 
 
 def draws_without_a_seed(X_train, y_train, X_test, y_test):
-    drawn = np.random.default_rng().integers(len(y_train), size=60)
-    return scores(logistic().fit(X_train[drawn], y_train[drawn]), X_train, X_test)
+    row_indices = np.random.default_rng().integers(len(y_train), size=60)
+    return scores(logistic().fit(X_train[row_indices], y_train[row_indices]), X_train, X_test)
 
 
 FITTED = "change what is fitted: fit every step"
@@ -617,7 +617,7 @@ def test_a_leak_is_caught(leak, seeds):
             check_evaluation(leak, seed=seed)
 
 
-def clean(X_train, y_train, X_test, y_test, *, steps):
+def fit_pipeline(X_train, y_train, X_test, y_test, *, steps):
     return scores(make_pipeline(*steps).fit(X_train, y_train), X_train, X_test)
 
 
@@ -628,9 +628,9 @@ def tunes_on_train(X_train, y_train, X_test, y_test):
 
 
 SOUND = (
-    partial(clean, steps=(StandardScaler(), PCA(5), logistic())),
-    partial(clean, steps=(SelectKBest(k=5), KNeighborsClassifier(3))),
-    partial(clean, steps=(MLPClassifier((8,), solver="lbfgs", max_iter=50, random_state=0),)),
+    partial(fit_pipeline, steps=(StandardScaler(), PCA(5), logistic())),
+    partial(fit_pipeline, steps=(SelectKBest(k=5), KNeighborsClassifier(3))),
+    partial(fit_pipeline, steps=(MLPClassifier((8,), solver="lbfgs", max_iter=50, random_state=0),)),
     tunes_on_train,
 )
 
@@ -638,18 +638,18 @@ SOUND = (
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 @pytest.mark.parametrize("number", range(len(SOUND)))
 @pytest.mark.parametrize("seeds", [FEW, MANY])
-def test_a_sound_pipeline_raises_no_alarm(number, seeds):
+def test_a_correct_pipeline_passes(number, seeds):
     for seed in seeds:
         check_evaluation(SOUND[number], seed=seed)
 
 
-def test_an_evaluation_tells_of_every_row():
+def test_an_evaluation_returns_scores_of_every_row():
     with pytest.raises(AssertionError, match="told of 80 and 59 rows, not of 80 train and 60 test rows"):
         check_evaluation(lambda X_train, y_train, X_test, y_test: (y_train, y_test[1:]))
 
 
 def test_labels_are_enough_to_catch_a_leak():
-    """An evaluation that tells labels, not scores."""
+    """An evaluation that returns labels, not scores."""
 
     def nearest(X_train, y_train, X_test, y_test):
         neighbours = KNeighborsClassifier(1).fit(np.vstack([X_train, X_test]), np.r_[y_train, y_test])
@@ -671,13 +671,13 @@ def cells(n=60, seed=0):
 
 
 class FailsInOneCell(LogisticProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         if (X[..., 0] > 50).any():
             raise ValueError("too large for me")
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
-def test_a_probe_that_raises_spoils_its_own_cell_only():
+def test_a_probe_that_fails_in_one_cell_leaves_the_others():
     X, y = cells()
     sound = predict_each(LogisticProbe(), X, y, X)
     X[1] += 100
@@ -687,17 +687,17 @@ def test_a_probe_that_raises_spoils_its_own_cell_only():
     assert np.isnan(predictions.log2_proba[1]).all()
     assert not predictions.converged[1].any()
     for cell in (0, 2):
-        # solved alone, not together with the others
+        # solved separately, not together with the others
         np.testing.assert_allclose(predictions.log2_proba[cell], sound.log2_proba[cell], rtol=0, atol=1e-3)
         assert (predictions.codes[cell] == sound.codes[cell]).mean() > 0.98
 
 
-def test_numbers_of_a_failed_cell_are_no_numbers():
+def test_numbers_of_a_failed_cell_are_nan():
     class Fails(RidgeProbe):
-        def fit_cells(self, X, y, **more):
+        def fit_cells(self, X, y, **options):
             if (X[..., 0] > 50).any():
                 raise ValueError("too large for me")
-            return super().fit_cells(X, y, **more)
+            return super().fit_cells(X, y, **options)
 
     X, y = cells()
     y = np.hstack([y + 0.5, np.where(y == 1, np.nan, y)])
@@ -710,7 +710,7 @@ def test_numbers_of_a_failed_cell_are_no_numbers():
     assert predictions.log2_proba is None
 
 
-def test_ordinary_regressors_see_only_labelled_texts():
+def test_regressors_of_scikit_learn_see_only_labelled_texts():
     X, y = cells()
     y = np.where(np.arange(len(y))[:, None] % 4 == 0, np.nan, y + 0.5)
     predictions = predict_each(Ridge(), X, y, X)
@@ -718,23 +718,23 @@ def test_ordinary_regressors_see_only_labelled_texts():
     assert predictions.codes[2, 0] == pytest.approx(Ridge().fit(X[2][known], y[known, 0]).predict(X[2]))
 
 
-def test_arrays_of_the_caller_stay_writeable():
+def test_arrays_of_the_caller_remain_writeable():
     X, y = cells()
     predict_each(LogisticProbe(), X, y, X, dev=(X, y))
     assert X.flags.writeable
     assert y.flags.writeable
 
 
-def test_not_converged_is_told_of_ordinary_estimators_too():
+def test_convergence_of_scikit_learn_estimators_is_reported():
     X, y = cells()
     assert predict_each(LogisticRegression(), X, y, X).converged.all()
     assert not predict_each(LogisticRegression(max_iter=1), X, y, X).converged.any()
 
 
-def test_ordinary_estimators_see_only_labelled_texts_and_give_bits_of_all_classes():
+def test_estimators_of_scikit_learn_see_only_labelled_texts_and_give_bits_of_all_classes():
     X, y = cells()
-    two = np.where(y == 0, -1, y)
-    predictions = predict_each(LogisticRegression(), X, np.hstack([y, two]), X)
+    two_classes = np.where(y == 0, -1, y)
+    predictions = predict_each(LogisticRegression(), X, np.hstack([y, two_classes]), X)
     assert predictions.log2_proba.shape == (3, 2, 60, 3)
     assert (predictions.log2_proba[:, 1, :, 0] == -np.inf).all()
     assert np.exp2(predictions.log2_proba).sum(-1) == pytest.approx(1)

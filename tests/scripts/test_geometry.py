@@ -1,4 +1,4 @@
-"""The geometry of a cell against closed forms, oracles and twins that are broken on purpose; its study on tables."""
+"""The geometry of a cell against closed forms, oracles and deliberately wrong versions; its study on tables."""
 
 from __future__ import annotations
 
@@ -31,64 +31,64 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States, tensor_name
 
 
-def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def cosine(x: np.ndarray) -> float:
-    """The mean over all pairs, written out."""
+    """The mean over all pairs, computed directly."""
     u = x / np.linalg.norm(x, axis=1, keepdims=True)
     return float((u @ u.T)[np.triu_indices(len(x), 1)].mean())
 
 
 def states(cells: dict[tuple[int, str], np.ndarray], *, ids: list[str] | None = None) -> States:
-    """States of vectors made by hand; NaN rows are texts that a readout cannot read."""
+    """States with these vectors; NaN rows are texts that a readout cannot read."""
     layers, readouts = (tuple(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     n, dim = next(iter(cells.values())).shape
     present = np.column_stack([np.isfinite(cells[layers[0], r]).all(1) for r in readouts]).astype(np.uint8)
-    halves = [slice(None, None, 2), slice(1, None, 2)]  # two shards, the texts in another order than they lie in
+    halves = [slice(None, None, 2), slice(1, None, 2)]  # two shards, each with every other text
     shards = [
         {tensor_name(*key): x[half].astype(np.float32) for key, x in cells.items()} | {"present": present[half]}
         for half in halves
     ]
-    where = pd.DataFrame(
+    locations = pd.DataFrame(
         {"shard": np.arange(n) % 2, "at": np.arange(n) // 2, "tokens": 5, "ids": ids or [f"id{i}" for i in range(n)]}
     )
-    return States([f"text {i}" for i in range(n)], layers, readouts, dim, shards, where, 40, {}, max(layers))
+    return States([f"text {i}" for i in range(n)], layers, readouts, dim, shards, locations, 40, {}, max(layers))
 
 
 # ------------------------------------------------------------------------------------------------------------ cosines
 
 
-def test_the_mean_cosine_has_its_closed_forms():
+def test_the_mean_cosine_matches_closed_forms():
     assert shape([np.ones((7, 5))]).cosine == pytest.approx(1, abs=1e-12)
     assert shape([np.eye(6) * 3]).cosine == pytest.approx(0, abs=1e-12)
     sides = np.repeat([[2.0, 0], [-5.0, 0]], 8, axis=0)
     assert shape([sides]).cosine == pytest.approx(-1 / 15, abs=1e-12)  # 56 pairs of 1 and 64 of -1
-    x = drawn(40, 9) + 0.5
+    x = draw(40, 9) + 0.5
     assert shape([x]).cosine == pytest.approx(cosine(x), abs=1e-12)
     assert shape([x]).norm[0] == pytest.approx(np.linalg.norm(x, axis=1).mean(), abs=1e-12)
 
 
-def test_one_coordinate_that_brings_it_all_is_seen():
-    x = drawn(500, 30)
+def test_the_share_of_one_dominant_coordinate_is_found():
+    x = draw(500, 30)
     x[:, 7] += 50
     assert shape([x]).coordinate == pytest.approx(shape([x]).cosine, abs=0.01)
     assert shape([x]).cosine > 0.9
-    assert shape([drawn(500, 30)]).coordinate < 0.01
+    assert shape([draw(500, 30)]).coordinate < 0.01
 
 
 @pytest.mark.parametrize("offset", [0, 3, 1e4])
-def test_a_stream_gives_what_the_whole_gives(offset):
-    x = drawn(257, 12) * np.arange(1, 13) + offset
-    whole, stream = shape([x]), shape(np.split(x, [1, 5, 100, 256]))
+def test_vectors_in_batches_give_the_same_measures(offset):
+    x = draw(257, 12) * np.arange(1, 13) + offset
+    expected, stream = shape([x]), shape(np.split(x, [1, 5, 100, 256]))
     for name in ("norm", "cosine", "coordinate", "rank"):
-        np.testing.assert_allclose(getattr(stream, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(getattr(stream, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
 
 
-def test_sums_of_squares_would_lose_what_varies():
-    """The broken twin of the running scatter, far from the origin."""
-    near = drawn(257, 12) * np.arange(1, 13)
+def test_plain_sums_of_squares_would_lose_precision():
+    """Far from the origin; our running scatter does not."""
+    near = draw(257, 12) * np.arange(1, 13)
     far, truth = near + 1e6, effective_rank(near)
     singular = np.sqrt(np.linalg.eigvalsh(far.T @ far - np.outer(far.sum(0), far.sum(0)) / len(far)))
     share = singular / singular.sum()
@@ -97,27 +97,27 @@ def test_sums_of_squares_would_lose_what_varies():
 
 
 def test_the_interval_of_a_mean_cosine_covers_it():
-    """The truth is |E u|^2. The twin takes all n (n - 1) / 2 pairs for independent."""
+    """The truth is |E u|^2. The wrong version treats all n (n - 1) / 2 pairs as independent."""
     offset = np.array([1.5, 0, 0, 0])
-    many = drawn(400_000, 4, seed=99) + offset
+    many = draw(400_000, 4, seed=99) + offset
     truth = (np.mean(many / np.linalg.norm(many, axis=1, keepdims=True), 0) ** 2).sum()
-    held = twin = 0
+    covered = covered_by_twin = 0
     for seed in range(150):
-        x = drawn(80, 4, seed=seed) + offset
+        x = draw(80, 4, seed=seed) + offset
         low, high = np.nanquantile(shape([x], seed=seed).replicates, [0.025, 0.975])
-        held += low <= truth <= high
+        covered += low <= truth <= high
         u = x / np.linalg.norm(x, axis=1, keepdims=True)
         pairs = (u @ u.T)[np.triu_indices(80, 1)]
-        twin += abs(pairs.mean() - truth) <= norm.ppf(0.975) * pairs.std() / len(pairs) ** 0.5
-    assert 0.89 * 150 <= held <= 150
-    assert twin < 0.7 * 150
+        covered_by_twin += abs(pairs.mean() - truth) <= norm.ppf(0.975) * pairs.std() / len(pairs) ** 0.5
+    assert 0.89 * 150 <= covered <= 150
+    assert covered_by_twin < 0.7 * 150
 
 
 def test_replicates_are_paired_between_cells():
-    x = drawn(300, 10) + 0.7
-    a, b = shape([x]), shape([x + 0.05 * drawn(300, 10, seed=1)])
-    other = shape([x + 0.05 * drawn(300, 10, seed=1)], seed=1)
-    assert (a.replicates - b.replicates).std() < 0.2 * (a.replicates - other.replicates).std()
+    x = draw(300, 10) + 0.7
+    a, b = shape([x]), shape([x + 0.05 * draw(300, 10, seed=1)])
+    other_seed = shape([x + 0.05 * draw(300, 10, seed=1)], seed=1)
+    assert (a.replicates - b.replicates).std() < 0.2 * (a.replicates - other_seed.replicates).std()
 
 
 # --------------------------------------------------------------------------------------------------------- directions
@@ -125,27 +125,27 @@ def test_replicates_are_paired_between_cells():
 
 @pytest.mark.parametrize(("n", "dim", "k"), [(200, 30, 7), (20, 100, 12), (200, 30, 1)])
 def test_k_equal_directions_have_rank_k(n, dim, k):
-    left = np.linalg.qr(np.column_stack([np.ones(n), drawn(n, k)]))[0][:, 1:]  # orthonormal, of mean 0
-    right = np.linalg.qr(drawn(dim, k, seed=1))[0]
-    x = 5 * left @ right.T
+    left_vectors = np.linalg.qr(np.column_stack([np.ones(n), draw(n, k)]))[0][:, 1:]  # orthonormal, of mean 0
+    right_vectors = np.linalg.qr(draw(dim, k, seed=1))[0]
+    x = 5 * left_vectors @ right_vectors.T
     assert effective_rank(x) == pytest.approx(k, abs=1e-6)
     assert effective_rank(x + 1000) == pytest.approx(k, abs=1e-4)
-    singular = np.linalg.svd(x + 1000, compute_uv=False)  # the twin that leaves the mean in
+    singular = np.linalg.svd(x + 1000, compute_uv=False)  # the wrong version does not subtract the mean
     share = singular[singular > 1e-9] / singular.sum()
     assert abs(np.exp(-(share * np.log(share)).sum()) - k) > 0.5 or k == 1
 
 
 def test_one_vector_for_all_texts_has_no_rank():
     assert np.isnan(effective_rank(np.ones((9, 4))))
-    assert np.isnan(effective_rank(1 + 1e-8 * drawn(9, 4)))
+    assert np.isnan(effective_rank(1 + 1e-8 * draw(9, 4)))
 
 
 # ---------------------------------------------------------------------------------------------------------- dimension
 
 
-def curved(n: int, d: int, dim: int = 30, seed: int = 0) -> np.ndarray:
-    """A sphere of dimension d, bent into `dim` dimensions with a density that is not the same everywhere."""
-    x = drawn(n, d + 1, seed=seed) * np.linspace(1, 2, d + 1)
+def draw_manifold(n: int, d: int, dim: int = 30, seed: int = 0) -> np.ndarray:
+    """A sphere of dimension d, bent into `dim` dimensions, with an uneven density."""
+    x = draw(n, d + 1, seed=seed) * np.linspace(1, 2, d + 1)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     bent = np.column_stack([x, 0.3 * np.sin(3 * x), np.zeros((n, dim - 2 * (d + 1)))])
     return bent @ special_ortho_group.rvs(dim, random_state=0)
@@ -153,50 +153,50 @@ def curved(n: int, d: int, dim: int = 30, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 def test_the_dimension_of_a_known_manifold(d):
-    estimate, low, high = dimension(Pairs.of(curved(1500, d)))
+    estimate, low, high = dimension(Pairs.of(draw_manifold(1500, d)))
     assert estimate == pytest.approx(d, rel=0.1)
     assert low < estimate < high
 
 
-def test_copies_are_taken_out_first():
-    x = curved(600, 2)
+def test_copies_are_removed_first():
+    x = draw_manifold(600, 2)
     twice = np.vstack([x, x[::3], x[::3] * (1 + 1e-9)])
     pairs = Pairs.of(twice)
     assert pairs.distinct.sum() == 600
     assert dimension(pairs) == pytest.approx(dimension(Pairs.of(x)), rel=1e-6)
     with np.errstate(divide="ignore", invalid="ignore"):
-        assert dimension(Pairs(pairs.squared, -1.0))[0] != pytest.approx(2, rel=0.5)  # the twin leaves them in
+        assert dimension(Pairs(pairs.squared, -1.0))[0] != pytest.approx(2, rel=0.5)  # the wrong version keeps them
 
 
 def test_too_few_distinct_vectors_have_no_dimension():
-    assert np.isnan(dimension(Pairs.of(np.repeat(drawn(30, 4), 20, axis=0)))).all()
+    assert np.isnan(dimension(Pairs.of(np.repeat(draw(30, 4), 20, axis=0)))).all()
     square = np.stack(np.meshgrid(np.arange(12.0), np.arange(12.0)), -1).reshape(-1, 2)
     assert np.isnan(dimension(Pairs.of(square))).all()
 
 
 def test_the_interval_of_a_dimension_covers_it():
-    """The twin takes the texts for independent (the exact interval of an exponential rate)."""
-    held = twin = 0
+    """The wrong version treats the texts as independent (the exact interval of an exponential rate)."""
+    covered = covered_by_twin = 0
     for seed in range(150):
-        x = drawn(300, 3, seed=seed)
+        x = draw(300, 3, seed=seed)
         estimate, low, high = dimension(Pairs.of(x / np.linalg.norm(x, axis=1, keepdims=True)))
-        held += low <= 2 <= high
-        twin += abs(np.log(estimate / 2)) <= norm.ppf(0.975) / 270**0.5
-    assert 0.9 * 150 <= held <= 150
-    assert twin < 0.93 * 150
-    assert twin < held
+        covered += low <= 2 <= high
+        covered_by_twin += abs(np.log(estimate / 2)) <= norm.ppf(0.975) / 270**0.5
+    assert 0.9 * 150 <= covered <= 150
+    assert covered_by_twin < 0.93 * 150
+    assert covered_by_twin < covered
 
 
 # ---------------------------------------------------------------------------------------------------------------- CKA
 
 
 def hsic(x: np.ndarray, y: np.ndarray) -> float:
-    """Equation 5 of Song et al. 2012, term by term."""
+    """Equation 5 of Song et al. (2012), term by term."""
     K, L, n = x @ x.T, y @ y.T, len(x)
     np.fill_diagonal(K, 0)
     np.fill_diagonal(L, 0)
-    one = np.ones(n)
-    between = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ K @ L @ one)
+    ones = np.ones(n)
+    between = (ones @ K @ ones) * (ones @ L @ ones) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (ones @ K @ L @ ones)
     return float((np.trace(K @ L) + between) / (n * (n - 3)))
 
 
@@ -205,14 +205,14 @@ def biased(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x.T @ y) ** 2).sum() / np.sqrt(((x.T @ x) ** 2).sum() * ((y.T @ y) ** 2).sum()))
 
 
-def test_unrelated_gaussians_share_nothing_though_texts_are_few():
-    x, y = drawn(2, 100, 2000)
+def test_cka_of_unrelated_vectors_is_near_0_for_few_texts():
+    x, y = draw(2, 100, 2000)
     assert abs(cka([x, y])[0, 1]) < 0.05
-    assert biased(x, y) > 0.9  # the twin
+    assert biased(x, y) > 0.9  # the wrong version
 
 
-def test_a_rotation_a_scale_and_an_offset_change_nothing():
-    x = drawn(300, 20) * np.arange(1, 21)
+def test_cka_is_invariant_to_rotation_scale_and_offset():
+    x = draw(300, 20) * np.arange(1, 21)
     similarity = cka([x, 7 * x @ special_ortho_group.rvs(20, random_state=1) + 100, np.flip(x, 0)])
     assert similarity[0, 1] == pytest.approx(1, abs=1e-10)
     assert abs(similarity[0, 2]) < 0.2
@@ -220,10 +220,10 @@ def test_a_rotation_a_scale_and_an_offset_change_nothing():
 
 
 @pytest.mark.parametrize("size", [20, 50, 1000])
-def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
+def test_cka_divides_averages_over_batches(size, monkeypatch):
     monkeypatch.setattr(measures, "BATCH", size)
-    x = drawn(200, 6)
-    y = x[:, :3] @ drawn(3, 5, seed=1) + drawn(200, 5, seed=2)
+    x = draw(200, 6)
+    y = x[:, :3] @ draw(3, 5, seed=1) + draw(200, 5, seed=2)
     of_x, of_y = (np.array_split(side, max(1, 200 // size)) for side in (x, y))
     sides = ((of_x, of_y), (of_x, of_x), (of_y, of_y))
     xy, xx, yy = (np.mean([hsic(a, b) for a, b in zip(*pair, strict=True)]) for pair in sides)
@@ -231,29 +231,29 @@ def test_minibatches_are_averaged_before_they_are_divided(size, monkeypatch):
     assert cka([x, y])[0, 1] == pytest.approx(0.37, abs=0.03)  # whatever their size
 
 
-def test_cka_of_no_spread_is_not_a_number_and_of_three_texts_an_error():
-    similarity = cka([drawn(50, 4), np.ones((50, 4))])
+def test_cka_of_constant_vectors_is_nan_and_of_three_texts_an_error():
+    similarity = cka([draw(50, 4), np.ones((50, 4))])
     assert np.isnan(similarity[0, 1])
     assert similarity[0, 0] == pytest.approx(1, abs=1e-12)
     with pytest.raises(ValueError, match="at least 4 texts, not 3"):
-        cka([drawn(3, 4)])
+        cka([draw(3, 4)])
 
 
 # --------------------------------------------------------------------------------------------------------- neighbours
 
 
-def test_neighbours_are_those_nearest():
-    x = drawn(60, 5)
+def test_neighbours_are_the_nearest_texts():
+    x = draw(60, 5)
     neighbours = nearest(Pairs.of(x), 4)
-    apart = ((x[:, None] - x) ** 2).sum(-1) + np.diag([np.inf] * 60)
-    assert [set(row) for row in neighbours] == [set(row) for row in np.argsort(apart, axis=1)[:, :4]]
+    distances = ((x[:, None] - x) ** 2).sum(-1) + np.diag([np.inf] * 60)
+    assert [set(row) for row in neighbours] == [set(row) for row in np.argsort(distances, axis=1)[:, :4]]
     assert nearest(Pairs.of(np.ones((20, 3))), 4) is None
 
 
-def test_equally_near_texts_are_drawn_apart_in_every_cell():
-    """Two cells of three vectors each, by chance the same: whoever takes the first of them finds neighbours shared."""
+def test_equally_near_texts_are_drawn_independently_per_cell():
+    """Two unrelated cells with three distinct vectors each: taking the first ones would share neighbours."""
     words = [np.random.default_rng(seed).integers(3, size=300) for seed in (1, 2)]
-    cells = [np.eye(3)[of] for of in words]
+    cells = [np.eye(3)[codes] for codes in words]
     neighbours = [nearest(Pairs.of(x), 10, seed=i) for i, x in enumerate(cells)]
     shared = measures._shared_neighbours(neighbours)[0, 1]
     twin = [np.argsort(Pairs.of(x).squared.round(9), axis=1, kind="stable")[:, :10] for x in cells]
@@ -261,24 +261,24 @@ def test_equally_near_texts_are_drawn_apart_in_every_cell():
     assert measures._shared_neighbours(twin)[0, 1] > 0.2
 
 
-# -------------------------------------------------------------------------------------------------------- whole tables
+# ------------------------------------------------------------------------------------------------------- whole tables
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[States, pd.DataFrame]:
+def states_and_table() -> tuple[States, pd.DataFrame]:
     """Layer 0: one vector in cls. Layer 1: cls a rotation of mean; random without an offset."""
-    x = drawn(300, 16) + 2
-    turned = special_ortho_group.rvs(16, random_state=2)
+    x = draw(300, 16) + 2
+    rotation = special_ortho_group.rvs(16, random_state=2)
     cells = {
         (0, "cls"): np.ones((300, 16)),
         (0, "mean"): x,
-        (0, "random"): drawn(300, 16, seed=3),
-        (1, "cls"): x @ turned,
+        (0, "random"): draw(300, 16, seed=3),
+        (1, "cls"): x @ rotation,
         (1, "mean"): x,
-        (1, "random"): drawn(300, 16, seed=4),
+        (1, "random"): draw(300, 16, seed=4),
     }
-    of = states(cells)
-    return of, geometry(of, np.arange(300))
+    layer_states = states(cells)
+    return layer_states, geometry(layer_states, np.arange(300))
 
 
 def value(table: pd.DataFrame, measure: str, *cells: tuple[int, str]) -> float:
@@ -289,8 +289,8 @@ def value(table: pd.DataFrame, measure: str, *cells: tuple[int, str]) -> float:
     return float(rows.value.iloc[0])
 
 
-def test_the_table_is_tidy(made):
-    _, table = made
+def test_the_table_has_one_row_per_measure_and_cell(states_and_table):
+    _, table = states_and_table
     assert tuple(table.columns) == COLUMNS
     assert not table.duplicated(list(COLUMNS[:5])).any()
     known = table.dropna(subset=["low"])
@@ -300,27 +300,27 @@ def test_the_table_is_tidy(made):
     assert value(table, "chance", (-1, "none")) == pytest.approx(10 / 299)
 
 
-def test_what_is_the_same_up_to_a_rotation_is_so_in_the_table(made):
-    _, table = made
-    one, other = (1, "cls"), (1, "mean")
-    assert value(table, "cka", one, other) == pytest.approx(1, abs=1e-6)
-    assert value(table, "neighbours", one, other) > 0.99
-    assert value(table, "difference", other, one) == pytest.approx(0, abs=1e-6)
+def test_cells_equal_up_to_a_rotation_have_equal_measures(states_and_table):
+    _, table = states_and_table
+    cls, mean = (1, "cls"), (1, "mean")
+    assert value(table, "cka", cls, mean) == pytest.approx(1, abs=1e-6)
+    assert value(table, "neighbours", cls, mean) > 0.99
+    assert value(table, "difference", mean, cls) == pytest.approx(0, abs=1e-6)
     assert value(table, "neighbours", (0, "random"), (1, "random")) == pytest.approx(10 / 299, abs=0.02)
     for measure in ("effective_rank", "dimension", "norm"):
-        assert value(table, measure, one) == pytest.approx(value(table, measure, other), rel=1e-4)
+        assert value(table, measure, cls) == pytest.approx(value(table, measure, mean), rel=1e-4)
 
 
-def test_cosines_are_adjusted_by_those_of_random_tokens(made):
-    _, table = made
+def test_cosines_are_adjusted_by_those_of_random_tokens(states_and_table):
+    _, table = states_and_table
     cls, random = (value(table, "self_similarity", (1, name)) for name in ("cls", "random"))
     assert random == pytest.approx(0, abs=0.01)
     assert value(table, "adjusted", (1, "cls")) == pytest.approx(cls - random)
     assert not ((table.measure == "adjusted") & (table.readout == "random")).any()
 
 
-def test_one_vector_for_all_texts_has_cosine_one_and_no_more(made):
-    _, table = made
+def test_one_vector_for_all_texts_has_cosine_1_and_no_other_measure(states_and_table):
+    _, table = states_and_table
     assert value(table, "self_similarity", (0, "cls")) == pytest.approx(1)
     for measure in ("effective_rank", "dimension"):
         assert np.isnan(value(table, measure, (0, "cls")))
@@ -328,30 +328,30 @@ def test_one_vector_for_all_texts_has_cosine_one_and_no_more(made):
         assert np.isnan(value(table, measure, (0, "cls"), (1, "cls")))
 
 
-def test_the_table_does_not_depend_on_how_much_is_in_memory(made, monkeypatch):
-    of, table = made
+def test_the_size_of_chunks_does_not_change_the_table(states_and_table, monkeypatch):
+    layer_states, table = states_and_table
     monkeypatch.setattr(measures, "CHUNK", 37)
-    again = geometry(of, np.arange(300))
-    np.testing.assert_allclose(again.value, table.value, rtol=1e-10, atol=1e-10)
+    chunked = geometry(layer_states, np.arange(300))
+    np.testing.assert_allclose(chunked.value, table.value, rtol=1e-10, atol=1e-10)
 
 
-def test_texts_that_a_readout_cannot_read_and_copies_are_left_out():
-    short = drawn(20, 4)
+def test_texts_that_a_readout_cannot_read_and_copies_are_dropped():
+    short = draw(20, 4)
     short[3] = np.nan
-    of = states({(0, "cls"): drawn(20, 4), (0, "token[2]"): short}, ids=[*"abcdefghijklmnopqr", "a", "s"])
-    assert comparable(of, np.arange(20)).tolist() == [i for i in range(20) if i not in (3, 18)]
-    assert comparable(of, np.array([18, 4])).tolist() == [18, 4]
+    short_states = states({(0, "cls"): draw(20, 4), (0, "token[2]"): short}, ids=[*"abcdefghijklmnopqr", "a", "s"])
+    assert comparable(short_states, np.arange(20)).tolist() == [i for i in range(20) if i not in (3, 18)]
+    assert comparable(short_states, np.array([18, 4])).tolist() == [18, 4]
     with pytest.raises(ValueError, match="named twice"):
-        comparable(of, np.array([1, 1]))
+        comparable(short_states, np.array([1, 1]))
     with pytest.raises(ValueError, match="at least 4 texts, not 3"):
-        geometry(of, np.arange(3))
+        geometry(short_states, np.arange(3))
 
 
-# --------------------------------------------------------------------------------------------------------- the study
+# ---------------------------------------------------------------------------------------------------------- the study
 
 
-def judged(effect: float, half: float) -> pd.DataFrame:
-    """A table that says how much lower the cosine of [CLS] is than that of mean, at layer 1; the contrary at 0."""
+def make_table(effect: float, half_width: float) -> pd.DataFrame:
+    """A table in which the cosine of [CLS] is `effect` lower than that of mean at layer 1, and higher at layer 0."""
     rows = []
     for layer, sign in ((0, -1), (1, 1)):
         rows += [
@@ -361,7 +361,16 @@ def judged(effect: float, half: float) -> pd.DataFrame:
             ("coordinate", layer, "mean", -1, "none", 0.1, np.nan, np.nan),
             ("effective_rank", layer, "cls", -1, "none", 3.0, np.nan, np.nan),
             ("effective_rank", layer, "mean", -1, "none", 3.0, np.nan, np.nan),
-            ("difference", layer, "mean", layer, "cls", sign * effect, sign * effect - half, sign * effect + half),
+            (
+                "difference",
+                layer,
+                "mean",
+                layer,
+                "cls",
+                sign * effect,
+                sign * effect - half_width,
+                sign * effect + half_width,
+            ),
             ("cka", layer, "cls", layer, "mean", 0.7, np.nan, np.nan),
             ("neighbours", layer, "cls", layer, "mean", 0.3, np.nan, np.nan),
         ]
@@ -370,19 +379,19 @@ def judged(effect: float, half: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("effect", "half", "outcome"),
+    ("effect", "half_width", "outcome"),
     [(0.0, 0.04, "yes"), (0.2, 0.3, "undecided"), (0.2, 0.1, "yes"), (-0.1, 0.04, "no"), (-0.05, 0.01, "undecided")],
 )
-def test_the_verdict_follows_the_interval_at_the_last_layer(effect, half, outcome):
-    verdict = Geometry().judge(judged(effect, half))
+def test_the_verdict_depends_on_the_interval_at_the_last_layer(effect, half_width, outcome):
+    verdict = Geometry().judge(make_table(effect, half_width))
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(effect)
     assert "layer 1" in verdict.because
-    assert make_study(Geometry, {"at": "0"}).judge(judged(effect, half)).effect == pytest.approx(-effect)
+    assert make_study(Geometry, {"at": "0"}).judge(make_table(effect, half_width)).effect == pytest.approx(-effect)
 
 
 def test_the_exhibits_draw():
-    rows = judged(0.1, 0.01)
+    rows = make_table(0.1, 0.01)
     points = pd.DataFrame(
         {
             "task": ["file:made:label"],
@@ -415,14 +424,14 @@ def test_the_exhibits_draw():
         ({"at": "9"}, "--at 9: this layer is not read. Name one of 0, 1, 2, 3, 4, 5, 6."),
     ],
 )
-def test_what_cannot_be_compared_is_told_before_anything_is_loaded(flags, message):
+def test_wrong_flags_are_an_error_before_anything_is_loaded(flags, message):
     with pytest.raises(InputError) as error:
         make_study(Geometry, {"task": ("grammar:tense:60",), **flags}).prepare()
     assert str(error.value) == message
 
 
-def test_the_command_answers_for_a_folder_with_a_model(tmp_path, monkeypatch, one_thread):
-    """From a table of few labels, all texts of one class, to the page; UMAP is another test's."""
+def test_the_command_runs_on_a_model_in_a_folder(tmp_path, monkeypatch, one_thread):
+    """From a table to the page; UMAP is replaced, and has its own test."""
     from clsprobe.analysis.geometry import measure
 
     monkeypatch.setattr(measure, "compute_umap", lambda vectors, seed: measure.compute_pca(vectors))

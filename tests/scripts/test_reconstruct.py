@@ -1,4 +1,4 @@
-"""Texts got back: what they are worth, the verdict on hand-made tables, and the study from a file to its page."""
+"""Reconstructed texts: their scores, the verdict on constructed tables, and the study from a file to its page."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def parse_ids(*texts):
     return [np.array([int(c) for c in text], np.int64) for text in texts]
 
 
-def test_tokens_are_counted_as_often_as_they_stand_there():
+def test_repeated_tokens_are_counted_each_time():
     table = reconstruction.compare_texts(parse_ids("1123", "12", "7", "12"), parse_ids("1145", "12", "", "21"))
-    np.testing.assert_allclose(table.precision, [0.5, 1, 0, 1])  # sets would say 1/3 of the first
+    np.testing.assert_allclose(table.precision, [0.5, 1, 0, 1])  # with sets the first would be 1/3
     np.testing.assert_allclose(table.recall, [0.5, 1, 0, 1])
     np.testing.assert_allclose(table.f1, [0.5, 1, 0, 1])
-    np.testing.assert_allclose(table.likeness, [0.5, 1, 0, 0])  # order counts here alone
+    np.testing.assert_allclose(table.likeness, [0.5, 1, 0, 0])  # only this score depends on order
     np.testing.assert_allclose(table.exact, [0, 1, 0, 0])
 
 
@@ -51,27 +51,27 @@ def test_bits_are_a_ratio_of_sums():
     assert (low, high) == (1, 1)  # each text gains 1 a token
 
 
-def test_intervals_of_gain_and_share_hold_the_truth():
-    random, inside = np.random.default_rng(0), [0, 0]
+def test_intervals_of_gain_and_recovery_cover_the_truth():
+    random, covered = np.random.default_rng(0), [0, 0]
     for _ in range(100):
         tokens = random.integers(3, 15, 150)
         bits = random.normal(0, 2, 150) + 5 * tokens
         rows = pd.DataFrame({"blind": 6 * tokens, "bits": bits, "tokens": tokens})
         _, low, high = reconstruction.measure_gain(rows)
-        inside[0] += low <= 1 <= high
+        covered[0] += low <= 1 <= high
         likeness, blind = random.uniform(0.4, 1, 150), random.uniform(0, 0.4, 150)
         _, low, high = reconstruction.measure_recovery(likeness, blind)
-        inside[1] += low <= (0.7 - 0.2) / 0.8 <= high
-    assert min(inside) >= 89
+        covered[1] += low <= (0.7 - 0.2) / 0.8 <= high
+    assert min(covered) >= 89
 
 
-def test_the_share_put_right_is_0_for_the_blind_text_and_1_for_the_text():
+def test_recovery_is_0_for_the_blind_text_and_1_for_the_original():
     blind = np.array([0.2, 0.4, 0.3])
     assert reconstruction.measure_recovery(blind, blind)[0] == 0
     assert reconstruction.measure_recovery(np.ones(3), blind) == (1, 1, 1)
 
 
-def test_a_text_that_train_has_is_no_news():
+def test_novelty_is_0_for_a_text_of_train():
     train = ["the cat sees the dog", "a bird runs"]
     novelty = reconstruction.measure_novelty(["a bird runs", "a bird ran", "zzzz zzzz zzzz"], train)
     assert novelty[0] == 0
@@ -79,7 +79,7 @@ def test_a_text_that_train_has_is_no_news():
     assert novelty[2] > 0.8
 
 
-def test_differences_are_in_brackets():
+def test_differences_are_marked_by_brackets():
     assert reconstruction.mark_differences("the red cat sleeps", "the cat sleeps well") == (
         "the [red] cat sleeps",
         "the cat sleeps [well]",
@@ -94,7 +94,7 @@ def test_every_character_has_the_part_of_speech_of_its_word():
     ]
 
 
-def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
+def test_tagged_words_of_a_source_cover_its_sentences(tmp_path):
     words = (("1", "zu", "ADP", "3", "case"), ("2", "dem", "DET", "3", "det"), ("3", "Haus", "NOUN", "0", "root"))
     rows = ["1-2\tzum" + "\t_" * 8]
     rows += [
@@ -102,8 +102,8 @@ def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
     ]
     path = tmp_path / "one.conllu"
     path.write_text("\n".join(["# text = zum Haus", *rows]) + "\n\n")
-    (found,) = read_treebank(path)[0].words.items()
-    assert found == ("zum Haus", [("zum", "ADP+DET"), ("Haus", "NOUN")])
+    (sentence,) = read_treebank(path)[0].words.items()
+    assert sentence == ("zum Haus", [("zum", "ADP+DET"), ("Haus", "NOUN")])
     loaded = load("grammar:tense:60", SourceOptions())
     assert set(loaded.words) == set(loaded.tasks[0].texts)
     for text, words in loaded.words.items():
@@ -112,12 +112,12 @@ def test_the_sources_that_know_parts_of_speech_spell_their_sentences(tmp_path):
         assert words[-1] == (".", "PUNCT")
 
 
-def test_values_fall_into_bins_whose_lower_edge_is_theirs():
+def test_bins_include_their_lower_edge():
     bins = reconstruction.bin_values(np.array([1, 7, 8, 99]), (0, 8, 12, 1000), ("short", "middle", "long"))
     assert list(bins) == ["short", "short", "middle", "long"]
 
 
-def test_bleu_is_sacrebleus_and_says_how():
+def test_bleu_is_computed_by_sacrebleu_with_its_signature():
     texts = ["the red cat sleeps in the house", "a dog runs on the tree"]
     assert reconstruction.score_corpus(texts, texts) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
     assert reconstruction.score_corpus(texts, ["", "a bird"])["BLEU"] < 5
@@ -125,28 +125,28 @@ def test_bleu_is_sacrebleus_and_says_how():
 
 
 def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
-    """A table as `measure` gives it: the likeness of texts lies around given values, and all else follows."""
+    """A table in the format of `measure`: the likeness is near the given values, and determines the other columns."""
     random = np.random.default_rng(0)
     blocks = []
     for (readout, value), layer, split in product({"cls": cls, "mean": mean}.items(), (0, 3), ("dev", "test")):
         for source, level in {"no input": blind, "mean vector": blind / 2, "vector": value, "re-ranked": value}.items():
             if split == "dev" and source != "vector":
                 continue
-            wrote = split == "test" and layer == 3
-            if not wrote and source != "vector":
+            written = split == "test" and layer == 3
+            if not written and source != "vector":
                 continue
-            likeness = np.clip(level + random.normal(0, 0.05, n), 0, 1) if wrote else np.full(n, np.nan)
-            make_arguments = source in ("no input", "mean vector", "vector")
+            likeness = np.clip(level + random.normal(0, 0.05, n), 0, 1) if written else np.full(n, np.nan)
+            has_bits = source in ("no input", "mean vector", "vector")
             blocks.append(
                 pd.DataFrame(
                     {
                         "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
                         "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
-                        "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if make_arguments else np.nan,
+                        "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if has_bits else np.nan,
                         "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
-                        "exact": (likeness > 0.98).astype(float), "original": "the cat" if wrote else None,
-                        "text": "the dog" if wrote else None, "cosine": likeness,
-                        "novelty": (np.arange(n) >= n / 2) * novel if wrote else np.nan,
+                        "exact": (likeness > 0.98).astype(float), "original": "the cat" if written else None,
+                        "text": "the dog" if written else None, "cosine": likeness,
+                        "novelty": (np.arange(n) >= n / 2) * novel if written else np.nan,
                     }
                 )
             )  # fmt: skip
@@ -154,7 +154,7 @@ def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
 
 
 @pytest.mark.parametrize(("cls", "outcome"), [(0.85, "yes"), (0.3, "no"), (0.6, "undecided")])
-def test_the_verdict_is_about_what_the_blind_decoder_misses(cls, outcome):
+def test_the_verdict_is_relative_to_the_blind_decoder(cls, outcome):
     verdict = Reconstruct().judge(make_table(cls))
     assert verdict.outcome == outcome
     assert verdict.low <= verdict.effect <= verdict.high
@@ -168,20 +168,21 @@ def test_texts_that_train_nearly_has_are_not_judged():
     table.loc[known & (table.source == "re-ranked"), "likeness"] = 0.0
     assert Reconstruct().judge(table).outcome == "yes"
     assert select_judged(table).row.nunique() == 100
-    assert select_judged(make_table(0.9, novel=0.0)).row.nunique() == 200  # all of them if no text is new
+    assert select_judged(make_table(0.9, novel=0.0)).row.nunique() == 200  # all texts if none is new
 
 
-def test_by_length_what_is_written_stands_beside_the_blind_decoders():
+def test_scores_by_length_are_shown_with_those_of_the_blind_decoder():
     (table,) = (e.table for e in text_exhibits(make_table(0.7), 0.5) if "length in tokens" in e.table)
-    assert table["length in tokens"].tolist() == ["12-15"] * 2  # the text's, not of those tokens that train knows
+    # The length of the text, not of its tokens known from train.
+    assert table["length in tokens"].tolist() == ["12-15"] * 2
     np.testing.assert_allclose(table[["F1", "F1 blind"]], [[0.7, 0.2], [0.5, 0.2]], atol=0.02)
 
 
 def test_every_exhibit_draws(tmp_path):
     table = make_table(0.7)
-    shown = text_exhibits(table, 0.5)
-    assert [e.plot for e in shown[:2]] == ["intervals", "curves"]
-    for exhibit in shown:
+    exhibits = text_exhibits(table, 0.5)
+    assert [e.plot for e in exhibits[:2]] == ["intervals", "curves"]
+    for exhibit in exhibits:
         if exhibit.plot:
             exhibit.draw()
     slots = pd.DataFrame(
@@ -198,18 +199,18 @@ def test_every_exhibit_draws(tmp_path):
     position.draw()
     assert words.table["bits gained"].eq(2).all()
     assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0, 0.5]]
-    assert len(token_exhibits(slots.assign(tag=""))) == 2  # nobody knows the parts of speech
+    assert len(token_exhibits(slots.assign(tag=""))) == 2  # without parts of speech
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# -------------------------------------------------------------------------------------------------------- written texts
 
 
 class CertainDecoder(base.Decoder):
-    """It writes the text that it is told the vectors of, then a wrong one."""
+    """Its candidates for a vector are the right text, then a wrong one."""
 
-    def __init__(self, ids, wrong):
+    def __init__(self, ids, wrong_ids):
         super().__init__()
-        self.ids, self.wrong, self.tokens_ = ids, wrong, np.arange(20)
+        self.ids, self.wrong_ids, self.tokens_ = ids, wrong_ids, np.arange(20)
 
     def cell(self, number):
         return self
@@ -231,7 +232,7 @@ class CertainDecoder(base.Decoder):
 
     def candidates(self, vectors, *, beams):
         near = (vectors[0] @ np.stack([encode_ids(ids) for ids in self.ids]).T).argmax(1)
-        return [[[self.ids[i], self.wrong[i]] for i in near]]
+        return [[[self.ids[i], self.wrong_ids[i]] for i in near]]
 
     _train = _bits = _generate = None
 
@@ -240,7 +241,7 @@ KNOWN = ["[UNK]", "[", "]", "the", "cat", "dog", "bird", "sees", "runs", "red"]
 
 
 def encode_ids(ids):
-    """The vector of some tokens: brackets weigh much, so that a misread text is far off."""
+    """The vector of some tokens; brackets have large vectors, so a misread text is far away."""
     table = np.random.default_rng(0).normal(size=(20, 40)) * np.where(np.isin(np.arange(20), (1, 2)), 5, 1)[:, None]
     total = sum((1 + 0.1 * slot) * table[token] for slot, token in enumerate(ids))
     return total / np.linalg.norm(total)
@@ -261,23 +262,23 @@ def token_names(ids):
 
 
 def write_with_certainty(texts, tokenizer=None):
-    """The table of texts that a decoder which is always right writes, beside a wrong candidate for each."""
-    own = writing.TextTokenizer(tokenize_words, lambda ids: " ".join(token_names(ids)), token_names, None)
+    """The tables of `CertainDecoder` for these texts."""
+    own_tokenizer = writing.TextTokenizer(tokenize_words, lambda ids: " ".join(token_names(ids)), token_names, None)
     ids = tokenize_words(texts)
     wrong = [np.append(np.where(text_ids == 0, 9, text_ids)[:-1], 8) for text_ids in ids]
 
-    def encode(some, cell):
-        return np.stack([encode_ids(text_ids) for text_ids in tokenize_words(some)])
+    def encode(given_texts, cell):
+        return np.stack([encode_ids(text_ids) for text_ids in tokenize_words(given_texts)])
 
     sides = {side: np.arange(len(texts)) for side in ("train", "dev", "test")}
     vectors = np.stack([encode_ids(text_ids) for text_ids in ids])[None]
-    data = writing.DecodingData(texts, ids, own, vectors, [(3, "cls")], sides, {}, encode)
-    writer = writing.Writer(CertainDecoder(ids, wrong), tokenizer or own, ids)
+    data = writing.DecodingData(texts, ids, own_tokenizer, vectors, [(3, "cls")], sides, {}, encode)
+    writer = writing.Writer(CertainDecoder(ids, wrong), tokenizer or own_tokenizer, ids)
     return writing.write_tables(data, {"sequence": writer}, written=100, beams=2, corrections=2, seed=0)
 
 
 def test_an_exact_text_with_an_unknown_word_stays_exact():
-    """It is spelled [UNK], which is read as three tokens: encoding it again must not speak for the wrong candidate."""
+    """It is written as [UNK], which encodes to three tokens; re-ranking must still prefer the right candidate."""
     texts = ["the cat sees the dog", "the zebra sees the dog", "the red gnu runs", "the bird sees the red cat"]
     table, _ = write_with_certainty(texts)
     wrote = table[table.text.notna()]
@@ -285,7 +286,7 @@ def test_an_exact_text_with_an_unknown_word_stays_exact():
         assert wrote[wrote.source == source].exact.eq(1).all(), source
 
 
-def test_what_stands_there_without_input_is_counted_apart():
+def test_hits_of_the_blind_decoder_are_counted_separately():
     texts = ["the cat sees the dog", "the bird runs"]
     _, slots = write_with_certainty(texts)  # without input it writes "the"
     assert slots.hit.all()
@@ -293,25 +294,27 @@ def test_what_stands_there_without_input_is_counted_apart():
     assert slots.blind_found.tolist() == slots.blind_hit.tolist()  # the second "the" is not written
 
 
-def test_a_text_of_another_tokenizer_is_spelled_as_the_original_is():
-    """Else a text that is read alike would differ in every capital letter and comma."""
-    loud = writing.TextTokenizer(tokenize_words, lambda ids: "  ".join(token_names(ids)).title(), token_names, None)
-    table, _ = write_with_certainty(["the cat sees the dog", "the red bird runs"], loud)
+def test_text_of_another_tokenizer_is_normalised_like_the_original():
+    """Otherwise equal texts would differ in capital letters and commas."""
+    title_case = writing.TextTokenizer(
+        tokenize_words, lambda ids: "  ".join(token_names(ids)).title(), token_names, None
+    )
+    table, _ = write_with_certainty(["the cat sees the dog", "the red bird runs"], title_case)
     wrote = table[(table.source == "vector") & table.text.notna()]
     assert wrote.text.tolist() == wrote.original.tolist() == ["the cat sees the dog", "the red bird runs"]
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------------------- the command
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """An encoder with random weights, and 240 texts that it can read."""
+    """An encoder with random weights, and 240 texts in its vocabulary."""
     folder = tmp_path_factory.mktemp("toy")
     nouns, verbs = ("cat", "dog", "bird", "dogs", "house"), ("sees", "sleeps", "runs")
     rows = [
-        f"{a} {colour} {noun} {verb} {where} the {other}"
-        for a, colour, noun, verb, where, other in product(
+        f"{a} {colour} {noun} {verb} {preposition} the {object_noun}"
+        for a, colour, noun, verb, preposition, object_noun in product(
             ("the", "a"), ("red", "blue"), nouns, verbs, ("in", "on"), nouns[:2]
         )
     ]
@@ -320,11 +323,11 @@ def toy(tmp_path_factory):
     return models.save("bert", folder / "bert"), path
 
 
-def make_arguments(toy, out, *more):
+def make_arguments(toy, out, *flags):
     model, path = toy
     return [
         "reconstruct", "--model", str(model), "--task", f"file:{path}", "--layers", "0,3", "--written", "20", "--beams",
-        "2", "--corrections", "1", "--out", str(out), "--quiet", *more,
+        "2", "--corrections", "1", "--out", str(out), "--quiet", *flags,
     ]  # fmt: skip
 
 
@@ -360,7 +363,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("flags", "message"),
     [
         (["--decoder", "nobody/nothing"], "'nobody/nothing'"),
         (["--decoders", "bag,sequnce"], "error: --decoders: unknown decoder 'sequnce'. Did you mean 'sequence'?"),
@@ -376,21 +379,21 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(toy, tmp_path, capsys, monkeypatch, more, message):
+def test_wrong_flags_are_a_one_line_error(toy, tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.setattr("clsprobe.probes.hub.hub_is_reachable", lambda: False)
-    assert run_command(make_arguments(toy, tmp_path / "run", *more)) == 2
+    assert run_command(make_arguments(toy, tmp_path / "run", *flags)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
     assert not (tmp_path / "run").exists()
 
 
-def save_causal(folder, kind="gpt2", *, whole=True, **more):
-    """A model with a head of its own, and a tokenizer that knows the end of a text."""
+def save_causal(folder, kind="gpt2", *, with_head=True, **options):
+    """A causal language model, and a tokenizer with an end-of-text token. with_head: save the head too."""
     config = models.config(kind)
-    for name, value in more.items():
+    for name, value in options.items():
         setattr(config, name, value)
-    (AutoModelForCausalLM if whole else AutoModel).from_config(config).save_pretrained(folder)
+    (AutoModelForCausalLM if with_head else AutoModel).from_config(config).save_pretrained(folder)
     tokenizer = models.tokenizer(kind)
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token or "</s>"
     tokenizer.save_pretrained(folder)
@@ -405,16 +408,16 @@ def save_causal(folder, kind="gpt2", *, whole=True, **more):
             lambda folder: save_causal(folder, "bert", is_decoder=False),
             "see those that follow. Use a causal language model.",
         ),
-        (lambda folder: save_causal(folder, "bert", is_decoder=True, whole=False), "lack cls.predictions"),
+        (lambda folder: save_causal(folder, "bert", is_decoder=True, with_head=False), "lack cls.predictions"),
         (lambda folder: models.save("t5", folder), "cannot be loaded as a causal language model"),
         (lambda folder: save_causal(folder, n_positions=7), "has 7 places, and the longest text has 7 of its tokens"),
         (lambda folder: save_causal(folder, vocab_size=20), "tokens, its embedding table 20. Use its own tokenizer."),
     ],
     ids=["no end", "sees ahead", "no head", "no causal model", "few places", "tokenizer of another"],
 )
-def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, tmp_path, capsys, make, message):
+def test_a_model_that_is_no_decoder_is_an_error_before_training(toy, tmp_path, capsys, make, message):
     model = make(tmp_path / "other")
-    capsys.readouterr()  # bars of saving
+    capsys.readouterr()  # progress bars of saving
     assert run_command(make_arguments(toy, tmp_path / "run", "--decoder", str(model))) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
@@ -424,19 +427,19 @@ def test_a_model_that_is_no_decoder_is_refused_before_anything_is_trained(toy, t
 
 
 @pytest.fixture(scope="module")
-def stored(toy):
-    """The vectors of all texts, as another program would keep them."""
+def saved_vectors(toy):
+    """The vectors of all texts, as another program may save them."""
     texts = pd.read_csv(toy[1]).text.tolist()
     states = Extractor(load_encoder(str(toy[0])), ["cls", "mean"], layers=[0, 3])(texts)
     return {f"layer.{layer:02d}/{name}": states.cell(layer, name) for layer, name in states.cells}
 
 
-def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
-    save_file(stored, tmp_path / "v.safetensors")
+def test_vectors_from_a_file_give_the_same_results(toy, saved_vectors, tmp_path):
+    save_file(saved_vectors, tmp_path / "v.safetensors")
     bits = []
-    for more in ([], ["--vectors", str(tmp_path / "v.safetensors")]):
-        out = tmp_path / f"run{len(more)}"
-        assert run_command(make_arguments(toy, out, "--decoders", "bag", *more)) == 0
+    for flags in ([], ["--vectors", str(tmp_path / "v.safetensors")]):
+        out = tmp_path / f"run{len(flags)}"
+        assert run_command(make_arguments(toy, out, "--decoders", "bag", *flags)) == 0
         bits.append(pd.read_parquet(out / "tables" / "reconstructions.parquet"))
     pd.testing.assert_frame_equal(*bits)
 
@@ -454,8 +457,8 @@ def test_vectors_that_somebody_has_are_decoded_alike(toy, stored, tmp_path):
     ],
     ids=["too few", "another size", "another encoder", "not a number"],
 )
-def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_path, capsys, change, message):
-    save_file({name: change(vectors) for name, vectors in stored.items()}, tmp_path / "v.safetensors")
+def test_vectors_of_another_encoder_or_other_texts_are_an_error(toy, saved_vectors, tmp_path, capsys, change, message):
+    save_file({name: change(vectors) for name, vectors in saved_vectors.items()}, tmp_path / "v.safetensors")
     assert run_command(make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
@@ -463,18 +466,21 @@ def test_vectors_of_another_encoder_or_other_texts_are_refused(toy, stored, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_vectors_in_the_order_of_other_texts_are_refused(toy, stored, tmp_path, capsys):
-    """All of [CLS] lies in one direction there, so that any text's vector is like any other's."""
-    kept = {"layer.00/cls": stored["layer.00/cls"], "layer.03/cls": np.roll(stored["layer.03/cls"], 5, 0)}
-    save_file(kept, tmp_path / "v.safetensors")
+def test_vectors_in_another_order_are_an_error(toy, saved_vectors, tmp_path, capsys):
+    """All [CLS] vectors of layer 3 are similar, so a shifted order must still be detected."""
+    shuffled = {
+        "layer.00/cls": saved_vectors["layer.00/cls"],
+        "layer.03/cls": np.roll(saved_vectors["layer.03/cls"], 5, 0),
+    }
+    save_file(shuffled, tmp_path / "v.safetensors")
     assert run_command(make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.safetensors"))) == 2
     assert "error: v.safetensors: its cls of layer 3 is not that of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_path):
+def test_vectors_that_change_during_a_run_are_an_error(toy, saved_vectors, tmp_path):
     path = tmp_path / "v.safetensors"
-    save_file(stored, path)
+    save_file(saved_vectors, path)
     study = Reconstruct(model=str(toy[0]), task=f"file:{toy[1]}", vectors=str(path), device="cpu")
     assert study.inputs.stored
     os.utime(path, ns=(0, 0))
@@ -482,8 +488,8 @@ def test_vectors_that_change_while_they_are_read_are_refused(toy, stored, tmp_pa
         study.measure()
 
 
-def test_vectors_without_the_name_of_a_readout_are_refused(toy, stored, tmp_path, capsys):
-    np.save(tmp_path / "v.npy", stored["layer.03/mean"])
+def test_vectors_without_a_readout_name_are_an_error(toy, saved_vectors, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", saved_vectors["layer.03/mean"])
     arguments = make_arguments(toy, tmp_path / "run", "--vectors", str(tmp_path / "v.npy"), "--layers", "1")
     assert run_command(arguments) == 2
     assert "error: v.npy: unknown readout 'vector'" in capsys.readouterr().err
@@ -495,24 +501,24 @@ def test_texts_need_no_labels(tmp_path):
     assert len(Reconstruct(task=f"file:{path}").inputs.texts) == 60
 
 
-def test_what_an_overwritten_run_has_learned_goes(tmp_path):
-    def learn(seed, **more):
-        folder = RunFolder(tmp_path / "run", "reconstruct", {"seed": seed}, **more)
+def test_overwriting_a_run_removes_its_weights(tmp_path):
+    def learn(seed, **options):
+        folder = RunFolder(tmp_path / "run", "reconstruct", {"seed": seed}, **options)
         folder.begin()
         folder.path_of(f"weights/of-{seed}.safetensors").write_bytes(b"")
         return folder
 
-    def kept():
+    def weight_files():
         return sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
 
     learn(0)
-    learn(0)  # it was interrupted: what it has learned is gone on with
-    assert kept() == ["of-0.safetensors"]
+    learn(0)  # a resumed run keeps its weights
+    assert weight_files() == ["of-0.safetensors"]
     learn(1, overwrite=True).finish({})
-    assert kept() == ["of-1.safetensors"]
+    assert weight_files() == ["of-1.safetensors"]
 
 
-def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path, monkeypatch):
+def test_an_encoder_without_an_embedding_table_can_be_decoded(tmp_path, monkeypatch):
     """CANINE hashes characters."""
     (tmp_path / "few.csv").write_text("text\n" + "".join(f"a{i}\n" for i in range(10, 75)))
     toy = models.save("canine", tmp_path / "canine"), tmp_path / "few.csv"
@@ -520,12 +526,12 @@ def test_an_encoder_without_a_table_of_embeddings_has_its_texts_decoded(tmp_path
 
 
 @pytest.mark.parametrize("name", ["bag", "slot", "sequence"])
-def test_decoders_keep_off_a_device_without_float64(name):
+def test_decoders_do_not_use_a_device_without_float64(name):
     assert make_decoder(name, Reconstruct(), "mps", 5).device == "cpu"
     assert make_decoder(name, Reconstruct(), "cuda", 5).device == "cuda"
 
 
-def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
+def test_a_vocabulary_of_one_token_is_an_error(toy, tmp_path, capsys):
     path = tmp_path / "the.csv"
     path.write_text("text\n" + "".join(f"{space.join(['the'] * i)}\n" for i in range(2, 32) for space in (" ", "  ")))
     assert run_command(make_arguments((toy[0], path), tmp_path / "run")) == 2
@@ -533,7 +539,7 @@ def test_a_vocabulary_of_one_token_leaves_nothing_behind(toy, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_texts_are_refused(toy, tmp_path, capsys):
+def test_too_few_texts_are_an_error(toy, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("text,label\n" + "".join(f"cat {'very ' * i}big,{i % 2}\n" for i in range(20)))
     assert run_command(make_arguments((toy[0], few), tmp_path / "run")) == 2

@@ -63,13 +63,13 @@ class Forker:
         )
         assert self._ask() == 0
 
-    def encode(self, cache: Path, *, made: Path | None = None, pause: float = 0, careless: bool = False) -> int:
+    def encode(self, cache: Path, *, log: Path | None = None, pause: float = 0, careless: bool = False) -> int:
         """Start a process that encodes into `cache`. Returns its process id.
 
-        made: a file for the numbers of the shards that it computed. pause: seconds before each is written. careless:
+        log: a file for the numbers of the shards that it computed. pause: seconds before each is written. careless:
         disable atomic writes and verification.
         """
-        return self._ask(encode=str(cache), made=made and str(made), pause=pause, careless=careless)
+        return self._ask(encode=str(cache), log=log and str(log), pause=pause, careless=careless)
 
     def command(self, *arguments: object, errors: Path) -> int:
         """Start a process that runs the command. Returns its process id. errors: a file for its stderr."""
@@ -139,9 +139,9 @@ def _encode(encoder: Any, order: dict[str, Any]) -> None:
     files.STALE = 0.5  # a lock created but not yet written names no process
     added, add = [], store.Store.add
 
-    def record_add(self: store.Store, number: int, *rest: Any) -> None:
+    def record_add(self: store.Store, number: int, *arguments: Any) -> None:
         time.sleep(order["pause"])
-        add(self, number, *rest)
+        add(self, number, *arguments)
         added.append(number)
 
     store.Store.add = record_add  # type: ignore[method-assign]
@@ -150,8 +150,8 @@ def _encode(encoder: Any, order: dict[str, Any]) -> None:
         store.verify = lambda folder: []
         store.Store.has = lambda self, number: (self.folder / store._name(number)).exists()  # type: ignore[method-assign]
     encode(encoder, Path(order["encode"]))
-    if order["made"]:
-        Path(order["made"]).write_text(json.dumps(added))
+    if order["log"]:
+        Path(order["log"]).write_text(json.dumps(added))
 
 
 class _SlowFile:

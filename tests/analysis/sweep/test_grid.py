@@ -1,4 +1,4 @@
-"""The sweep on synthetic States: what is planted is found, what is not is at chance, and every number has its row."""
+"""The sweep on synthetic States: planted labels are found, others are at chance, and every score has one row."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.tasks.task import Task
 
 
-def test_texts_that_the_encoder_cannot_tell_apart_are_copies():
+def test_texts_with_the_same_tokens_are_copies():
     hand_task = task()
-    made = states([hand_task])
+    hand_states = states([hand_task])
     # the last text of test
-    made.locations["ids"] = np.where(np.arange(150) == 149, made.locations.ids.iloc[0], made.locations.ids)
-    task_split = split_task(hand_task, made, 0)
+    hand_states.locations["ids"] = np.where(
+        np.arange(150) == 149, hand_states.locations.ids.iloc[0], hand_states.locations.ids
+    )
+    task_split = split_task(hand_task, hand_states, 0)
     assert 0 not in task_split.row_indices
     assert task_split.left_out == {"train copies, to the encoder, of a test text": 1}
 
 
-def value(results, metric="accuracy", split="test", **where):
+def value(results, metric="accuracy", split="test", **cell_values):
     chosen = (results.metric == metric) & (results.split == split)
-    for column, wanted in where.items():
-        chosen &= results[column] == wanted
+    for column, expected in cell_values.items():
+        chosen &= results[column] == expected
     (score,) = results[chosen].value
     return score
 
 
 @pytest.fixture(scope="module")
-def swept():
-    """Two tasks over the same States, three seeds, untrained States of two of them."""
+def sweep_of_two_tasks():
+    """Two tasks on the same States, three seeds, untrained States for two seeds."""
     tasks = [task(classes=3, name="hand:made:three"), task(name="hand:made:two", seed=1)]
     trained = states(tasks)
     plant(cell(trained, 1, 1)[:150], tasks[0], 3)
@@ -52,11 +54,11 @@ def swept():
     return tasks, results, pd.concat(blocks, ignore_index=True)
 
 
-# --------------------------------------------------------------------------------------------------------- the tables
+# ---------------------------------------------------------------------------------------------------------- the tables
 
 
-def test_every_number_has_one_row(swept):
-    tasks, results, _ = swept
+def test_every_number_has_one_row(sweep_of_two_tasks):
+    tasks, results, _ = sweep_of_two_tasks
     assert tuple(results.columns) == COLUMNS
     assert not results.duplicated(list(KEY)).any()
     assert check_results(results) is results
@@ -75,8 +77,8 @@ def test_every_number_has_one_row(swept):
     assert ((results.low <= results.value) & (results.value <= results.high)).all()
 
 
-def test_baselines_without_a_cell_have_no_layer(swept):
-    _, results, _ = swept
+def test_baselines_without_a_cell_have_no_layer(sweep_of_two_tasks):
+    _, results, _ = sweep_of_two_tasks
     for control, layer, readout in (
         ("majority", NO_LAYER, "none"),
         ("length", NO_LAYER, "none"),
@@ -87,13 +89,13 @@ def test_baselines_without_a_cell_have_no_layer(swept):
         assert set(zip(rows.layer, rows.readout, strict=True)) == {(layer, readout)}
 
 
-def test_predictions_join_the_table(swept):
-    tasks, results, predictions = swept
+def test_predictions_join_the_table(sweep_of_two_tasks):
+    tasks, results, predictions = sweep_of_two_tasks
     assert tuple(predictions.columns) == PREDICTIONS
     keys = list(KEY[:-1])
     assert not predictions.duplicated([*keys, "row"]).any()
-    right = predictions.assign(right=predictions.label.astype(str) == predictions.predicted.astype(str))
-    recomputed = right.groupby(keys, observed=True).agg(right=("right", "mean"), bits=("log2_probability", "mean"))
+    scored = predictions.assign(right=predictions.label.astype(str) == predictions.predicted.astype(str))
+    recomputed = scored.groupby(keys, observed=True).agg(right=("right", "mean"), bits=("log2_probability", "mean"))
     for metric, column, sign in (("accuracy", "right", 1), ("bits", "bits", -1)):
         table = results[results.metric == metric].set_index(keys).value
         assert len(table) == len(recomputed)
@@ -106,14 +108,14 @@ def test_predictions_join_the_table(swept):
         assert (rows.split.astype(str).to_numpy() == side[name][rows.row]).all()
 
 
-def test_a_seed_moves_the_shuffle_and_not_the_convex_fit(swept):
-    _, _, predictions = swept
+def test_a_seed_changes_the_shuffle_but_not_the_convex_fit(sweep_of_two_tasks):
+    _, _, predictions = sweep_of_two_tasks
     rows = predictions[(predictions.task == "hand:made:three") & (predictions.layer == 1)]
-    of = {s: rows[rows.seed == s] for s in (0, 1)}
-    same = [of[s][of[s].control == "none"].log2_probability.to_numpy() for s in (0, 1)]
-    moved = [of[s][of[s].control == "shuffled"].label.astype(str).tolist() for s in (0, 1)]
-    assert same[0] == pytest.approx(same[1], abs=1e-3)  # solved beside another shuffle
-    assert moved[0] != moved[1]
+    rows_of_seed = {s: rows[rows.seed == s] for s in (0, 1)}
+    probabilities = [rows_of_seed[s][rows_of_seed[s].control == "none"].log2_probability.to_numpy() for s in (0, 1)]
+    labels = [rows_of_seed[s][rows_of_seed[s].control == "shuffled"].label.astype(str).tolist() for s in (0, 1)]
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-3)  # solved together with another shuffle
+    assert labels[0] != labels[1]
 
 
 def test_majority_has_the_frequencies_of_train():
@@ -131,11 +133,11 @@ def test_majority_has_the_frequencies_of_train():
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_layer_0_cls_is_the_majority_rate_exactly(classes):
-    """Also where classes share the first place, and where rounding differs from text to text."""
+    """Also where classes tie for the majority, and where rounding differs between texts."""
     hand_task = task(classes=classes)
-    made = states([hand_task], dim=48)
-    cell(made, 0, 0)[::5] = np.nextafter(cell(made, 0, 0)[::5], np.float32(9))
-    results = sweep([hand_task], made, PROBES)
+    hand_states = states([hand_task], dim=48)
+    cell(hand_states, 0, 0)[::5] = np.nextafter(cell(hand_states, 0, 0)[::5], np.float32(9))
+    results = sweep([hand_task], hand_states, PROBES)
     assert value(results, control="none", layer=0, readout="cls") == value(results, control="majority")
     (sentence,) = check_layer0(results)
     assert "equals the majority rate" in sentence
@@ -143,42 +145,42 @@ def test_layer_0_cls_is_the_majority_rate_exactly(classes):
 
 def test_the_self_check_can_fail():
     hand_task = task()
-    made = states([hand_task])
-    plant(cell(made, 0, 0), hand_task, 4)
-    (sentence,) = check_layer0(sweep([hand_task], made, PROBES))
+    hand_states = states([hand_task])
+    plant(cell(hand_states, 0, 0), hand_task, 4)
+    (sentence,) = check_layer0(sweep([hand_task], hand_states, PROBES))
     assert "DIFFERS" in sentence
 
 
-# ------------------------------------------------------------------------------------------- found, and not found
+# ------------------------------------------------------------------------------------------------------- planted cells
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_planted_cell_is_found_among_104(seed):
-    planted(seed)
+    check_planted_cell(seed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3, 23))
-def test_a_planted_cell_is_found_20_times_of_20(seed):
-    planted(seed)
+def test_a_planted_cell_is_found_in_20_of_20_grids(seed):
+    check_planted_cell(seed)
 
 
-def planted(seed):
+def check_planted_cell(seed):
     """METHODS.md: a 13 x 8 grid, d = 2 in one cell, n = 600 + 400."""
     hand_task = task((500, 100, 400), seed=seed)
     readouts = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
-    made = states([hand_task], layers=13, readouts=readouts, dim=16, seed=seed)
+    hand_states = states([hand_task], layers=13, readouts=readouts, dim=16, seed=seed)
     layer, number = np.random.default_rng(seed).integers([1, 0], [13, 8])
-    plant(cell(made, layer, number), hand_task, 2)
+    plant(cell(hand_states, layer, number), hand_task, 2)
     blocks = []
-    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append)
-    where = {"layer": layer, "readout": readouts[number]}
+    results = sweep([hand_task], hand_states, PROBES, on_predictions=blocks.append)
+    best_cell = {"layer": layer, "readout": readouts[number]}
     best = stats.best_layers(pd.concat(blocks)).sort_values("dev", ascending=False).iloc[0]
-    assert (best.layer, best.readout) == tuple(where.values())
-    assert value(results, control="none", **where) > 0.78  # Phi(1) = 0.84
+    assert (best.layer, best.readout) == tuple(best_cell.values())
+    assert value(results, control="none", **best_cell) > 0.78  # Phi(1) = 0.84
     chance = results[(results.control == "shuffled") & (results.metric == "accuracy") & (results.split == "test")]
     z = (chance.value - 0.5) / np.sqrt(0.25 / 400)
-    assert abs(z.mean()) < 3  # the cells share their labels, so their mean errs like one of them
+    assert abs(z.mean()) < 3  # the cells share their labels, so the mean varies as much as one cell
     assert z.abs().max() < 5
 
 
@@ -186,9 +188,9 @@ def planted(seed):
 def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
     """x | y ~ N(+-d/2 u, I): accuracy Phi(d / 2), bits by quadrature, both within 3 SE (METHODS.md 2)."""
     hand_task = task((8_000, 1000, 4_000))
-    made = states([hand_task], layers=1, readouts=("mean",), dim=3)
-    plant(cell(made, 0, 0), hand_task, d)
-    results = sweep([hand_task], made, PROBES, controls=())
+    hand_states = states([hand_task], layers=1, readouts=("mean",), dim=3)
+    plant(cell(hand_states, 0, 0), hand_task, d)
+    results = sweep([hand_task], hand_states, PROBES, controls=())
     n, accuracy = 4_000, norm.cdf(d / 2)
     moment = [
         quad(lambda z, k=k: norm.pdf(z) * np.logaddexp(0, -d * (d / 2 + z)) ** k, -10, 10)[0] / np.log(2) ** k
@@ -199,7 +201,7 @@ def test_accuracy_and_bits_are_the_closed_forms_of_gaussians(d):
     assert abs(scores[1] - moment[0]) < 3 * np.sqrt((moment[1] - moment[0] ** 2) / n)
 
 
-def test_bag_of_words_reads_words_and_not_their_order():
+def test_bag_of_words_ignores_word_order():
     random = np.random.default_rng(0)
     words = np.array(["red", "blue", "green", "grey", "black"])
     n = sum(SMALL)
@@ -216,27 +218,27 @@ def test_bag_of_words_reads_words_and_not_their_order():
     assert value(results, task="hand:made:order", control="bag_of_words") < 0.7
 
 
-def test_layer0_mean_stands_only_where_its_cell_was_read():
+def test_layer0_mean_needs_its_cell():
     hand_task = task()
     assert "layer0_mean" in set(sweep([hand_task], states([hand_task]), PROBES).control)
     assert "layer0_mean" not in set(sweep([hand_task], states([hand_task], readouts=("cls", "max")), PROBES).control)
 
 
-# ------------------------------------------------------------------------------------------------------ who takes part
+# ------------------------------------------------------------------------------------------------------ texts left out
 
 
-def test_texts_too_short_leave_for_every_readout_and_are_counted():
+def test_texts_too_short_for_a_readout_are_dropped_for_all_and_counted():
     hand_task = task()
     present = np.ones((2, 150), bool)
     present[1, [0, 1, 70, 149]] = False
-    made = states([hand_task], readouts=("cls", "token[2]"), present=present)
-    cell(made, 0, 1)[~present[1]] = cell(made, 1, 1)[~present[1]] = np.nan
+    hand_states = states([hand_task], readouts=("cls", "token[2]"), present=present)
+    cell(hand_states, 0, 1)[~present[1]] = cell(hand_states, 1, 1)[~present[1]] = np.nan
     blocks = []
-    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append)
+    results = sweep([hand_task], hand_states, PROBES, on_predictions=blocks.append)
     assert set(results.n_train) == {58}
     assert set(results[results.split == "test"].n_test) == {59}
     assert not set(pd.concat(blocks).row) & {0, 1, 70, 149}
-    task_split = split_task(hand_task, made, 0)
+    task_split = split_task(hand_task, hand_states, 0)
     assert task_split.left_out == {"too short for token[2]": 4}
     assert describe_rows(task_split) == {
         "rows": 150, "train": 58, "dev": 29, "test": 59, "left out: too short for token[2]": 4, "classes": 2
@@ -257,11 +259,11 @@ def test_a_position_that_no_text_has_is_an_error():
         sweep([hand_task], states([hand_task], readouts=("cls", "token[40]"), present=present), PROBES)
 
 
-@pytest.mark.parametrize(("lost", "sentence"), [(slice(60, 90), "no dev text"), (slice(90, 150), "no test text")])
-def test_a_side_that_loses_all_its_texts_is_an_error(lost, sentence):
+@pytest.mark.parametrize(("absent", "sentence"), [(slice(60, 90), "no dev text"), (slice(90, 150), "no test text")])
+def test_a_side_that_loses_all_its_texts_is_an_error(absent, sentence):
     hand_task = task()
     present = np.ones((2, 150), bool)
-    present[1, lost] = False
+    present[1, absent] = False
     with pytest.raises(InputError, match=sentence):
         sweep([hand_task], states([hand_task], present=present), PROBES)
 
@@ -274,7 +276,7 @@ def test_a_class_that_loses_all_its_train_texts_is_an_error():
         sweep([hand_task], states([hand_task], present=present), PROBES)
 
 
-def test_numbers_want_a_probe_that_reads_them():
+def test_numbers_need_a_regression_probe():
     hand_task = task()
     number = Task(hand_task.name, hand_task.texts, np.arange(150.0), "number", hand_task.split)
     with pytest.raises(InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does"):
@@ -285,27 +287,27 @@ def test_numbers_want_a_probe_that_reads_them():
 
 
 class FailsInOneCell(LogisticProbe):
-    def fit_cells(self, X, y, **more):
+    def fit_cells(self, X, y, **options):
         if (X[..., 0] > 50).any():
             raise ValueError("too large for me")
-        return super().fit_cells(X, y, **more)
+        return super().fit_cells(X, y, **options)
 
 
-def test_a_probe_that_raises_in_one_cell_is_told_and_the_others_finish():
+def test_a_probe_that_fails_in_one_cell_is_reported_and_the_others_finish():
     hand_task = task()
-    made = states([hand_task])
-    sound = sweep([hand_task], made, PROBES)
-    cell(made, 1, 0)[:] += 100
+    hand_states = states([hand_task])
+    sound = sweep([hand_task], hand_states, PROBES)
+    cell(hand_states, 1, 0)[:] += 100
     failures, blocks = [], []
     probes = {"logistic": FailsInOneCell()}
-    results = sweep([hand_task], made, probes, on_failure=failures.append, on_predictions=blocks.append)
+    results = sweep([hand_task], hand_states, probes, on_failure=failures.append, on_predictions=blocks.append)
     assert failures == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
-    gone = (sound.layer == 1) & (sound.readout == "cls")
-    pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
+    failed = (sound.layer == 1) & (sound.readout == "cls")
+    pd.testing.assert_frame_equal(results, sound[~failed].reset_index(drop=True))
     predictions = pd.concat(blocks)
     assert not ((predictions.layer == 1) & (predictions.readout == "cls")).any()
     with pytest.raises(RuntimeError, match="too large for me"):
-        sweep([hand_task], made, {"logistic": FailsInOneCell()})
+        sweep([hand_task], hand_states, {"logistic": FailsInOneCell()})
 
 
 def test_a_probe_without_probabilities_has_no_bits():
@@ -318,59 +320,63 @@ def test_a_probe_without_probabilities_has_no_bits():
     assert predictions[predictions.probe == "ridge"].log2_probability.isna().all()
 
 
-def test_garbage_in_test_rows_changes_no_dev_number():
+def test_test_rows_do_not_change_dev_scores():
     hand_task = task()
-    made, poisoned = states([hand_task]), states([hand_task])
-    plant(cell(made, 1, 1), hand_task, 2)
+    hand_states, poisoned = states([hand_task]), states([hand_task])
+    plant(cell(hand_states, 1, 1), hand_task, 2)
     test = hand_task.split == "test"
-    for where, number in np.ndindex(2, 2):
-        vectors = cell(poisoned, where, number)
-        vectors[:] = cell(made, where, number)
+    for layer, number in np.ndindex(2, 2):
+        vectors = cell(poisoned, layer, number)
+        vectors[:] = cell(hand_states, layer, number)
         vectors[test] = 1e4 * np.random.default_rng(3).normal(size=vectors[test].shape)
     y = np.where(test, hand_task.y[::-1], hand_task.y)
     garbled = Task(hand_task.name, hand_task.texts, y, "class", hand_task.split)
     dev = [
         results[(results.split == "dev") & (results.control != "shuffled")].reset_index(drop=True)
-        for results in (sweep([hand_task], made, PROBES), sweep([garbled], poisoned, PROBES))
+        for results in (sweep([hand_task], hand_states, PROBES), sweep([garbled], poisoned, PROBES))
     ]
     pd.testing.assert_frame_equal(*dev, check_exact=True)
 
 
-def test_cells_a_few_at_a_time_have_the_same_numbers(monkeypatch):
+def test_cells_in_chunks_have_the_same_scores(monkeypatch):
     hand_task = task()
-    made = states([hand_task], layers=3)
+    hand_states = states([hand_task], layers=3)
     calls, predict_each = [], module.predict_each
     monkeypatch.setattr(module, "predict_each", lambda *a, **k: calls.append(len(a[1])) or predict_each(*a, **k))
-    whole = sweep([hand_task], made, PROBES)
+    together = sweep([hand_task], hand_states, PROBES)
     monkeypatch.setattr(module, "CHUNK", 2 * 60 * 4 * 4)  # two cells of 60 texts x 4 dims
-    parts = sweep([hand_task], made, PROBES)
+    chunked = sweep([hand_task], hand_states, PROBES)
     assert calls == [6, 2, 2, 2]
     order = list(KEY)
     pd.testing.assert_frame_equal(
-        whole.sort_values(order, ignore_index=True), parts.sort_values(order, ignore_index=True), rtol=1e-5
+        together.sort_values(order, ignore_index=True), chunked.sort_values(order, ignore_index=True), rtol=1e-5
     )
 
 
 def test_untrained_states_may_hold_the_texts_in_another_order():
     hand_task = task()
-    made = states([hand_task], control="untrained", weights=0, seed=5)
-    turned = make_states(made.texts[::-1], made.readouts, stack_cells(made)[:, :, ::-1], made.source)
+    untrained = states([hand_task], control="untrained", weights=0, seed=5)
+    reversed_states = make_states(
+        untrained.texts[::-1], untrained.readouts, stack_cells(untrained)[:, :, ::-1], untrained.source
+    )
     trained = states([hand_task])
-    same = [sweep([hand_task], [trained, other], PROBES) for other in (made, turned)]
-    pd.testing.assert_frame_equal(*same, check_exact=False)
+    results = [sweep([hand_task], [trained, candidate], PROBES) for candidate in (untrained, reversed_states)]
+    pd.testing.assert_frame_equal(*results, check_exact=False)
 
 
-def test_a_control_without_a_label_for_every_text_is_scored_on_those_that_have_one(monkeypatch):
-    made = task()
-    drawn = np.random.default_rng(3).integers(-1, 2, 150)
-    monkeypatch.setitem(module.CONTROLS, "odd", lambda texts, y, side, seed: drawn)
+def test_a_control_is_scored_on_the_texts_it_labels(monkeypatch):
+    hand_task = task()
+    codes = np.random.default_rng(3).integers(-1, 2, 150)
+    monkeypatch.setitem(module.CONTROLS, "odd", lambda texts, y, side, seed: codes)
     monkeypatch.setitem(module.CONTROLS, "none_at_all", lambda texts, y, side, seed: np.full(len(y), -1))
     blocks = []
-    results = sweep([made], states([made]), PROBES, controls=("odd", "none_at_all"), on_predictions=blocks.append)
+    results = sweep(
+        [hand_task], states([hand_task]), PROBES, controls=("odd", "none_at_all"), on_predictions=blocks.append
+    )
     test = results[(results.split == "test") & (results.control == "odd")]
     assert set(results.control) & {"odd", "none_at_all"} == {"odd"}
-    assert set(test.n_test) == {int((drawn[90:] >= 0).sum())}
-    assert set(test.n_train) == {int((drawn[:60] >= 0).sum())}
+    assert set(test.n_test) == {int((codes[90:] >= 0).sum())}
+    assert set(test.n_train) == {int((codes[:60] >= 0).sum())}
     predictions = pd.concat(blocks)
     rows = predictions[
         (predictions.control == "odd")
@@ -378,24 +384,26 @@ def test_a_control_without_a_label_for_every_text_is_scored_on_those_that_have_o
         & (predictions.layer == 1)
         & (predictions.readout == "mean")
     ]
-    assert sorted(rows.row) == (90 + np.flatnonzero(drawn[90:] >= 0)).tolist()
+    assert sorted(rows.row) == (90 + np.flatnonzero(codes[90:] >= 0)).tolist()
     share = (rows.label.astype(str) == rows.predicted.astype(str)).mean()
     assert value(results, control="odd", layer=1, readout="mean") == pytest.approx(share)
 
 
-def test_a_readout_whose_pooling_is_learned_has_its_own_probe():
-    """A token at any place decides: nothing that reads the flattened tokens linearly finds it so well."""
+def test_a_readout_with_learned_pooling_has_its_own_probe():
+    """The label is in a token at any position: a linear probe of the flattened tokens reads it less well."""
     rng = np.random.default_rng(0)
-    made = task((200, 60, 100))
+    hand_task = task((200, 60, 100))
     tokens = rng.normal(size=(360, 6, 4)).astype(np.float32)
     positions = rng.integers(0, 6, 360)
-    tokens[np.arange(360), positions, 0] = 6  # where to look
-    tokens[np.arange(360), positions, 1] = np.where(made.y == "b", 1.5, -1.5)  # what stands there
+    tokens[np.arange(360), positions, 0] = 6  # marks the position
+    tokens[np.arange(360), positions, 1] = np.where(hand_task.y == "b", 1.5, -1.5)  # the label
     flat = tokens.reshape(1, 1, 360, 24)
-    both = make_states(made.texts, ("attention[6]",), flat, {"model": "m", "control": "none", "seed": None})
-    both = dataclasses.replace(both, dim=4)
-    results = sweep([made], both, {"logistic": LogisticProbe(), "other": LogisticProbe()})
+    attention_states = make_states(
+        hand_task.texts, ("attention[6]",), flat, {"model": "m", "control": "none", "seed": None}
+    )
+    attention_states = dataclasses.replace(attention_states, dim=4)
+    results = sweep([hand_task], attention_states, {"logistic": LogisticProbe(), "other": LogisticProbe()})
     assert value(results, control="none", layer=0, readout="attention[6]") > 0.87
-    assert set(results[results.control == "none"].probe) == {"logistic"}  # once, whatever the other probes are
-    plain = make_states(made.texts, ("flatten[6]",), flat, {"model": "m", "control": "none", "seed": None})
-    assert value(sweep([made], plain, PROBES), control="none", layer=0, readout="flatten[6]") < 0.82
+    assert set(results[results.control == "none"].probe) == {"logistic"}  # once, not for every other probe
+    plain = make_states(hand_task.texts, ("flatten[6]",), flat, {"model": "m", "control": "none", "seed": None})
+    assert value(sweep([hand_task], plain, PROBES), control="none", layer=0, readout="flatten[6]") < 0.82

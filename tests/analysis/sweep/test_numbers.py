@@ -1,4 +1,4 @@
-"""Tasks whose labels are numbers, all the way: sweep, controls, intervals, verdicts, the command and its page."""
+"""Tasks whose labels are numbers: sweep, controls, intervals, verdicts, the command and its page."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 from clsprobe.run import Run
 
-BOTH = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
+PROBES = {"logistic": LogisticProbe(), "ridge": RidgeProbe()}
 RIDGE = {"ridge": RidgeProbe()}
 SOURCE = {"model": "synthetic", "control": "none", "seed": None}
 SMALL = (120, 40, 80)  # train, dev, test
 
 
-def made(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
-    """A task of Gaussian numbers and States whose only telling cell is layer 1, mean: its first coordinate explains
-    R2 of the variance. Layer-0 cls is one vector."""
+def make_data(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
+    """A task of Gaussian numbers and States where only one cell, layer 1 mean, is informative: its first coordinate
+    explains R2 of the variance. Layer-0 cls is one vector."""
     random, n = np.random.default_rng([seed, 9]), sum(counts)
     texts = distinct_texts(n, seed, name)
     values = random.normal(size=(2, 2, n, dim)).astype(np.float32)
@@ -56,42 +56,42 @@ def made(counts=SMALL, *, R2=0.5, dim=4, seed=0, name="hand:made:number"):
 
 def value(results, metric="r2", split="test", **where):
     chosen = (results.metric == metric) & (results.split == split)
-    for column, wanted in where.items():
-        chosen &= results[column] == wanted
+    for column, expected in where.items():
+        chosen &= results[column] == expected
     (score,) = results[chosen].value
     return score
 
 
-# ----------------------------------------------------------------------------------------- found, and not found
+# ---------------------------------------------------------------------------------------------------- planted numbers
 
 
 @pytest.mark.parametrize("R2", [0.2, 0.8])
-def test_what_gaussian_numbers_tell_is_their_closed_form(R2):
-    """R2 is that of the population, Spearman's correlation 6 / pi asin(rho / 2); both within 3.5 SE."""
+def test_scores_of_gaussian_numbers_match_their_closed_forms(R2):
+    """R2 is that of the population, Spearman's correlation is 6 / pi asin(rho / 2); both within 3.5 SE."""
     n = 6000
-    task, states = made((6000, 500, n), R2=R2)
+    task, states = make_data((6000, 500, n), R2=R2)
     results = sweep([task], states, RIDGE, controls=("shuffled",))
     cell = {"layer": 1, "readout": "mean"}
     rho = np.sqrt(R2)
     assert abs(value(results, control="none", **cell) - R2) < 3.5 * 2 * rho * (1 - R2) / np.sqrt(n)
-    order = 6 / np.pi * np.arcsin(rho / 2)
-    assert abs(value(results, "spearman", control="none", **cell) - order) < 3.5 * (1 - R2) * 1.2 / np.sqrt(n)
-    for nothing in ({"control": "none", "layer": 1, "readout": "cls"}, {"control": "shuffled", **cell}):
-        assert -0.01 < value(results, **nothing) < 0.003
-        assert abs(value(results, "spearman", **nothing)) < 4.5 / np.sqrt(n)
+    correlation = 6 / np.pi * np.arcsin(rho / 2)
+    assert abs(value(results, "spearman", control="none", **cell) - correlation) < 3.5 * (1 - R2) * 1.2 / np.sqrt(n)
+    for chance_cell in ({"control": "none", "layer": 1, "readout": "cls"}, {"control": "shuffled", **cell}):
+        assert -0.01 < value(results, **chance_cell) < 0.003
+        assert abs(value(results, "spearman", **chance_cell)) < 4.5 / np.sqrt(n)
 
 
 def test_noise_explains_nothing_on_average():
     values = []
     for seed in range(20):
-        task, states = made(R2=0, seed=seed)
+        task, states = make_data(R2=0, seed=seed)
         results = sweep([task], states, RIDGE, controls=())
         values.append(value(results, control="none", layer=1, readout="mean"))
-    assert -0.1 < np.mean(values) < 0  # below 0: what was learned of noise misleads
+    assert -0.1 < np.mean(values) < 0  # below 0: fitting noise makes predictions worse
 
 
-def test_a_cell_is_read_as_scikit_learns_ridge_would():
-    task, states = made()
+def test_a_cell_is_read_like_ridge_of_scikit_learn():
+    task, states = make_data()
     results = sweep([task], states, RIDGE, controls=())
     X, sides = states.cell(1, "mean").astype(np.float64), task.split
     train, dev, test = (sides == side for side in ("train", "dev", "test"))
@@ -104,8 +104,8 @@ def test_a_cell_is_read_as_scikit_learns_ridge_would():
     assert value(results, "spearman", **where) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
-    task, states = made()
+def test_the_mean_of_train_is_a_baseline_and_equals_layer_0_cls():
+    task, states = make_data()
     results = sweep([task], states, RIDGE)
     train, test = (task.y[task.split == side] for side in ("train", "test"))
     expected = 1 - ((test - train.mean()) ** 2).mean() / test.var()
@@ -118,9 +118,9 @@ def test_the_mean_of_train_is_the_first_baseline_and_layer_0_cls_its_equal():
     assert "DIFFERS FROM that of the mean of train" in sentence
 
 
-def test_length_and_words_are_read_where_they_decide():
+def test_baselines_of_length_and_words_read_what_depends_on_them():
     random, n = np.random.default_rng(0), sum(SMALL)
-    weight = {"pink": 1.0, "blue": 2.0, "teal": 3.0, "grey": 4.0, "gold": 5.0}  # all as long
+    weight = {"pink": 1.0, "blue": 2.0, "teal": 3.0, "grey": 4.0, "gold": 5.0}  # all of one length
     words = random.choice([*weight], size=(n, 2))
     filler = [" ".join(random.choice([*"abcdefghijk"], size=random.integers(0, 60))) for _ in range(n)]
     texts = [f"w{i:03d} {a} {b} {rest}".strip() for i, ((a, b), rest) in enumerate(zip(words, filler, strict=True))]
@@ -135,28 +135,28 @@ def test_length_and_words_are_read_where_they_decide():
     assert set(results[results.control.isin(["length", "bag_of_words"])].probe) == {"ridge"}
 
 
-# ------------------------------------------------------------------------------------- numbers and classes side by side
+# ----------------------------------------------------------------------------------- numbers and classes side by side
 
 
 @pytest.fixture(scope="module")
 def mixed():
-    """One text set, a task of numbers and one of classes, two seeds; the States, results and predictions."""
-    task, states = made()
+    """A task of numbers and one of classes on the same texts, two seeds: tasks, States, results and predictions."""
+    task, states = make_data()
     classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "high", "low"), "class", task.split)
     untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
     blocks = []
-    results = sweep([classes, task], [states, untrained], BOTH, seeds=(0, 1), on_predictions=blocks.append)
+    results = sweep([classes, task], [states, untrained], PROBES, seeds=(0, 1), on_predictions=blocks.append)
     return classes, task, states, results, blocks
 
 
-def test_each_task_is_read_by_the_probes_that_fit(mixed):
+def test_each_task_is_read_by_suitable_probes(mixed):
     classes, task, _, results, _ = mixed
-    for one, read, metrics in (
+    for a_task, probe, metrics in (
         (classes, "logistic", {"accuracy", "macro_f1", "bits"}),
         (task, "ridge", {"r2", "spearman"}),
     ):
-        rows = results[results.task == one.name]
-        assert set(rows.probe) == {"none", read}
+        rows = results[results.task == a_task.name]
+        assert set(rows.probe) == {"none", probe}
         assert set(rows.metric) == metrics
         assert set(rows.control) >= {"none", "shuffled", "untrained", "majority", "bag_of_words", "layer0_mean"}
 
@@ -177,30 +177,30 @@ def test_predictions_of_numbers_join_the_table(mixed):
     assert (real.number.to_numpy() == task.y[real.row]).all()
 
 
-def test_classes_are_as_they_are_without_numbers(mixed, tmp_path):
+def test_a_task_of_numbers_does_not_change_results_of_classes(mixed, tmp_path):
     classes, _, states, results, blocks = mixed
     untrained = dataclasses.replace(states, source=SOURCE | {"control": "untrained", "seed": 0})
-    alone = []
+    blocks_alone = []
     expected = sweep(
-        [classes], [states, untrained], {"logistic": LogisticProbe()}, seeds=(0, 1), on_predictions=alone.append
+        [classes], [states, untrained], {"logistic": LogisticProbe()}, seeds=(0, 1), on_predictions=blocks_alone.append
     )
-    assert all(tuple(block.columns) == PREDICTIONS for block in alone)
+    assert all(tuple(block.columns) == PREDICTIONS for block in blocks_alone)
     pd.testing.assert_frame_equal(results[results.task == classes.name], expected)
-    both = concat_predictions(blocks)
-    both = both[both.task == classes.name]
-    assert (stats.scores(both) == stats.scores(concat_predictions(alone))).all()
+    predictions = concat_predictions(blocks)
+    predictions = predictions[predictions.task == classes.name]
+    assert (stats.scores(predictions) == stats.scores(concat_predictions(blocks_alone))).all()
 
 
-@pytest.mark.parametrize("which", [slice(None), slice(-3, None)])  # with classes; numbers alone, whose labels are empty
-def test_predictions_come_back_from_parquet(mixed, tmp_path, which):
+@pytest.mark.parametrize("selection", [slice(None), slice(-3, None)], ids=["with classes", "numbers only"])
+def test_predictions_survive_parquet(mixed, tmp_path, selection):
     from clsprobe.probes.files import write_parquet
 
-    predictions = concat_predictions(mixed[-1][which])
+    predictions = concat_predictions(mixed[-1][selection])
     write_parquet(tmp_path / "p.parquet", predictions)
-    again = pd.read_parquet(tmp_path / "p.parquet")
-    assert tuple(again.columns) == tuple(predictions.columns)
-    assert (stats.scores(again) == stats.scores(predictions)).all()
-    plain = [again[c].astype(object).where(again[c].notna(), None).tolist() for c in ("label", "predicted")]
+    loaded = pd.read_parquet(tmp_path / "p.parquet")
+    assert tuple(loaded.columns) == tuple(predictions.columns)
+    assert (stats.scores(loaded) == stats.scores(predictions)).all()
+    plain = [loaded[c].astype(object).where(loaded[c].notna(), None).tolist() for c in ("label", "predicted")]
     assert plain == [
         predictions[c].astype(object).where(predictions[c].notna(), None).tolist() for c in ("label", "predicted")
     ]
@@ -213,56 +213,56 @@ def test_a_table_for_a_paper_has_both(mixed):
 
 
 def test_rows_are_described_without_classes():
-    task, states = made()
+    task, states = make_data()
     counts = describe_rows(split_task(task, states, 0))
     assert counts == {"rows": 240, "train": 120, "dev": 40, "test": 80, "different numbers": 240}
 
 
 def test_any_regressor_is_a_probe():
-    task, states = made()
+    task, states = make_data()
     results = sweep([task], states, {"mean": DummyRegressor()}, controls=())
     mean_of_train = value(results, control="majority")
     assert value(results, control="none", layer=1, readout="mean") == pytest.approx(mean_of_train, abs=1e-6)
 
 
-def test_a_regressor_that_raises_in_a_cell_spoils_it_alone():
+def test_a_regressor_that_fails_in_a_cell_leaves_the_others():
     class Fails(RidgeProbe):
-        def fit_cells(self, X, y, **more):
+        def fit_cells(self, X, y, **options):
             if (X[..., 0] > 50).any():
                 raise ValueError("too large for me")
-            return super().fit_cells(X, y, **more)
+            return super().fit_cells(X, y, **options)
 
-    task, states = made()
+    task, states = make_data()
     sound = sweep([task], states, {"ridge": Fails()})
     states.shards[0][tensor_name(1, "mean")][:] += 100
     failures = []
     results = sweep([task], states, {"ridge": Fails()}, on_failure=failures.append)
     assert failures == ["probe 'ridge' failed on layer 1, mean (hand:made:number): ValueError: too large for me"]
-    gone = (sound.layer == 1) & (sound.readout == "mean")
-    pd.testing.assert_frame_equal(results, sound[~gone].reset_index(drop=True))
+    failed = (sound.layer == 1) & (sound.readout == "mean")
+    pd.testing.assert_frame_equal(results, sound[~failed].reset_index(drop=True))
 
 
-# -------------------------------------------------------------------------------------------------------- controls
+# ----------------------------------------------------------------------------------------------------------- controls
 
 
-def test_the_control_task_gives_words_numbers_of_train():
+def test_the_control_task_gives_word_types_numbers_of_train():
     random = np.random.default_rng(0)
     texts = [f"the {''.join(random.choice(list('abc'), 3))} house" for _ in range(300)]
     y, side = random.normal(size=300) - 9, np.repeat(["train", "dev", "test"], 100)
-    drawn = word_type(texts, y, side, 0)
-    known = has_label(drawn)
-    assert drawn.dtype == np.float64
+    labels = word_type(texts, y, side, 0)
+    known = has_label(labels)
+    assert labels.dtype == np.float64
     assert 0 < known.sum() < 300
-    assert set(drawn[known]) <= set(y[:100])
+    assert set(labels[known]) <= set(y[:100])
     codes = np.unique(y, return_inverse=True)[1]
     assert (has_label(word_type(texts, codes, side, 0)) == known).all()
-    assert coverage(drawn, side)[0] == known[200:].mean()
+    assert coverage(labels, side)[0] == known[200:].mean()
 
 
-# ------------------------------------------------------------------------------------------------------ intervals
+# ---------------------------------------------------------------------------------------------------------- intervals
 
 
-def test_skill_is_r2_text_by_text_and_spreads_as_the_bootstrap_does():
+def test_skill_is_r2_per_text_with_the_spread_of_the_bootstrap():
     true, predicted = simulations._numbers("lengths", np.random.default_rng(0), (3, 800), 0.6)
     true = true[0]
     skill = stats.skill(predicted, true)
@@ -284,22 +284,22 @@ def test_number_intervals_hold_their_values():
         assert (low <= high).all()
     assert intervals["r2"][0][0] == 1
     assert intervals["spearman"][0][:2] == pytest.approx([1, -1], abs=1e-12)
-    assert intervals["spearman"][0][2] == 0  # one number for all tells no order
+    assert intervals["spearman"][0][2] == 0  # constant predictions have no order
 
 
 @pytest.mark.parametrize("R2", [0.02, 0.5, 0.9])
 @pytest.mark.parametrize("kind", simulations.NUMBERS[:3])
-def test_intervals_of_r2_cover_as_they_promise(kind, R2):
+def test_intervals_of_r2_have_nominal_coverage(kind, R2):
     assert 0.925 <= simulations.r2(kind, 200, R2) <= 0.97
 
 
 @pytest.mark.parametrize("kind", simulations.NUMBERS[:3])
-def test_intervals_of_spearman_cover_as_they_promise(kind):
+def test_intervals_of_spearman_have_nominal_coverage(kind):
     assert 0.93 <= simulations.spearman(kind, 200, 0.5, simulations=1000) <= 0.975
 
 
-def test_an_interval_that_forgot_the_variance_of_the_sample_would_not_cover():
-    """The broken twin: 1 - error^2 / variance alone, whose mean is R2 too."""
+def test_an_interval_without_the_variance_of_the_sample_would_not_cover():
+    """The wrong version uses 1 - error^2 / variance only, whose mean is R2 too."""
     true, predicted = simulations._numbers("Gaussian", np.random.default_rng(0), (1000, 200), 0.1)
     plain = 1 - (predicted - true) ** 2 / true.var(1, keepdims=True)
     truth = simulations._truth("Gaussian", 0.1)[0]
@@ -307,7 +307,7 @@ def test_an_interval_that_forgot_the_variance_of_the_sample_would_not_cover():
     assert 0.93 < simulations.covered(stats.mean_interval(stats.skill(predicted, true)), truth) < 0.97
 
 
-def test_paired_differences_of_r2_cover_as_they_promise():
+def test_paired_differences_of_r2_have_nominal_coverage():
     assert 0.935 <= simulations.r2_difference("Gaussian", 200, 0.9, 0.6) <= 0.965
 
 
@@ -320,14 +320,14 @@ def test_intervals_of_numbers_cover_at_every_size(kind, n):
         assert 0.93 <= simulations.spearman(kind, n, R2) <= 0.985
 
 
-# ------------------------------------------------------------------------------------------------- choices, verdicts
+# -------------------------------------------------------------------------------------------------- choices, verdicts
 
 
-def hand(skills, *, n=300, seed=0):
-    """Predictions by hand: (control, layer, readout) -> R2 on dev and on test, errors apart from cell to cell."""
+def make_predictions(skills, *, n=300, seed=0):
+    """Predictions with a given R2: (control, layer, readout) -> R2 on dev and test; errors are independent."""
     parts = []
-    for number, ((control, layer, readout), of) in enumerate(skills.items()):
-        for side, R2 in zip(("dev", "test"), of, strict=True):
+    for number, ((control, layer, readout), skill_of_sides) in enumerate(skills.items()):
+        for side, R2 in zip(("dev", "test"), skill_of_sides, strict=True):
             true = np.random.default_rng([seed, side == "test"]).normal(size=n)
             error = np.random.default_rng([seed, number, side == "test"]).normal(size=n)
             error *= np.sqrt((1 - R2) * true.var() / (error**2).mean())
@@ -340,8 +340,8 @@ def hand(skills, *, n=300, seed=0):
     return check_predictions(pd.concat(parts, ignore_index=True)[[*PREDICTIONS, *NUMBERS]])
 
 
-def table(cls=0.8, mean=0.8, bag=0.5):
-    return hand(
+def make_table(cls=0.8, mean=0.8, bag=0.5):
+    return make_predictions(
         {
             ("none", 2, "cls"): (cls - 0.1, 0.99),
             ("none", 3, "cls"): (cls, cls),
@@ -354,17 +354,17 @@ def table(cls=0.8, mean=0.8, bag=0.5):
 
 
 def test_the_layer_is_chosen_by_r2_on_dev():
-    chosen = choose.choose_layer(table(), "cls")
+    chosen = choose.choose_layer(make_table(), "cls")
     assert (chosen.layer, chosen.metric) == (3, "R2")
     assert (chosen.dev, chosen.test) == (pytest.approx(0.8), pytest.approx(0.8))
     assert 0.7 < chosen.low < 0.8 < chosen.high < 0.87
-    assert choose.best_baseline(table()).name == "bag of words"
-    assert "mean of train" in set(choose.list_baselines(table()).name)
+    assert choose.best_baseline(make_table()).name == "bag of words"
+    assert "mean of train" in set(choose.list_baselines(make_table()).name)
 
 
 @pytest.mark.parametrize(("cls", "bag", "outcome"), [(0.8, 0.5, "yes"), (0.8, 0.8, "undecided"), (0.4, 0.8, "no")])
 def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
-    verdict = Run().judge(table(cls, bag=bag))
+    verdict = Run().judge(make_table(cls, bag=bag))
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(cls - bag)
     assert verdict.low < verdict.effect < verdict.high
@@ -373,20 +373,20 @@ def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
 
 @pytest.mark.parametrize(("mean", "outcome"), [(0.95, "yes"), (0.5, "no")])
 def test_readouts_are_compared_on_numbers_too(mean, outcome):
-    rows = table(0.8, mean)
+    rows = make_table(0.8, mean)
     assert Poolings().judge(rows).outcome == outcome
-    whole, task = measured(predictions=rows), rows.task.iloc[0]
-    differences, curves = Poolings().show(whole, task)
+    tables, task = measured(predictions=rows), rows.task.iloc[0]
+    differences, curves = Poolings().show(tables, task)
     assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
     assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
-    assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks it the other way round
+    assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks the opposite question
     assert {
         exhibit.arguments["metric"] for exhibit in Aggregate().show(measured(predictions=rows), rows.task.iloc[0])
     } == {"R2"}
 
 
 def test_the_page_of_numbers_draws():
-    for exhibit in grid_exhibits(table()):
+    for exhibit in grid_exhibits(make_table()):
         if exhibit.plot:
             assert exhibit.arguments["metric"] == "R2"
             exhibit.draw()
@@ -417,29 +417,29 @@ def test_bands_are_quantiles_with_names():
     assert names[0].startswith("0 to 2")
 
 
-# ----------------------------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_numbers_that_tell_nothing_are_refused():
-    task, states = made()
+def test_constant_numbers_are_an_error():
+    task, states = make_data()
     for side in ("train", "dev", "test"):
         flat = dataclasses.replace(task, y=np.where(task.split == side, 3.0, task.y))
-        for refuse in (split, lambda one: sweep([one], states, RIDGE)):
+        for reject in (split, lambda a_task: sweep([a_task], states, RIDGE)):
             with pytest.raises(InputError, match=f"all numbers of {side} are the same \\(3\\); a probe needs two"):
-                refuse(flat)
+                reject(flat)
 
 
-@pytest.mark.parametrize("strange", [np.nan, np.inf])
-def test_what_is_no_number_is_refused(strange):
-    task, states = made()
+@pytest.mark.parametrize("invalid", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_an_error(invalid):
+    task, states = make_data()
     y = task.y.copy()
-    y[[3, 7]] = strange
+    y[[3, 7]] = invalid
     with pytest.raises(InputError, match="rows 4, 8 hold no finite number"):
         sweep([dataclasses.replace(task, y=y)], states, RIDGE)
 
 
-def test_a_task_that_no_probe_reads_is_refused():
-    task, states = made()
+def test_a_task_that_no_probe_reads_is_an_error():
+    task, states = make_data()
     classes = Task("hand:made:class", task.texts, np.where(task.y > 5, "a", "b"), "class", task.split)
     with pytest.raises(
         InputError, match=r"has numbers, which logistic cannot read\. Add a probe that does, such as ridge"
@@ -456,7 +456,7 @@ def test_a_task_that_no_probe_reads_is_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny model, and a table of texts with how many dogs and birds they have."""
+    """A tiny model, and a table of texts with half their length and whether they have a dog."""
     path = tmp_path_factory.mktemp("numbers")
     models.save("bert", path / "model")
     random = np.random.default_rng(0)
@@ -467,9 +467,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def arguments(folder: Path, *more: object) -> tuple[object, ...]:
+def arguments(folder: Path, *flags: object) -> tuple[object, ...]:
     return ("run", "--task", f"file:{folder}/d.csv", "--label-column", "half", "--target", "number",
-            "--model", folder / "model", "--readouts", "cls,mean", *more)  # fmt: skip
+            "--model", folder / "model", "--readouts", "cls,mean", *flags)  # fmt: skip
 
 
 def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
@@ -491,14 +491,14 @@ def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
     expected = metric.r2(cell.predicted_number.to_numpy()[None], cell.number.to_numpy(), np.ones((1, len(cell))))
     assert value(results, control="none", layer=1, readout="mean") == pytest.approx(expected[0, 0])
     page = (out / "report.html").read_text()
-    for said in (
+    for phrase in (
         "Test R2 of a linear probe",
         "mean of train",
         "equals that of the mean of train",
         "explains",
         "spearman",
     ):
-        assert said in page
+        assert phrase in page
     assert "Test accuracy" not in page
     capsys.readouterr()
     assert call("report", out, "--out", tmp_path / "again.html") == 0
@@ -510,15 +510,15 @@ def test_numbers_from_a_table_to_a_page(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("flags", "sentence"),
     [
         (["--probes", "logistic"], "has numbers, which logistic cannot read. Add a probe that does, such as ridge."),
         (["--target", "class", "--label-column", "dog", "--probes", "ridge"], "has classes, which ridge cannot read."),
         (["--readouts", "attention"], "learns its pooling from classes, and file:d:half has numbers."),
     ],
 )
-def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, sentence, tmp_path, capsys):
-    assert call(*arguments(folder), *more, "--out", tmp_path / "out") == 2
+def test_conflicting_flags_are_an_error_before_anything_is_encoded(folder, flags, sentence, tmp_path, capsys):
+    assert call(*arguments(folder), *flags, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.startswith("error: ")
@@ -527,7 +527,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_encoded(folder, more, 
 
 
 @pytest.mark.parametrize("study", ["formation", "fine_tuning"])
-def test_a_study_of_classes_refuses_numbers(folder, study, tmp_path, capsys):
+def test_a_study_of_classes_rejects_numbers(folder, study, tmp_path, capsys):
     assert call(study, *arguments(folder)[1:], "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith("error: file:d:half: holds numbers, and this study reads classes.")
     assert not (tmp_path / "out").exists()

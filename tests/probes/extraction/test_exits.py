@@ -1,10 +1,10 @@
-"""Whichever way a `tap` is left, the model is as it was, in every architecture.
+"""However a `tap` is left, the model is unchanged afterwards, in every architecture.
 
-1. `Watched` is one encoder with hooks of somebody else's on every module, and its state before anything happens: hooks
-   and their order, modes, gradients, attributes, random numbers, and what a plain pass gives and calls.
-2. `PATHS` are the ways out of a tap. All of them are walked on the same encoder, one after the other, and each time its
-   state must be the first one again: nothing may pile up either.
-3. `TWINS` are broken taps. The same comparison finds each of them on the paths where it does harm, and only there.
+1. `Watched` is an encoder with foreign hooks on every module, and its initial state: hooks and their order, modes,
+   gradients, attributes, random numbers, and the output and hook calls of a plain pass.
+2. `PATHS` are the ways to leave a tap. All are taken on the same encoder, one after the other, and each must restore
+   the initial state, so nothing may accumulate.
+3. `TWINS` are broken taps. The same comparison detects each on the paths where it does harm, and only there.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ Act = Callable[[], Any]
 
 
 class Planted(Exception):
-    """Raised by these tests alone."""
+    """Raised by these tests only."""
 
 
 class Watched:
     """An encoder under watch.
 
-    texts: some that it can read. runs: how often its blocks run in one pass. fired: what the foreign hooks see.
-    first: its state before anything happened.
+    texts: suitable for it. runs: how often its blocks run in one pass. calls: the calls of the foreign hooks.
+    initial: its initial state.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        # All short: between short and long ones BigBird puts other modules in the place of those with foreign hooks.
+        # All short: between short and long texts BigBird replaces modules, and with them their foreign hooks.
         self.encoder, self.texts = encoder, [text for text in fitting_texts(encoder) if len(text.split()) <= 5][:3]
         self.batch = encoder.batch(encoder.tokenize(self.texts[:2]))
         self.forward()
-        self.fired: list[str] = []
-        with acting(encoder, lambda: self.fired.append("a block")):
+        self.calls: list[str] = []
+        with act_in_block(encoder, lambda: self.calls.append("a block")):
             self.forward()
-        self.runs = len(self.fired)
+        self.runs = len(self.calls)
         for name, module in encoder.model.named_modules():
-            module.register_forward_pre_hook(lambda *args, name=name: self.fired.append(f"into {name}"))
-            module.register_forward_hook(lambda *args, name=name: self.fired.append(f"out of {name}"), always_call=True)
-        encoder.model.register_forward_hook(lambda *args: self.fired.append("behind the others"))
-        self.first = self.standing() | self.shown()
+            module.register_forward_pre_hook(lambda *args, name=name: self.calls.append(f"into {name}"))
+            module.register_forward_hook(lambda *args, name=name: self.calls.append(f"out of {name}"), always_call=True)
+        encoder.model.register_forward_hook(lambda *args: self.calls.append("behind the others"))
+        self.initial = self.state() | self.run_pass()
 
     def layers(self) -> list[int]:
         return list(range(len(self.encoder.points)))
@@ -78,13 +78,13 @@ class Watched:
     def forward(self) -> Any:
         return self.encoder.forward(self.batch)
 
-    def standing(self) -> dict[str, Any]:
-        """Everything that a tap could leave behind, as far as it can be seen without a pass."""
-        named = dict(self.encoder.model.named_modules())
+    def state(self) -> dict[str, Any]:
+        """Everything that a tap could leave behind and that is visible without a pass."""
+        modules = dict(self.encoder.model.named_modules())
         return {
-            "hooks": {  # in their order, which dictionaries do not compare
+            "hooks": {  # as lists: dictionaries do not compare their order
                 (name, kind): list(hooks.items())
-                for name, module in named.items()
+                for name, module in modules.items()
                 for kind in HOOKS
                 if (hooks := vars(module)[kind])
             },
@@ -93,65 +93,65 @@ class Watched:
                 for name, hooks in vars(torch.nn.modules.module).items()
                 if name.startswith("_global") and isinstance(hooks, dict)
             },
-            "modes": {name: module.training for name, module in named.items()},
-            "attributes": {name: set(vars(module)) for name, module in named.items()},
+            "modes": {name: module.training for name, module in modules.items()},
+            "attributes": {name: set(vars(module)) for name, module in modules.items()},
             "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
             "parameters": {
                 (name, key): parameter.requires_grad
-                for name, module in named.items()
+                for name, module in modules.items()
                 for key, parameter in module._parameters.items()
                 if parameter is not None
             },
             "randomness": (
-                b"" if self.encoder.model.training else torch.get_rng_state().numpy().tobytes(),  # something drops out
+                b"" if self.encoder.model.training else torch.get_rng_state().numpy().tobytes(),  # dropout draws
                 np.random.get_state()[1].tobytes(),  # noqa: NPY002
                 random.getstate(),
             ),
             "messages": (logging.get_verbosity(), logging.is_progress_bar_enabled()),
         }
 
-    def shown(self) -> dict[str, Any]:
-        """What a plain pass gives, and which of the foreign hooks it calls, in their order."""
-        self.fired.clear()
-        with torch.random.fork_rng(devices=[]):  # what drops out, where something does
+    def run_pass(self) -> dict[str, Any]:
+        """The output of a plain pass, and the foreign hooks that it calls, in order."""
+        self.calls.clear()
+        with torch.random.fork_rng(devices=[]):  # for dropout
             torch.default_generator.manual_seed(0)
             output = self.forward()[0].numpy().tobytes()
-        return {"output": output, "fired": list(self.fired)}
+        return {"output": output, "calls": list(self.calls)}
 
-    def assert_standing(self, after: str = "") -> None:
-        for what, now in self.standing().items():  # one after the other: all at once is a long message
-            assert now == self.first[what], f"{what} {after}"
+    def assert_same_state(self, after: str = "") -> None:
+        for name, value in self.state().items():  # one by one, for short messages
+            assert value == self.initial[name], f"{name} {after}"
 
     def assert_unchanged(self, after: str = "") -> None:
-        self.assert_standing(after)  # first: a hook that was left behind may raise in a pass
-        for what, now in self.shown().items():
-            assert now == self.first[what], f"{what} {after}"
+        self.assert_same_state(after)  # first: a hook that was left behind may raise in a pass
+        for name, value in self.run_pass().items():
+            assert value == self.initial[name], f"{name} {after}"
 
 
-def loaded(shape: str, folder: Path) -> Watched:
+def load_watched(shape: str, folder: Path) -> Watched:
     with few_characters():
         return Watched(load_encoder(str(models.save(shape, folder))))
 
 
 @pytest.fixture(scope="module", params=RUNNING)
 def watched(request, tmp_path_factory) -> Watched:
-    """Every architecture, each under watch until the last of its tests."""
-    return loaded(request.param, tmp_path_factory.mktemp(request.param))
+    """Every architecture; all its tests share one encoder."""
+    return load_watched(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @contextmanager
-def acting(encoder: Encoder, act: Act, at: int | None = None) -> Iterator[None]:
-    """Within the block, `act` is called before the run number `at` of the model's blocks, counted from 1; None: always.
+def act_in_block(encoder: Encoder, act: Act, run_number: int | None = None) -> Iterator[None]:
+    """Within the block, `act` is called before one run of the model's blocks.
 
-    No hook does this, since hooks are what is watched.
+    run_number: counted from 1; None: before every run. It uses no hook, since hooks are under test.
     """
-    run = 0
+    count = 0
 
     def acting_before(forward: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal run
-            run += 1
-            if at in (None, run):
+            nonlocal count
+            count += 1
+            if run_number in (None, count):
                 act()
             return forward(*args, **kwargs)
 
@@ -164,7 +164,7 @@ def acting(encoder: Encoder, act: Act, at: int | None = None) -> Iterator[None]:
         yield
 
 
-def raising(error: BaseException) -> Act:
+def raise_error(error: BaseException) -> Act:
     def act(*args: Any) -> None:
         raise error
 
@@ -175,209 +175,220 @@ def ignore(layer: int, hidden: torch.Tensor) -> None:
     """A reader that reads nothing."""
 
 
-def reader(act: Act, at: int) -> Callable[[int, torch.Tensor], None]:
+def act_in_reader(act: Act, chosen_layer: int) -> Callable[[int, torch.Tensor], None]:
     """A reader that acts at one layer."""
-    return lambda layer, hidden: act() if layer == at else None
+    return lambda layer, hidden: act() if layer == chosen_layer else None
 
 
 # ------------------------------------------------------------------------------------------------------------ the paths
 
 
-def normal(tap: Tap, on: Watched) -> None:
-    seen: list[int] = []
-    with tap(on.encoder, lambda layer, hidden: seen.append(layer)):
-        on.forward()
-    assert seen == on.layers()
+def leaves_normally(tap: Tap, watched: Watched) -> None:
+    layers: list[int] = []
+    with tap(watched.encoder, lambda layer, hidden: layers.append(layer)):
+        watched.forward()
+    assert layers == watched.layers()
 
 
-def _fails_in_a_block(tap: Tap, on: Watched, at: int, error: BaseException) -> None:
-    seen: list[int] = []
+def _fails_in_a_block(tap: Tap, watched: Watched, run_number: int, error: BaseException) -> None:
+    layers: list[int] = []
     with (
         pytest.raises(type(error)) as caught,
-        acting(on.encoder, raising(error), at),
-        tap(on.encoder, lambda layer, hidden: seen.append(layer)),
+        act_in_block(watched.encoder, raise_error(error), run_number),
+        tap(watched.encoder, lambda layer, hidden: layers.append(layer)),
     ):
-        on.forward()
+        watched.forward()
     assert caught.value is error
-    assert len(seen) < len(on.layers())
+    assert len(layers) < len(watched.layers())
 
 
-def fails_in_the_first_block(tap: Tap, on: Watched) -> None:
-    _fails_in_a_block(tap, on, 1, Planted())
+def fails_in_the_first_block(tap: Tap, watched: Watched) -> None:
+    _fails_in_a_block(tap, watched, 1, Planted())
 
 
-def fails_in_a_middle_block(tap: Tap, on: Watched) -> None:
-    _fails_in_a_block(tap, on, 1 + on.runs // 2, Planted())
+def fails_in_a_middle_block(tap: Tap, watched: Watched) -> None:
+    _fails_in_a_block(tap, watched, 1 + watched.runs // 2, Planted())
 
 
-def fails_in_the_last_block(tap: Tap, on: Watched) -> None:
-    _fails_in_a_block(tap, on, on.runs, Planted())
+def fails_in_the_last_block(tap: Tap, watched: Watched) -> None:
+    _fails_in_a_block(tap, watched, watched.runs, Planted())
 
 
-def interrupted_in_a_block(tap: Tap, on: Watched) -> None:
-    _fails_in_a_block(tap, on, 1 + on.runs // 2, KeyboardInterrupt())
+def interrupted_in_a_block(tap: Tap, watched: Watched) -> None:
+    _fails_in_a_block(tap, watched, 1 + watched.runs // 2, KeyboardInterrupt())
 
 
-def _fails_in_the_reader(tap: Tap, on: Watched, error: BaseException) -> None:
-    for layer in (0, on.layers()[-1] // 2, on.layers()[-1]):
-        with pytest.raises(type(error)) as caught, tap(on.encoder, reader(raising(error), layer)):
-            on.forward()
+def _fails_in_the_reader(tap: Tap, watched: Watched, error: BaseException) -> None:
+    for layer in (0, watched.layers()[-1] // 2, watched.layers()[-1]):
+        with pytest.raises(type(error)) as caught, tap(watched.encoder, act_in_reader(raise_error(error), layer)):
+            watched.forward()
         assert caught.value is error
-        on.assert_standing()
+        watched.assert_same_state()
 
 
-def fails_in_the_reader(tap: Tap, on: Watched) -> None:
-    _fails_in_the_reader(tap, on, Planted())
+def fails_in_the_reader(tap: Tap, watched: Watched) -> None:
+    _fails_in_the_reader(tap, watched, Planted())
 
 
-def interrupted_in_the_reader(tap: Tap, on: Watched) -> None:
-    _fails_in_the_reader(tap, on, KeyboardInterrupt())
+def interrupted_in_the_reader(tap: Tap, watched: Watched) -> None:
+    _fails_in_the_reader(tap, watched, KeyboardInterrupt())
 
 
-def fails_before_any_pass(tap: Tap, on: Watched) -> None:
+def fails_before_any_pass(tap: Tap, watched: Watched) -> None:
     for error in (Planted(), StopIteration(), GeneratorExit(), SystemExit(3)):
-        with pytest.raises(type(error)) as caught, tap(on.encoder, ignore):
+        with pytest.raises(type(error)) as caught, tap(watched.encoder, ignore):
             raise error
         assert caught.value is error
-        on.assert_standing()
+        watched.assert_same_state()
 
 
-def fails_while_it_hooks(tap: Tap, on: Watched) -> None:
-    """The last of the modules to be hooked is not there."""
+def fails_while_it_hooks(tap: Tap, watched: Watched) -> None:
+    """The last module to hook does not exist."""
 
     def points(adapter: Adapter, layers: int, config: dict[str, Any]) -> list[Point]:
-        return [*on.encoder.adapter.points(layers, config), Point("not.there", "out")]
+        return [*watched.encoder.adapter.points(layers, config), Point("not.there", "out")]
 
-    broken = replace(on.encoder, adapter=replace(on.encoder.adapter, find_points=points))
+    broken = replace(watched.encoder, adapter=replace(watched.encoder.adapter, find_points=points))
     with pytest.raises(AttributeError, match="not"), tap(broken, ignore):
         raise AssertionError("never reached")
 
 
-def fails_in_an_inner_tap(tap: Tap, on: Watched) -> None:
-    """The outer one goes on; where nobody stops the error, both are left."""
-    seen: list[int] = []
-    last = on.layers()[-1]
-    with tap(on.encoder, lambda layer, hidden: seen.append(layer)):
-        outer = installed_hooks(on.encoder.model)
+def fails_in_an_inner_tap(tap: Tap, watched: Watched) -> None:
+    """The outer tap continues; where the error is not caught, both are left."""
+    layers: list[int] = []
+    last = watched.layers()[-1]
+    with tap(watched.encoder, lambda layer, hidden: layers.append(layer)):
+        outer = installed_hooks(watched.encoder.model)
         for layer in (0, last):
-            with pytest.raises(Planted), tap(on.encoder, reader(raising(Planted()), layer), [layer]):
-                on.forward()
-        assert installed_hooks(on.encoder.model) == outer
-        seen.clear()
-        on.forward()
-        assert seen == on.layers()
-    on.assert_standing()
-    with pytest.raises(Planted), tap(on.encoder, ignore), tap(on.encoder, reader(raising(Planted()), last)):
-        on.forward()
+            with pytest.raises(Planted), tap(watched.encoder, act_in_reader(raise_error(Planted()), layer), [layer]):
+                watched.forward()
+        assert installed_hooks(watched.encoder.model) == outer
+        layers.clear()
+        watched.forward()
+        assert layers == watched.layers()
+    watched.assert_same_state()
+    with (
+        pytest.raises(Planted),
+        tap(watched.encoder, ignore),
+        tap(watched.encoder, act_in_reader(raise_error(Planted()), last)),
+    ):
+        watched.forward()
 
 
-def left_by_return_and_break(tap: Tap, on: Watched) -> None:
+def left_by_return_and_break(tap: Tap, watched: Watched) -> None:
     def first() -> int:
-        seen: list[int] = []
-        with tap(on.encoder, lambda layer, hidden: seen.append(layer)):
-            on.forward()
-            return seen[0]
+        layers: list[int] = []
+        with tap(watched.encoder, lambda layer, hidden: layers.append(layer)):
+            watched.forward()
+            return layers[0]
 
     assert first() == 0
-    on.assert_standing()
+    watched.assert_same_state()
     for _ in range(2):
-        with tap(on.encoder, ignore):
-            on.forward()
+        with tap(watched.encoder, ignore):
+            watched.forward()
             break
 
 
-def left_by_a_generator(tap: Tap, on: Watched) -> None:
-    """One that is closed, thrown into, or forgotten while it waits inside; its caller keeps gradients meanwhile."""
+def left_by_a_generator(tap: Tap, watched: Watched) -> None:
+    """A generator that is closed, thrown into or dropped while suspended in the block; its caller keeps gradients."""
 
     def passes() -> Iterator[list[int]]:
-        seen: list[int] = []
-        with tap(on.encoder, lambda layer, hidden: seen.append(layer)):
+        layers: list[int] = []
+        with tap(watched.encoder, lambda layer, hidden: layers.append(layer)):
             for _ in range(3):
-                on.forward()
-                yield seen
+                watched.forward()
+                yield layers
 
     for leave in ("close", "throw", "forget"):
         running = passes()
-        assert next(running) == on.layers()
-        assert torch.is_grad_enabled() == on.first["gradients"][0]
+        assert next(running) == watched.layers()
+        assert torch.is_grad_enabled() == watched.initial["gradients"][0]
         if leave == "close":
             running.close()
         elif leave == "throw":
             with pytest.raises(Planted):
                 running.throw(Planted())
         del running
-        on.assert_standing()
+        watched.assert_same_state()
 
 
-def out_of_memory(tap: Tap, on: Watched) -> None:
-    """All three errors there are, the second a real one; a smaller batch can follow within the same block."""
-    smaller = on.encoder.batch(on.encoder.tokenize(on.texts[:1]))
+def out_of_memory(tap: Tap, watched: Watched) -> None:
+    """All three kinds of error, the second a real one; a smaller batch can follow within the same block."""
+    smaller = watched.encoder.batch(watched.encoder.tokenize(watched.texts[:1]))
     for act, kind in (
-        (raising(torch.OutOfMemoryError("CUDA out of memory.")), torch.OutOfMemoryError),
+        (raise_error(torch.OutOfMemoryError("CUDA out of memory.")), torch.OutOfMemoryError),
         (lambda: torch.empty(1 << 58, dtype=torch.uint8), RuntimeError),
-        (raising(MemoryError()), MemoryError),
+        (raise_error(MemoryError()), MemoryError),
     ):
-        seen: list[int] = []
-        with tap(on.encoder, lambda layer, hidden, seen=seen: seen.append(layer)):
+        layers: list[int] = []
+        with tap(watched.encoder, lambda layer, hidden, layers=layers: layers.append(layer)):
             with pytest.raises(kind, match=None if kind is MemoryError else "memory"):  # noqa: SIM117
-                with acting(on.encoder, act, on.runs):
-                    on.forward()
-            seen.clear()
-            on.encoder.forward(smaller)
-            assert seen == on.layers()
-        on.assert_standing()
-        with pytest.raises(kind), acting(on.encoder, act, 1), tap(on.encoder, ignore):
-            on.forward()
-        on.assert_standing()
+                with act_in_block(watched.encoder, act, watched.runs):
+                    watched.forward()
+            layers.clear()
+            watched.encoder.forward(smaller)
+            assert layers == watched.layers()
+        watched.assert_same_state()
+        with pytest.raises(kind), act_in_block(watched.encoder, act, 1), tap(watched.encoder, ignore):
+            watched.forward()
+        watched.assert_same_state()
 
 
-def a_warning_is_an_error(tap: Tap, on: Watched) -> None:
+def a_warning_is_an_error(tap: Tap, watched: Watched) -> None:
     def warn() -> None:
         warnings.warn("planted", UserWarning, stacklevel=1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="planted"), acting(on.encoder, warn, 2), tap(on.encoder, ignore):
-            on.forward()
-        on.assert_standing()
-        with pytest.raises(UserWarning, match="planted"), tap(on.encoder, reader(warn, on.layers()[-1])):
-            on.forward()
+        with (
+            pytest.raises(UserWarning, match="planted"),
+            act_in_block(watched.encoder, warn, 2),
+            tap(watched.encoder, ignore),
+        ):
+            watched.forward()
+        watched.assert_same_state()
+        with (
+            pytest.raises(UserWarning, match="planted"),
+            tap(watched.encoder, act_in_reader(warn, watched.layers()[-1])),
+        ):
+            watched.forward()
 
 
 @contextmanager
-def in_training(on: Watched) -> Iterator[None]:
-    """Some modules in training and some not, which is a state of its own."""
-    kept, modes = on.first, [(module, module.training) for module in on.encoder.model.modules()]
+def in_training(watched: Watched) -> Iterator[None]:
+    """Within the block, some modules are in training mode and some are not."""
+    before, modes = watched.initial, [(module, module.training) for module in watched.encoder.model.modules()]
     for i, (module, _) in enumerate(modes):
         module.training = i % 3 < 2
-    on.first = on.standing() | on.shown()
+    watched.initial = watched.state() | watched.run_pass()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        on.first = kept
+        watched.initial = before
         for module, mode in modes:
             module.training = mode
 
 
-def in_training_mode(tap: Tap, on: Watched) -> None:
-    with in_training(on):
-        for path in (normal, fails_in_a_middle_block, interrupted_in_the_reader):
-            path(tap, on)
-            on.assert_unchanged()
+def in_training_mode(tap: Tap, watched: Watched) -> None:
+    with in_training(watched):
+        for path in (leaves_normally, fails_in_a_middle_block, interrupted_in_the_reader):
+            path(tap, watched)
+            watched.assert_unchanged()
 
 
-def without_gradients(tap: Tap, on: Watched) -> None:
+def without_gradients(tap: Tap, watched: Watched) -> None:
     with torch.no_grad():
-        for path in (normal, fails_in_the_last_block):
-            path(tap, on)
+        for path in (leaves_normally, fails_in_the_last_block):
+            path(tap, watched)
             assert not torch.is_grad_enabled()
             with torch.enable_grad():
-                on.assert_standing()
+                watched.assert_same_state()
 
 
 PATHS = (
-    normal,
+    leaves_normally,
     fails_in_the_first_block,
     fails_in_a_middle_block,
     fails_in_the_last_block,
@@ -396,7 +407,7 @@ PATHS = (
 )
 
 
-def test_every_architecture_is_walked():
+def test_every_architecture_is_tested():
     assert {model_type(shape) for shape in RUNNING} == set(ADAPTERS)
 
 
@@ -406,7 +417,7 @@ def test_a_tap_leaves_nothing_behind(watched):
         watched.assert_unchanged(after=path.__name__)
 
 
-# ----------------------------------------------------------------------------------------------- those that use the tap
+# ----------------------------------------------------------------------------------------------------- users of the tap
 
 
 class Failing(Readout):
@@ -426,18 +437,19 @@ def test_an_extractor_leaves_nothing_behind(watched):
     extract(watched.texts)
     watched.assert_unchanged()
     for error in (Planted(), KeyboardInterrupt()):
-        for at in (1, watched.runs + 1):  # in the first batch, and in the second
-            with pytest.raises(type(error)), acting(watched.encoder, raising(error), at):
+        for run_number in (1, watched.runs + 1):  # in the first batch, and in the second
+            with pytest.raises(type(error)), act_in_block(watched.encoder, raise_error(error), run_number):
                 extract(watched.texts)
-            watched.assert_standing()
+            watched.assert_same_state()
         with pytest.raises(type(error)):
             Extractor(watched.encoder, ["mean", Failing(error)])(watched.texts)
-        watched.assert_standing()
+        watched.assert_same_state()
     full = torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    for error, at in zip(full, (watched.runs, None), strict=True):  # once, and for ever: it may try smaller batches
-        with suppress(type(error), InputError), acting(watched.encoder, raising(error), at):
+    # Out of memory once, and always: the extractor may try smaller batches.
+    for error, run_number in zip(full, (watched.runs, None), strict=True):
+        with suppress(type(error), InputError), act_in_block(watched.encoder, raise_error(error), run_number):
             extract(watched.texts)
-        watched.assert_standing()
+        watched.assert_same_state()
     with pytest.raises(InputError, match="exceed"):
         extract(["cat " * 1000])
     watched.assert_unchanged()
@@ -445,11 +457,11 @@ def test_an_extractor_leaves_nothing_behind(watched):
 
 def test_an_extractor_restores_training_modes(watched):
     extract = Extractor(watched.encoder, ["mean"])
-    wanted = stack_cells(extract(watched.texts))
+    expected = stack_cells(extract(watched.texts))
     with in_training(watched):
-        assert np.array_equal(stack_cells(extract(watched.texts)), wanted, equal_nan=True)  # nothing dropped out
+        assert np.array_equal(stack_cells(extract(watched.texts)), expected, equal_nan=True)  # no dropout
         watched.assert_unchanged()
-        with pytest.raises(Planted), acting(watched.encoder, raising(Planted()), watched.runs):
+        with pytest.raises(Planted), act_in_block(watched.encoder, raise_error(Planted()), watched.runs):
             extract(watched.texts)
         watched.assert_unchanged()
 
@@ -458,24 +470,24 @@ def test_a_self_check_leaves_nothing_behind(watched):
     assert self_check(watched.encoder) == watched.encoder.checked
     watched.assert_unchanged()
     for error in (Planted(), KeyboardInterrupt()):
-        for at in (1, 2 * watched.runs):
-            with pytest.raises(type(error)), acting(watched.encoder, raising(error), at):
+        for run_number in (1, 2 * watched.runs):
+            with pytest.raises(type(error)), act_in_block(watched.encoder, raise_error(error), run_number):
                 self_check(watched.encoder)
-            watched.assert_standing()
+            watched.assert_same_state()
     watched.assert_unchanged()
 
 
 def test_a_forward_pass_leaves_nothing_behind(watched):
-    """Also one that fails: transformers' messages and gradients are as they were."""
+    """Also one that fails: transformers' verbosity and gradient mode are restored."""
     for error in (Planted(), KeyboardInterrupt()):
-        with pytest.raises(type(error)), acting(watched.encoder, raising(error), 1):
+        with pytest.raises(type(error)), act_in_block(watched.encoder, raise_error(error), 1):
             watched.forward()
-        watched.assert_standing()
+        watched.assert_same_state()
     watched.assert_unchanged()
 
 
 def test_modes_are_restored_where_a_pass_replaces_modules(tmp_path):
-    """BigBird, which has another attention for short texts than for long ones."""
+    """BigBird uses another attention module for short texts than for long ones."""
     encoder = load_encoder(str(models.save("big_bird", tmp_path)))
     long = max(fitting_texts(encoder), key=len)
     for texts in ([long], ["cat"], [long]):
@@ -484,11 +496,11 @@ def test_modes_are_restored_where_a_pass_replaces_modules(tmp_path):
         before = {name: module.training for name, module in encoder.model.named_modules()}
         Extractor(encoder, ["mean"])(texts)
         after = {name: module.training for name, module in encoder.model.named_modules()}
-        for name, mode in after.items():  # a part that was not there before is as what it is part of
+        for name, mode in after.items():  # a new module has the mode of its parent
             assert mode == before.get(name, after[name.rpartition(".")[0]]), name
 
 
-def test_a_self_check_finds_the_same_in_training_mode(tmp_path):
+def test_a_self_check_gives_the_same_result_in_training_mode(tmp_path):
     encoder = load_encoder(str(models.save("bert", tmp_path)))
     encoder.model.train()
     assert self_check(encoder) == encoder.checked
@@ -509,26 +521,26 @@ def test_a_self_check_pads_however_short_the_longest_text(limit, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ the twins
 
-_KEPT: list[Any] = []  # a tap that nobody holds cleans up after itself when it is collected
+_OPEN_TAPS: list[Any] = []  # a tap without references would close itself when collected
 
 
-def _entered(*args: Any) -> AbstractContextManager[None]:
-    inner = tap(*args)
-    _KEPT.append(inner)
-    inner.__enter__()
-    return inner
+def _enter(*args: Any) -> AbstractContextManager[None]:
+    opened = tap(*args)
+    _OPEN_TAPS.append(opened)
+    opened.__enter__()
+    return opened
 
 
 @contextmanager
 def forgets_after_an_error(*args: Any) -> Iterator[None]:
-    inner = _entered(*args)
+    inner = _enter(*args)
     yield
     inner.__exit__(None, None, None)
 
 
 @contextmanager
 def forgets_after_an_interrupt(*args: Any) -> Iterator[None]:
-    inner = _entered(*args)
+    inner = _enter(*args)
     try:
         yield
     except Exception:
@@ -589,7 +601,7 @@ def turns_gradients_off(*args: Any) -> Iterator[None]:
 
 @contextmanager
 def hooks_all_modules(*args: Any) -> Iterator[None]:
-    torch.nn.modules.module.register_module_forward_hook(lambda *seen: None)
+    torch.nn.modules.module.register_module_forward_hook(lambda *arguments: None)
     with tap(*args):
         yield
 
@@ -616,8 +628,8 @@ def draws_a_number(*args: Any) -> Iterator[None]:
 
 
 ALL = {path.__name__ for path in PATHS}
-# Paths that only go through the end of the block, and the one on which no block is entered.
-ENDING = {"normal", "left_by_return_and_break"}
+# The paths that only leave at the end of the block, and the one that never enters it.
+ENDING = {"leaves_normally", "left_by_return_and_break"}
 NEVER_IN = {"fails_while_it_hooks"}
 ONLY_ERRORS = {
     "fails_in_the_first_block",
@@ -634,9 +646,9 @@ INTERRUPTED = {
     "interrupted_in_the_reader",
     "fails_before_any_pass",  # GeneratorExit, SystemExit
     "left_by_a_generator",
-    "in_training_mode",  # an interrupt is one of its ways out
+    "in_training_mode",  # an interrupt is one of its paths
 }
-TWINS: dict[Tap, set[str]] = {  # and the paths on which they are found
+TWINS: dict[Tap, set[str]] = {  # and the paths on which they are detected
     forgets_after_an_error: ALL - ENDING - NEVER_IN,
     forgets_after_an_interrupt: INTERRUPTED,
     clears_every_hook: ALL,
@@ -652,38 +664,38 @@ TWINS: dict[Tap, set[str]] = {  # and the paths on which they are found
 }
 
 
-def found_on(twin: Tap, watched: Watched) -> set[str]:
-    """The paths on which a tap is found to leave something behind, each walked on a model that is as it should be."""
-    found: set[str] = set()
-    on, clean = copy.copy(watched), False
+def detecting_paths(twin: Tap, watched: Watched) -> set[str]:
+    """The paths on which a tap leaves something behind, each taken on an unchanged model."""
+    paths: set[str] = set()
+    copied, clean = copy.copy(watched), False
     for path in PATHS:
         if not clean:
-            on.encoder = replace(watched.encoder, model=copy.deepcopy(watched.encoder.model))  # with the hooks on it
+            copied.encoder = replace(watched.encoder, model=copy.deepcopy(watched.encoder.model))  # and its hooks
         try:
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                path(twin, on)
-                on.assert_unchanged()
+                path(twin, copied)
+                copied.assert_unchanged()
             clean = True
         except AssertionError:
-            found.add(path.__name__)
+            paths.add(path.__name__)
             clean = False
         finally:
             torch.nn.modules.module._global_forward_hooks.clear()
-            _KEPT.clear()
-    return found
+            _OPEN_TAPS.clear()
+    return paths
 
 
 @pytest.mark.parametrize("twin", list(TWINS)[:3], ids=lambda twin: twin.__name__)
-def test_a_broken_tap_is_found(twin, tmp_path):
-    """The likeliest three; all of them in all architectures take minutes."""
-    assert found_on(twin, loaded("bert", tmp_path)) == TWINS[twin]
+def test_a_broken_tap_is_detected(twin, tmp_path):
+    """The three most likely ones; all of them in all architectures take minutes."""
+    assert detecting_paths(twin, load_watched("bert", tmp_path)) == TWINS[twin]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
-def test_a_broken_tap_is_found_in_every_architecture(watched, twin):
-    assert found_on(twin, watched) == TWINS[twin]
+def test_a_broken_tap_is_detected_in_every_architecture(watched, twin):
+    assert detecting_paths(twin, watched) == TWINS[twin]
 
 
-def test_a_whole_tap_is_not_found(tmp_path):
-    assert found_on(tap, loaded("bert", tmp_path)) == set()
+def test_a_correct_tap_is_not_reported(tmp_path):
+    assert detecting_paths(tap, load_watched("bert", tmp_path)) == set()

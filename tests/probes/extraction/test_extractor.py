@@ -1,4 +1,4 @@
-"""Hidden states are those of the model itself, bit for bit, and reading them leaves no trace."""
+"""Hidden states equal those of the model bit for bit, and reading them leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def batches(encoder: Encoder, budget: int) -> Iterator[tuple[np.ndarray, Any]]:
 
 
 def test_states_equal_output_hidden_states(encoder):
-    model = AutoModel.from_pretrained(encoder.description.folder, dtype=torch.float32).eval()  # its hooks would stay
+    # A separate model: transformers' own hooks would remain.
+    model = AutoModel.from_pretrained(encoder.description.folder, dtype=torch.float32).eval()
     states = Extractor(encoder, max_tokens_per_batch=40)(TEXTS)
     assert states.layers == tuple(range(encoder.description.layers + 1))
     for rows, batch in batches(encoder, 40):
@@ -76,12 +77,12 @@ def test_states_equal_output_hidden_states(encoder):
             assert torch.equal(hidden[layer], expected), layer  # padding too
             for readout in parse_readouts(DEFAULT):
                 vectors = readout.read(expected, batch)[readout.present(batch)].numpy()
-                there = states.present[states.readouts.index(readout.name)][rows]
-                assert np.array_equal(states.cell(layer, readout.name)[rows][there], vectors), (layer, readout)
+                present = states.present[states.readouts.index(readout.name)][rows]
+                assert np.array_equal(states.cell(layer, readout.name)[rows][present], vectors), (layer, readout)
 
 
 def test_states_equal_those_of_shallower_models(encoder):
-    """Layer k is what a model of k layers gives out: this oracle knows nothing of hooks."""
+    """Layer k is the output of a model with k layers; this oracle uses no hooks."""
     folder = encoder.description.folder
     depth = "n_layers" if encoder.description.model_type == "distilbert" else "num_hidden_layers"
     (_, batch), *_ = batches(encoder, 10_000)
@@ -107,7 +108,7 @@ def test_sentence_transformers_agrees_on_the_embedded_model():
 
 
 def test_the_first_layer_of_cls_is_one_vector(encoder):
-    """The negative control of every sweep: before the first block [CLS] knows nothing of the text."""
+    """The negative control of every sweep: before the first block, [CLS] does not depend on the text."""
     first = Extractor(encoder, ["cls"], layers=[0])(TEXTS).cell(0, "cls")
     assert np.array_equal(first, first[[0] * len(TEXTS)])
 
@@ -115,7 +116,7 @@ def test_the_first_layer_of_cls_is_one_vector(encoder):
 # ---------------------------------------------------------------------------------------------------------------- hooks
 
 
-def test_no_hook_stays(encoder):
+def test_no_hook_remains(encoder):
     before = hooks(encoder.model)
     with tap(encoder, print):
         assert hooks(encoder.model) != before
@@ -124,14 +125,14 @@ def test_no_hook_stays(encoder):
     assert hooks(encoder.model) == before
 
 
-def test_no_hook_stays_after_an_exception_in_the_forward_pass(bert):
+def test_no_hook_remains_after_an_exception_in_the_forward_pass(bert):
     (_, batch), *_ = batches(bert, 10_000)
     broken = bert.blocks[1].register_forward_pre_hook(lambda module, args: 1 / 0)
     before = hooks(bert.model)
-    seen: list[int] = []
-    with pytest.raises(ZeroDivisionError), tap(bert, lambda layer, hidden: seen.append(layer)):
+    layers: list[int] = []
+    with pytest.raises(ZeroDivisionError), tap(bert, lambda layer, hidden: layers.append(layer)):
         bert.forward(batch)
-    assert seen == [0, 1]
+    assert layers == [0, 1]
     assert hooks(bert.model) == before
     with pytest.raises(ZeroDivisionError):
         Extractor(bert)(TEXTS)
@@ -140,7 +141,7 @@ def test_no_hook_stays_after_an_exception_in_the_forward_pass(bert):
     assert np.isfinite(Extractor(bert)(TEXTS).cell(3, "cls")).all()
 
 
-def test_no_hook_stays_after_an_exception_in_the_reader(bert):
+def test_no_hook_remains_after_an_exception_in_the_reader(bert):
     class Broken(Readout):
         name = "broken"
 
@@ -153,35 +154,35 @@ def test_no_hook_stays_after_an_exception_in_the_reader(bert):
     assert hooks(bert.model) == before
 
 
-def test_no_hook_stays_after_an_exception_elsewhere(bert):
+def test_no_hook_remains_after_an_exception_elsewhere(bert):
     before = hooks(bert.model)
-    for wrong in ([4], [-1], [1, 1], [1.5]):
-        with pytest.raises(InputError, match="--layers"), tap(bert, print, wrong):
+    for layers in ([4], [-1], [1, 1], [1.5]):
+        with pytest.raises(InputError, match="--layers"), tap(bert, print, layers):
             raise AssertionError("never reached")
     with pytest.raises(KeyboardInterrupt), tap(bert, print):
         raise KeyboardInterrupt
     assert hooks(bert.model) == before
 
 
-def test_a_foreign_hook_survives_and_is_seen(bert):
+def test_a_foreign_hook_survives_and_takes_effect(bert):
     (_, batch), *_ = batches(bert, 10_000)
     calls: list[str] = []
-    kept = bert.blocks[0].register_forward_hook(lambda module, args, output: calls.append("foreign"))
+    foreign = bert.blocks[0].register_forward_hook(lambda module, args, output: calls.append("foreign"))
     plain = record_layers(bert, batch)
     doubled = bert.blocks[0].register_forward_hook(lambda module, args, output: output * 2)
     before = hooks(bert.model)
-    seen = record_layers(bert, batch)
+    hidden = record_layers(bert, batch)
     assert hooks(bert.model) == before
-    assert kept.id in bert.blocks[0]._forward_hooks
+    assert foreign.id in bert.blocks[0]._forward_hooks
     assert doubled.id in bert.blocks[0]._forward_hooks
-    assert torch.equal(seen[1], plain[1] * 2)  # what the next block gets is what is read
+    assert torch.equal(hidden[1], plain[1] * 2)  # the tap reads the input of the next block
     assert calls == ["foreign", "foreign"]
 
 
-def test_looking_changes_nothing(encoder):
+def test_a_tap_does_not_change_the_output(encoder):
     (_, batch), *_ = batches(encoder, 10_000)
     plain = encoder.forward(batch).last_hidden_state
-    with tap(encoder, lambda layer, hidden: hidden * 0):  # what the reader returns is dropped
+    with tap(encoder, lambda layer, hidden: hidden * 0):  # the return value of the reader is ignored
         watched = encoder.forward(batch).last_hidden_state
     assert torch.equal(plain, watched)
     assert torch.equal(plain, encoder.forward(batch).last_hidden_state)
@@ -195,8 +196,8 @@ def test_two_taps_at_once(bert):
     assert outer == [2]
 
 
-def test_a_configuration_that_asks_for_hidden_states_gets_none(tmp_path):
-    """transformers would install its own hooks for ever."""
+def test_output_hidden_states_in_the_configuration_is_ignored(tmp_path):
+    """transformers would install its own hooks permanently."""
     from transformers import BertConfig
 
     folder = models.save("bert", tmp_path)
@@ -209,19 +210,19 @@ def test_a_configuration_that_asks_for_hidden_states_gets_none(tmp_path):
     assert hooks(encoder.model) == before
 
 
-def test_modes_are_restored_and_nothing_drops_out(bert):
-    wanted = Extractor(bert)(TEXTS)
+def test_modes_are_restored_and_dropout_is_off(bert):
+    expected = Extractor(bert)(TEXTS)
     bert.model.train()
     bert.blocks[1].eval()
     modes = [module.training for module in bert.model.modules()]
-    assert np.array_equal(stack_cells(Extractor(bert)(TEXTS)), stack_cells(wanted), equal_nan=True)
+    assert np.array_equal(stack_cells(Extractor(bert)(TEXTS)), stack_cells(expected), equal_nan=True)
     assert [module.training for module in bert.model.modules()] == modes
 
 
 # ------------------------------------------------------------------------------------------------------- order, batches
 
 
-def test_rows_come_back_in_the_order_given(bert):
+def test_rows_are_in_the_order_of_the_texts(bert):
     words = [word for word in models.WORDS if word.isalpha()]
     texts = [" ".join(words[i : i + 1 + i % 7]) for i in range(20)] + list(TEXTS)
     straight = Extractor(bert, max_tokens_per_batch=30)(texts)
@@ -240,8 +241,8 @@ def test_padding_changes_nothing(encoder):
 
 
 def test_the_same_plan_gives_the_same_bits(bert):
-    first, again = (stack_cells(Extractor(bert)(TEXTS)) for _ in range(2))
-    assert np.array_equal(first, again, equal_nan=True)
+    first, rerun = (stack_cells(Extractor(bert)(TEXTS)) for _ in range(2))
+    assert np.array_equal(first, rerun, equal_nan=True)
 
 
 def test_plan_covers_every_row_once_within_the_budget():
@@ -250,19 +251,19 @@ def test_plan_covers_every_row_once_within_the_budget():
         lengths = rng.integers(0, 60, size=rng.integers(0, 50))
         budget = int(rng.integers(1, 300))
         original = lengths.copy()
-        found = plan_batches(lengths, budget)
-        assert sorted(np.concatenate([[], *found])) == list(range(len(lengths)))
-        assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= budget for rows in found)
+        plan = plan_batches(lengths, budget)
+        assert sorted(np.concatenate([[], *plan])) == list(range(len(lengths)))
+        assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= budget for rows in plan)
         # pure: nothing is altered, and the same lengths give the same plan
         assert np.array_equal(lengths, original)
-        assert all(np.array_equal(a, b) for a, b in zip(found, plan_batches(original, budget), strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(plan, plan_batches(original, budget), strict=True))
         # longest first, and no batch could have taken the next row as well
-        assert (np.diff([lengths[rows].max() for rows in found]) <= 0).all()
-        for rows, _ in pairwise(found):
+        assert (np.diff([lengths[rows].max() for rows in plan]) <= 0).all()
+        for rows, _ in pairwise(plan):
             assert (len(rows) + 1) * max(1, lengths[rows].max()) > budget
 
 
-# -------------------------------------------------------------------------------------------------- what the texts hold
+# ---------------------------------------------------------------------------------------------------------------- texts
 
 
 def test_long_texts_are_cut_between_their_special_tokens(encoder):
@@ -276,12 +277,12 @@ def test_long_texts_are_cut_between_their_special_tokens(encoder):
         assert row.ids[[0, -1]].tolist() == [tokenizer.cls_token_id, tokenizer.sep_token_id]
     # A cut text is the text of its first six tokens.
     cut = Extractor(encoder)(["a very very big red dog"])
-    whole = stack_cells(states)[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
+    vectors = stack_cells(states)[:, :, TEXTS.index("a very very big red dog sleeps in the blue house on the tree")]
     compared = [i for i, name in enumerate(states.readouts) if name != "random"]
-    np.testing.assert_allclose(whole[:, compared], stack_cells(cut)[:, compared, 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(vectors[:, compared], stack_cells(cut)[:, compared, 0], rtol=0, atol=1e-5)
 
 
-def test_long_texts_are_named(bert):
+def test_long_texts_are_an_error_with_their_rows(bert):
     with pytest.raises(InputError) as caught:
         Extractor(bert, max_length=8)(TEXTS)
     longest = max(len(row.ids) for row in bert.tokenize(TEXTS))
@@ -298,7 +299,7 @@ def test_long_texts_are_named(bert):
         (["a", None], "texts: row 1 holds NoneType, not a text. Leave such rows out, or make texts of them."),
     ],
 )
-def test_what_is_no_list_of_texts_is_refused(bert, texts, expected, tmp_path):
+def test_input_that_is_not_a_list_of_texts_is_an_error(bert, texts, expected, tmp_path):
     for extract in (Extractor(bert, "cls"), Extractor(bert, "cls", cache=tmp_path), bert.tokenize):
         with pytest.raises(InputError) as error:
             extract(texts)
@@ -306,7 +307,7 @@ def test_what_is_no_list_of_texts_is_refused(bert, texts, expected, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_texts_without_tokens_and_special_tokens_in_writing_are_counted():
+def test_notes_count_texts_without_tokens_and_with_written_special_tokens():
     encoder = load_encoder()
     texts = ["the cat", "\u200b", "\u00ad\u200d", "", "a [SEP] b", "a cat " + PAIRED + "a dog", "\u200b" + PAIRED]
     notes = Extractor(encoder, "cls", layers=[0])(texts).source["notes"]
@@ -322,11 +323,11 @@ def test_readouts_in_one_text_are_names(bert):
     assert Extractor(bert, "cls, cat(cls,mean)", layers=[0])(["the cat"]).readouts == ("cls", "cat(cls,mean)")
 
 
-def test_the_models_own_limit_holds(encoder):
+def test_max_length_is_at_most_the_limit_of_the_model(encoder):
     longest = encoder.description.longest
     extract = Extractor(encoder, ["cls"], max_length=10**6, long_rows="truncate")
     assert extract.max_length == longest
-    assert np.isfinite(stack_cells(extract(["dog " * (longest + 5)]))).all()  # the last position is there
+    assert np.isfinite(stack_cells(extract(["dog " * (longest + 5)]))).all()  # the last position exists
     limit = encoder.description.max_length
     with pytest.raises(InputError, match=f"1 texts exceed {limit} tokens"):
         Extractor(encoder, ["cls"])(["dog " * (limit - 1)])
@@ -339,11 +340,11 @@ def test_a_limit_without_room_is_refused(bert, length):
 
 
 @pytest.mark.parametrize("literal", ["[SEP]", "</s>", "[CLS]", "<s>", "[PAD]", "<pad>"])
-def test_special_tokens_in_a_text_stay_text(encoder, literal):
+def test_special_tokens_written_in_a_text_are_text(encoder, literal):
     (row,) = encoder.tokenize([f"cat {literal} dog"])
     tokenizer = encoder.tokenizer
     assert row.special.nonzero()[0].tolist() == [0, len(row.ids) - 1]
-    assert len(row.ids) > 5  # it fell into pieces
+    assert len(row.ids) > 5  # it was split into pieces
     inner = set(row.ids[1:-1].tolist())
     assert not inner & {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
 
@@ -351,9 +352,9 @@ def test_special_tokens_in_a_text_stay_text(encoder, literal):
 def test_texts_too_short_for_a_token_are_absent(encoder):
     states = Extractor(encoder)(TEXTS)
     words = np.array([len(row.ids) - 2 for row in encoder.tokenize(TEXTS)])
-    for name, needs in (("token[1]", 1), ("token[2]", 2), ("token[-1]", 1), ("random", 1), ("cls", 0), ("mean", 0)):
+    for name, needed in (("token[1]", 1), ("token[2]", 2), ("token[-1]", 1), ("random", 1), ("cls", 0), ("mean", 0)):
         present = states.present[states.readouts.index(name)]
-        assert np.array_equal(present, words >= needs)
+        assert np.array_equal(present, words >= needed)
         for layer in states.layers:
             cell = states.cell(layer, name)
             assert np.isnan(cell[~present]).all()
@@ -375,9 +376,9 @@ def test_no_texts(bert):
 
 
 def test_texts_may_be_any_sequence(bert):
-    wanted = stack_cells(Extractor(bert)(TEXTS))
+    expected = stack_cells(Extractor(bert)(TEXTS))
     for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object)):
-        assert np.array_equal(stack_cells(Extractor(bert)(texts)), wanted, equal_nan=True)
+        assert np.array_equal(stack_cells(Extractor(bert)(texts)), expected, equal_nan=True)
 
 
 # ------------------------------------------------------------------------------------------- layers, readouts, refusals
@@ -385,24 +386,24 @@ def test_texts_may_be_any_sequence(bert):
 
 @pytest.mark.parametrize("layers", [[2, 0], (0, 2), np.array([0, 2]), "0,2"])
 def test_some_layers(bert, layers):
-    every, some = Extractor(bert)(TEXTS), Extractor(bert, layers=layers)(TEXTS)
-    assert some.layers == (0, 2)
-    assert some.cells == [(layer, readout) for layer in (0, 2) for readout in DEFAULT]
-    assert np.array_equal(some.cell(2, "max"), every.cell(2, "max"))
-    assert np.array_equal(stack_cells(some), stack_cells(every)[[0, 2]], equal_nan=True)
+    all_states, states = Extractor(bert)(TEXTS), Extractor(bert, layers=layers)(TEXTS)
+    assert states.layers == (0, 2)
+    assert states.cells == [(layer, readout) for layer in (0, 2) for readout in DEFAULT]
+    assert np.array_equal(states.cell(2, "max"), all_states.cell(2, "max"))
+    assert np.array_equal(stack_cells(states), stack_cells(all_states)[[0, 2]], equal_nan=True)
     with pytest.raises(KeyError, match="no cell"):
-        some.cell(1, "max")
+        states.cell(1, "max")
     with pytest.raises(KeyError, match="no cell"):
-        some.cell(2, "token[9]")
+        states.cell(2, "token[9]")
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [1, 1], [1.0], [], "13", "none"])
-def test_layers_that_are_not_there(bert, layers):
+def test_invalid_layers_are_an_error(bert, layers):
     with pytest.raises(InputError, match="--layers"):
         Extractor(bert, layers=layers)
 
 
-def test_a_readout_of_ones_own(bert):
+def test_a_custom_readout(bert):
     class First(Readout):
         name = "first"
 
@@ -418,11 +419,11 @@ def test_a_readout_of_ones_own(bert):
 @pytest.mark.parametrize("name", ["cls", "sep"])
 def test_a_tokenizer_that_adds_no_special_tokens(tmp_path, name):
     folder = models.save("bert", tmp_path)
-    spoken = models.tokenizer("bert")
+    tokenizer = models.tokenizer("bert")
     from tokenizers import processors
 
-    spoken.backend_tokenizer.post_processor = processors.Sequence([])
-    spoken.save_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.save_pretrained(folder)
     encoder = load_encoder(str(folder))
     with pytest.raises(InputError, match=f"adds no {name} token. Choose among token\\[1\\]"):
         Extractor(encoder, [name, "mean"])
@@ -435,10 +436,10 @@ def test_a_tokenizer_that_adds_no_special_tokens(tmp_path, name):
 @contextmanager
 def broken_block(encoder: Encoder, block: int, value: float) -> Iterator[None]:
     bias = next(p for name, p in encoder.blocks[block].named_parameters() if name.endswith("bias"))
-    kept = bias.clone()
+    original = bias.clone()
     bias[0] = value
     yield
-    bias.copy_(kept)
+    bias.copy_(original)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -455,7 +456,7 @@ def test_weights_that_are_not_finite(encoder, value):
 
 
 def test_one_number_that_is_not_finite(bert):
-    """In row 7 of the texts, whose place in the batch is another."""
+    """In row 7 of the texts, which has another position in the batch."""
     longest_first = plan_batches(np.array([len(row.ids) for row in bert.tokenize(TEXTS)]), 10_000)[0].tolist()
 
     def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -472,7 +473,7 @@ def test_one_number_that_is_not_finite(bert):
 
 
 @contextmanager
-def _weights(encoder: Encoder, factor: float) -> Iterator[None]:
+def scaled_weights(encoder: Encoder, factor: float) -> Iterator[None]:
     for parameter in encoder.blocks[0].parameters():
         parameter.mul_(factor)
     yield
@@ -480,21 +481,21 @@ def _weights(encoder: Encoder, factor: float) -> Iterator[None]:
 
 def test_an_overflow_names_the_precision(folders):
     encoder = load_encoder(str(folders("bert")), dtype="float16")
-    with _weights(encoder, 1e4), pytest.raises(InputError, match="float16 may overflow: use --dtype float32"):
+    with scaled_weights(encoder, 1e4), pytest.raises(InputError, match="float16 may overflow: use --dtype float32"):
         Extractor(encoder)(TEXTS)
 
 
 @pytest.mark.filterwarnings("ignore:.*of their spread over the texts")  # random weights barely move the states
-@pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.1), ("float16", 0.02)])
-def test_half_precision(encoder, dtype, close):
-    wanted = Extractor(encoder)(TEXTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_half_precision(encoder, dtype, tolerance):
+    expected = Extractor(encoder)(TEXTS)
     name = encoder.name if encoder.name == "all-MiniLM-L6-v2" else str(encoder.description.folder)
     half = Extractor(load_encoder(name, dtype=dtype))(TEXTS)
     assert stack_cells(half).dtype == np.float32
     assert half.source["dtype"] == dtype
-    assert np.array_equal(half.present, wanted.present)
+    assert np.array_equal(half.present, expected.present)
     np.testing.assert_allclose(
-        stack_cells(half), stack_cells(wanted), rtol=0, atol=close * np.nanmax(np.abs(stack_cells(wanted)))
+        stack_cells(half), stack_cells(expected), rtol=0, atol=tolerance * np.nanmax(np.abs(stack_cells(expected)))
     )
 
 
@@ -511,13 +512,13 @@ def test_states(bert):
     with pytest.raises(KeyError):
         states.rows(["never encoded"])
     twice = Extractor(bert, ["cls"])(["cat", "dog", "cat"])
-    cat, dog, again = twice.cell(1, "cls")  # rows of one batch, whose last bits may depend on their place in it
-    np.testing.assert_allclose(again, cat, atol=1e-6)
+    cat, dog, second_cat = twice.cell(1, "cls")  # rows of one batch, whose last bits may depend on their place in it
+    np.testing.assert_allclose(second_cat, cat, atol=1e-6)
     np.testing.assert_allclose(twice.cell(1, "cls")[twice.rows(["cat"])][0], cat, atol=1e-6)
     assert np.abs(dog - cat).max() > 1e-3
 
 
-def test_source_says_where_states_come_from(bert, folders):
+def test_source_describes_the_encoder(bert, folders):
     source = Extractor(bert)(TEXTS).source
     assert (source["control"], source["seed"], source["dtype"], source["max_length"]) == ("none", None, "float32", 40)
     assert source["architecture"] == "BertModel"
@@ -528,7 +529,7 @@ def test_source_says_where_states_come_from(bert, folders):
 
 
 def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
-    """On disk and in memory: each cell equals what its parts are made of."""
+    """On disk and in memory: each cell equals the combination of its parts."""
     encoder = load_encoder()
     texts = [
         "The cat sees the dog that sleeps in the red house.",
@@ -540,11 +541,11 @@ def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
         states = Extractor(encoder, names, layers=[0, 3, 4, 5, 6], max_tokens_per_batch=20, cache=cache)(texts)
         assert [states.width(name) for name in names] == [384, 384, 6 * 384, 384, 768, 3 * 384]
         assert [layer for layer, name in states.cells if name == "last3(cls)"] == [6]
-        wanted = np.hstack([states.cell(layer, "cls") for layer in (4, 5, 6)])
-        assert np.array_equal(states.cell(6, "last3(cls)"), wanted)
+        expected = np.hstack([states.cell(layer, "cls") for layer in (4, 5, 6)])
+        assert np.array_equal(states.cell(6, "last3(cls)"), expected)
         for layer in states.layers:
-            both = np.hstack([states.cell(layer, "cls"), states.cell(layer, "mean")])
-            assert np.array_equal(states.cell(layer, "cat(cls,mean)"), both)
+            concatenated = np.hstack([states.cell(layer, "cls"), states.cell(layer, "mean")])
+            assert np.array_equal(states.cell(layer, "cat(cls,mean)"), concatenated)
             flat = states.cell(layer, "flatten[6]").reshape(3, 6, 384)
             assert np.array_equal(flat[:, 0], states.cell(layer, "cls"))
             assert (flat[1] != 0).any(1).sum() == 5  # [CLS] birds sing . [SEP]
@@ -552,13 +553,13 @@ def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("readouts", "layers", "told"),
+    ("readouts", "layers", "message"),
     [
         (["last4(cls)"], [3, 5, 6], "is read at layer 6 only, from layers 3 to 6. Add 4 to --layers"),
         (["last9(cls)"], "all", "reads more layers than there are"),
         (["cat(cls,mean)+norm"], "all", "no norm follows the last layer"),
     ],
 )
-def test_what_a_readout_of_several_layers_needs_is_said(readouts, layers, told):
-    with pytest.raises(InputError, match=told):
+def test_a_readout_of_several_layers_names_the_layers_it_needs(readouts, layers, message):
+    with pytest.raises(InputError, match=message):
         Extractor(load_encoder(), readouts, layers=layers)

@@ -1,10 +1,10 @@
-"""Readouts over 2,000 texts laid out in batches of every kind, against a loop that sees no mask, and against a peer.
+"""Readouts of 2,000 texts in batches of every kind, compared with a loop without masks and with another library.
 
-1. `texts` are drawn as lists of tokens, each with its vector and what it is: a piece of a word, or one that a tokenizer
-   put around them. `by_loop` reads these lists, number by number, and knows nothing of batches.
-2. `laid_out` puts them into a batch: padding on the right, on the left or between, with anything in it, NaN included.
-3. What a readout reads from the batch must be what the loop reads from the list, within 1e-6.
-4. `TWINS` are readouts with the usual mistakes. The same comparison finds each on the masks where it does harm.
+1. `draw_text` draws a text as a list of tokens, each with its vector and whether a tokenizer added it. `read_by_loop`
+   reads such a list number by number, without a batch.
+2. `make_batch` makes a batch of texts: padded on the right, on the left or in between. Pads hold any number, or NaN.
+3. A readout must read from the batch what the loop reads from the list, within 1e-6.
+4. `TWINS` are readouts with common mistakes. The same comparison detects each wherever its mistake matters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PADDINGS = ("none", "right", "left", "interior")
 POISONS = (0.0, 1e9, math.nan, math.inf, -math.inf)
 DIMS = (1, 3, 16)
 CLS, SEP, WORD = 101, 102, 7
-# What tokenizers put around a text: BERT, GPT-2, T5, XLNet, OPT; and one whose first and last token are the same.
+# The tokens that tokenizers add: BERT, GPT-2, T5, XLNet, OPT; and one whose first and last token are the same.
 AROUND = {
     "cls sep": ((CLS,), (SEP,)),
     "nothing": ((), ()),
@@ -49,7 +49,7 @@ AROUND = {
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a text. added: a tokenizer put it there."""
+    """One token of a text. added: by the tokenizer."""
 
     id: int
     added: bool
@@ -57,7 +57,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Made:
+class Case:
     """Some texts, as lists and as a batch. hidden: (batch, token, dim)."""
 
     texts: list[list[Token]]
@@ -68,7 +68,7 @@ class Made:
     poison: float
 
 
-def drawn(rng: np.random.Generator, around: str, dim: int, dtype: torch.dtype) -> list[Token]:
+def draw_text(rng: np.random.Generator, around: str, dim: int, dtype: torch.dtype) -> list[Token]:
     """One text of 0 to 12 pieces, some of which have the ids of special tokens. Half of the texts are negative."""
     before, behind = AROUND[around]
     content = rng.integers(0 if before or behind else 1, 13)
@@ -79,7 +79,7 @@ def drawn(rng: np.random.Generator, around: str, dim: int, dtype: torch.dtype) -
     return [Token(*fields) for fields in zip(ids, added, values, strict=True)]
 
 
-def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, **special_ids: Any) -> Batch:
+def make_batch(rng: np.random.Generator, texts: list[list[Token]], padding: str, **special_ids: Any) -> Batch:
     """The same texts as a batch; pads have the id of [SEP], 0 or a word, and are special to some tokenizers."""
     longest = max(len(text) for text in texts)
     width = longest if padding == "none" else longest + int(rng.integers(0, 4))
@@ -103,7 +103,7 @@ def laid_out(rng: np.random.Generator, texts: list[list[Token]], padding: str, *
     return Batch(*(torch.tensor(values) for values in (ids, real, special, seeds)), **special_ids)
 
 
-def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.dtype) -> torch.Tensor:
+def fill_hidden(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.dtype) -> torch.Tensor:
     """(batch, token, dim): the vectors of the texts where the mask is on, and poison elsewhere."""
     hidden = torch.full((*batch.ids.shape, len(texts[0][0].vector)), poison, dtype=dtype)
     hidden[batch.real] = torch.tensor([token.vector for text in texts for token in text], dtype=dtype)
@@ -111,37 +111,37 @@ def filled(texts: list[list[Token]], batch: Batch, poison: float, dtype: torch.d
 
 
 @cache
-def campaign(dtype: torch.dtype) -> list[Made]:
+def draw_cases(dtype: torch.dtype) -> list[Case]:
     """The texts in batches of 1 to 20, with every combination of padding, special tokens and poison."""
     rng = np.random.default_rng(0)
-    cases: list[Made] = []
-    while (left := TEXTS - sum(len(case.texts) for case in cases)) > 0:
+    cases: list[Case] = []
+    while (remaining := TEXTS - sum(len(case.texts) for case in cases)) > 0:
         i = len(cases)
         padding, around = PADDINGS[i % 4], list(AROUND)[i // 4 % 6]
         poison, dim = POISONS[i // 2 % 5], DIMS[i % 3]
-        texts = [drawn(rng, around, dim, dtype) for _ in range(min(left, rng.integers(1, 21)))]
+        texts = [draw_text(rng, around, dim, dtype) for _ in range(min(remaining, rng.integers(1, 21)))]
         if padding == "none":
             texts = [text for text in texts if len(text) == len(texts[0])]
         special_ids = (
             {"cls_id": None, "sep_id": None} if around == "nothing" and i % 2 else {"cls_id": CLS, "sep_id": SEP}
         )
         special_ids |= {"sep_id": CLS} if around == "same" else {}
-        batch = laid_out(rng, texts, padding, **special_ids)
-        cases.append(Made(texts, batch, filled(texts, batch, poison, dtype), padding, around, poison))
+        batch = make_batch(rng, texts, padding, **special_ids)
+        cases.append(Case(texts, batch, fill_hidden(texts, batch, poison, dtype), padding, around, poison))
     return cases
 
 
 def norm(hidden: torch.Tensor) -> torch.Tensor:
-    """What stands behind the last layer in these tests."""
+    """The norm after the last layer in these tests."""
     return torch.nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=1e-5)
 
 
-def by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float] | None:
-    """What a person would read from one text; None where it is not there."""
+def read_by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float] | None:
+    """The vector that the definition of a readout gives for one text; None where it is absent."""
     if name.endswith("+norm"):
-        found = by_loop(name.removesuffix("+norm"), text, seed, batch)
-        scale = found and math.sqrt(math.fsum(x * x for x in found) / len(found) + 1e-5)
-        return found and [x / scale for x in found]
+        vector = read_by_loop(name.removesuffix("+norm"), text, seed, batch)
+        scale = vector and math.sqrt(math.fsum(x * x for x in vector) / len(vector) + 1e-5)
+        return vector and [x / scale for x in vector]
     words = [token.vector for token in text if not token.added]
     if name == "mean":
         return [math.fsum(column) / len(text) for column in zip(*(token.vector for token in text), strict=True)]
@@ -160,51 +160,51 @@ def by_loop(name: str, text: list[Token], seed: int, batch: Batch) -> list[float
 
 
 @cache
-def wanted(name: str, dtype: torch.dtype) -> list[list[list[float] | None]]:
-    """What the loop reads of every text of the campaign, batch by batch."""
+def expected_vectors(name: str, dtype: torch.dtype) -> list[list[list[float] | None]]:
+    """What the loop reads from every text, batch by batch."""
     return [
-        [by_loop(name, *each, case.batch) for each in zip(case.texts, case.batch.seeds.tolist(), strict=True)]
-        for case in campaign(dtype)
+        [read_by_loop(name, *each, case.batch) for each in zip(case.texts, case.batch.seeds.tolist(), strict=True)]
+        for case in draw_cases(dtype)
     ]
 
 
-def compared(readout: Readout, dtype: torch.dtype) -> list[tuple[Made, float]]:
-    """Every text as the readout reads it and as the loop does: its batch, and the largest difference.
+def measure_errors(readout: Readout, dtype: torch.dtype) -> list[tuple[Case, float]]:
+    """For every text, its batch and the largest difference between the readout and the loop.
 
-    0 where both say that it is not there, infinite where only one does and where a number is not finite.
+    0 where the vector is absent for both; infinite where it is absent for one, or a number is not finite.
     """
     rows = []
-    for case, expected in zip(campaign(dtype), wanted(readout.name, dtype), strict=True):
+    for case, expected in zip(draw_cases(dtype), expected_vectors(readout.name, dtype), strict=True):
         hidden = norm(case.hidden) if readout.name.endswith("+norm") else case.hidden
-        read, there = readout.read(hidden, case.batch).tolist(), readout.present(case.batch).tolist()
-        for vector, is_present, numbers in zip(read, there, expected, strict=True):
+        vectors, present = readout.read(hidden, case.batch).tolist(), readout.present(case.batch).tolist()
+        for vector, is_present, numbers in zip(vectors, present, expected, strict=True):
             if numbers is None or not is_present:
-                off = 0.0 if numbers is None and not is_present else math.inf
+                error = 0.0 if numbers is None and not is_present else math.inf
             else:
                 differences = [abs(a - b) for a, b in zip(vector, numbers, strict=True)]
-                off = max(x if math.isfinite(x) else math.inf for x in differences)
-            rows.append((case, off))
+                error = max(x if math.isfinite(x) else math.inf for x in differences)
+            rows.append((case, error))
     return rows
 
 
 # ------------------------------------------------------------------------------------------------------------- the loop
 
 
-def test_the_campaign_has_everything():
-    every = campaign(torch.float32)
-    assert sum(len(made.texts) for made in every) == sum(len(made.batch.ids) for made in every) == TEXTS
-    assert {(made.padding, made.around, str(made.poison)) for made in every} == {
+def test_the_cases_cover_everything():
+    cases = draw_cases(torch.float32)
+    assert sum(len(case.texts) for case in cases) == sum(len(case.batch.ids) for case in cases) == TEXTS
+    assert {(case.padding, case.around, str(case.poison)) for case in cases} == {
         (padding, around, str(poison)) for padding in PADDINGS for around in AROUND for poison in POISONS
     }
-    assert {made.hidden.shape[2] for made in every} == set(DIMS)
-    assert {len(made.texts) for made in every} == set(range(1, 21))
-    lengths = [len(text) for made in every for text in made.texts]
+    assert {case.hidden.shape[2] for case in cases} == set(DIMS)
+    assert {len(case.texts) for case in cases} == set(range(1, 21))
+    lengths = [len(text) for case in cases for text in case.texts]
     assert (min(lengths), max(lengths)) == (1, 14)
-    assert sum(all(token.added for token in text) for made in every for text in made.texts) > 50  # no word in it
+    assert sum(all(token.added for token in text) for case in cases for text in case.texts) > 50  # without words
     holes = set()
-    for made in every:
-        between = made.batch.real.cumsum(1) * made.batch.real.flip(1).cumsum(1).flip(1) > 0
-        holes |= {made.padding} if (between & ~made.batch.real).any() else set()
+    for case in cases:
+        between = case.batch.real.cumsum(1) * case.batch.real.flip(1).cumsum(1).flip(1) > 0
+        holes |= {case.padding} if (between & ~case.batch.real).any() else set()
     assert holes == {"interior"}
 
 
@@ -212,28 +212,28 @@ def test_the_campaign_has_everything():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_readout_reads_what_the_loop_reads(name, dtype):
     (readout,) = parse_readouts([name])
-    worst = max(off for _, off in compared(readout, dtype))
-    # Most of them read numbers that no arithmetic has touched.
+    worst = max(error for _, error in measure_errors(readout, dtype))
+    # Most readouts copy numbers without arithmetic.
     assert worst <= (CLOSE if name in ("mean", "cls+norm") else 0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if isinstance(parse_readouts([name])[0], Weighted)])
 def test_weights_are_a_distribution_over_the_text(name):
-    """... by which the base class reads the same vector."""
+    """With these weights the base class reads the same vector."""
     (readout,) = parse_readouts([name])
-    for made in campaign(torch.float32):
-        weights, there = readout.weights(made.batch), readout.present(made.batch)
-        assert weights.shape == made.batch.ids.shape
+    for case in draw_cases(torch.float32):
+        weights, present = readout.weights(case.batch), readout.present(case.batch)
+        assert weights.shape == case.batch.ids.shape
         assert (weights >= 0).all()
-        assert not weights[~made.batch.real].any()
-        torch.testing.assert_close(weights.sum(1), there.float(), rtol=0, atol=CLOSE)
-        read, by_weight = readout.read(made.hidden, made.batch), Weighted.read(readout, made.hidden, made.batch)
-        torch.testing.assert_close(by_weight[there], read[there], rtol=0, atol=CLOSE)
+        assert not weights[~case.batch.real].any()
+        torch.testing.assert_close(weights.sum(1), present.float(), rtol=0, atol=CLOSE)
+        vectors, weighted = readout.read(case.hidden, case.batch), Weighted.read(readout, case.hidden, case.batch)
+        torch.testing.assert_close(weighted[present], vectors[present], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("least", [0, 1], ids=["0 / 0", "0 / 1"])
-def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path):
-    """One method, and the empty text is not a vector of zeros."""
+def test_a_custom_readout_is_absent_where_it_has_no_weight(least, tmp_path):
+    """It defines only `weights`, and the vector of an empty text is absent, not zeros."""
 
     class Content(Weighted):
         name = "content"
@@ -242,15 +242,15 @@ def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path)
             return batch.content / batch.content.sum(1, keepdim=True).clamp(min=least)
 
     absent = 0
-    for made in campaign(torch.float32):
-        words = [[token.vector for token in text if not token.added] for text in made.texts]
-        there = Content().present(made.batch)
-        assert there.tolist() == [bool(vectors) for vectors in words]
-        read = Content().read(made.hidden, made.batch)[there].tolist()
-        for found, vectors in zip(read, (vectors for vectors in words if vectors), strict=True):
-            mean = [math.fsum(column) / len(vectors) for column in zip(*vectors, strict=True)]
-            np.testing.assert_allclose(found, mean, rtol=0, atol=CLOSE)
-        absent += int((~there).sum())
+    for case in draw_cases(torch.float32):
+        words = [[token.vector for token in text if not token.added] for text in case.texts]
+        present = Content().present(case.batch)
+        assert present.tolist() == [bool(word_vectors) for word_vectors in words]
+        vectors = Content().read(case.hidden, case.batch)[present].tolist()
+        for vector, word_vectors in zip(vectors, (word_vectors for word_vectors in words if word_vectors), strict=True):
+            mean = [math.fsum(column) / len(word_vectors) for column in zip(*word_vectors, strict=True)]
+            np.testing.assert_allclose(vector, mean, rtol=0, atol=CLOSE)
+        absent += int((~present).sum())
     assert absent > TEXTS / 20
     states = Extractor(load_encoder(str(models.save("bert", tmp_path))), [Content()], layers=[1])(["cat", ""])
     assert states.present.tolist() == [[True, False]]
@@ -258,12 +258,12 @@ def test_a_readout_of_ones_own_is_absent_where_it_has_no_weight(least, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_company_changes_nothing(name):
-    """A text in a batch of its own, in the batch back to front, and among more pads, reads the same."""
+def test_other_texts_and_padding_change_nothing(name):
+    """A text reads the same in its own batch, in the batch in reverse order, and with more pads."""
     (readout,) = parse_readouts([name])
-    for made in campaign(torch.float32)[::8]:
-        batch, hidden = made.batch, made.hidden
-        read = readout.read(hidden, batch)
+    for case in draw_cases(torch.float32)[::8]:
+        batch, hidden = case.batch, case.hidden
+        vectors = readout.read(hidden, batch)
         pads = torch.zeros(len(batch.ids), 3, dtype=torch.bool)
         wider = replace(
             batch,
@@ -271,23 +271,23 @@ def test_company_changes_nothing(name):
             real=torch.cat([pads, batch.real, pads], 1),
             special=torch.cat([pads, batch.special, ~pads], 1),
         )
-        around = torch.full((*pads.shape, hidden.shape[2]), math.nan)
-        there = readout.present(batch)
-        further = readout.read(torch.cat([around, hidden, around], 1), wider)
-        torch.testing.assert_close(further[there], read[there], rtol=0, atol=CLOSE)
-        for rows in (*torch.arange(len(read))[:, None], torch.arange(len(read)).flip(0)):
-            some = replace(
+        poison = torch.full((*pads.shape, hidden.shape[2]), math.nan)
+        present = readout.present(batch)
+        padded = readout.read(torch.cat([poison, hidden, poison], 1), wider)
+        torch.testing.assert_close(padded[present], vectors[present], rtol=0, atol=CLOSE)
+        for rows in (*torch.arange(len(vectors))[:, None], torch.arange(len(vectors)).flip(0)):
+            subset = replace(
                 batch, ids=batch.ids[rows], real=batch.real[rows], special=batch.special[rows], seeds=batch.seeds[rows]
             )
-            assert torch.equal(readout.present(some), there[rows])
-            found = readout.read(hidden[rows], some)
-            torch.testing.assert_close(found, read[rows], rtol=0, atol=CLOSE, equal_nan=True)
+            assert torch.equal(readout.present(subset), present[rows])
+            reread = readout.read(hidden[rows], subset)
+            torch.testing.assert_close(reread, vectors[rows], rtol=0, atol=CLOSE, equal_nan=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- the peer
+# ------------------------------------------------------------------------------------------------------ another library
 
 
-# What its modes are called here: its cls is the first real token, whatever that is, and its lasttoken the last one.
+# The readouts of its modes: its cls is the first real token, whatever it is, and its lasttoken the last one.
 PEER = {
     "mean": dict.fromkeys(AROUND, "mean"),
     "max": dict.fromkeys(AROUND, "max"),
@@ -298,23 +298,23 @@ PEER = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", PEER)
-def test_sentence_transformers_pools_alike(mode, dtype):
-    """Its mean multiplies by the mask, so that a NaN among the pads is a NaN of the text: there it is given zeros."""
+def test_sentence_transformers_reads_the_same(mode, dtype):
+    """Its mean multiplies by the mask, so NaN pads would make the mean NaN: there the pads are zeros."""
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     texts = 0
-    for made in campaign(dtype):
-        if made.around not in PEER[mode]:
+    for case in draw_cases(dtype):
+        if case.around not in PEER[mode]:
             continue
-        (readout,) = parse_readouts([PEER[mode][made.around]])
-        tokens = made.hidden.where(made.batch.real[..., None], 0) if mode == "mean" else made.hidden.clone()
-        given = {"token_embeddings": tokens, "attention_mask": made.batch.real.long()}
-        pooled = Pooling(made.hidden.shape[2], pooling_mode=mode)(given)["sentence_embedding"]
-        read = readout.read(made.hidden, made.batch)
-        assert readout.present(made.batch).all()
+        (readout,) = parse_readouts([PEER[mode][case.around]])
+        tokens = case.hidden.where(case.batch.real[..., None], 0) if mode == "mean" else case.hidden.clone()
+        features = {"token_embeddings": tokens, "attention_mask": case.batch.real.long()}
+        pooled = Pooling(case.hidden.shape[2], pooling_mode=mode)(features)["sentence_embedding"]
+        vectors = readout.read(case.hidden, case.batch)
+        assert readout.present(case.batch).all()
         rounded = 2**-8 if mode == "mean" and dtype == torch.bfloat16 else CLOSE  # its mean is in bfloat16 again
-        torch.testing.assert_close(read.float(), pooled.float(), rtol=0, atol=rounded)
-        texts += len(made.texts)
+        torch.testing.assert_close(vectors.float(), pooled.float(), rtol=0, atol=rounded)
+        texts += len(case.texts)
     assert texts > TEXTS / 2
 
 
@@ -324,8 +324,8 @@ def test_sentence_transformers_pools_alike(mode, dtype):
 SHAPES = ("bert", "xlnet", "t5", "gpt2", "opt", "canine", "modernbert", "megatron-bert", "longformer", "funnel")
 
 
-def shown(encoder: Encoder, text: str, layers: list[int]) -> tuple[dict[int, list[Token]], Batch]:
-    """A text alone, as the loop takes it, from what the tokenizer and a tap say: its tokens at every layer."""
+def read_tokens(encoder: Encoder, text: str, layers: list[int]) -> tuple[dict[int, list[Token]], Batch]:
+    """The tokens of one text at every layer, for the loop, from the tokenizer and a tap; and its batch."""
     (row,) = encoder.tokenize([text])
     batch, tokens = encoder.batch([row]), {}
 
@@ -340,7 +340,7 @@ def shown(encoder: Encoder, text: str, layers: list[int]) -> tuple[dict[int, lis
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
-    """Text by text and in company, the empty text too, with whatever special tokens the model has."""
+    """Texts alone and in one batch, including the empty text, with the special tokens of the model."""
     with few_characters():
         encoder = load_encoder(str(models.save(shape, tmp_path)))
     texts = ["", *fitting_texts(encoder)[::2]]
@@ -352,19 +352,23 @@ def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
     together = extract(texts)
     for i, text in enumerate(texts):
         alone = extract([text])
-        tokens, batch = shown(encoder, text, [1, last])
+        tokens, batch = read_tokens(encoder, text, [1, last])
         for layer, name in together.cells:
-            those = tokens[layer]
+            text_tokens = tokens[layer]
             if name.endswith("+norm"):
-                those = [replace(token, vector=encoder.norm(torch.tensor(token.vector)).tolist()) for token in those]
-            wanted = by_loop(name.removesuffix("+norm"), those, text_seed(text), batch) if those else None
+                text_tokens = [
+                    replace(token, vector=encoder.norm(torch.tensor(token.vector)).tolist()) for token in text_tokens
+                ]
+            expected = (
+                read_by_loop(name.removesuffix("+norm"), text_tokens, text_seed(text), batch) if text_tokens else None
+            )
             for states, row, close in ((alone, 0, CLOSE), (together, i, 2e-5)):
-                assert states.present[names.index(name), row] == (wanted is not None)
-                found = states.cell(layer, name)[row]
-                if wanted is None:
-                    assert np.isnan(found).all()
+                assert states.present[names.index(name), row] == (expected is not None)
+                vector = states.cell(layer, name)[row]
+                if expected is None:
+                    assert np.isnan(vector).all()
                 else:
-                    np.testing.assert_allclose(found, wanted, rtol=0, atol=close * max(1, np.abs(wanted).max()))
+                    np.testing.assert_allclose(vector, expected, rtol=0, atol=close * max(1, np.abs(expected).max()))
 
 
 # ------------------------------------------------------------------------------------------------------------ the twins
@@ -372,13 +376,13 @@ def test_an_extractor_reads_what_the_loop_reads(shape, tmp_path):
 
 @dataclass(frozen=True)
 class Twin(Readout):
-    """A readout that is wrong. name: which one it would be. how: (hidden, batch) -> (batch, dim)."""
+    """A wrong readout. name: the readout that it imitates. function: (hidden, batch) -> (batch, dim)."""
 
     name: str
-    how: Callable[[torch.Tensor, Batch], torch.Tensor]
+    function: Callable[[torch.Tensor, Batch], torch.Tensor]
 
     def read(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.how(hidden.float(), batch)
+        return self.function(hidden.float(), batch)
 
     def present(self, batch: Batch) -> torch.Tensor:
         return parse_readouts([self.name])[0].present(batch)
@@ -388,20 +392,20 @@ def _mask(batch: Batch) -> torch.Tensor:
     return batch.real[..., None].float()
 
 
-def _at(position: Callable[[Batch], torch.Tensor]) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
-    def how(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        at = position(batch).clamp(0, hidden.shape[1] - 1)
-        return hidden[torch.arange(len(at)), at]
+def _read_at(position: Callable[[Batch], torch.Tensor]) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+    def read(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        index = position(batch).clamp(0, hidden.shape[1] - 1)
+        return hidden[torch.arange(len(index)), index]
 
-    return how
+    return read
 
 
-def _never(batch: Batch) -> torch.Tensor:
+def _first_column(batch: Batch) -> torch.Tensor:
     return torch.zeros(len(batch.ids), dtype=torch.long)
 
 
 PADDED = {"right", "left", "interior"}
-TWINS: dict[str, tuple[Twin, set[str]]] = {  # and the padding with which each is found
+TWINS: dict[str, tuple[Twin, set[str]]] = {  # and the kinds of padding with which each is detected
     "multiplies by the mask": (
         Twin("mean", lambda hidden, batch: (hidden * _mask(batch)).sum(1) / batch.lengths[:, None]),
         PADDED,
@@ -429,42 +433,49 @@ TWINS: dict[str, tuple[Twin, set[str]]] = {  # and the padding with which each i
         PADDED,
     ),
     "takes the maximum over the padding": (Twin("max", lambda hidden, batch: hidden.amax(1)), PADDED),
-    "takes the first column": (Twin("cls", _at(_never)), {"none", *PADDED}),
-    "takes the first real token": (Twin("cls", _at(lambda b: b.real.float().argmax(1))), {"none", *PADDED}),
-    "takes the first [CLS] id": (Twin("cls", _at(lambda b: (b.ids == CLS).float().argmax(1))), {"none", *PADDED}),
-    "takes the last column": (Twin("sep", _at(lambda b: _never(b) + b.ids.shape[1] - 1)), {"none", *PADDED}),
-    "takes the length for a position": (Twin("sep", _at(lambda b: b.lengths - 1)), {"none", *PADDED}),
-    "takes the first separator": (
-        Twin("sep", _at(lambda b: (b.real & b.special & (b.ids == b.sep_id)).float().argmax(1))),
+    "takes the first column": (Twin("cls", _read_at(_first_column)), {"none", *PADDED}),
+    "takes the first real token": (Twin("cls", _read_at(lambda b: b.real.float().argmax(1))), {"none", *PADDED}),
+    "takes the first [CLS] id": (Twin("cls", _read_at(lambda b: (b.ids == CLS).float().argmax(1))), {"none", *PADDED}),
+    "takes the last column": (
+        Twin("sep", _read_at(lambda b: _first_column(b) + b.ids.shape[1] - 1)),
         {"none", *PADDED},
     ),
-    "takes the second column": (Twin("token[1]", _at(lambda b: _never(b) + 1)), {"none", *PADDED}),
-    "takes the third column": (Twin("token[2]", _at(lambda b: _never(b) + 2)), {"none", *PADDED}),
-    "takes the last but one": (Twin("token[-1]", _at(lambda b: b.lengths - 2)), {"none", *PADDED}),
+    "takes the length for a position": (Twin("sep", _read_at(lambda b: b.lengths - 1)), {"none", *PADDED}),
+    "takes the first separator": (
+        Twin("sep", _read_at(lambda b: (b.real & b.special & (b.ids == b.sep_id)).float().argmax(1))),
+        {"none", *PADDED},
+    ),
+    "takes the second column": (Twin("token[1]", _read_at(lambda b: _first_column(b) + 1)), {"none", *PADDED}),
+    "takes the third column": (Twin("token[2]", _read_at(lambda b: _first_column(b) + 2)), {"none", *PADDED}),
+    "takes the last but one": (Twin("token[-1]", _read_at(lambda b: b.lengths - 2)), {"none", *PADDED}),
     "counts from the first piece on": (
-        Twin("token[3]", _at(lambda b: b.content.float().argmax(1) + 2)),
+        Twin("token[3]", _read_at(lambda b: b.content.float().argmax(1) + 2)),
         {"interior"},
     ),
     "counts back from the last piece": (
-        Twin("token[-2]", _at(lambda b: (b.content.cumsum(1) * b.content).argmax(1) - 1)),
+        Twin("token[-2]", _read_at(lambda b: (b.content.cumsum(1) * b.content).argmax(1) - 1)),
         {"interior"},
     ),
-    "draws among all tokens": (Twin("random", _at(lambda b: b.seeds % b.lengths)), {"none", *PADDED}),
+    "draws among all tokens": (Twin("random", _read_at(lambda b: b.seeds % b.lengths)), {"none", *PADDED}),
     "draws the position in the batch": (
-        Twin("random", _at(lambda b: b.content.float().argmax(1) + b.seeds % b.content.sum(1).clamp(min=1))),
+        Twin("random", _read_at(lambda b: b.content.float().argmax(1) + b.seeds % b.content.sum(1).clamp(min=1))),
         {"interior"},
     ),
 }
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_wrong_readout_is_found(name):
-    """With every kind of padding where it is wrong, and with none where it is right."""
-    twin, where = TWINS[name]
-    assert {made.padding for made, off in compared(twin, torch.float32) if off > CLOSE} == where
+def test_a_wrong_readout_is_detected(name):
+    """With exactly the kinds of padding for which it is wrong."""
+    twin, paddings = TWINS[name]
+    assert {case.padding for case, error in measure_errors(twin, torch.float32) if error > CLOSE} == paddings
 
 
 def test_pads_of_zeros_would_hide_mistakes():
-    """What the poison is for: a product with the mask is right wherever the pads are finite."""
+    """A product with the mask is right where the pads are finite, so the pads must hold NaN and infinity too."""
     twin, _ = TWINS["multiplies by the mask"]
-    assert {str(made.poison) for made, off in compared(twin, torch.float32) if off > CLOSE} == {"nan", "inf", "-inf"}
+    assert {str(case.poison) for case, error in measure_errors(twin, torch.float32) if error > CLOSE} == {
+        "nan",
+        "inf",
+        "-inf",
+    }

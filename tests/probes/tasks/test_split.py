@@ -1,4 +1,4 @@
-"""`probes.tasks.split`: no text is on two sides, proportions and labels are kept, order does not matter, seeds do."""
+"""`probes.tasks.split`: no text is on two sides, proportions are kept, row order does not matter, seeds do."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def make_task(n: int = 300, classes: int = 3, **changes: object) -> Task:
 
 
 def text(number: int) -> str:
-    """A text that is like no other."""
+    """A text that resembles no other."""
     return hashlib.sha256(str(number).encode()).hexdigest()[:30]
 
 
-def sides(task: Task, **flags: object) -> dict[str, int]:
+def count_sides(task: Task, **flags: object) -> dict[str, int]:
     return dict(Counter(split(task, **flags).side.tolist()))  # type: ignore[arg-type]
 
 
-def fixed(*counts: int) -> np.ndarray:
+def make_sides(*counts: int) -> np.ndarray:
     return np.repeat(["train", "dev", "test"], counts)
 
 
@@ -49,36 +49,36 @@ def test_carved_split_is_70_10_20_in_every_class() -> None:
         assert abs(counts["test"] - 50) <= 3
 
 
-def test_row_order_does_not_move_a_text() -> None:
+def test_row_order_does_not_change_the_side_of_a_text() -> None:
     task = make_task(207, 5, groups=np.arange(207) // 3)
     order = np.random.default_rng(0).permutation(207)
     groups = np.array([f"g{g}" for g in task.groups[order]])  # type: ignore[index]
-    other = Task(task.name, [task.texts[i] for i in order], task.y[order], groups=groups)
-    assert (split(other).side == split(task).side[order]).all()
+    permuted = Task(task.name, [task.texts[i] for i in order], task.y[order], groups=groups)
+    assert (split(permuted).side == split(task).side[order]).all()
 
 
-def test_seed_moves_carved_sides_only() -> None:
+def test_seed_changes_carved_sides_only() -> None:
     task = make_task()
     assert (split(task, seed=3).side == split(task, seed=3).side).all()
     assert (split(task, seed=3).side != split(task, seed=4).side).any()
-    whole = replace(task, split=fixed(200, 40, 60))
-    assert (split(whole, seed=3).side == whole.split).all()
-    assert (split(whole, seed=-4).side == whole.split).all()
-    no_dev = replace(task, split=fixed(240, 0, 60))
-    one, two = split(no_dev, seed=0).side, split(no_dev, seed=1).side
-    assert (one != two).any()
-    assert ((one == "test") == (two == "test")).all()
-    assert (one == "dev").sum() == 24
+    with_sides = replace(task, split=make_sides(200, 40, 60))
+    assert (split(with_sides, seed=3).side == with_sides.split).all()
+    assert (split(with_sides, seed=-4).side == with_sides.split).all()
+    no_dev = replace(task, split=make_sides(240, 0, 60))
+    first, second = split(no_dev, seed=0).side, split(no_dev, seed=1).side
+    assert (first != second).any()
+    assert ((first == "test") == (second == "test")).all()
+    assert (first == "dev").sum() == 24
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from("ab"), st.integers(0, 150)), min_size=60, max_size=120))
-def test_neither_copies_nor_groups_straddle(rows: list[tuple[int, str, int]]) -> None:
+def test_copies_and_groups_are_on_one_side(rows: list[tuple[int, str, int]]) -> None:
     texts, labels, groups = zip(*rows, strict=True)
     task = Task("made:label", [text(i).upper() for i in texts], np.array(labels), groups=np.array(groups))
     try:
         side = split(task).side
-    except InputError:  # hypothesis likes to tie everything to everything
+    except InputError:  # hypothesis may tie all rows together
         event("refused")
         return
     for tied in (np.array(texts), np.array(groups)):
@@ -88,7 +88,7 @@ def test_neither_copies_nor_groups_straddle(rows: list[tuple[int, str, int]]) ->
         assert set(side[task.y == label]) == {"train", "dev", "test"}
 
 
-def test_same_text_in_another_dress_is_a_copy() -> None:
+def test_texts_that_differ_in_case_or_spaces_are_copies() -> None:
     dresses = ["Straße  eins", "STRASSE EINS", "strasse\teins ", "strasse\u00a0eins"]
     task = make_task(200)
     task = replace(task, texts=[*task.texts, *dresses], y=np.append(task.y, ["class 0"] * 4))
@@ -99,7 +99,7 @@ def test_same_text_in_another_dress_is_a_copy() -> None:
 
 def test_few_large_groups_reach_every_side() -> None:
     task = make_task(500, 2, groups=np.arange(500) % 5)
-    assert set(sides(task)) == {"train", "dev", "test"}
+    assert set(count_sides(task)) == {"train", "dev", "test"}
 
 
 def test_three_texts_of_a_class_are_enough_and_two_are_not() -> None:
@@ -115,7 +115,7 @@ def test_three_texts_of_a_class_are_enough_and_two_are_not() -> None:
 
 def test_numbers_have_no_classes() -> None:
     task = Task("made:score", make_task().texts, np.linspace(0, 1, 300), "number")
-    assert sides(task) == {"train": 210, "dev": 30, "test": 60}
+    assert count_sides(task) == {"train": 210, "dev": 30, "test": 60}
     with pytest.raises(InputError, match="2 different texts are too few for train, dev, test"):
         split(replace(task, texts=["a", "b"], y=np.array([0.1, 0.2])))
 
@@ -123,10 +123,10 @@ def test_numbers_have_no_classes() -> None:
 # ----------------------------------------------------------------------------------------------- the source's own sides
 
 
-def test_test_stays_whole_and_copies_leave() -> None:
+def test_test_is_kept_and_copies_of_it_are_left_out() -> None:
     texts = [f"t{i}" for i in range(100)]
     texts[3], texts[4], texts[65], texts[7] = "T99", "t98", "t97", "t66"  # train, train, dev of test; train of dev
-    task = make_task(100, 2, texts=texts, split=fixed(60, 10, 30))
+    task = make_task(100, 2, texts=texts, split=make_sides(60, 10, 30))
     result = split(task)
     assert result.left_out == {
         "dev copies of a test text": 1,
@@ -140,54 +140,54 @@ def test_test_stays_whole_and_copies_leave() -> None:
     assert (overlapping.side == task.split).all()
 
 
-def test_rows_of_a_group_in_test_leave_train() -> None:
+def test_train_rows_of_a_group_in_test_are_left_out() -> None:
     groups = np.arange(100)
     groups[5] = groups[99]
-    result = split(make_task(100, 2, groups=groups, split=fixed(60, 10, 30)))
+    result = split(make_task(100, 2, groups=groups, split=make_sides(60, 10, 30)))
     assert result.left_out == {"train rows of a group in test": 1}
     assert result.side[5] == ""
 
 
-def test_test_that_stands_in_train_is_refused_unless_wanted() -> None:
+def test_test_texts_in_train_are_an_error_unless_allowed() -> None:
     texts = [f"t{i % 50}" for i in range(100)]
-    task = make_task(100, 2, texts=texts, split=fixed(50, 0, 50))
+    task = make_task(100, 2, texts=texts, split=make_sides(50, 0, 50))
     with pytest.raises(InputError, match=r"made:label: train and test share 50 of 50 texts\. .*--allow-overlap"):
         split(task)
-    assert sides(task, allow_overlap=True) == {"train": 45, "dev": 5, "test": 50}
+    assert count_sides(task, allow_overlap=True) == {"train": 45, "dev": 5, "test": 50}
 
 
-def test_dev_that_is_test_or_stands_in_it_is_carved_anew() -> None:
+def test_dev_that_consists_of_test_texts_is_carved_from_train() -> None:
     texts = [text(i) for i in range(80)] + [text(i).upper() for i in range(60, 80)]
-    task = make_task(100, 2, texts=texts, split=fixed(60, 20, 20))
+    task = make_task(100, 2, texts=texts, split=make_sides(60, 20, 20))
     assert split(task).left_out == {"dev copies of a test text": 20}
-    assert sides(task) == {"train": 54, "dev": 6, "test": 20, "": 20}
-    assert sides(task, allow_overlap=True) == {"train": 60, "dev": 20, "test": 20}
-    result = split(replace(task, split=fixed(60, 19, 21)))
+    assert count_sides(task) == {"train": 54, "dev": 6, "test": 20, "": 20}
+    assert count_sides(task, allow_overlap=True) == {"train": 60, "dev": 20, "test": 20}
+    result = split(replace(task, split=make_sides(60, 19, 21)))
     assert result.left_out == {"dev copies of a test text": 19}
     assert Counter(result.side.tolist()) == {"train": 54, "dev": 6, "test": 21, "": 19}
     assert result.notes[-1] == "no dev of its own: 6 train texts serve as dev"
 
 
 def test_dev_never_takes_the_last_text_of_a_class() -> None:
-    task = make_task(100, 2, split=fixed(80, 0, 20))
+    task = make_task(100, 2, split=make_sides(80, 0, 20))
     for seed in range(20):
         rare = replace(task, y=np.where(np.arange(100) == 7, "rare", task.y))
         assert split(rare, seed=seed).side[7] == "train"
 
 
-def test_label_that_train_never_saw() -> None:
-    task = make_task(100, 2, split=fixed(70, 0, 30))
+def test_a_label_that_train_lacks_is_an_error() -> None:
+    task = make_task(100, 2, split=make_sides(70, 0, 30))
     task.y[[90, 95]] = "new"
     with pytest.raises(InputError, match=r"made:label: label 'new' stands in test \(rows 91, 96\) but not in train"):
         split(task)
 
 
-def test_one_class_is_none() -> None:
+def test_a_single_class_is_an_error() -> None:
     with pytest.raises(InputError, match=r"one class \('class 0', 300 rows\); a probe needs two"):
         split(make_task(classes=1))
 
 
-def test_labels_that_name_their_rows_are_no_classes() -> None:
+def test_labels_that_identify_rows_are_an_error() -> None:
     task = make_task(300)
     with pytest.raises(InputError, match=r"made:label: 300 classes in 300 rows: these labels name rows"):
         split(replace(task, y=np.array([f"id {i}" for i in range(300)])))
@@ -196,7 +196,7 @@ def test_labels_that_name_their_rows_are_no_classes() -> None:
     split(replace(task, y=np.array([f"class {i % 50}" for i in range(300)])))
 
 
-def test_a_text_with_two_labels_is_named() -> None:
+def test_a_text_with_two_labels_is_noted() -> None:
     task = make_task(300, 2)
     texts = list(task.texts)
     texts[7], texts[12], texts[20] = texts[8].upper(), texts[14], texts[22]  # only 7 and 8 differ in label
@@ -206,8 +206,8 @@ def test_a_text_with_two_labels_is_named() -> None:
     assert not any("another label" in note for note in split(numbers).notes)
 
 
-def test_a_class_that_a_side_lacks_is_named() -> None:
-    task = make_task(100, 2, split=fixed(70, 10, 20))
+def test_a_class_that_a_side_lacks_is_noted() -> None:
+    task = make_task(100, 2, split=make_sides(70, 10, 20))
     task.y[[0, 1]] = "rare"
     assert split(task).notes == [
         "1 of 3 classes have no test text: 'rare'",
@@ -239,21 +239,21 @@ def test_trec(data_folder: Path) -> None:
     assert set(fine.y[split(fine).side == "train"]) == set(fine.y)
 
 
-# --------------------------------------------------------------------------------------------------------- near copies
+# ---------------------------------------------------------------------------------------------------------- near copies
 
 
-def edited(original: str) -> str:
-    """Nearly the same: the last of thirty characters is another, and with it one of 26 grams."""
+def make_near_copy(original: str) -> str:
+    """A near copy: the last of thirty characters differs, and so one of 26 grams."""
     return original[:-1] + ("x" if original[-1] != "x" else "y")
 
 
-def pairs(n: int) -> list[str]:
+def make_pairs(n: int) -> list[str]:
     """n texts, then a near copy of each."""
-    return [text(i) for i in range(n)] + [edited(text(i)) for i in range(n)]
+    return [text(i) for i in range(n)] + [make_near_copy(text(i)) for i in range(n)]
 
 
-def test_near_copies_never_straddle_what_is_carved() -> None:
-    task = make_task(400, 2, texts=pairs(200), y=np.tile(["a", "b"], 200))
+def test_near_copies_are_on_one_carved_side() -> None:
+    task = make_task(400, 2, texts=make_pairs(200), y=np.tile(["a", "b"], 200))
     for seed in range(3):
         result = split(task, seed=seed)
         assert (result.side[:200] == result.side[200:]).all()
@@ -264,23 +264,27 @@ def test_near_copies_never_straddle_what_is_carved() -> None:
     assert free.notes == []
 
 
-def test_near_copies_of_a_test_text_leave_train() -> None:
+def test_near_copies_of_a_test_text_are_left_out() -> None:
     texts = [text(i) for i in range(100)]
-    texts[3], texts[65] = edited(texts[99]), edited(texts[98])
-    texts[7], texts[97] = texts[96], edited(texts[96])  # a copy and a near copy of test
-    result = split(make_task(100, 2, texts=texts, split=fixed(60, 10, 30)))
+    texts[3], texts[65] = make_near_copy(texts[99]), make_near_copy(texts[98])
+    texts[7], texts[97] = texts[96], make_near_copy(texts[96])  # a copy and a near copy of test
+    result = split(make_task(100, 2, texts=texts, split=make_sides(60, 10, 30)))
     assert result.left_out == {
         "dev near copies of a test text": 1,
         "train copies of a test text": 1,
         "train near copies of a test text": 1,
     }
     assert (result.side[70:] == "test").all()
-    assert split(make_task(100, 2, texts=texts, split=fixed(60, 10, 30)), allow_overlap=True).left_out == {}
+    assert split(make_task(100, 2, texts=texts, split=make_sides(60, 10, 30)), allow_overlap=True).left_out == {}
 
 
-def test_a_test_side_of_near_copies_is_refused() -> None:
-    texts = [*(text(i) for i in range(60)), *(edited(text(i)) for i in range(20)), *(text(i) for i in range(60, 80))]
-    task = make_task(100, 2, texts=texts, split=fixed(60, 0, 40))
+def test_a_test_side_of_near_copies_is_an_error() -> None:
+    texts = [
+        *(text(i) for i in range(60)),
+        *(make_near_copy(text(i)) for i in range(20)),
+        *(text(i) for i in range(60, 80)),
+    ]
+    task = make_task(100, 2, texts=texts, split=make_sides(60, 0, 40))
     with pytest.raises(
         InputError, match=r"share 20 of 40 texts, 20 of them but for small differences\. .*--allow-over"
     ):
@@ -288,8 +292,8 @@ def test_a_test_side_of_near_copies_is_refused() -> None:
     assert Counter(split(task, allow_overlap=True).side.tolist()) == {"train": 54, "dev": 6, "test": 40}
 
 
-def test_a_template_is_no_copy() -> None:
-    """Texts that differ in a number only: no side could hold them all, so they are named and dealt out."""
+def test_texts_of_a_template_are_not_copies() -> None:
+    """Texts that differ in a number only: too many for one side, so they are noted and distributed."""
     texts = [f"a warm and moving film that, to the joy of all, runs for {i} minutes" for i in range(150)]
     texts += [text(i) for i in range(150)]
     task = make_task(300, 2, texts=texts)
@@ -298,71 +302,73 @@ def test_a_template_is_no_copy() -> None:
     assert set(result.side[:150]) == {"train", "dev", "test"}
     (note,) = result.notes
     assert note.startswith("150 rows differ so little from so many others that they are no copies (rows 1, 2, 3, ")
-    given = split(replace(task, split=np.tile(["train", "train", "test"], 100)))
-    assert given.left_out == {}
-    assert given.notes[0] == note
+    with_sides = split(replace(task, split=np.tile(["train", "train", "test"], 100)))
+    assert with_sides.left_out == {}
+    assert with_sides.notes[0] == note
 
 
-def test_twins_of_the_source_are_no_news() -> None:
-    """What the source has grouped is kept together and not told again: a corrupted sentence and its original."""
+def test_near_copies_grouped_by_the_source_are_not_noted() -> None:
+    """Such as a corrupted sentence and its original: they stay together, without a note."""
     task = make_task(
-        400, 2, texts=pairs(200), y=np.repeat(["as it was", "changed"], 200), groups=np.tile(np.arange(200), 2)
+        400, 2, texts=make_pairs(200), y=np.repeat(["as it was", "changed"], 200), groups=np.tile(np.arange(200), 2)
     )
     result = split(task)
     assert (result.side[:200] == result.side[200:]).all()
     assert result.notes == []
 
 
-def test_near_copies_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task()
     split(task)
-    monkeypatch.setattr("clsprobe.probes.tasks.duplicates.group_near_copies", lambda texts: pytest.fail("looked again"))
+    monkeypatch.setattr(
+        "clsprobe.probes.tasks.duplicates.group_near_copies", lambda texts: pytest.fail("searched again")
+    )
     split(task, seed=1)
 
 
-def test_copies_make_noise_look_like_knowledge_and_tied_ones_do_not() -> None:
-    """Random labels that near copies share: the nearest neighbour reads them off a naive split, and not off ours."""
+def test_near_copies_inflate_a_naive_split_and_not_ours() -> None:
+    """Near copies share random labels: a nearest neighbour reads them on a naive split, and not on ours."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.neighbors import KNeighborsClassifier
 
     draw = np.random.default_rng(0)
     noise = np.tile(draw.choice(["a", "b"], 500), 2)
-    task = Task("made:noise", pairs(500), noise)
+    task = Task("made:noise", make_pairs(500), noise)
     X = CountVectorizer(analyzer="char", ngram_range=(3, 3)).fit_transform(task.texts)
 
-    def read(side: np.ndarray) -> float:
+    def score_neighbour(side: np.ndarray) -> float:
         train, test = side == "train", side == "test"
         return KNeighborsClassifier(1).fit(X[train], noise[train]).score(X[test], noise[test])
 
     naive = draw.permutation(np.repeat(["train", "dev", "test"], [700, 100, 200]))
-    assert read(naive) > 0.75
-    assert abs(read(split(task).side) - 0.5) < 0.1
+    assert score_neighbour(naive) > 0.75
+    assert abs(score_neighbour(split(task).side) - 0.5) < 0.1
 
 
-# ----------------------------------------------------------------------------------------------- the same to an encoder
+# ------------------------------------------------------------------------------------------------------ the same tokens
 
 
 def test_texts_of_the_same_tokens_are_copies() -> None:
     tokens = [str(i).encode() for i in range(100)]
     tokens[5] = tokens[99]
-    given = split(make_task(100, 2, split=fixed(60, 10, 30)), tokens=tokens)
-    assert given.left_out == {"train copies, to the encoder, of a test text": 1}
-    assert given.notes == [
+    with_sides = split(make_task(100, 2, split=make_sides(60, 10, 30)), tokens=tokens)
+    assert with_sides.left_out == {"train copies, to the encoder, of a test text": 1}
+    assert with_sides.notes == [
         "1 row repeats an earlier text as far as the encoder can see (rows 100)",
         "1 row of train left out: copies, to the encoder, of a test text (rows 6)",
     ]
     carved = split(make_task(200, 2), tokens=np.arange(200) // 4)
     assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))
     with pytest.raises(InputError, match="share 40 of 40 texts, 40 of them but for small differences"):
-        split(make_task(100, 2, split=fixed(60, 0, 40)), tokens=np.arange(100) % 50)
+        split(make_task(100, 2, split=make_sides(60, 0, 40)), tokens=np.arange(100) % 50)
 
 
 # ----------------------------------------------------------------------------------------------------- every row counts
 
 rows_of_a_task = st.lists(
     st.tuples(
-        st.integers(0, 80), st.sampled_from([str, str.upper, edited]), st.sampled_from("ab"), st.integers(0, 200),
-        st.integers(0, 100), st.sampled_from(["train", "train", "train", "dev", "test"]),
+        st.integers(0, 80), st.sampled_from([str, str.upper, make_near_copy]), st.sampled_from("ab"),
+        st.integers(0, 200), st.integers(0, 100), st.sampled_from(["train", "train", "train", "dev", "test"]),
     ),
     min_size=40, max_size=100,
 )  # fmt: skip
@@ -370,19 +376,19 @@ rows_of_a_task = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(rows_of_a_task, st.booleans(), st.booleans(), st.booleans())
-def test_rows_in_are_rows_used_and_rows_left_out(
-    rows: list[tuple], given_sides: bool, grouped: bool, read: bool
+def test_every_row_is_used_or_counted_as_left_out(
+    rows: list[tuple], with_sides: bool, with_groups: bool, with_tokens: bool
 ) -> None:
     numbers, dresses, labels, groups, tokens, fixed_sides = zip(*rows, strict=True)
     task = Task(
         "made:label",
         [dress(text(number)) for number, dress in zip(numbers, dresses, strict=True)],
         np.array(labels),
-        split=np.array(fixed_sides) if given_sides else None,
-        groups=np.array(groups) if grouped else None,
+        split=np.array(fixed_sides) if with_sides else None,
+        groups=np.array(groups) if with_groups else None,
     )
     try:
-        result = split(task, tokens=tokens if read else None)
+        result = split(task, tokens=tokens if with_tokens else None)
     except InputError:
         event("refused")
         return
@@ -390,25 +396,29 @@ def test_rows_in_are_rows_used_and_rows_left_out(
     assert len(result.side) == len(task.texts)
     assert set(result.side) - {""} == {"train", "dev", "test"}
     assert sum(result.left_out.values()) == (result.side == "").sum()
-    # Whatever ties two rows, no two sides hold them; what the source put into test is still there.
-    for same in (np.array(numbers), *([np.array(groups)] if grouped else []), *([np.array(tokens)] if read else [])):
+    # Tied rows are on one side; the test rows of the source stay in test.
+    for same in (
+        np.array(numbers),
+        *([np.array(groups)] if with_groups else []),
+        *([np.array(tokens)] if with_tokens else []),
+    ):
         for value in np.unique(same):
             assert len(set(result.side[same == value]) - {""}) <= 1
-    if given_sides:
+    if with_sides:
         assert (result.side[task.split == "test"] == "test").all()
 
 
-# ----------------------------------------------------------------------------------------------------------------- take
+# -------------------------------------------------------------------------------------------------------------- samples
 
 
-def test_take_keeps_proportions_and_order() -> None:
-    task = make_task(1000, 4, split=fixed(600, 100, 300))
+def test_a_sample_keeps_proportions_and_order() -> None:
+    task = make_task(1000, 4, split=make_sides(600, 100, 300))
     sample = sample_task(task, 100, seed=0)
     assert Counter(sample.split.tolist()) == {"train": 60, "dev": 10, "test": 30}  # type: ignore[union-attr]
     assert set(Counter(sample.y.tolist()).values()) <= {24, 25, 26}
-    places = [task.texts.index(text) for text in sample.texts]
-    assert places == sorted(places)
-    assert [str(task.y[i]) for i in places] == sample.y.tolist()
+    row_indices = [task.texts.index(text) for text in sample.texts]
+    assert row_indices == sorted(row_indices)
+    assert [str(task.y[i]) for i in row_indices] == sample.y.tolist()
     assert (
         list(sample_task(task, 100, seed=1).texts) != list(sample.texts) == list(sample_task(task, 100, seed=0).texts)
     )
@@ -416,11 +426,11 @@ def test_take_keeps_proportions_and_order() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 50, 299])
-def test_take_takes_no_more(n: int) -> None:
+def test_a_sample_has_at_most_n_texts(n: int) -> None:
     assert len(sample_task(make_task(), n, seed=0).texts) == n
-    assert len(sample_task(make_task(split=fixed(200, 40, 60)), n, seed=0).texts) <= n
+    assert len(sample_task(make_task(split=make_sides(200, 40, 60)), n, seed=0).texts) <= n
 
 
-def test_take_leaves_no_label_without_train(data_folder: Path) -> None:
+def test_a_sample_keeps_every_label_in_train(data_folder: Path) -> None:
     fine = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("fine",))).tasks[0]
     split(sample_task(fine, 300, seed=0))

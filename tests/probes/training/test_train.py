@@ -1,4 +1,4 @@
-"""The trainer: what it reads, in which order, that it can be stopped at any step, and what it must and cannot learn."""
+"""The trainer: its inputs and their order, resuming from any step, and what it can and cannot learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clsprobe.probes.training.fine_tune import Recipe, epoch_batches, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EVERY = (
+READOUTS = (
     "cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "attention", "new@first", "new@middle",
     "new@last", "token[1]@no_cls", "cls@last",
 )  # fmt: skip
@@ -45,11 +45,11 @@ def encoder(folder):
     return load_encoder(str(folder), device="cpu")
 
 
-def weights(tuned) -> dict[str, torch.Tensor]:
+def copy_weights(tuned) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tuned.network.named_parameters()}
 
 
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+def equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -68,19 +68,17 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
         ("new@last", "[CLS] red cat runs NEW [SEP]"),
     ],
 )
-def test_what_the_encoder_sees(encoder, name, tokens):
-    made, _ = arrange_encoder(encoder, name)
-    (row,) = made.tokenize(["red cat runs"])
-    table = made.model.get_input_embeddings().weight
-    spelled = [
-        "NEW" if i == len(encoder.tokenizer) else encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in row.ids
-    ]
-    assert " ".join(spelled) == tokens
-    assert [word in ("[CLS]", "[SEP]", "NEW") for word in spelled] == row.special.tolist()
+def test_the_tokens_that_the_encoder_reads(encoder, name, tokens):
+    arranged, _ = arrange_encoder(encoder, name)
+    (row,) = arranged.tokenize(["red cat runs"])
+    table = arranged.model.get_input_embeddings().weight
+    words = ["NEW" if i == len(encoder.tokenizer) else encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in row.ids]
+    assert " ".join(words) == tokens
+    assert [word in ("[CLS]", "[SEP]", "NEW") for word in words] == row.special.tolist()
     assert len(table) == len(encoder.tokenizer) + ("NEW" in tokens)
 
 
-def test_a_pair_keeps_its_types_and_an_empty_text_its_place(encoder):
+def test_token_types_of_a_pair_and_a_new_token_in_an_empty_text(encoder):
     text = pair("red cat", "runs")  # [CLS] red cat [SEP] runs [SEP]
     (moved,) = arrange_encoder(encoder, "cls@last")[0].tokenize([text])
     assert moved.types.tolist() == [0, 0, 0, 1, 1, 0]
@@ -90,7 +88,7 @@ def test_a_pair_keeps_its_types_and_an_empty_text_its_place(encoder):
     assert len(empty.ids) == 3
 
 
-def test_a_new_token_has_room_within_the_limit_and_all_see_the_same_text(encoder):
+def test_a_new_token_does_not_shorten_the_text(encoder):
     long = " ".join(["cat"] * 100)
     limit = encoder.description.max_length
     plain, new = (
@@ -101,80 +99,81 @@ def test_a_new_token_has_room_within_the_limit_and_all_see_the_same_text(encoder
     assert arrange_encoder(encoder, "new@first")[0].tokenize([long], limit).lengths.max() == limit
 
 
-def test_the_new_token_starts_as_the_mean_and_the_encoder_stays_as_it_was(encoder):
+def test_the_new_token_starts_as_the_mean_and_the_encoder_is_unchanged(encoder):
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
     table = encoder.model.get_input_embeddings().weight
     tuned = fine_tune(encoder, "new@first", *TRAIN, FAST, dev=DEV)
-    made, how = arrange_encoder(encoder, "new@first")
-    wider = made.model.get_input_embeddings().weight
-    assert torch.equal(wider[:-1], table)
-    assert torch.allclose(wider[-1], table.mean(0))
-    assert how.name == "new@first"
-    assert (tuned.encoder.model.get_input_embeddings().weight[-1] - wider[-1]).abs().max() > 1e-4
+    arranged, readout = arrange_encoder(encoder, "new@first")
+    wider_table = arranged.model.get_input_embeddings().weight
+    assert torch.equal(wider_table[:-1], table)
+    assert torch.allclose(wider_table[-1], table.mean(0))
+    assert readout.name == "new@first"
+    assert (tuned.encoder.model.get_input_embeddings().weight[-1] - wider_table[-1]).abs().max() > 1e-4
     after = encoder.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(module._forward_hooks for module in encoder.model.modules())
 
 
 @pytest.mark.parametrize("name", ["cls@first", "new", "new@end", "mean@last", "clss", "cls@no_cls", "last4(cls)"])
-def test_a_name_that_is_none(encoder, name):
+def test_an_unknown_readout_is_an_error(encoder, name):
     with pytest.raises(InputError, match="--readouts"):
         arrange_encoder(encoder, name)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 @pytest.mark.parametrize("name", ["cls", "cls@last", "mean@no_cls"])
-def test_a_readout_that_the_model_lacks(tmp_path, kind, name):
-    without = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+def test_a_readout_that_the_model_lacks_is_an_error(tmp_path, kind, name):
+    model = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
     with pytest.raises(InputError, match="adds no cls token"):
-        fine_tune(without, name, *TRAIN, FAST, dev=DEV)
+        fine_tune(model, name, *TRAIN, FAST, dev=DEV)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "gpt2", "modernbert", "t5", "albert", "deberta-v2", "xlnet"])
 def test_other_architectures_learn_too(tmp_path, kind):
-    """Of a model with a final norm the readout is taken after it, and the norm is trained."""
-    other = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    """In a model with a final norm, the readout follows it, and the norm is trained."""
+    untuned = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
     for name in ("token[-1]", "new@middle"):
-        tuned = fine_tune(other, name, *TRAIN, Recipe(rate=1e-3, epochs=1, batch=32), dev=DEV)
+        tuned = fine_tune(untuned, name, *TRAIN, Recipe(rate=1e-3, epochs=1, batch=32), dev=DEV)
         assert np.isfinite([step.loss for step in tuned.log]).all()
-    if other.norm is not None:
+    if untuned.norm is not None:
         after = tuned.encoder.norm
-        assert any((a - b).abs().max() > 0 for a, b in zip(other.norm.parameters(), after.parameters(), strict=True))
+        assert any((a - b).abs().max() > 0 for a, b in zip(untuned.norm.parameters(), after.parameters(), strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------- batches
+# --------------------------------------------------------------------------------------------------------- batches
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_every_text_once_an_epoch_texts_of_like_length_together(equal):
+def test_an_epoch_has_every_text_once_in_batches_of_similar_length(equal):
     lengths = np.random.default_rng(0).integers(3, 40, 1000)
-    batches_found = epoch_batches(lengths, 32, 0, 0, equal=equal)
-    assert sorted(np.concatenate(batches_found).tolist()) == list(range(1000))
-    assert max(map(len, batches_found)) == 32
-    padded = sum(len(batch) * lengths[batch].max() for batch in batches_found)
+    batches = epoch_batches(lengths, 32, 0, 0, equal=equal)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    assert max(map(len, batches)) == 32
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert padded < 1.1 * lengths.sum()
     if equal:
         assert padded == lengths.sum()
-    alone = np.random.default_rng(0).permutation(1000)
-    unsorted = sum(len(part) * lengths[part].max() for part in np.array_split(alone, 32))
+    order = np.random.default_rng(0).permutation(1000)
+    unsorted = sum(len(part) * lengths[part].max() for part in np.array_split(order, 32))
     assert unsorted > 1.4 * padded
 
 
-def test_the_order_is_random_and_that_of_the_seed():
+def test_the_order_is_random_and_depends_on_seed_and_epoch():
     lengths = np.random.default_rng(0).integers(3, 40, 500)
-    first, again, other, later = (
-        np.concatenate(epoch_batches(lengths, 32, *at)).tolist() for at in ((0, 0), (0, 0), (1, 0), (0, 1))
+    first, same_seed, other_seed, next_epoch = (
+        np.concatenate(epoch_batches(lengths, 32, *seed_and_epoch)).tolist()
+        for seed_and_epoch in ((0, 0), (0, 0), (1, 0), (0, 1))
     )
-    assert first == again
-    assert first != other
-    assert first != later
+    assert first == same_seed
+    assert first != other_seed
+    assert first != next_epoch
     longest = [lengths[batch].max() for batch in epoch_batches(lengths, 32, 0, 0)]
     assert longest != sorted(longest)
     assert longest != sorted(longest, reverse=True)
 
 
 def test_all_readouts_see_the_same_texts_at_the_same_steps(encoder):
-    tuned = [fine_tune(encoder, name, *TRAIN, Recipe(epochs=1), dev=DEV) for name in EVERY]
+    tuned = [fine_tune(encoder, name, *TRAIN, Recipe(epochs=1), dev=DEV) for name in READOUTS]
     assert len({run.order for run in tuned}) == 1
     assert fine_tune(encoder, "cls", *TRAIN, Recipe(epochs=1, seed=1), dev=DEV).order != tuned[0].order
 
@@ -182,8 +181,8 @@ def test_all_readouts_see_the_same_texts_at_the_same_steps(encoder):
 # -------------------------------------------------------------------------------------------------------- training
 
 
-def test_it_is_what_a_plain_loop_does(encoder):
-    """AdamW, warm-up, decay and clipping as PyTorch has them, written out."""
+def test_training_equals_a_plain_loop(encoder):
+    """AdamW, warm-up, decay and clipping of PyTorch in a plain loop."""
     recipe = Recipe(rate=1e-3, epochs=2, batch=16, seed=3)
     tuned = fine_tune(encoder, "cls", *TRAIN, recipe, dev=DEV)
 
@@ -209,8 +208,8 @@ def test_it_is_what_a_plain_loop_does(encoder):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
     y = torch.from_numpy(TRAIN[1])
     for chosen in steps:
-        coded = encoder.tokenizer([TRAIN[0][i] for i in chosen], padding=True, return_tensors="pt")
-        hidden = model(**coded).last_hidden_state[:, 0]
+        inputs = encoder.tokenizer([TRAIN[0][i] for i in chosen], padding=True, return_tensors="pt")
+        hidden = model(**inputs).last_hidden_state[:, 0]
         functional.cross_entropy(head(hidden), y[chosen]).backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *head.parameters()], 1.0)
         optimiser.step()
@@ -222,29 +221,29 @@ def test_it_is_what_a_plain_loop_does(encoder):
     assert torch.allclose(tuned.network.head.weight, head.weight, atol=2e-5)
 
 
-def optimum(probe: LogisticProbe) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (class, dim) and intercepts (class,) of a probe of one cell, on features as they are."""
+def unscaled_weights(probe: LogisticProbe) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (class, dim) and intercepts (class,) of a probe of one cell, for features that are not standardised."""
     weights = probe.coef_[0, 0] / probe.scale_[0]
     return weights, probe.intercept_[0, 0] - weights @ probe.mean_[0]
 
 
 @pytest.mark.parametrize("name", ["cls", "mean", "token[-1]", "cls@last", "max"])
-def test_without_a_step_of_the_encoder_it_is_the_probe(encoder, name):
-    made, how = arrange_encoder(encoder, name)
-    states = Extractor(made, [how], layers=[2])([*TRAIN[0], *DEV[0]])
-    X, y = states.cell(2, how.name)[None], np.concatenate([TRAIN[1], DEV[1]])
+def test_without_training_the_encoder_it_equals_the_probe(encoder, name):
+    arranged, readout = arrange_encoder(encoder, name)
+    states = Extractor(arranged, [readout], layers=[2])([*TRAIN[0], *DEV[0]])
+    X, y = states.cell(2, readout.name)[None], np.concatenate([TRAIN[1], DEV[1]])
     n = len(TRAIN[0])
     probe = LogisticProbe(C=10.0).fit_cells(X[:, :n], y[:n, None])
     recipe = Recipe(rate=0, head_rate=0, epochs=1)
-    tuned = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=optimum(probe))
+    tuned = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=unscaled_weights(probe))
     log_proba = tuned.log_proba(DEV[0])
     expected = probe.log_proba_cells(X[:, n:])[0, 0]
     assert np.abs(log_proba - expected).max() < 1e-3
     frozen = dict(encoder.model.named_parameters())
-    assert all(torch.equal(tensor, frozen[at]) for at, tensor in tuned.network.model.named_parameters())
-    # the twin that takes the probe's weights as they are, for standardised features, is another classifier
-    wrong = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=(probe.coef_[0, 0], probe.intercept_[0, 0]))
-    assert np.abs(wrong.log_proba(DEV[0]) - expected).max() > 0.01
+    assert all(torch.equal(tensor, frozen[key]) for key, tensor in tuned.network.model.named_parameters())
+    # the probe's own weights are for standardised features: with them it is another classifier
+    unscaled = fine_tune(encoder, name, *TRAIN, recipe, dev=DEV, head=(probe.coef_[0, 0], probe.intercept_[0, 0]))
+    assert np.abs(unscaled.log_proba(DEV[0]) - expected).max() > 0.01
 
 
 def test_shuffled_labels_are_at_chance(encoder):
@@ -255,8 +254,8 @@ def test_shuffled_labels_are_at_chance(encoder):
     assert abs(score - 0.5) < 3.3 * 0.5 / 200**0.5
 
 
-def test_what_only_the_last_token_knows_is_learned_from_it_at_once(encoder):
-    """Attention that hands nothing on, and gets no gradient: no token ever learns of another."""
+def test_without_attention_only_the_last_token_learns_its_label(encoder):
+    """Attention with zero weights passes nothing between tokens, and gets no gradient."""
     from copy import deepcopy
     from dataclasses import replace
 
@@ -266,10 +265,17 @@ def test_what_only_the_last_token_knows_is_learned_from_it_at_once(encoder):
             for part in (layer.attention.self.value, layer.attention.output.dense):
                 part.weight.zero_()
                 part.bias.zero_()
-    deaf = replace(encoder, model=model)
-    (texts, y), (held, labels) = sentences(480, seed=7), sentences(200, seed=8)
+    without_attention = replace(encoder, model=model)
+    (texts, y), (dev_texts, labels) = sentences(480, seed=7), sentences(200, seed=8)
     scores = {
-        name: fine_tune(deaf, name, texts, y, Recipe(rate=3e-3, head_rate=5e-2, epochs=2, batch=8), dev=(held, labels))
+        name: fine_tune(
+            without_attention,
+            name,
+            texts,
+            y,
+            Recipe(rate=3e-3, head_rate=5e-2, epochs=2, batch=8),
+            dev=(dev_texts, labels),
+        )
         .log[-1]
         .dev
         for name in ("token[-1]", "cls", "token[1]", "sep", "new@last")
@@ -278,7 +284,7 @@ def test_what_only_the_last_token_knows_is_learned_from_it_at_once(encoder):
     assert max(scores.values()) < 0.62
 
 
-def test_attention_starts_as_mean_and_can_leave_it(encoder):
+def test_attention_starts_as_the_mean_and_can_change(encoder):
     still = Recipe(rate=0, head_rate=0, epochs=1)
     mean, learned = (fine_tune(encoder, name, *TRAIN, still, dev=DEV) for name in ("mean", "attention"))
     assert np.allclose(mean.log_proba(DEV[0]), learned.log_proba(DEV[0]), atol=1e-5)
@@ -286,11 +292,11 @@ def test_attention_starts_as_mean_and_can_leave_it(encoder):
     assert moved.network.query.abs().max() > 1e-3
 
 
-def test_a_batch_in_parts_is_the_same_batch(encoder, monkeypatch):
-    uninterrupted = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
+def test_a_batch_in_parts_gives_the_same_weights(encoder, monkeypatch):
+    uninterrupted = copy_weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
     monkeypatch.setitem(training.BUDGET, "cpu", 40)
-    parts = weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
-    assert not same(uninterrupted, parts)
+    parts = copy_weights(fine_tune(encoder, "mean", *TRAIN, FAST, dev=DEV))
+    assert not equal_weights(uninterrupted, parts)
     assert all(
         torch.allclose(uninterrupted[name], parts[name], atol=3e-5) for name in uninterrupted if "key.bias" not in name
     )
@@ -299,14 +305,14 @@ def test_a_batch_in_parts_is_the_same_batch(encoder, monkeypatch):
 def test_bfloat16_keeps_weights_in_float32(encoder):
     exact = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
     half = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, dtype="bfloat16")
-    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in copy_weights(half).values()} == {torch.float32}
     assert abs(half.log[0].loss - exact.log[0].loss) < 0.02
-    assert not same(weights(half), weights(exact))
+    assert not equal_weights(copy_weights(half), copy_weights(exact))
     assert encoder.model.config._attn_implementation == "sdpa"
 
 
-def test_it_can_be_watched_on_its_way(encoder):
-    seen = []
+def test_the_callback_is_called_at_its_steps(encoder):
+    calls = []
     tuned = fine_tune(
         encoder,
         "cls",
@@ -314,26 +320,28 @@ def test_it_can_be_watched_on_its_way(encoder):
         FAST,
         dev=DEV,
         callback_steps=(0, 1, 5, 12),
-        callback=lambda step, now: seen.append((step, now)),
+        callback=lambda step, current: calls.append((step, current)),
     )
-    assert [step for step, _ in seen] == [0, 1, 5, 12]
+    assert [step for step, _ in calls] == [0, 1, 5, 12]
     assert len(tuned.log) == 12
     assert [step.step for step in tuned.log if not np.isnan(step.dev)] == [6, 12]
 
 
-def test_adapters_leave_the_weights_alone(encoder):
+def test_adapters_do_not_change_the_weights(encoder):
     pytest.importorskip("peft")
     tuned = fine_tune(encoder, "cls", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
     learned = {name for name, tensor in tuned.network.named_parameters() if tensor.requires_grad}
     assert all("lora_" in name or name.startswith("head.") for name in learned)
     before = dict(encoder.model.named_parameters())
-    kept = {name.replace("model.", "", 1).replace(".base_layer", ""): tensor for name, tensor in weights(tuned).items()}
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
-    assert any(tensor.abs().max() > 0 for name, tensor in weights(tuned).items() if "lora_B" in name)
+    base_weights = {
+        name.replace("model.", "", 1).replace(".base_layer", ""): tensor for name, tensor in copy_weights(tuned).items()
+    }
+    assert all(torch.equal(tensor, base_weights[name]) for name, tensor in before.items())
+    assert any(tensor.abs().max() > 0 for name, tensor in copy_weights(tuned).items() if "lora_B" in name)
 
 
 def test_with_adapters_only_the_row_of_a_new_token_is_learned(encoder, monkeypatch):
-    """What peft does to the model is left out here: without it everything but the new token stands still."""
+    """Without peft's adapters only the new token changes."""
     monkeypatch.setattr(training, "_add_adapters", lambda model, rank, name: model.requires_grad_(False))
     tuned = fine_tune(encoder, "new@first", *TRAIN, Recipe(rate=1e-2, epochs=1, batch=16, lora=2), dev=DEV)
     known = encoder.model.get_input_embeddings().weight
@@ -346,52 +354,52 @@ def test_with_adapters_only_the_row_of_a_new_token_is_learned(encoder, monkeypat
 
 
 class Killed(BaseException):
-    """What nobody expects."""
+    """An exception that no code handles."""
 
 
-def killed_and_resumed(encoder, name, path, at):
-    """Stop after step `at`, and go on from the last checkpoint."""
+def stop_and_resume(encoder, name, path, last_step):
+    """Stop after a step, then resume from the last checkpoint."""
 
     def stop(step, _):
         raise Killed
 
     with pytest.raises(Killed):
-        fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path, callback_steps=[at], callback=stop)
+        fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path, callback_steps=[last_step], callback=stop)
     return fine_tune(encoder, name, *TRAIN, FAST, dev=DEV, checkpoint=path)
 
 
-@pytest.mark.parametrize(("name", "at", "every"), [("cls", 1, 1), ("attention", 7, 3), ("new@first", 11, 2)])
-def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypatch, name, at, every):
+@pytest.mark.parametrize(("name", "last_step", "every"), [("cls", 1, 1), ("attention", 7, 3), ("new@first", 11, 2)])
+def test_stopped_and_resumed_ends_with_the_same_bits(encoder, tmp_path, monkeypatch, name, last_step, every):
     uninterrupted = fine_tune(encoder, name, *TRAIN, FAST, dev=DEV)
     write = checkpoint.Checkpoint.write
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(
         checkpoint.Checkpoint,
         "write",
-        lambda self, step, *rest: write(self, step, *rest) if step % every == 0 else None,
+        lambda self, step, *arguments: write(self, step, *arguments) if step % every == 0 else None,
     )
-    resumed = killed_and_resumed(encoder, name, tmp_path / "a.safetensors", at)
-    assert same(weights(uninterrupted), weights(resumed))
+    resumed = stop_and_resume(encoder, name, tmp_path / "a.safetensors", last_step)
+    assert equal_weights(copy_weights(uninterrupted), copy_weights(resumed))
     assert [step[:2] for step in uninterrupted.log] == [step[:2] for step in resumed.log]
 
 
 def test_without_the_state_of_the_optimiser_the_bits_would_differ(encoder, tmp_path, monkeypatch):
-    """The twin that keeps the weights alone."""
+    """The wrong version restores the weights only."""
     uninterrupted = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     read = checkpoint.Checkpoint.read
 
-    def forgetful(self, parameters, optimiser):
+    def read_without_state(self, parameters, optimiser):
         saved = read(self, parameters, optimiser)
         optimiser.state.clear()
         return saved
 
-    monkeypatch.setattr(checkpoint.Checkpoint, "read", forgetful)
-    resumed = killed_and_resumed(encoder, "cls", tmp_path / "a.safetensors", 7)
-    assert not same(weights(uninterrupted), weights(resumed))
+    monkeypatch.setattr(checkpoint.Checkpoint, "read", read_without_state)
+    resumed = stop_and_resume(encoder, "cls", tmp_path / "a.safetensors", 7)
+    assert not equal_weights(copy_weights(uninterrupted), copy_weights(resumed))
 
 
-CHILD = """
+PROGRAM = """
 import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
@@ -403,13 +411,14 @@ from clsprobe.probes.training import fine_tune as training
 from sentences import DEV, TRAIN
 training.CHECKPOINT_SECONDS = -1.0
 encoder = load_encoder({folder!r}, device="cpu")
-def told(step, _):
+def print_step(step, _):
     print(step, flush=True)
 recipe = training.Recipe(rate=1e-3, epochs=12, batch=16)
 tuned = training.fine_tune(
-    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=Path({path!r}), callback_steps=range(1, 100), callback=told)
+    encoder, "mean", *TRAIN, recipe, dev=DEV, checkpoint=Path({path!r}), callback_steps=range(1, 100),
+    callback=print_step)
 from safetensors.torch import save_file
-save_file({{name: one.detach() for name, one in tuned.network.named_parameters()}}, {out!r})
+save_file({{name: tensor.detach() for name, tensor in tuned.network.named_parameters()}}, {out!r})
 """
 
 
@@ -421,23 +430,23 @@ def test_killed_at_random_steps_and_resumed_ends_with_the_same_bits(folder, tmp_
     random = np.random.default_rng(kills)
 
     def child(path, out):
-        code = CHILD.format(tests=str(ROOT / "tests" / "support"), folder=str(folder), path=str(path), out=str(out))
+        code = PROGRAM.format(tests=str(ROOT / "tests" / "support"), folder=str(folder), path=str(path), out=str(out))
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
-    for kill, left in enumerate(np.sort(random.integers(1, 60, kills))):
+    for kill, last_step in enumerate(np.sort(random.integers(1, 60, kills))):
         with child(tmp_path / "c.safetensors", tmp_path / "never") as process:
             for line in process.stdout:
-                if int(line) >= left:
+                if int(line) >= last_step:
                     process.send_signal(signal.SIGKILL)
         assert process.returncode in (-signal.SIGKILL, 0), kill
     for path, out in ((tmp_path / "c.safetensors", tmp_path / "a"), (tmp_path / "d.safetensors", tmp_path / "b")):
         with child(path, out) as process:
             process.communicate()
         assert process.returncode == 0
-    assert same(load_file(tmp_path / "a"), load_file(tmp_path / "b"))
+    assert equal_weights(load_file(tmp_path / "a"), load_file(tmp_path / "b"))
 
 
-def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_an_error(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
@@ -459,18 +468,18 @@ def test_a_checkpoint_is_of_one_run(encoder, tmp_path, monkeypatch):
         within_deadline(lambda: fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path), path)
 
 
-def test_a_checkpoint_of_another_architecture(encoder, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_architecture_is_an_error(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
     fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
-    other = load_encoder(str(models.save("roberta", tmp_path / "roberta")), device="cpu")
+    roberta = load_encoder(str(models.save("roberta", tmp_path / "roberta")), device="cpu")
     with pytest.raises(InputError, match="checkpoint of another run"):
-        fine_tune(other, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
+        fine_tune(roberta, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
 
 
-def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path, monkeypatch):
+def test_no_room_for_checkpoints_is_an_error_before_the_first_step(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
-    seen = []
+    calls = []
     with pytest.raises(InputError, match="no room for checkpoints"):
         fine_tune(
             encoder,
@@ -480,51 +489,51 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(encoder, tmp_path
             dev=DEV,
             checkpoint=tmp_path / "a",
             callback_steps=[0],
-            callback=lambda *_: seen.append(1),
+            callback=lambda *_: calls.append(1),
         )
-    assert not seen
+    assert not calls
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(encoder, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "a.safetensors"
     uninterrupted = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV)
     real, count = checkpoint.replacing, [0]
 
-    def filling(where):
+    def fail_when_full(target):
         count[0] += 1
         if count[0] == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(where)
+        return real(target)
 
-    monkeypatch.setattr(checkpoint, "replacing", filling)
+    monkeypatch.setattr(checkpoint, "replacing", fail_when_full)
     with pytest.raises(InputError, match="no room for checkpoints"):
         fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
     resumed = fine_tune(encoder, "cls", *TRAIN, FAST, dev=DEV, checkpoint=path)
-    assert same(weights(uninterrupted), weights(resumed))
+    assert equal_weights(copy_weights(uninterrupted), copy_weights(resumed))
 
 
-def test_fewer_texts_than_a_batch(encoder):
+def test_fewer_texts_than_a_batch_are_an_error(encoder):
     with pytest.raises(InputError, match="31 training texts are fewer than a batch of 32"):
         fine_tune(encoder, "cls", TRAIN[0][:31], TRAIN[1][:31], Recipe(), dev=DEV)
 
 
-def test_texts_that_lack_the_readout(encoder):
+def test_texts_that_lack_the_readout_are_an_error(encoder):
     with pytest.raises(InputError, match="shorter"):
         fine_tune(encoder, "token[2]", ["cat"] * 40, np.arange(40) % 2, Recipe(), dev=DEV)
 
 
-def test_a_rate_that_blows_up_is_told(encoder):
+def test_a_rate_that_diverges_is_an_error(encoder):
     with pytest.raises(InputError, match="diverged"):
         fine_tune(encoder, "cls", *TRAIN, Recipe(rate=1e30, epochs=2, batch=16), dev=DEV)
 
 
-def test_an_arranged_encoder_is_an_encoder(encoder):
-    made, how = arrange_encoder(encoder, "new@middle")
-    assert isinstance(made, ArrangedEncoder)
-    states = Extractor(made, ["cls", "token[1]", how], layers=[0, 2])(TRAIN[0][:10])
+def test_an_arranged_encoder_works_in_an_extractor(encoder):
+    arranged, readout = arrange_encoder(encoder, "new@middle")
+    assert isinstance(arranged, ArrangedEncoder)
+    states = Extractor(arranged, ["cls", "token[1]", readout], layers=[0, 2])(TRAIN[0][:10])
     plain = Extractor(encoder, ["cls", "token[1]"], layers=[0, 2])(TRAIN[0][:10])
     assert np.allclose(states.cell(0, "cls"), plain.cell(0, "cls"), atol=1e-5)
     assert np.abs(states.cell(2, "cls") - plain.cell(2, "cls")).max() > 1e-3
