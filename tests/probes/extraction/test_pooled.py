@@ -219,9 +219,9 @@ def test_a_token_that_joins_the_prompt_and_the_text_is_content(tmp_path):
     content = [encoder.tokenizer.convert_ids_to_tokens(row.ids[~row.special].tolist()) for row in rows]
     assert content == [["Ġa", "Ġ", "fi", "lm"], ["fi", "lm"], [], ["Ġa"], ["Ġa"] * 6]
     notes = Extractor(encoder, "cls", layers=[0])(["a", "", "a film"]).source["notes"]
-    assert [note for note in notes if "no tokens" in note] == [
-        "1 of 3 texts have no tokens of their own (such as zero-width characters alone): their vectors are those of an "
-        "empty text."
+    assert [note for note in notes if "without tokens" in note] == [
+        "Texts without tokens of their own (such as zero-width characters alone): 1 of 3; their vectors are those of "
+        "an empty text."
     ]
 
 
@@ -363,4 +363,4 @@ def test_added_tokens_of_spaces_are_quoted_in_the_note(tmp_path):
     encoder = load_encoder(str(folder), device="cpu")
     encoder = replace(encoder, loaded_tokenizer=replace(encoder.loaded_tokenizer, markers=("  ", "<url>")))
     texts = ["a  film", "a <url>"]
-    assert encoder.notes_on(texts, encoder.tokenize(texts).digests())[-1].endswith("as tokens: '  ', <url>.")
+    assert encoder.notes_on(texts, encoder.tokenize(texts).digests())[-1].endswith("as tokens: 2 of 2 ('  ', <url>).")
