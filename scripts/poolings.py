@@ -44,10 +44,10 @@ class Poolings(SweepStudy):
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences of all poolings from [CLS], and the curves."""
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
-        from clsprobe.probes.extraction.readouts import Position, parse_readouts
+        from clsprobe.probes.extraction.readouts import is_position
 
         rows = self.judged_rows(measured.rows("predictions", task))
-        poolings = [r.name for r in parse_readouts(read_readouts(rows)) if not isinstance(r, Position)]
+        poolings = [name for name in read_readouts(rows) if not is_position(name)]
         return comparison_exhibits(rows, poolings, self.margin)
 
     def note(self, measured: Measured) -> list[str]:

@@ -401,6 +401,11 @@ def last_layer_only(name: str) -> bool:
     return name == Pooled.name or name.endswith(Normed.suffix) or re.match(r"last[0-9]+\(", name) is not None
 
 
+def is_position(name: str) -> bool:
+    """Whether the readout of this name is one token. A file of vectors may have other names, which are none."""
+    return name in (Cls.name, Sep.name, RandomToken.name) or re.match(r"token\[|new@", name) is not None
+
+
 def split_names(names: str) -> list[str]:
     """Split names at commas outside brackets: ``cls,cat(cls,mean)`` are two."""
     return [name.strip() for name in re.split(r",(?![^()]*\))", names) if name.strip()]
