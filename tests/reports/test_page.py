@@ -143,7 +143,7 @@ def test_the_question_leads_and_the_verdict_follows() -> None:
         "undecided",
         "Undecided: of 2 tasks no on 1",
         "on grammar:tense, mean pooling minus [CLS] is -1.7 points",
-        "&#34;Yes&#34; means:",
+        '"Yes" means:',
         "Every comparison, taken alone",
         "Layer 0 of",
         "Figure 1",
@@ -239,7 +239,9 @@ def test_the_same_answers_give_the_same_page() -> None:
 def test_nothing_to_show_is_a_page_too() -> None:
     assert "No answers yet" in render_page({})
     bare = Answer("Q?", "C", Verdict("undecided", "No rows.", float("nan"), float("nan"), float("nan")), ())
-    assert "– to –" in render_page({"a": bare})
+    page = render_page({"a": bare})
+    assert "No rows." in page
+    assert "nan" not in page[page.index("<main>") : page.index("</main>")]
     empty = dataclasses.replace(bare, exhibits=(Exhibit("none", points(0), "scatter"), Exhibit("none", points(0))))
     assert "no rows to draw" in render_page({"a": empty})
 

@@ -114,7 +114,7 @@ def test_a_probe_that_fails_in_every_cell(inputs, monkeypatch, capsys):
     assert set(content["answers"].values()) == {"Not answered on d: label: no probe could be fitted in any cell."}
     assert "majority" in set(pd.read_parquet("out/results.parquet").control)
     page = read_page()
-    assert page.count("Not answered on d: label: no probe could be fitted in any cell.") == 3
+    assert page.count("Not answered on d: label: no probe could be fitted in any cell.") == 6  # index and answers
     assert "What was measured on test." in page
     assert ">nan<" not in page.lower()
 
