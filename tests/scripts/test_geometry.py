@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tables
-from scipy.stats import norm, special_ortho_group
+from scipy.stats import norm, special_ortho_group, t
 
 from clsprobe.analysis.geometry import measures
 from clsprobe.analysis.geometry.measures import (
     COLUMNS,
+    KEY,
     Pairs,
     cka,
     comparable,
@@ -21,6 +22,7 @@ from clsprobe.analysis.geometry.measures import (
     effective_rank,
     geometry,
     nearest,
+    ranks,
     shape,
 )
 from clsprobe.analysis.study import Answer
@@ -70,20 +72,30 @@ def test_the_mean_cosine_matches_closed_forms():
     assert shape([x]).norm[0] == pytest.approx(np.linalg.norm(x, axis=1).mean(), abs=1e-12)
 
 
-def test_the_share_of_one_dominant_coordinate_is_found():
+def test_a_massive_coordinate_is_found_and_its_contribution_is_that_of_taking_it_out():
     x = draw(500, 30)
-    x[:, 7] += 50
-    assert shape([x]).coordinate == pytest.approx(shape([x]).cosine, abs=0.01)
-    assert shape([x]).cosine > 0.9
-    assert shape([draw(500, 30)]).coordinate < 0.01
+    x[:, 7] -= 50
+    found = shape([x])
+    assert found.massive.tolist() == [7]
+    assert found.sizes[7] == pytest.approx(2500, rel=0.1)  # over a median of 1
+    assert found.contributions.sum() == pytest.approx(found.cosine)
+    assert found.contributions[7] == pytest.approx(found.cosine, abs=0.01)
+    assert found.cosine > 0.9
+    assert abs(shape([np.delete(x, 7, axis=1)]).cosine) < 0.01
+    assert not len(shape([draw(500, 30)]).massive)
+    assert not len(shape([draw(500, 30) * np.where(np.arange(30) == 7, 9, 1)]).massive)  # 81 times
+    assert not len(shape([np.zeros((5, 4))]).massive)
 
 
 @pytest.mark.parametrize("offset", [0, 3, 1e4])
 def test_vectors_in_batches_give_the_same_measures(offset):
     x = draw(257, 12) * np.arange(1, 13) + offset
     expected, stream = shape([x]), shape(np.split(x, [1, 5, 100, 256]))
-    for name in ("norm", "cosine", "coordinate", "rank"):
+    for name in ("norm", "cosine", "contributions", "sizes"):
         np.testing.assert_allclose(getattr(stream, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+    whole, chunked = (ranks(chunks, groups=10) for chunks in ([x], np.split(x, [1, 5, 100, 256])))
+    np.testing.assert_allclose(chunked, whole, rtol=1e-7)
+    assert whole[0] == pytest.approx(effective_rank(x), rel=1e-9)
 
 
 def test_plain_sums_of_squares_would_lose_precision():
@@ -93,7 +105,7 @@ def test_plain_sums_of_squares_would_lose_precision():
     singular = np.sqrt(np.linalg.eigvalsh(far.T @ far - np.outer(far.sum(0), far.sum(0)) / len(far)))
     share = singular / singular.sum()
     assert abs(np.exp(-(share * np.log(share)).sum()) - truth) > 1e-6
-    assert shape(np.split(far, [99, 200])).rank == pytest.approx(truth, abs=1e-8)
+    assert ranks(np.split(far, [99, 200]))[0] == pytest.approx(truth, abs=1e-8)
 
 
 def test_the_interval_of_a_mean_cosine_covers_it():
@@ -138,6 +150,42 @@ def test_k_equal_directions_have_rank_k(n, dim, k):
 def test_one_vector_for_all_texts_has_no_rank():
     assert np.isnan(effective_rank(np.ones((9, 4))))
     assert np.isnan(effective_rank(1 + 1e-8 * draw(9, 4)))
+
+
+def test_the_interval_of_an_effective_rank_covers_that_of_as_many_other_texts():
+    """Heavy tails and groups of texts, too. The wrong version is a percentile bootstrap: it draws some texts twice,
+    which spans fewer directions."""
+    spread, centres = 1 / np.arange(1, 31) ** 0.5, 3 * draw(4, 30, seed=98)
+
+    def draw_texts(n: int, seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        scale = np.sqrt(random.chisquare(9, (n, 1)) / 9)
+        return centres[random.integers(4, size=n)] + random.normal(size=(n, 30)) * spread / scale
+
+    estimates = np.array([ranks([draw_texts(120, seed)], groups=10) for seed in range(150)])
+    truth = np.mean([effective_rank(draw_texts(120, 1000 + seed)) for seed in range(600)])
+    covered = (estimates[:, 1] <= truth) & (truth <= estimates[:, 2])
+    assert 0.9 * 150 <= covered.sum()
+    width = (estimates[:, 2] - estimates[:, 1]).mean()
+    assert width < 1.5 * 2 * t.isf(0.025, 9) * estimates[:, 0].std()
+    covered_by_twin = 0
+    for seed in range(20):
+        x, random = draw_texts(120, seed), np.random.default_rng(seed)
+        replicates = [effective_rank(x[random.integers(120, size=120)]) for _ in range(60)]
+        low, high = np.quantile(replicates, [0.025, 0.975])
+        covered_by_twin += low <= truth <= high
+    assert covered_by_twin < 10
+
+
+def test_texts_in_the_order_of_their_groups_do_not_widen_the_interval():
+    """The broken twin leaves out neighbours in the file together, which are alike."""
+    x = draw(200, 20)
+    x[:100] += 5
+    _, low, high = ranks([x], groups=10)
+    apart = [effective_rank(np.delete(x, slice(i * 20, i * 20 + 20), axis=0)) for i in range(10)]
+    mixed = [effective_rank(np.delete(x, slice(i, None, 10), axis=0)) for i in range(10)]
+    assert np.std(apart) > 1.2 * np.std(mixed)
+    assert high - low == pytest.approx(2 * t.isf(0.025, 9) * 3 * np.std(mixed), rel=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- dimension
@@ -292,7 +340,7 @@ def value(table: pd.DataFrame, measure: str, *cells: tuple[int, str]) -> float:
 def test_the_table_has_one_row_per_measure_and_cell(states_and_table):
     _, table = states_and_table
     assert tuple(table.columns) == COLUMNS
-    assert not table.duplicated(list(COLUMNS[:5])).any()
+    assert not table.duplicated(list(KEY)).any()
     known = table.dropna(subset=["low"])
     assert (known.low <= known.value + 1e-9).all()
     assert (known.value <= known.high + 1e-9).all()
