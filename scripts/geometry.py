@@ -21,8 +21,9 @@ from pydantic import Field
 
 from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
+from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.probes.errors import InputError, escape_surrogates
 from clsprobe.probes.extraction.readouts import parse_readouts
 
