@@ -419,6 +419,14 @@ def difference_in_words(a: str, b: str, part: Part, *, more: str = "") -> str:
     return f"{a} minus {b} is {points(effect, True)} points ({points(low, True)} to {points(high, True)}{more})"
 
 
+def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
+    """The warning that there are few test texts; none where there are `FEWEST` or more. task: where they belong to one."""
+    if texts >= FEWEST:
+        return ()
+    where = f" on {task}" if task else ""
+    return (f"Only {texts} test texts{where}: one text more or less right is {100 / texts:.1f} points.",)
+
+
 def describe_need(verdict: Verdict) -> str:
     """How many test texts would decide an undecided verdict, as a sentence; "" where that says nothing."""
     if verdict.outcome != "undecided" or math.isnan(verdict.needed):

@@ -39,6 +39,8 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
     """What is the geometry of every cell: how many directions it uses, how narrow it is, what it resembles?"""
 
     question: ClassVar[str] = "What kind of space is it?"
+    claim: ClassVar[str] = ""  # the answer describes
+    opening: ClassVar[str] = "Effective ranks, and mean cosines of two texts without massive coordinates"
     judged: ClassVar[str] = "measured"
     tables: ClassVar[tuple[str, ...]] = ("measured", "projection")
 
@@ -89,7 +91,7 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Effective rank and mean cosines of the described readouts, as a sentence."""
-        from clsprobe.analysis.geometry.exhibits import describe_cell, select_measure
+        from clsprobe.analysis.geometry.exhibits import describe_cell, select_measure, summarise_cell
         from clsprobe.analysis.geometry.measures import choose_described
 
         layer = self._layer(rows)
@@ -99,9 +101,15 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
             raise MissingEvidence(f"nothing was measured at layer {layer}")
         place, n = self._place(rows, layer), int(rows[rows.measure == "texts"].value.iloc[0])
         where = f"In {place} ({n:,} texts)" if self.vectors else f"On {short(rows.task.iloc[0])} ({n:,} texts, {place})"
-        single = self.vectors and cells.readout.nunique() == 1
-        clauses = [describe_cell(cells, name, "" if single else self._names.get(name, name)) for name in described]
-        return Verdict.described(f"{where}: {'; '.join(clauses)}.")
+        names = [self._names.get(readout, readout) for readout in described]
+        if self.vectors and cells.readout.nunique() == 1:
+            names = [""]
+        clauses, briefs = (
+            [describe(cells, *cell) for cell in zip(described, names, strict=True)]
+            for describe in (describe_cell, summarise_cell)
+        )
+        brief = f"{short(rows.task.iloc[0])} {', '.join(briefs)}"
+        return Verdict.described(f"{where}: {'; '.join(clauses)}.", brief=brief)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cosines with and without massive coordinates, the other measures, the similarity of cells, the maps."""

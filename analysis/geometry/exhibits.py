@@ -80,9 +80,8 @@ def cosine_exhibits(rows: pd.DataFrame, names: Mapping[str, str]) -> list[Exhibi
 
 
 def describe_cell(cells: pd.DataFrame, readout: str, name: str) -> str:
-    """Effective rank and mean cosine of a readout as a clause. cells: of one layer. name: of the readout in it, or ""."""
-    own = cells[(cells.readout == readout) & (cells.other_readout == "none")].set_index("measure")
-    massive = [str(coordinate) for coordinate in cells[(cells.measure == "massive") & (cells.readout == readout)].coordinate]
+    """Effective rank and mean cosine of a readout as a clause. cells: of one layer. name: of the readout, or ""."""
+    own = _measures_of(cells, readout)
     rank, raw, without = (own.loc[measure] for measure in ("effective_rank", "self_similarity", "without_massive"))
     within = f"in {name} " if name else ""
     if pd.isna(rank.value):
@@ -91,10 +90,25 @@ def describe_cell(cells: pd.DataFrame, readout: str, name: str) -> str:
         f"{within}the effective rank is {rank.value:.1f} ({rank.low:.1f} to {rank.high:.1f}) of "
         f"{own.value['width']:.0f} and the mean cosine of two texts {_format_cosine(raw)}"
     )
+    massive = [str(i) for i in cells[(cells.measure == "massive") & (cells.readout == readout)].coordinate]
     if not massive:
         return f"{clause}, with no massive coordinate"
     listed = ", ".join(massive[:NAMED]) + (f" and {len(massive) - NAMED} more" if len(massive) > NAMED else "")
     return f"{clause}, or {_format_cosine(without)} without the massive coordinate{'s' * (len(massive) > 1)} {listed}"
+
+
+def summarise_cell(cells: pd.DataFrame, readout: str, name: str) -> str:
+    """Effective rank and mean cosine without massive coordinates, as one of several in a list."""
+    own = _measures_of(cells, readout).value
+    if pd.isna(own["effective_rank"]):
+        return f"{name} one and the same vector".strip()
+    return f"{name} {own['effective_rank']:.1f} and {own['without_massive']:.3f}".strip()
+
+
+def _measures_of(cells: pd.DataFrame, readout: str) -> pd.DataFrame:
+    """measure -> value, low, high of a single cell."""
+    own = cells[(cells.readout == readout) & (cells.other_readout == "none") & (cells.coordinate < 0)]
+    return own.set_index("measure")[["value", "low", "high"]]
 
 
 def _format_cosine(row: pd.Series) -> str:

@@ -22,7 +22,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.analysis.verdict import FEWEST, MissingEvidence, Part, points
+from clsprobe.analysis.verdict import MissingEvidence, Part, points, warn_of_few_texts
 from clsprobe.probes.tasks.task import readable
 
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
@@ -314,9 +314,7 @@ def list_warnings(rows: pd.DataFrame, *cells: ChosenCell, surface: bool = False)
     """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
     baseline solves."""
     task, texts = short(rows.task.iloc[0]), count_texts(rows)
-    warnings = []
-    if texts < FEWEST:
-        warnings.append(f"Only {texts} test texts on {task}: one text more or less right is {100 / texts:.1f} points.")
+    warnings = [*warn_of_few_texts(texts, task)]
     for cell in cells:
         if is_constant(rows, cell):
             what = "number" if stats.of_numbers(rows) else "class"
