@@ -145,7 +145,9 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         layer, decoder, n_train, gated = written[["layer", "decoder", "n_train", "gated"]].iloc[0]
         bits = rows[(rows.decoder == decoder) & (rows.source == "vector") & (rows.split == "test")]
         bits = bits[(bits.readout == "cls") & (bits.layer == layer)]
-        new = "new test texts" if (written.novelty >= NOVEL).all() else "test texts, most of them much like some of train"
+        new = (
+            "new test texts" if (written.novelty >= NOVEL).all() else "test texts, most of them much like some of train"
+        )
         texts, wrong = f"{len(written):,} {new}", f"of what the best blind one ({blind_name}) gets wrong"
 
         def say(outcome: Outcome, part: Part) -> str:
@@ -163,7 +165,11 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
                     f"{self.margin:g}), {written.exact.mean():.1%} of them word for word; [CLS] tells {gain:.2f} bits a "
                     f"token ({low:.2f} to {high:.2f}) of {bits.blind.sum() / bits.tokens.sum():.2f}"
                 )
-            return reached if outcome == "yes" else f"not reached by these decoders with {n_train:,} training texts: {reached}"
+            return (
+                reached
+                if outcome == "yes"
+                else f"not reached by these decoders with {n_train:,} training texts: {reached}"
+            )
 
         name, width = "the best blind decoder: share put right", share[2] - share[1]
         part = Part.from_interval(name, *share, self.margin)

@@ -99,7 +99,9 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
                 what = f"is harder to read at the end of the training than at the start, by {_format_points(part, -1)}"
             else:
                 change = f"{points(part.effect, True)} points, {points(part.low, True)} to {points(part.high, True)}"
-                what = f"is not certainly easier or harder to read at the end of the training than at the start ({change})"
+                what = (
+                    f"is not certainly easier or harder to read at the end of the training than at the start ({change})"
+                )
             return (
                 f"on {task}, the label {what}, by a linear probe on {name} of layer {end.layer}: it gets {start.value:.3f} "
                 f"of the test texts right at the start and {end.value:.3f} at the end; the CKA of {name} with its start is "

@@ -245,9 +245,7 @@ def ranks(chunks: Iterable[np.ndarray], *, groups: int = 1) -> tuple[float, floa
     value = whole.rank(squares / whole.count)
     if groups < 2 or np.isnan(value):
         return value, np.nan, np.nan
-    remaining = (
-        sum((scatter for j, scatter in enumerate(scatters) if j != i), EMPTY) for i in range(groups)
-    )
+    remaining = (sum((scatter for j, scatter in enumerate(scatters) if j != i), EMPTY) for i in range(groups))
     without = np.array([scatter.rank(squares / whole.count) for scatter in remaining])
     error = np.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error)

@@ -188,7 +188,10 @@ def make_trajectory(gain, low, high, readout="cls"):
     columns = ["task", "readout", "layer", "order", "value", "texts", "gain", "gain_low", "gain_high", "cka"]
     rows = [("a:b:c", readout, 6, 0, 0.5, 200, 0, 0, 0, 1.0)]
     rows += [("a:b:c", readout, 6, 1, 0.5 + gain, 200, gain, low, high, 0.45)]
-    rows += [("a:b:c", "max", 6, 1, 0.8, 200, -gain, -high, -low, 0.5), ("a:b:c", readout, 5, 1, 0.8, 200, -gain, -high, -low, 0.5)]
+    rows += [
+        ("a:b:c", "max", 6, 1, 0.8, 200, -gain, -high, -low, 0.5),
+        ("a:b:c", readout, 5, 1, 0.8, 200, -gain, -high, -low, 0.5),
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -204,8 +207,13 @@ def make_trajectory(gain, low, high, readout="cls"):
 def test_the_trajectory_says_what_cls_has_gained_or_lost(gain, outcome, what):
     verdict = Trajectory().judge(make_trajectory(*gain))
     assert (verdict.outcome, verdict.label) == (outcome, "described")
-    assert verdict.sentence.startswith(f"On b: c, {what}, by a linear probe on [CLS] of layer 6: it gets 0.500 of the test")
-    assert f"right at the start and {0.5 + gain[0]:.3f} at the end; the CKA of [CLS] with its start is 0.45" in verdict.sentence
+    assert verdict.sentence.startswith(
+        f"On b: c, {what}, by a linear probe on [CLS] of layer 6: it gets 0.500 of the test"
+    )
+    assert (
+        f"right at the start and {0.5 + gain[0]:.3f} at the end; the CKA of [CLS] with its start is 0.45"
+        in verdict.sentence
+    )
 
 
 def test_without_cls_the_trajectory_is_that_of_mean():

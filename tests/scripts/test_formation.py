@@ -32,7 +32,9 @@ def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task
 USED = "this says where the edges are used, not where nothing could be read any more."
 
 
-@pytest.mark.parametrize(("layer", "below", "above"), [(2, "layer 1", "layer 2"), (5, "layers 1 to 2", "layers 4 to 5")])
+@pytest.mark.parametrize(
+    ("layer", "below", "above"), [(2, "layer 1", "layer 2"), (5, "layers 1 to 2", "layers 4 to 5")]
+)
 @pytest.mark.parametrize(
     ("values", "outcome", "statement"),
     [
@@ -50,7 +52,10 @@ def test_the_answer_says_in_which_half_cutting_costs_more(layer, below, above, v
     assert verdict.label == "described"
     assert statement.format(above=above, below=below) in verdict.sentence
     assert sum(what in verdict.sentence for what in (" depends more ", " as much ", " no more ", " not certain ")) == 1
-    assert f"it gets 0.900 of the test texts right, {values['lower']:.3f} where [CLS] is cut off in {below}, " in verdict.sentence
+    assert (
+        f"it gets 0.900 of the test texts right, {values['lower']:.3f} where [CLS] is cut off in {below}, "
+        in verdict.sentence
+    )
     assert f"{values['upper']:.3f} in {above}, 0.500 in layers 1 to {layer};" in verdict.sentence
     assert verdict.sentence.endswith(USED)
     assert verdict.effect == pytest.approx(values["lower"] - values["upper"], abs=0.005)

@@ -219,7 +219,9 @@ def test_what_the_search_makes_of_blind_texts_is_measured():
 def test_no_number_of_a_gated_cell_passes_for_a_measurement():
     table = make_table(0.9, gated=("mean",))
     shares, bits, scores, *binned, cls_texts, mean_texts = text_exhibits(table, 0.5)
-    sentence = "Gated: from mean of layers 0, 3 the decoder gained nothing on dev, so the blind one stands in: its gain of 0"
+    sentence = (
+        "Gated: from mean of layers 0, 3 the decoder gained nothing on dev, so the blind one stands in: its gain of 0"
+    )
     assert sentence in bits.caption.replace("cls of layer 0; ", "")
     gains = bits.table.set_index(["readout", "layer"])
     assert gains.value["mean"].tolist() == [0, 0]
@@ -252,7 +254,9 @@ def test_notes_say_what_is_of_the_gate():
     assert not [note for note in both if "bits a token more" in note]
     failed = make_table(0.9)
     failed.loc[(failed.layer == 0) & (failed.readout == "cls"), ["gated", "bits"]] = [False, 30.0]
-    assert reconstruction_notes(failed)[0].startswith("Control failed: from [CLS] of layer 0 the sequence decoder gains 1.250")
+    assert reconstruction_notes(failed)[0].startswith(
+        "Control failed: from [CLS] of layer 0 the sequence decoder gains 1.250"
+    )
 
 
 def test_texts_that_train_nearly_has_are_not_judged():
@@ -407,7 +411,9 @@ def test_tables_say_what_is_gated_and_how_many_texts_were_learned_from():
     np.testing.assert_allclose(gated.bits, gated.blind, atol=1e-9)
     verdict = Reconstruct().judge(table.assign(novelty=0.5))
     assert verdict.outcome == "undecided"
-    assert "not reached by these decoders with 60 training texts: at no layer read did the bag decoder" in verdict.sentence
+    assert (
+        "not reached by these decoders with 60 training texts: at no layer read did the bag decoder" in verdict.sentence
+    )
 
 
 def test_hits_of_the_blind_decoder_are_counted_separately():
