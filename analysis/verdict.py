@@ -420,7 +420,7 @@ def difference_in_words(a: str, b: str, part: Part, *, more: str = "") -> str:
 
 
 def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
-    """The warning that there are few test texts; none where there are `FEWEST` or more. task: where they belong to one."""
+    """The warning that there are few test texts; none where there are `FEWEST` or more. task: that they are of."""
     if texts >= FEWEST:
         return ()
     where = f" on {task}" if task else ""

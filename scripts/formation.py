@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 LIMIT = (
-    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where the "
-    "edges are used, not where nothing could be read any more"
+    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
+    "the edges are used, not where nothing could be read any more"
 )
 
 
@@ -52,8 +52,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     )
     margin: ClassVar[float] = 0.02
     opening: ClassVar[str] = (
-        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers below "
-        "it, more than in the lower half"
+        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
+        "below it, more than in the lower half"
     )
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "more in the upper half",
@@ -137,9 +137,9 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         if lost.p_above(self.margin) >= TAIL:
             low, high = lost.interval()
             return Verdict.described(
-                f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: the "
-                f"probe gets {scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off from all other "
-                f"tokens in {everywhere}, which is not certainly {100 * self.margin:.0f} points less "
+                f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: "
+                f"the probe gets {scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off from all "
+                f"other tokens in {everywhere}, which is not certainly {100 * self.margin:.0f} points less "
                 f"({points(lost.effect)} points, {points(low)} to {points(high)}).",
                 warnings=few,
             )

@@ -6,8 +6,8 @@
 2. Every cell is measured (analysis.geometry.measures): how similar the directions of different texts are, with and
    without the few coordinates that are many times as large as the others; how many directions the texts use; how long
    the vectors are; which cells they resemble.
-3. The question is no yes-or-no question. The answer is a sentence about the last layer read, from which sentence vectors
-   are usually taken: effective rank and mean cosine of [CLS] and of the mean, with 95 % intervals.
+3. The question is no yes-or-no question. The answer is a sentence about the last layer read, from which sentence
+   vectors are usually taken: effective rank and mean cosine of [CLS] and of the mean, with 95 % intervals.
 4. Maps show both by UMAP and by PCA. They are no evidence.
 """
 

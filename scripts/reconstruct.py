@@ -145,9 +145,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         layer, decoder, n_train, gated = written[["layer", "decoder", "n_train", "gated"]].iloc[0]
         bits = rows[(rows.decoder == decoder) & (rows.source == "vector") & (rows.split == "test")]
         bits = bits[(bits.readout == "cls") & (bits.layer == layer)]
-        new = (
-            "new test texts" if (written.novelty >= NOVEL).all() else "test texts, most of them much like some of train"
-        )
+        new = "new test texts" if (written.novelty >= NOVEL).all() else "test texts, few of which are new"
         texts, wrong = f"{len(written):,} {new}", f"of what the best blind one ({blind_name}) gets wrong"
 
         def say(outcome: Outcome, part: Part) -> str:
@@ -162,14 +160,11 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
                 gain, low, high = measure_gain(bits)
                 reached = (
                     f"from [CLS] of layer {layer} the {decoder} decoder puts {right} in {texts} (claimed: "
-                    f"{self.margin:g}), {written.exact.mean():.1%} of them word for word; [CLS] tells {gain:.2f} bits a "
-                    f"token ({low:.2f} to {high:.2f}) of {bits.blind.sum() / bits.tokens.sum():.2f}"
+                    f"{self.margin:g}), {written.exact.mean():.1%} of them word for word; [CLS] tells {gain:.2f} bits "
+                    f"a token ({low:.2f} to {high:.2f}) of {bits.blind.sum() / bits.tokens.sum():.2f}"
                 )
-            return (
-                reached
-                if outcome == "yes"
-                else f"not reached by these decoders with {n_train:,} training texts: {reached}"
-            )
+            lead = "" if outcome == "yes" else f"not reached by these decoders with {n_train:,} training texts: "
+            return f"{lead}{reached}"
 
         name, width = "the best blind decoder: share put right", share[2] - share[1]
         part = Part.from_interval(name, *share, self.margin)

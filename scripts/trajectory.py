@@ -103,9 +103,9 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
                     f"is not certainly easier or harder to read at the end of the training than at the start ({change})"
                 )
             return (
-                f"on {task}, the label {what}, by a linear probe on {name} of layer {end.layer}: it gets {start.value:.3f} "
-                f"of the test texts right at the start and {end.value:.3f} at the end; the CKA of {name} with its start is "
-                f"{end.cka:.2f} (1: unchanged but for rotation and scale)"
+                f"on {task}, the label {what}, by a linear probe on {name} of layer {end.layer}: it gets "
+                f"{start.value:.3f} of the test texts right at the start and {end.value:.3f} at the end; the CKA of "
+                f"{name} with its start is {end.cka:.2f} (1: unchanged but for rotation and scale)"
             )
 
         brief = f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"

@@ -91,8 +91,8 @@ class Trajectory:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Columns layer, readout, moment, order; value, low, high: test accuracy, over `texts` texts; gain, gain_low, gain_high: minus
-        that of the start, over the same texts; cka: with the start (NaN where a cell is one vector for all texts);
-        received: the share of the words' attention that goes into [CLS], in the block below.
+        """Columns layer, readout, moment, order; value, low, high: test accuracy over `texts` texts; gain, gain_low,
+        gain_high: minus that of the start, over the same texts; cka: with the start (NaN where a cell is one vector for
+        all texts); received: the share of the words' attention that goes into [CLS], in the block below.
         """
         return pd.concat(self._moments, ignore_index=True)

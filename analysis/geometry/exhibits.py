@@ -1,7 +1,7 @@
 """The exhibits of the geometry, one task at a time. Every function is pure: rows of tables in, exhibits out.
 
-rows: of one task in the table of `measures.geometry`. names: readout -> how a reader calls it. place: what is described,
-"layer 6" or a file of vectors.
+rows: of one task in the table of `measures.geometry`. names: readout -> how a reader calls it. place: what is
+described, "layer 6" or a file of vectors.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from clsprobe.analysis.study import Exhibit
 NAMED = 4  # massive coordinates in a sentence
 COLUMNS = ["layer", "readout", "value", "low", "high"]
 MAPS = {
-    "UMAP": "UMAP of the texts, every readout by itself; colours are labels. Trustworthiness: how many near neighbours in "
-    "the picture are near in truth. Distances between clusters are no evidence of anything.",
+    "UMAP": "UMAP of the texts, every readout by itself; colours are labels. Trustworthiness: how many near neighbours "
+    "in the picture are near in truth. Distances between clusters are no evidence of anything.",
     "PCA": "The same texts on the two directions of the largest variance.",
 }
 
 
 def cosine_exhibits(rows: pd.DataFrame, names: Mapping[str, str]) -> list[Exhibit]:
-    """Mean cosines with and without massive coordinates, these coordinates, and cosines above those of random tokens."""
+    """Mean cosines with and without massive coordinates, these coordinates, cosines above those of random tokens."""
     raw, without = select_measure(rows, "self_similarity"), select_measure(rows, "without_massive")
     described = choose_described(list(raw.readout.unique()))
     lines = [
@@ -34,9 +34,10 @@ def cosine_exhibits(rows: pd.DataFrame, names: Mapping[str, str]) -> list[Exhibi
     ]
     exhibits = [
         Exhibit(
-            f"The mean cosine of two texts, and the same without the massive coordinates: those whose mean square is more "
-            f"than {MASSIVE} times that of the median coordinate (Sun et al. 2024). Where the two lines lie apart, the "
-            f"cosine tells of these few coordinates (Timkey & van Schijndel 2021). 95 % intervals over the texts.",
+            f"The mean cosine of two texts, and the same without the massive coordinates: those whose mean square is "
+            f"more than {MASSIVE} times that of the median coordinate (Sun et al. 2024). Where the two lines lie "
+            f"apart, the cosine tells of these few coordinates (Timkey & van Schijndel 2021). 95 % intervals over the "
+            f"texts.",
             pd.concat(lines, ignore_index=True),
             "curves",
             {"metric": "mean cosine of two texts"},
@@ -46,8 +47,8 @@ def cosine_exhibits(rows: pd.DataFrame, names: Mapping[str, str]) -> list[Exhibi
     if len(coordinates):
         exhibits.append(
             Exhibit(
-                "The massive coordinates, counted from 0: the mean square of each, in times of the median coordinate's, "
-                "and what it adds to the mean cosine of two texts.",
+                "The massive coordinates, counted from 0: their mean square, in times of the median coordinate's, "
+                "and what they add to the mean cosine of two texts.",
                 coordinates,
             )
         )
@@ -147,8 +148,9 @@ def measure_exhibits(rows: pd.DataFrame, layer: int, place: str) -> list[Exhibit
     table = wide[[name for name in MEASURES if name in wide]].rename(columns=lambda name: name.replace("_", " "))
     captions = {
         "effective_rank": "How many directions the texts use: exp of the entropy of the singular values' shares, the "
-        "mean taken off (Roy & Vetterli 2007). At most as many as there are texts or dimensions, and more with more texts: "
-        f"compare cells, not runs of different sizes. Of {place} with 95 % intervals (jackknife over ten groups of texts).",
+        "mean taken off (Roy & Vetterli 2007). At most as many as there are texts or dimensions, and more with more "
+        f"texts: compare cells, not runs of different sizes. Of {place} with 95 % intervals (jackknife over ten groups "
+        f"of texts).",
         "dimension": "Intrinsic dimension, from the two nearest neighbours of every text (TwoNN, Facco et al. 2017), "
         "copies taken out, with 95 % intervals. Where it is above ten or so it is a lower bound.",
         "norm": "How long the vectors are, with 95 % intervals of the mean.",

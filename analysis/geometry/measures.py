@@ -1,11 +1,11 @@
 """The geometry of cells: how narrow they are, of how many dimensions, and how similar to each other.
 
 1. `comparable` chooses the texts: those that every readout can read, without copies.
-2. `shape` reads a cell in chunks, with sums in float64: norms, mean cosine, massive coordinates. `ranks` does so for the
-   effective rank and its interval.
+2. `shape` reads a cell in chunks, with sums in float64: norms, mean cosine, massive coordinates. `ranks` does so for
+   the effective rank and its interval.
 3. `dimension` and `nearest` use distances between pairs of texts, `cka` Gram matrices, over one sample of the texts.
-4. `geometry` collects all of it in one tidy table. Cosines have the interval of a Poisson bootstrap with the same weights
-   for all cells, so that differences between cells are paired; effective ranks that of a jackknife over groups.
+4. `geometry` collects all of it in one tidy table. Cosines have the interval of a Poisson bootstrap with the same
+   weights for all cells, so that differences between cells are paired; effective ranks that of a jackknife over groups.
 
 A cell whose vectors are all the same, such as [CLS] at layer 0, has no directions to count and no neighbours: NaN.
 """
@@ -76,9 +76,9 @@ def geometry(states: States, rows: np.ndarray, *, layer: int | None = None, seed
       chance           that share in two unrelated cells.
       texts            how many there are.
 
-    low, high: the 95 % interval; NaN where there is none. rows: distinct, see `comparable`. layer: whose effective ranks
-    get an interval; None for the last. seed: of the sample, the bootstrap and the order of ties. Raises ValueError for
-    fewer than four rows.
+    low, high: the 95 % interval; NaN where there is none. rows: distinct, see `comparable`. layer: whose effective
+    ranks get an interval; None for the last. seed: of the sample, the bootstrap and the order of ties. Raises
+    ValueError for fewer than four rows.
     """
     import pandas as pd
 

@@ -156,8 +156,9 @@ def _tabulate_scores(written: pd.DataFrame) -> pd.DataFrame:
         f1 = measure_mean(rows.f1.to_numpy())
         scores.append(
             {
-                "decoder": decoder, "readout": readout, "layer": int(rows.layer.iloc[0]), "gated": bool(rows.gated.all()),
-                "written by": source, "bits gained": gain[0], "from": gain[1], "to": gain[2],
+                "decoder": decoder, "readout": readout, "layer": int(rows.layer.iloc[0]),
+                "gated": bool(rows.gated.all()), "written by": source,
+                "bits gained": gain[0], "from": gain[1], "to": gain[2],
                 "precision": rows.precision.mean(), "recall": rows.recall.mean(), "F1": f1[0], "F1 from": f1[1],
                 "F1 to": f1[2], "exact": rows.exact.mean(), "likeness": rows.likeness.mean(),
                 **score_corpus(list(rows.original), list(rows.text)), "cosine": rows.cosine.mean(),
@@ -302,7 +303,6 @@ def reconstruction_notes(texts: pd.DataFrame) -> list[str]:
                 f"{stage} {part.exact.mean():.1%} / {part.f1.mean():.3f} / {part.cosine.mean():.3f}"
                 for stage, part in stages
             )
-            notes.append(
-                f"{readout}: exact matches / F1 / cosine by stage of writing: {scores}.{describe_gate(rows, BLIND_TEXTS)}"
-            )
+            gate = describe_gate(rows, BLIND_TEXTS)
+            notes.append(f"{readout}: exact matches / F1 / cosine by stage of writing: {scores}.{gate}")
     return notes

@@ -6,9 +6,9 @@
 3. `train_parameters` is Adam (Kingma & Ba 2015) in rounds. A cell keeps its parameters with the fewest dev nats, the
    initial ones included. A round in which no cell improves halves the learning rate; `PATIENCE` such rounds in a row
    end the training. A checkpoint file allows an interrupted training to continue from its last round.
-4. The blind decoder replaces every cell whose gain over it on dev is not significant, the gate. Otherwise a fit to noise
-   would cost bits on every text, and look like a finding. The gain of such a cell is 0 by this rule and no measurement:
-   the vectors may hold what more training texts, or another decoder, would read.
+4. The gate: the blind decoder replaces every cell whose gain over it on dev is not significant. Otherwise a fit to
+   noise would cost bits on every text, and look like a finding. The gain of such a cell is 0 by this rule and no
+   measurement: the vectors may hold what more training texts, or another decoder, would read.
 
 Bits of different decoders are not comparable: bag and slot treat tokens as independent, so that a single bit that
 selects one of two texts gains as many bits as the texts differ in tokens. Only the sequence decoder's gain estimates

@@ -198,18 +198,20 @@ def make_trajectory(gain, low, high, readout="cls"):
 @pytest.mark.parametrize(
     ("gain", "outcome", "what"),
     [
-        ((0.3, 0.2, 0.4), "yes", "the label is easier to read at the end of the training than at the start, by 30.0 points (20.0 to 40.0)"),
-        ((-0.3, -0.4, -0.2), "no", "the label is harder to read at the end of the training than at the start, by 30.0 points (20.0 to 40.0)"),
-        ((0.01, -0.1, 0.12), "undecided", "the label is not certainly easier or harder to read at the end of the training than at the "
-         "start (+1.0 points, -10.0 to +12.0)"),
+        ((0.3, 0.2, 0.4), "yes", "is easier to read at {moments}, by 30.0 points (20.0 to 40.0)"),
+        ((-0.3, -0.4, -0.2), "no", "is harder to read at {moments}, by 30.0 points (20.0 to 40.0)"),
+        (
+            (0.01, -0.1, 0.12),
+            "undecided",
+            "is not certainly easier or harder to read at {moments} (+1.0 points, -10.0 to +12.0)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_trajectory_says_what_cls_has_gained_or_lost(gain, outcome, what):
     verdict = Trajectory().judge(make_trajectory(*gain))
     assert (verdict.outcome, verdict.label) == (outcome, "described")
-    assert verdict.sentence.startswith(
-        f"On b: c, {what}, by a linear probe on [CLS] of layer 6: it gets 0.500 of the test"
-    )
+    what = what.format(moments="the end of the training than at the start")
+    assert verdict.sentence.startswith(f"On b: c, the label {what}, by a linear probe on [CLS] of layer 6: it gets 0.5")
     assert (
         f"right at the start and {0.5 + gain[0]:.3f} at the end; the CKA of [CLS] with its start is 0.45"
         in verdict.sentence

@@ -38,10 +38,10 @@ USED = "this says where the edges are used, not where nothing could be read any 
 @pytest.mark.parametrize(
     ("values", "outcome", "statement"),
     [
-        ({"lower": 0.9, "upper": 0.5}, "yes", "depends more on what [CLS] takes from the other tokens in {above} than in {below}:"),
-        ({"lower": 0.6, "upper": 0.85}, "no", "depends more on what [CLS] takes from the other tokens in {below} than in {above}:"),
-        ({"lower": 0.8, "upper": 0.8}, "no", "depends as much on what [CLS] takes from the other tokens in {below} as in {above}:"),
-        ({"lower": 0.8, "upper": 0.82}, "no", "depends no more on what [CLS] takes from the other tokens in {above} than in {below}:"),
+        ({"lower": 0.9, "upper": 0.5}, "yes", "depends more on {taken} in {above} than in {below}:"),
+        ({"lower": 0.6, "upper": 0.85}, "no", "depends more on {taken} in {below} than in {above}:"),
+        ({"lower": 0.8, "upper": 0.8}, "no", "depends as much on {taken} in {below} as in {above}:"),
+        ({"lower": 0.8, "upper": 0.82}, "no", "depends no more on {taken} in {above} than in {below}:"),
         ({"lower": 0.8, "upper": 0.77}, "undecided", "it is not certain whether more in {above} or in {below}:"),
     ],
     ids=["late", "early", "alike", "not late", "uncertain"],
@@ -50,7 +50,8 @@ def test_the_answer_says_in_which_half_cutting_costs_more(layer, below, above, v
     verdict = Formation().judge(predictions(layer, **values, n=1000))
     assert verdict.outcome == outcome
     assert verdict.label == "described"
-    assert statement.format(above=above, below=below) in verdict.sentence
+    taken = "what [CLS] takes from the other tokens"
+    assert statement.format(taken=taken, above=above, below=below) in verdict.sentence
     assert sum(what in verdict.sentence for what in (" depends more ", " as much ", " no more ", " not certain ")) == 1
     assert (
         f"it gets 0.900 of the test texts right, {values['lower']:.3f} where [CLS] is cut off in {below}, "

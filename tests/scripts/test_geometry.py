@@ -441,9 +441,9 @@ def test_the_answer_is_a_sentence_that_names_the_coordinate(one_coordinate):
                for name in ("cls", "mean") for measure in ("self_similarity", "without_massive")}  # fmt: skip
     rank = {name: interval(one_coordinate, "effective_rank", name, 1) for name in ("cls", "mean")}
     assert verdict.sentence == (
-        f"On made: label (200 texts, layer 1): in [CLS] the effective rank is {rank['cls']} of 12 and the mean cosine of two "
-        f"texts {cosines['cls', 'self_similarity']}, or {cosines['cls', 'without_massive']} without the massive coordinate 3; "
-        f"in mean the effective rank is {rank['mean']} of 12 and the mean cosine of two texts "
+        f"On made: label (200 texts, layer 1): in [CLS] the effective rank is {rank['cls']} of 12 and the mean cosine "
+        f"of two texts {cosines['cls', 'self_similarity']}, or {cosines['cls', 'without_massive']} without the massive "
+        f"coordinate 3; in mean the effective rank is {rank['mean']} of 12 and the mean cosine of two texts "
         f"{cosines['mean', 'self_similarity']}, with no massive coordinate."
     )
     assert (verdict.label, verdict.is_claim) == ("described", False)

@@ -174,8 +174,8 @@ def test_recovered_texts_are_a_yes():
     assert verdict.low <= verdict.effect <= verdict.high
     share = f"{verdict.effect:.2f} ({verdict.low:.2f} to {verdict.high:.2f})"
     assert verdict.sentence.startswith(
-        f"Yes: from [CLS] of layer 3 the sequence decoder puts right {share} of what the best blind one (no input) gets "
-        f"wrong in 100 new test texts (claimed: 0.5), 0.0% of them word for word; [CLS] tells 0.85 bits a token"
+        f"Yes: from [CLS] of layer 3 the sequence decoder puts right {share} of what the best blind one (no input) "
+        f"gets wrong in 100 new test texts (claimed: 0.5), 0.0% of them word for word; [CLS] tells 0.85 bits a token"
     )
 
 
@@ -199,9 +199,9 @@ def test_the_gate_is_said_where_it_replaced_the_decoder():
     assert verdict.outcome == "undecided"
     assert np.isnan([verdict.effect, verdict.low, verdict.high]).all()  # the blind decoder compared with itself
     assert verdict.sentence == (
-        "Undecided: not reached by these decoders with 914 training texts: at no layer read did the sequence decoder gain "
-        "anything from [CLS] on dev, so the blind one was used, whose gain of 0 bits is this rule's and not measured; its "
-        "texts, as re-ranking and corrections left them, put nothing right in 100 new test texts."
+        "Undecided: not reached by these decoders with 914 training texts: at no layer read did the sequence decoder "
+        "gain anything from [CLS] on dev, so the blind one was used, whose gain of 0 bits is this rule's and not "
+        "measured; its texts, as re-ranking and corrections left them, put nothing right in 100 new test texts."
     )
     assert Reconstruct().judge(make_table(0.9, gated=("mean",))).outcome == "yes"  # of another readout
 
@@ -245,8 +245,8 @@ def test_no_number_of_a_gated_cell_passes_for_a_measurement():
 def test_notes_say_what_is_of_the_gate():
     first, second, *_ = reconstruction_notes(make_table(0.9, gated=("mean",)))
     assert first == (
-        "Control: from [CLS] of layer 0, the same vector for every text, the sequence decoder gained nothing on dev, as it "
-        "must be. The blind one stands in for it there: 0 bits by rule."
+        "Control: from [CLS] of layer 0, the same vector for every text, the sequence decoder gained nothing on dev, "
+        "as it must be. The blind one stands in for it there: 0 bits by rule."
     )
     assert second.startswith("mean of layer 3 tells -0.90 bits a token more than cls of layer 3 (-0.90 to -0.90, ")
     assert second.endswith("For mean the blind decoder stands in, since its own gained nothing on dev.")
@@ -284,8 +284,8 @@ def test_every_exhibit_draws(tmp_path):
             exhibit.draw()
     slots = pd.DataFrame(
         {
-            "layer": 3, "readout": "cls", "gated": False, "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
-            "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
+            "layer": 3, "readout": "cls", "gated": False, "row": np.arange(100) // 4, "slot": np.arange(100) % 4,
+            "token": "cat", "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
             "hit": np.arange(100) % 2 == 0, "found": True, "blind_hit": np.arange(100) % 4 == 0,
             "blind_found": np.arange(100) % 4 == 0,
         }
