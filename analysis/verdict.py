@@ -185,9 +185,9 @@ class Verdict:
         """The verdict on the claim that all parts hold; `turned`: on the opposite claim, that one of them fails.
 
         say: (outcome, the part that decides) -> a clause with its numbers, "on trec, ...", without an end; of a
-        question that is not open the outcome precedes it. The part that decides is the one that fails most clearly, or holds
-        least clearly; where it was selected because it fails, its interval holds for all parts at once. fields: others
-        of the verdict.
+        question that is not open the outcome precedes it. The part that decides is the one that fails most clearly, or
+        holds least clearly; where it was selected because it fails, its interval holds for all parts at once. fields:
+        others of the verdict.
         """
         count = len(parts)
         p_yes, p_no = max(part.p_yes for part in parts), min(holm([part.p_no for part in parts]))

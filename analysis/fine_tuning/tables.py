@@ -55,7 +55,7 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
         for p in (
             stats.difference_p,
             partial(stats.equivalence_p, margin=margin),
-            lambda a, b: stats.compare(a, b).p_below(-margin),
+            lambda a, b: stats.compare(a.to_numpy(float), b.to_numpy(float)).p_below(-margin),
         )
     )
     return pd.DataFrame(
