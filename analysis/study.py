@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from clsprobe.analysis.contents import own_contents
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
@@ -209,6 +209,15 @@ def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
     return replace(verdict, sentence=sentence, is_open=True, parts=parts)
 
 
+def _rename_because(content: Any) -> Any:
+    """The JSON of a verdict of clsprobe 0.2 or older, which called its sentence `because`, with the present name."""
+    if not (isinstance(content, dict) and "because" in content and isinstance(content.get("parts"), dict)):
+        return content
+    parts = {task: _rename_because(part) for task, part in content["parts"].items()}
+    others = {name: value for name, value in content.items() if name != "because"}
+    return others | {"sentence": content["because"], "parts": parts}
+
+
 class _SavedExhibit(BaseModel):
     caption: str
     table: str
@@ -223,7 +232,7 @@ class _Saved(BaseModel):
     question: str
     claim: str
     answer: str | None = None  # versions before it had none
-    verdict: Verdict
+    verdict: Annotated[Verdict, BeforeValidator(_rename_because)]
     answers: int = 1
     p: float | None = None
     notes: tuple[str, ...]

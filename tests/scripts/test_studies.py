@@ -74,7 +74,9 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, measure):
     for task in measured.tasks:
         verdict = study.judge(measured.rows(study.judged, task))
         assert isinstance(verdict, Verdict)
-        assert verdict.low <= verdict.effect <= verdict.high
+        assert np.isnan(verdict.effect) or verdict.low <= verdict.effect <= verdict.high
+        assert verdict.sentence.endswith(".")
+        assert not re.search(r"\bnan\b", verdict.sentence)
         exhibits = study.show(measured, task)
         assert [exhibit.draw() for exhibit in exhibits if exhibit.plot]
     for other in further_studies(command):
@@ -154,8 +156,8 @@ def test_what_cannot_be_answered_is_said_in_a_sentence(command, measure):
         if not answer.verdict.is_judged:
             unanswered.add(name)
             assert answer.verdict.outcome == "undecided"
-            assert answer.verdict.because.startswith("Not answered")
-            assert answer.verdict.because in answer.failures
+            assert answer.verdict.sentence.startswith("Not answered")
+            assert answer.verdict.sentence in answer.failures
         assert not [what for what in answer.failures if re.search(r"Error: |StopIteration", what)], name
     assert "nothing" in unanswered
 
