@@ -123,7 +123,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         half = max(1, layer // 2)  # a single layer has no halves
         spans = (1, layer), (1, half), (layer - half + 1, layer)
         cuts = INTACT, *(Window(EVERYTHING, *span) for span in spans)
-        intact, cut_off, lower, upper = (tabulate_correct(rows, cut) for cut in cuts)
+        intact, cut_off, lower, upper = (tabulate_correct(rows, cut).to_numpy() for cut in cuts)
         scores = [f"{float(np.nanmean(side)):.3f}" for side in (intact, cut_off, lower, upper)]
         everywhere, below, above = (_format_layers(*span) for span in spans)
         few = warn_of_few_texts(intact.shape[1], task)
