@@ -70,8 +70,8 @@ def cosine_exhibits(rows: pd.DataFrame, names: Mapping[str, str]) -> list[Exhibi
         exhibits.append(
             Exhibit(
                 "Adjusted self-similarity (Ethayarajh 2019): the mean cosine of two texts, less that of two random "
-                "tokens of the layer, one from each text (its anisotropy; the table has both). 0: no more alike "
-                "than any two tokens.",
+                "tokens of the layer, one from each text (its anisotropy; the table has both), with all "
+                "coordinates. 0: no more alike than any two tokens.",
                 cosines.rename(columns={"adjusted": "value", "from": "low", "to": "high"}),
                 "curves",
                 {"metric": "mean cosine above that of random tokens"},
