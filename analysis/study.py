@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from clsprobe.analysis.contents import own_contents
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
@@ -209,15 +209,6 @@ def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
     return replace(verdict, sentence=sentence, is_open=True, parts=parts)
 
 
-def _rename_because(content: Any) -> Any:
-    """The JSON of a verdict of clsprobe 0.2 or older, which called its sentence `because`, with the present name."""
-    if not (isinstance(content, dict) and "because" in content and isinstance(content.get("parts"), dict)):
-        return content
-    parts = {task: _rename_because(part) for task, part in content["parts"].items()}
-    others = {name: value for name, value in content.items() if name != "because"}
-    return others | {"sentence": content["because"], "parts": parts}
-
-
 class _SavedExhibit(BaseModel):
     caption: str
     table: str
@@ -229,10 +220,19 @@ class _SavedExhibit(BaseModel):
 class _Saved(BaseModel):
     """The JSON that `Answer.save` writes."""
 
+    @field_validator("verdict", mode="before")
+    @classmethod
+    def _name_sentence(cls, content: Any) -> Any:
+        """Versions up to 0.2 called the sentence `because`."""
+        if not isinstance(content, dict) or "because" not in content:
+            return content
+        parts = {task: cls._name_sentence(part) for task, part in content.get("parts", {}).items()}
+        return {**content, "sentence": content["because"], "parts": parts}
+
     question: str
     claim: str
     answer: str | None = None  # versions before it had none
-    verdict: Annotated[Verdict, BeforeValidator(_rename_because)]
+    verdict: Verdict
     answers: int = 1
     p: float | None = None
     notes: tuple[str, ...]
