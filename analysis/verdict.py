@@ -426,6 +426,14 @@ def difference_in_words(a: str, b: str, part: Part, over: tuple[float, float] | 
     return f"{clause} ({'; '.join(ranges)}{' over these layers' if over else ''})"
 
 
+def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
+    """The warning that there are few test texts; none where there are `FEWEST` or more. task: that they are of."""
+    if texts >= FEWEST:
+        return ()
+    where = f" on {task}" if task else ""
+    return (f"Only {texts} test texts{where}: one text more or less right is {100 / texts:.1f} points.",)
+
+
 def describe_need(verdict: Verdict) -> str:
     """How many test texts would decide an undecided verdict, as a sentence; "" where that says nothing."""
     if verdict.outcome != "undecided" or math.isnan(verdict.needed):

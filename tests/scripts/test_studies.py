@@ -75,7 +75,9 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, measure):
     for task in measured.tasks:
         verdict = study.judge(measured.rows(study.judged, task))
         assert isinstance(verdict, Verdict)
-        assert verdict.low <= verdict.effect <= verdict.high
+        assert np.isnan(verdict.effect) or verdict.low <= verdict.effect <= verdict.high
+        assert verdict.sentence.endswith(".")
+        assert not re.search(r"\bnan\b", verdict.sentence)
         exhibits = study.show(measured, task)
         assert [exhibit.draw() for exhibit in exhibits if exhibit.plot]
     for other in further_studies(command):
