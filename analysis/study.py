@@ -297,7 +297,7 @@ class Study(BaseModel, ABC):
     question: ClassVar[str]  # the user's words
     claim: ClassVar[str]  # the statement that is tested: what "yes" means, or what an open question is answered by
     margin: ClassVar[float]  # declared before measuring
-    opening: ClassVar[str] = ""  # of an open question: what is listed for several tasks
+    opening: ClassVar[str] = ""  # what is listed for every one of several tasks
     statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
     rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command

@@ -27,10 +27,10 @@ class Run(SweepStudy):
     question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
     claim: ClassVar[str] = "[CLS], read at the layer that dev chooses, tells more about the label than every baseline"
     margin: ClassVar[float] = 0.0
-    opening: ClassVar[str] = "Read on test, at the layer that dev chooses"
+    opening: ClassVar[str] = "Right on test, at the layer that dev chooses"
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "more than every baseline",
-        "no": "less than some baseline",
+        "no": "less than a baseline",
         "undecided": "not certainly more than every baseline",
     }
     rivals: ClassVar[tuple[str, ...]] = BASELINES
@@ -67,7 +67,7 @@ class Run(SweepStudy):
             scores.compare_with_baselines(subject),
             say,
             is_open=True,
-            brief=f"{task} {subject.test:.3f}, {name}",
+            brief=f"{task} {subject.test:.3f}, {name.removeprefix('[CLS] ')}",
             texts=scores.texts,
             warnings=scores.warnings(subject, surface=True),
         )

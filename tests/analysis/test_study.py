@@ -98,7 +98,7 @@ def test_several_tasks_are_judged_separately():
     }
     assert verdict.outcome == "mixed"
     assert verdict.sentence.startswith(
-        "Mixed: of 2 tasks yes on 1 (other: label), no on 1 (made: label). made: label 0.0"
+        "Mixed: of 2 tasks yes on 1 (other: label), no on 1 (made: label). Mean pooling minus [CLS], "
     )
 
 

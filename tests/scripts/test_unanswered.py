@@ -230,7 +230,7 @@ def test_a_task_without_an_answer_leaves_the_other_tasks():
         "file:other:label": False,
     }
     assert answer.verdict.sentence.startswith(
-        "Undecided: of 2 tasks no on 1 (made: label), not answered on 1 (other: label). made: label 0.0 points ("
+        "Undecided: of 2 tasks no on 1 (made: label), not answered on 1 (other: label). Mean pooling minus [CLS], "
     )
     assert list(answer.failures) == ["Not answered on other: label: there are no predictions of mean on dev and test."]
 
