@@ -25,7 +25,9 @@ class Run(SweepStudy):
     claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
     margin: ClassVar[float] = 0.0
     details: ClassVar[bool] = True
-    tables: ClassVar[tuple[str, ...]] = (*SweepStudy.tables, "projection", "disagreements", "learning", "information")
+    tables: ClassVar[tuple[str, ...]] = (
+        *SweepStudy.tables, "projection", "disagreements", "learning", "information", "boilerplate"
+    )
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus the best baseline, both chosen on dev."""
@@ -47,29 +49,34 @@ class Run(SweepStudy):
         return [
             *exhibits.grid_exhibits(rows),
             exhibits.summary_exhibit(rows, measured.tables["results"]),
+            *exhibits.probe_exhibits(measured.rows("predictions", task), self.probes),
             *exhibits.information_exhibits(measured.rows("learning", task), measured.rows("information", task)),
             *exhibits.disagreement_exhibits(measured.rows("disagreements", task)),
             *exhibits.map_exhibits(measured.rows("projection", task)),
         ]
 
     def note(self, measured: Measured) -> list[str]:
-        """The tasks for which the last layer is not the one chosen on dev."""
+        """The tasks for which the last layer is not the one chosen on dev, and those with boilerplate."""
+        from clsprobe.analysis.sweep.boilerplate import describe_boilerplate
         from clsprobe.analysis.sweep.choose import accuracy_by_cell, subject_cell
 
-        gaps = []
+        gaps, notes = [], []
         for task in measured.tasks:
             try:
                 rows = self.judged_rows(measured.rows("predictions", task))
                 subject = subject_cell(rows)
             except MissingEvidence:
                 continue  # its verdict says so
+            notes += describe_boilerplate(measured.rows("boilerplate", task), rows, subject)
             accuracies = accuracy_by_cell(rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(
                     f"{short(task)}: {subject.readout} {accuracies[last]:.3f} at the last layer ({last}), "
                     f"{subject.test:.3f} at the one that dev chooses ({subject.layer})"
                 )
-        return [f"The last layer is not the measure of a readout. {'; '.join(gaps)}."] if gaps else []
+        if gaps:
+            notes.insert(0, f"The last layer is not the measure of a readout. {'; '.join(gaps)}.")
+        return notes
 
 
 if __name__ == "__main__":

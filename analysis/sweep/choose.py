@@ -5,6 +5,8 @@
 2. `difference`: that one test score minus a baseline's, with its interval. Nothing was chosen on test, so no correction
    is needed.
 3. `gain` and `selectivity`: every cell minus the best baseline, and minus its control task; joins over the results.
+4. `compare_probes`: several probes, each readout at the layer that dev chooses for the probe.
+5. `surface_ceiling`: a baseline that nearly solves the task, which can then hardly show what a vector knows beyond it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import MissingEvidence
+from clsprobe.analysis.study import MissingEvidence, counted
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.probes.tasks.task import readable
 
@@ -29,8 +31,16 @@ CONTROL_NAMES = {  # control -> its name on the page
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
     "shuffled": "shuffled labels",
+    "word_type_texts": "the task on the texts of the control task",
     "word_type": "control task (word types)",
+    "word_type_bag_of_words": "bag of words on the control task",
 }
+COMPARED_ON_ALL = (*BASELINES, "shuffled")  # the controls with a label for every text
+SURFACE = {  # baselines that read the text and nothing of an encoder -> what they read
+    "length": "the length of a text",
+    "bag_of_words": "a bag of words",
+}
+CEILING = 0.95  # normalised score from which a baseline counts as solving a task
 DISAGREEMENTS = ("right", "text", "label", "the other says", "row")
 NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
 
@@ -109,7 +119,8 @@ def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     Cells in which the probe failed under one of several seeds are left out: they cannot be compared with others over
     the same texts. rows: predictions of one task. Raises MissingEvidence where the probe failed in every cell.
     """
-    baselines = rows.control.isin(BASELINES) & (rows.control != "untrained")
+    fixed = {*BASELINES, "word_type_bag_of_words"} - {"untrained"}
+    baselines = rows.control.isin(fixed)
     judged = rows[(rows.probe == judged_probe(rows, names)) | baselines]
     if judged.seed.nunique() == 1:
         return judged
@@ -168,15 +179,17 @@ def best_baseline(rows: pd.DataFrame, names: Sequence[str] = BASELINES) -> Chose
 def measured_controls(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
     """Those of the controls and baselines with predictions on dev and on test.
 
-    The control task may have labels on one of them only, where the other has no word of train.
+    The control task may have labels on one of them only, where the other has no word of its list.
     """
     sides = {name: set(part.split) for name, part in rows.groupby("control", observed=True)}
     return [name for name in names if {"dev", "test"} <= sides.get(name, set())]
 
 
-def list_baselines(rows: pd.DataFrame, *first: ChosenCell) -> pd.DataFrame:
-    """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
-    controls = measured_controls(rows, CONTROL_NAMES)
+def list_baselines(
+    rows: pd.DataFrame, *first: ChosenCell, controls: Iterable[str] = tuple(CONTROL_NAMES)
+) -> pd.DataFrame:
+    """Columns name, value, low, high: those baselines and controls that were measured, after the cells in `first`."""
+    controls = measured_controls(rows, controls)
     cells = [(cell.name, cell) for cell in first]
     cells += [(_control_names(rows)[control], choose_layer(rows, None, control)) for control in controls]
     lines = [(name, cell.test, cell.low, cell.high) for name, cell in cells]
@@ -188,8 +201,9 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
     rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
     (held-out, per text), gain over the best baseline with its interval and name, selectivity over the control task with
-    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Values and ends of intervals are
-    means over seeds. Numbers have r2 instead of accuracy, spearman with its interval instead of bits, and no p.
+    its interval (NaN where there is none, see `why_no_selectivity`), p (of no signal, max-T over all cells). Values and
+    ends of intervals are means over seeds. Numbers have r2 instead of accuracy, spearman with its interval instead of
+    bits, and no p.
     """
     numbers = stats.of_numbers(rows)
     metric = "r2" if numbers else "accuracy"
@@ -223,6 +237,50 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
                 row["over"] = per_seed.against.iloc[0] if len(per_seed) else ""
         summaries.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
     return pd.DataFrame(summaries)
+
+
+def compare_probes(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Every named probe that reads this task, readout by readout at the layer that dev chooses for it.
+
+    rows: all predictions of one task, not only the judged ones. Columns probe, readout, layer, accuracy (r2 for
+    numbers) with low and high (95 %), bits (held-out, per text; classes only), difference from the judged probe on the
+    same readout at the layer of that one, paired over the test texts, with its low and high (NaN for the judged probe
+    itself and where it has no such readout). Means over seeds, as in `choose_layer`.
+    """
+    cells: dict[tuple[str, str], ChosenCell] = {}
+    for probe in names:
+        try:
+            own = judged_rows(rows, [probe])
+        except MissingEvidence:
+            continue  # it reads other labels, or failed: the failures say so
+        for readout in stats.best_layers(own).readout.astype(str):
+            cells[probe, readout] = choose_layer(own, readout)
+    judged, table = judged_probe(rows, names), []
+    for (probe, readout), cell in cells.items():
+        row = {"probe": probe, "readout": readout, "layer": cell.layer, cell.metric.lower(): cell.test}
+        row |= {"low": cell.low, "high": cell.high}
+        if cell.metric == "accuracy":
+            row["bits"] = -cell.rows(rows[rows.split == "test"]).log2_probability.mean()
+        reference = cells.get((judged, readout)) if probe != judged else None
+        ends = difference(rows, cell.where, reference.where) if reference else (np.nan,) * 3
+        table.append(row | dict(zip(("difference", "difference low", "difference high"), ends, strict=True)))
+    return pd.DataFrame(table)
+
+
+def surface_ceiling(rows: pd.DataFrame) -> tuple[str, float] | None:
+    """The baseline of `SURFACE` that solves the task on test, and its test score; None where none does.
+
+    It solves the task where its accuracy lies `CEILING` of the way from the share of the commonest label of the test
+    texts to 1, or where its R2 is `CEILING`. rows: predictions of one task.
+    """
+    scores = {}
+    for name in SURFACE:
+        test = rows[(rows.control == name) & (rows.split == "test")]
+        majority = 0.0 if stats.of_numbers(test) else test.label.astype(str).value_counts(normalize=True).max()
+        score = stats.scores(test).mean()
+        if score - majority >= CEILING * (1 - majority) > 0:
+            scores[name] = float(score)
+    return max(scores.items(), key=lambda item: item[1]) if scores else None
 
 
 def bands(numbers: np.ndarray, max_bands: int = 10) -> np.ndarray:
@@ -279,6 +337,7 @@ def disagreements(
 
 # ------------------------------------------------------------------------------------- differences of every cell
 
+MIN_CONTROL_TEXTS = 100  # test texts of a selectivity
 SIGN = {"accuracy": 1, "bits": -1, "r2": 1}  # -1 where lower is better
 CELL = ["control", "layer", "readout", "probe"]  # identify a cell or baseline of one task and seed
 OTHER = {column: f"other_{column}" for column in CELL}  # the same columns of the cell it is compared with
@@ -304,16 +363,74 @@ def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.D
     return _subtract(results, cells.merge(pd.concat(chosen), on=[*shared, "probe"]), predictions)
 
 
-def selectivity(
-    results: pd.DataFrame, predictions: pd.DataFrame | None = None, *, control: str = "word_type"
-) -> pd.DataFrame:
-    """Task minus control task, by the same probe in the same cell (Hewitt & Liang 2019). Columns as in `gain`.
+def selectivity(results: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Task minus control task, by the same probe in the same cell, trained and tested on the same texts.
 
-    Where the control labels fewer texts, the texts that both label are paired.
+    Hewitt & Liang (2019), for sentences: those texts that hold exactly one word type of the control task's list. Either
+    accuracy is normalised as (accuracy - majority) / (1 - majority), majority the share of the commonest label among
+    these test texts (`stats.normalised_differences`); R2 needs no normalisation. Columns as in `gain`, metric
+    "accuracy" or "r2". No rows where `why_no_selectivity` says so.
     """
-    cells = results[results.metric.isin(SIGN) & (results.split == "test") & (results.control == "none")]
-    same = {OTHER[column]: cells[column] for column in CELL if column != "control"}
-    return _subtract(results, cells.assign(**same, other_control=control), predictions)
+    columns = ["model", "task", "seed"]
+    labelled = predictions[
+        (predictions.split == "test") & predictions.control.isin(["word_type_texts", "word_type"])
+    ]
+    reasons = {key: why_no_selectivity(rows) for key, rows in results.groupby(columns, observed=True)}
+    parts = [pd.DataFrame(columns=[*stats.CELL, "metric", "value", "low", "high", "against"])]
+    for key, rows in labelled.groupby(columns, observed=True):
+        if reasons[key] is None:
+            names = dict(zip(columns, key, strict=True))
+            parts.append(_subtract_control_task(rows).assign(**names)[[*parts[0].columns]])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _subtract_control_task(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `selectivity` without model, task and seed, from the test rows of one of each."""
+    cell, numbers = CELL[1:], stats.of_numbers(rows)
+    scored = rows[[*CELL, "row"]].assign(score=stats.scores(rows))
+    by_text = {name: part.pivot(index=cell, columns="row", values="score") for name, part in scored.groupby("control", observed=True)}
+    task, control = by_text["word_type_texts"], by_text["word_type"]
+    cells, texts = task.index.intersection(control.index), task.columns.intersection(control.columns)
+    a, b = (side.loc[cells, texts].to_numpy(float) for side in (task, control))
+    if numbers:
+        value, (low, high) = (a - b).mean(1), stats.difference_intervals(a, b, shares=False)
+        low, high = np.minimum(low, value), np.maximum(high, value)
+    else:
+        label = rows.drop_duplicates(["control", "row"]).set_index(["control", "row"]).label.astype(str)
+        labels = (label[name].loc[texts].to_numpy() for name in ("word_type_texts", "word_type"))
+        value, low, high = stats.normalised_differences(a, b, *labels)
+    table = cells.to_frame(index=False).assign(metric="r2" if numbers else "accuracy", value=value, low=low, high=high)
+    against = "word_type, " + table.readout.astype(str) + " at layer " + table.layer.astype(str)
+    return table.assign(against=against).dropna(subset="value")
+
+
+def why_no_selectivity(results: pd.DataFrame) -> str | None:
+    """A clause on why the control task gives no selectivity, or None where it does.
+
+    results: those of one task and seed. The control task needs two labels on train, labels on dev and test, and on test
+    `MIN_CONTROL_TEXTS` of them, with at least half the share of the texts that it labels on train: a split that keeps
+    words apart leaves few of its words on test, and their few labels would decide.
+    """
+    counts = results.drop_duplicates(["control", "split"]).set_index(["control", "split"])
+    controls = {control for control, _ in counts.index}
+    if not {"word_type", "word_type_texts"} <= controls:
+        return "the training texts share too few words for a control task"
+    sides = [side for side in ("dev", "test") if ("word_type_texts", side) not in counts.index]
+    if sides:
+        return f"no text on {' or '.join(sides)} holds exactly one word of the control task's list"
+    (n_train, n_test), all_of = counts.loc[("word_type_texts", "test"), ["n_train", "n_test"]], counts.loc[("none", "test")]
+    shares = n_train / all_of.n_train, n_test / all_of.n_test
+    if shares[1] < shares[0] / 2:
+        return (
+            f"the split keeps words apart: {shares[1]:.0%} of the test texts hold exactly one word of the control "
+            f"task's list, and {shares[0]:.0%} of the training texts"
+        )
+    if n_test < MIN_CONTROL_TEXTS:
+        return (
+            f"{counted(n_test, 'test text')} with exactly one word of the control task's list "
+            f"{'is' if n_test == 1 else 'are'} too few ({MIN_CONTROL_TEXTS} are needed)"
+        )
+    return None
 
 
 def _subtract(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:

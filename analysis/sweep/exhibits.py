@@ -12,10 +12,12 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Exhibit, MissingEvidence, Verdict, short
 from clsprobe.analysis.sweep.choose import (
+    COMPARED_ON_ALL,
     ChosenCell,
     accuracy_by_cell,
     by_number,
     choose_layer,
+    compare_probes,
     difference,
     list_baselines,
     subject_cell,
@@ -25,14 +27,16 @@ from clsprobe.analysis.sweep.choose import (
 COMPARED = ["name", "effect", "low", "high", "outcome", "dev", "because"]
 SUMMARY = (
     "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
-    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, whose "
-    "labels belong to words at random (Hewitt & Liang 2019); p that nothing is told at all, corrected for all cells of "
-    "the grid (max-T)."
+    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, in which "
+    "every word type of a list has a label at random (Hewitt & Liang 2019), both on the texts with exactly one such "
+    "word and as a share of the way from the commonest label (0) to no mistake (1); p that nothing is told at all, "
+    "corrected for all cells of the grid (max-T)."
 )
 SUMMARY_OF_NUMBERS = (
     "Every readout at the layer that dev chooses, measured once on test: R2, the share of the numbers' variance that "
     "is explained, and Spearman's correlation, with 95 % intervals; gain in R2 over the best baseline; selectivity, R2 "
-    "less that on the control task, whose numbers belong to words at random (Hewitt & Liang 2019)."
+    "less that on the control task, in which every word type of a list has a number at random (Hewitt & Liang 2019), "
+    "both on the texts with exactly one such word."
 )
 LEARNING = (
     "What more texts would teach: test accuracy by the number of training texts, with 95 % intervals. The layers are "
@@ -55,7 +59,8 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
 
     Numbers have R2 instead of accuracy, and the chosen cell's predictions by bands of the true numbers.
     """
-    subject, best, lines = subject_cell(rows), choose_layer(rows, None), list_baselines(rows)
+    subject, best = subject_cell(rows), choose_layer(rows, None)
+    lines = list_baselines(rows, controls=COMPARED_ON_ALL)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
@@ -72,7 +77,8 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
             {"metric": best.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
         ),
         Exhibit(
-            f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test.",
+            f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test, those that name "
+            f"the control task only on the test texts that it labels.",
             list_baselines(rows, subject),
             "intervals",
             {"metric": best.metric},
@@ -105,6 +111,21 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
 def summary_exhibit(rows: pd.DataFrame, results: pd.DataFrame) -> Exhibit:
     """The `summary` of the readouts. results: the whole results table."""
     return Exhibit(SUMMARY_OF_NUMBERS if stats.of_numbers(rows) else SUMMARY, summary(rows, results))
+
+
+def probe_exhibits(rows: pd.DataFrame, names: Sequence[str]) -> list[Exhibit]:
+    """The `compare_probes` of one task, where several of the named probes read it. rows: all predictions of the task."""
+    table = compare_probes(rows, names)
+    if table.probe.nunique() < 2:
+        return []
+    judged = table.probe.iloc[0]
+    score = "R2" if stats.of_numbers(rows) else "accuracy, and bits a text (fewer is better)"
+    caption = (
+        f"Every probe, and every readout at the layer that dev chooses for the probe: test {score}, and the difference "
+        f"from {judged} on the same readout over the same test texts, with 95 % intervals, not corrected for their "
+        f"number. All other exhibits, and the verdict, are of {judged}, the first probe that was named."
+    )
+    return [Exhibit(caption, table)]
 
 
 def information_exhibits(learning: pd.DataFrame, information: pd.DataFrame) -> list[Exhibit]:
@@ -175,7 +196,7 @@ def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: flo
 
 def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
-    lines = list_baselines(rows)
+    lines = list_baselines(rows, controls=COMPARED_ON_ALL)
     return Exhibit(
         f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
         accuracy_by_cell(rows, readouts),
