@@ -3,7 +3,7 @@
     clsprobe poolings --task file:reviews.csv
 
 [CLS], mean and max are probed at every layer; the layer of each is chosen on dev. The verdict is the paired difference
-between mean and [CLS] on the same test texts.
+between mean and [CLS] on the same test texts: yes if mean is worse by more than 2 points, no if it is not.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, Verdict
+from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
+from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Poolings(SweepStudy):
-    """Does mean pooling tell as much as [CLS]?"""
+    """Does mean pooling tell less than [CLS]?"""
 
     question: ClassVar[str] = "Is mean pooling inferior to [CLS]?"
-    claim: ClassVar[str] = "Mean pooling tells as much about the text as [CLS] does (less by no more than 2 points)"
+    claim: ClassVar[str] = "Mean pooling tells less about the label than [CLS] does (by more than 2 points)"
     margin: ClassVar[float] = 0.02
 
     readouts: Names = Field(("cls", "mean", "max"), description="what to compare: cls, mean, and other poolings")
@@ -37,18 +38,37 @@ class Poolings(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Mean minus [CLS]; the claim is about mean alone."""
-        from clsprobe.analysis.sweep.exhibits import judge_best_rival
+        scores = self.read_scores(rows)
+        mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
+        name_of_mean, name_of_cls = scores.name(mean), scores.name(cls)
+        more = scores.describe_range(mean, cls)
+        limit = f"{100 * self.margin:.0f} points"
 
-        return judge_best_rival(self.judged_rows(rows), ["mean"], self.margin)
+        def say(outcome: Outcome, part: Part) -> str:
+            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, more=more)}"
+            if outcome == "no":
+                return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
+            return compared if outcome == "yes" else f"{compared}: it may be worse by more than {limit}, or not"
+
+        part = scores.compare(mean, cls, threshold=-self.margin)
+        return Verdict.of(
+            [part],
+            say,
+            turned=True,
+            brief=f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})",
+            estimand=f"mean minus cls in {cls.metric}",
+            texts=scores.texts,
+            warnings=scores.warnings(cls, mean),
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences of all poolings from [CLS], and the curves."""
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
         from clsprobe.probes.extraction.readouts import is_position
 
-        rows = self.judged_rows(measured.rows("predictions", task))
-        poolings = [name for name in read_readouts(rows) if not is_position(name)]
-        return comparison_exhibits(rows, poolings, self.margin)
+        scores = self.read_scores(measured.rows("predictions", task))
+        poolings = [name for name in read_readouts(scores.rows) if not is_position(name)]
+        return comparison_exhibits(scores, poolings, self.margin)
 
     def note(self, measured: Measured) -> list[str]:
         """What pooling means, and what the embedded model was trained for."""

@@ -549,9 +549,7 @@ FRONTED = ("", "ADVP_", "PP_", "SBAR_", "CC_", "CC_ADVP_", "CC_PP_", "CC_SBAR_")
 TOPS = (*(f"{before}NP{often}_VP" for before in FRONTED for often in ("", "_ADVP")), "S_CC_S", "S_S", "S_NP_VP")
 
 PROPERTIES = {
-    "sentence_length": Property(
-        tuple(f"{low}-{high}" for low, high in LENGTHS), _length_bin, solved_by=("length",)
-    ),
+    "sentence_length": Property(tuple(f"{low}-{high}" for low, high in LENGTHS), _length_bin, solved_by=("length",)),
     "word_content": Property(
         tuple(lemma.name for lemma in TARGETS), _target_word, _Writer.mention, solved_by=("bag_of_words",)
     ),

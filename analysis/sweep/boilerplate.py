@@ -22,8 +22,8 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.sources.tables import quote
 from clsprobe.analysis.study import counted, short
-from clsprobe.analysis.sweep.choose import ChosenCell
 from clsprobe.analysis.sweep.grid import SplitTask
+from clsprobe.analysis.sweep.scores import ChosenCell
 from clsprobe.probes.errors import printable
 from clsprobe.probes.tasks.duplicates import normalise
 from clsprobe.probes.tasks.task import readable
@@ -156,9 +156,7 @@ def describe_boilerplate(boilerplate: pd.DataFrame, rows: pd.DataFrame, cell: Ch
         for group in groups.head(LISTED).itertuples(index=False)
     )
     others = f"; and {counted(len(groups) - LISTED, 'other phrase')}" if len(groups) > LISTED else ""
-    without = (
-        f"{correct[~holds].mean():.3f} without them" if n < len(test) else "no test text is without such a phrase"
-    )
+    without = f"{correct[~holds].mean():.3f} without them" if n < len(test) else "no test text is without such a phrase"
     sentence = (
         f"{short(str(test.task.iloc[0]))}: {n:,} of the {len(test):,} test texts ({n / len(test):.1%}) hold a phrase "
         f"that training texts of one label share: {phrases}{others}. {cell.name} gets {correct.mean():.3f} of all test "

@@ -1,104 +1,28 @@
-"""Cells that dev chooses, compared with baselines and controls.
+"""The judged cells of a task, their tables, and differences of every cell.
 
-1. The layer of a readout, the best cell of all, the best baseline: each is chosen by dev accuracy and read on test once
-   (`choose_layer`, `best_baseline`; functions of a table of predictions of one task).
-2. `difference`: that one test score minus a baseline's, with its interval. Nothing was chosen on test, so no correction
-   is needed.
+1. `judged_rows`: the predictions of the probe that is judged.
+2. `summary`, `list_baselines`, `by_number`, `disagreements`: tables of chosen cells.
 3. `gain` and `selectivity`: every cell minus the best baseline, and minus its control task; joins over the results.
 4. `compare_probes`: several probes, each readout at the layer that dev chooses for the probe.
-5. `surface_ceiling`: a baseline that nearly solves the task, which can then hardly show what a vector knows beyond it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import MissingEvidence, counted
+from clsprobe.analysis.study import counted
+from clsprobe.analysis.sweep.plan import BASELINES
+from clsprobe.analysis.sweep.scores import CONTROL_NAMES, ChosenCell, TaskScores
 from clsprobe.analysis.table import NUMBERS
+from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.tasks.task import readable
 
-BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")
-CONTROL_NAMES = {  # control -> its name on the page
-    "majority": "majority class",
-    "length": "length only",
-    "bag_of_words": "bag of words",
-    "layer0_mean": "mean of layer 0",
-    "untrained": "untrained encoder",
-    "shuffled": "shuffled labels",
-    "word_type_texts": "the task on the texts of the control task",
-    "word_type": "control task (word types)",
-    "word_type_bag_of_words": "bag of words on the control task",
-}
 COMPARED_ON_ALL = (*BASELINES, "shuffled")  # the controls with a label for every text
-SURFACE = {  # baselines that read the text and nothing of an encoder -> what they read
-    "length": "the length of a text",
-    "bag_of_words": "a bag of words",
-}
-CEILING = 0.95  # normalised score from which a baseline counts as solving a task
 DISAGREEMENTS = ("right", "text", "label", "the other says", "row")
-NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
-
-
-@dataclass(frozen=True)
-class ChosenCell:
-    """A cell or baseline that dev chose. where: the columns that identify it. test, low, high: its `metric` on test,
-    accuracy or R2."""
-
-    where: Mapping[str, Any]
-    name: str
-    test: float
-    low: float
-    high: float
-    dev: float
-    metric: str = "accuracy"
-
-    @property
-    def statement(self) -> str:
-        """A clause with its name and test score."""
-        share = "of the test texts right" if self.metric == "accuracy" else "of the variance of the test texts' numbers"
-        return f"{self.name} {'gets' if self.metric == 'accuracy' else 'explains'} {self.test:.3f} {share}"
-
-    @property
-    def layer(self) -> int:
-        """Its layer, -1 for a baseline without one."""
-        return int(self.where["layer"])
-
-    @property
-    def readout(self) -> str:
-        """Its readout, "none" for a baseline without one."""
-        return str(self.where["readout"])
-
-    def rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """The predictions of this cell."""
-        match = pd.Series(True, index=predictions.index)
-        for column, value in self.where.items():
-            match &= predictions[column] == value
-        return predictions[match]
-
-
-def choose_layer(rows: pd.DataFrame, readout: str | None, control: str = "none") -> ChosenCell:
-    """The layer that dev chooses for a readout, or the best cell of all where `readout` is None.
-
-    Raises MissingEvidence where there are no predictions on dev or on test.
-    """
-    of_readout = rows[(rows.control == control) & (rows.readout == readout if readout else True)]
-    if missing := [side for side in ("dev", "test") if not (of_readout.split == side).any()]:
-        name = readout or _control_names(rows).get(control, "any readout")
-        raise MissingEvidence(f"there are no predictions of {name} on {' and '.join(missing)}")
-    best = stats.best_layers(rows, control)
-    top = (best[best.readout == readout] if readout else best).iloc[0]
-    where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
-    cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
-    name = ", ".join(filter(None, [_control_names(rows).get(control), cell]))
-    chosen = ChosenCell(where, name, 0.0, 0.0, 0.0, float(top.dev), "R2" if stats.of_numbers(rows) else "accuracy")
-    on_test = stats.accuracies(chosen.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
-    return replace(chosen, test=float(on_test.value), low=float(on_test.low), high=float(on_test.high))
 
 
 def judged_probe(rows: pd.DataFrame, names: Sequence[str]) -> str:
@@ -130,69 +54,18 @@ def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return judged[of_cell == of_control]
 
 
-def has_cell(rows: pd.DataFrame, **where: object) -> bool:
-    """Whether there are test predictions of these columns' values. rows: predictions of one task."""
-    chosen = rows.split == "test"
-    for column, value in where.items():
-        chosen &= rows[column] == value
-    return bool(chosen.any())
-
-
-def subject_cell(rows: pd.DataFrame) -> ChosenCell:
-    """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
-    return choose_layer(rows, "cls" if (rows[rows.control == "none"].readout == "cls").any() else None)
-
-
 def accuracy_by_cell(rows: pd.DataFrame, readouts: Sequence[str] | None = None) -> pd.DataFrame:
     """Test accuracy of every cell (`stats.accuracies`), of these readouts or of all. rows: predictions of one task."""
     chosen = rows[(rows.split == "test") & (rows.control == "none")]
     return stats.accuracies(chosen if readouts is None else chosen[chosen.readout.isin(readouts)], ["layer", "readout"])
 
 
-def _control_names(rows: pd.DataFrame) -> dict[str, str]:
-    """CONTROL_NAMES for the kind of labels of these predictions."""
-    return CONTROL_NAMES | NUMBER_CONTROL_NAMES if stats.of_numbers(rows) else CONTROL_NAMES
-
-
-def difference(rows: pd.DataFrame, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Cell a minus cell b in accuracy, or R2, over the same test texts, with its 95 % interval.
-
-    rows: predictions of one task. a, b: the columns that identify a cell, as in `ChosenCell.where`.
-    """
-    sides = stats.correctness(rows, **a), stats.correctness(rows, **b)
-    return stats.paired_difference(*sides, shares=not stats.of_numbers(rows))
-
-
-def best_baseline(rows: pd.DataFrame, names: Sequence[str] = BASELINES) -> ChosenCell:
-    """The one of these baselines with the best dev accuracy; the untrained encoder counts with its own best cell.
-
-    Raises MissingEvidence where none was measured on dev and test, under every seed.
-    """
-    seeds = rows.groupby("control", observed=True).seed.nunique()
-    controls = [name for name in measured_controls(rows, names) if seeds[name] == seeds.max()]
-    candidates = [choose_layer(rows, None, control) for control in controls]
-    if not candidates:
-        raise MissingEvidence("there are no predictions of any baseline on dev and test")
-    return max(candidates, key=lambda cell: cell.dev)
-
-
-def measured_controls(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
-    """Those of the controls and baselines with predictions on dev and on test.
-
-    The control task may have labels on one of them only, where the other has no word of its list.
-    """
-    sides = {name: set(part.split) for name, part in rows.groupby("control", observed=True)}
-    return [name for name in names if {"dev", "test"} <= sides.get(name, set())]
-
-
 def list_baselines(
-    rows: pd.DataFrame, *first: ChosenCell, controls: Iterable[str] = tuple(CONTROL_NAMES)
+    scores: TaskScores, *first: ChosenCell, controls: Iterable[str] = tuple(CONTROL_NAMES)
 ) -> pd.DataFrame:
     """Columns name, value, low, high: those baselines and controls that were measured, after the cells in `first`."""
-    controls = measured_controls(rows, controls)
-    cells = [(cell.name, cell) for cell in first]
-    cells += [(_control_names(rows)[control], choose_layer(rows, None, control)) for control in controls]
-    lines = [(name, cell.test, cell.low, cell.high) for name, cell in cells]
+    cells = [*first, *(scores.choose(None, control) for control in scores.measured_controls(controls))]
+    lines = [(cell.name, cell.test, cell.low, cell.high) for cell in cells]
     return pd.DataFrame(lines, columns=["name", "value", "low", "high"])
 
 
@@ -245,42 +118,32 @@ def compare_probes(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     rows: all predictions of one task, not only the judged ones. Columns probe, readout, layer, accuracy (r2 for
     numbers) with low and high (95 %), bits (held-out, per text; classes only), difference from the judged probe on the
     same readout at the layer of that one, paired over the test texts, with its low and high (NaN for the judged probe
-    itself and where it has no such readout). Means over seeds, as in `choose_layer`.
+    itself and where it has no such readout).
     """
-    cells: dict[tuple[str, str], ChosenCell] = {}
+    measured: dict[str, TaskScores] = {}
     for probe in names:
         try:
-            own = judged_rows(rows, [probe])
+            measured[probe] = TaskScores(judged_rows(rows, [probe]))
         except MissingEvidence:
             continue  # it reads other labels, or failed: the failures say so
-        for readout in stats.best_layers(own).readout.astype(str):
-            cells[probe, readout] = choose_layer(own, readout)
     judged, table = judged_probe(rows, names), []
-    for (probe, readout), cell in cells.items():
-        row = {"probe": probe, "readout": readout, "layer": cell.layer, cell.metric.lower(): cell.test}
-        row |= {"low": cell.low, "high": cell.high}
-        if cell.metric == "accuracy":
-            row["bits"] = -cell.rows(rows[rows.split == "test"]).log2_probability.mean()
-        reference = cells.get((judged, readout)) if probe != judged else None
-        ends = difference(rows, cell.where, reference.where) if reference else (np.nan,) * 3
-        table.append(row | dict(zip(("difference", "difference low", "difference high"), ends, strict=True)))
+    reference: dict[str, ChosenCell] = {}
+    for probe, scores in measured.items():
+        for readout in stats.best_layers(scores.rows).readout.astype(str):
+            cell = scores.choose(readout)
+            row = {"probe": probe, "readout": readout, "layer": cell.layer, cell.metric.lower(): cell.test}
+            row |= {"low": cell.low, "high": cell.high}
+            if not scores.is_of_numbers:
+                row["bits"] = -cell.rows(scores.rows[scores.rows.split == "test"]).log2_probability.mean()
+            effect, ends = np.nan, (np.nan, np.nan)
+            if probe == judged:
+                reference[readout] = cell
+            elif readout in reference:
+                sides = scores.scores(cell.where), measured[judged].scores(reference[readout].where)
+                difference = stats.compare(*sides, shares=not scores.is_of_numbers)
+                effect, ends = difference.effect, difference.interval()
+            table.append(row | {"difference": effect, "difference low": ends[0], "difference high": ends[1]})
     return pd.DataFrame(table)
-
-
-def surface_ceiling(rows: pd.DataFrame) -> tuple[str, float] | None:
-    """The baseline of `SURFACE` that solves the task on test, and its test score; None where none does.
-
-    It solves the task where its accuracy lies `CEILING` of the way from the share of the commonest label of the test
-    texts to 1, or where its R2 is `CEILING`. rows: predictions of one task.
-    """
-    scores = {}
-    for name in SURFACE:
-        test = rows[(rows.control == name) & (rows.split == "test")]
-        majority = 0.0 if stats.of_numbers(test) else test.label.astype(str).value_counts(normalize=True).max()
-        score = stats.scores(test).mean()
-        if score - majority >= CEILING * (1 - majority) > 0:
-            scores[name] = float(score)
-    return max(scores.items(), key=lambda item: item[1]) if scores else None
 
 
 def bands(numbers: np.ndarray, max_bands: int = 10) -> np.ndarray:
@@ -372,9 +235,7 @@ def selectivity(results: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFram
     "accuracy" or "r2". No rows where `why_no_selectivity` says so.
     """
     columns = ["model", "task", "seed"]
-    labelled = predictions[
-        (predictions.split == "test") & predictions.control.isin(["word_type_texts", "word_type"])
-    ]
+    labelled = predictions[(predictions.split == "test") & predictions.control.isin(["word_type_texts", "word_type"])]
     reasons = {key: why_no_selectivity(rows) for key, rows in results.groupby(columns, observed=True)}
     parts = [pd.DataFrame(columns=[*stats.CELL, "metric", "value", "low", "high", "against"])]
     for key, rows in labelled.groupby(columns, observed=True):
@@ -388,7 +249,10 @@ def _subtract_control_task(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns of `selectivity` without model, task and seed, from the test rows of one of each."""
     cell, numbers = CELL[1:], stats.of_numbers(rows)
     scored = rows[[*CELL, "row"]].assign(score=stats.scores(rows))
-    by_text = {name: part.pivot(index=cell, columns="row", values="score") for name, part in scored.groupby("control", observed=True)}
+    by_text = {
+        name: part.pivot(index=cell, columns="row", values="score")
+        for name, part in scored.groupby("control", observed=True)
+    }
     task, control = by_text["word_type_texts"], by_text["word_type"]
     cells, texts = task.index.intersection(control.index), task.columns.intersection(control.columns)
     a, b = (side.loc[cells, texts].to_numpy(float) for side in (task, control))
@@ -418,7 +282,10 @@ def why_no_selectivity(results: pd.DataFrame) -> str | None:
     sides = [side for side in ("dev", "test") if ("word_type_texts", side) not in counts.index]
     if sides:
         return f"no text on {' or '.join(sides)} holds exactly one word of the control task's list"
-    (n_train, n_test), all_of = counts.loc[("word_type_texts", "test"), ["n_train", "n_test"]], counts.loc[("none", "test")]
+    (n_train, n_test), all_of = (
+        counts.loc[("word_type_texts", "test"), ["n_train", "n_test"]],
+        counts.loc[("none", "test")],
+    )
     shares = n_train / all_of.n_train, n_test / all_of.n_test
     if shares[1] < shares[0] / 2:
         return (

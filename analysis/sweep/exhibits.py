@@ -1,30 +1,32 @@
 """The exhibits of a sweep, one task at a time. Every function is pure: rows of tables in, exhibits out.
 
-rows: the judged predictions of one task (`choose.judged_rows`).
+scores: of the judged predictions of one task; rows: these predictions (`choose.judged_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import Exhibit, MissingEvidence, Verdict, short
+from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.sweep.choose import (
     COMPARED_ON_ALL,
-    ChosenCell,
     accuracy_by_cell,
     by_number,
-    choose_layer,
     compare_probes,
-    difference,
     list_baselines,
-    subject_cell,
     summary,
 )
+from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
+from clsprobe.analysis.verdict import Part
 
-COMPARED = ["name", "effect", "low", "high", "outcome", "dev", "because"]
+DIFFERENCES = ["name", "effect", "low", "high", "outcome"]
+COMPARED = [*DIFFERENCES, "dev"]
+NO_WORSE = {"yes": "no worse", "no": "worse", "undecided": "undecided"}  # outcome -> its word
+MORE = {"yes": "more", "no": "less", "undecided": "undecided"}
 SUMMARY = (
     "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
     "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, in which "
@@ -54,13 +56,13 @@ MAPS = (
 )
 
 
-def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
+def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
     """The grid, the curves and the baselines; of the chosen cell the confusion matrix and recalls.
 
     Numbers have R2 instead of accuracy, and the chosen cell's predictions by bands of the true numbers.
     """
-    subject, best = subject_cell(rows), choose_layer(rows, None)
-    lines = list_baselines(rows, controls=COMPARED_ON_ALL)
+    rows, subject, best = scores.rows, scores.subject, scores.choose(None)
+    lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
@@ -79,7 +81,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
         Exhibit(
             f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test, those that name "
             f"the control task only on the test texts that it labels.",
-            list_baselines(rows, subject),
+            list_baselines(scores, subject),
             "intervals",
             {"metric": best.metric},
         ),
@@ -152,54 +154,52 @@ def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
 # ------------------------------------------------------------------------------------------ readouts against [CLS]
 
 
-def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> pd.DataFrame:
+def compare_with_cls(scores: TaskScores, readouts: Sequence[str], margin: float) -> pd.DataFrame:
     """Each readout minus [CLS] over the same test texts, both at the layers that dev chooses.
 
-    Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin.
+    Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin, each taken alone.
     """
-    cls, compared = choose_layer(rows, "cls"), []
+    cls, compared = scores.choose("cls"), []
     for readout in readouts:
-        other = choose_layer(rows, readout)
-        effect, low, high = difference(rows, other.where, cls.where)
-        because = f"{other.statement}, {cls.name} {cls.test:.3f}."
-        outcome = Verdict.decide(because, effect, low, high, threshold=-margin).outcome
-        compared.append((other.name, effect, low, high, outcome, other.dev, because))
+        other = scores.choose(readout)
+        part = scores.compare(other, cls, threshold=-margin)
+        compared.append((*difference_row(scores.name(other), part, NO_WORSE), other.dev))
     table = pd.DataFrame(compared, columns=COMPARED)
     return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
 
 
-def judge_best_rival(rows: pd.DataFrame, rivals: Sequence[str], margin: float) -> Verdict:
-    """Yes where the whole interval of (the rival that is best on dev - [CLS]) lies above -margin, no where below.
-
-    Raises MissingEvidence without a rival.
-    """
-    if not rivals:
-        raise MissingEvidence("there are no predictions of a readout to compare with cls")
-    best = compare_with_cls(rows, rivals, margin).iloc[0]
-    because = f"On {short(rows.task.iloc[0])}, {best.because}"
-    return Verdict.decide(because, best.effect, best.low, best.high, threshold=-margin)
+def difference_row(name: str, part: Part, words: Mapping[str, str]) -> tuple[str, float, float, float, str]:
+    """A row of `DIFFERENCES`. words: outcome -> its word in the table and the figure."""
+    return name, part.effect, part.low, part.high, words[part.outcome]
 
 
-def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> list[Exhibit]:
+def differences_exhibit(caption: str, table: pd.DataFrame, words: Mapping[str, str], **arguments: Any) -> Exhibit:
+    """An exhibit of differences. arguments: margin and metric of the plot."""
+    return Exhibit(caption, table, "differences", {**arguments, "words": {word: name for name, word in words.items()}})
+
+
+def comparison_exhibits(scores: TaskScores, readouts: Sequence[str], margin: float) -> list[Exhibit]:
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
-    cls = choose_layer(rows, "cls")
-    differences = Exhibit(
-        f"{cls.metric.capitalize()} of each readout minus that of {cls.name} ({cls.test:.3f}), over the same test "
-        f"texts, with 95 % intervals; every layer chosen on dev. Shaded: the margin of {100 * margin:.0f} points. "
-        f'"yes": no worse than [CLS] by more than the margin.',
-        compare_with_cls(rows, readouts, margin).drop(columns="because"),
-        "differences",
-        {"margin": margin, "metric": cls.metric},
+    cls = scores.choose("cls")
+    differences = differences_exhibit(
+        f"{cls.metric.capitalize()} of each readout minus that of {scores.name(cls)}, which is {cls.test:.3f}, "
+        f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that "
+        f"dev cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by "
+        f"the margin, each readout taken alone.",
+        compare_with_cls(scores, readouts, margin),
+        NO_WORSE,
+        margin=margin,
+        metric=cls.metric,
     )
-    return [differences, curves_exhibit(rows, ["cls", *readouts], cls)]
+    return [differences, curves_exhibit(scores, ["cls", *readouts], cls)]
 
 
-def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
+def curves_exhibit(scores: TaskScores, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
-    lines = list_baselines(rows, controls=COMPARED_ON_ALL)
+    lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     return Exhibit(
         f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
-        accuracy_by_cell(rows, readouts),
+        accuracy_by_cell(scores.rows, readouts),
         "curves",
         {"metric": cell.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
     )

@@ -14,25 +14,22 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import Measured, MissingEvidence, counted, short
+from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.boilerplate import BOILERPLATE, list_boilerplate
 from clsprobe.analysis.sweep.choose import (
-    CONTROL_NAMES,
     DISAGREEMENTS,
-    SURFACE,
     bands,
-    choose_layer,
     disagreements,
     judged_probe,
     judged_rows,
-    subject_cell,
-    surface_ceiling,
     why_no_selectivity,
 )
 from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
+from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
 from clsprobe.analysis.table import concat_predictions
+from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.task import Task, readable
@@ -88,8 +85,6 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     unsolved = on_test[~on_test.converged.astype(bool)]
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
-    for task in inputs.tasks:
-        notes += _warn_of_surface(task, predictions[predictions.task == task.name])
     tables = {"results": results, "predictions": predictions}
     measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
     return _add_details(settings, splits, trained, measured) if details else measured
@@ -127,17 +122,6 @@ def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: S
     return replace(measured, tables={**measured.tables, **details}, notes=[*dict.fromkeys(notes)], failures=failures)
 
 
-def _warn_of_surface(task: Task, rows: pd.DataFrame) -> list[str]:
-    """A note on a task that the length or the words of a text nearly solve, unless the task itself declares it."""
-    solved = surface_ceiling(rows)
-    if solved is None or solved[0] in task.solved_by:
-        return []
-    baseline, score = solved
-    gets = f"gets {score:.3f} of the test texts right" if task.kind == "class" else f"has an R2 of {score:.3f} on test"
-    what = f"On {short(task.name)} {SURFACE[baseline]} alone {gets}"
-    return [f"{what}: this task can hardly show what a vector knows beyond it."]
-
-
 def _describe_control_task(task: Task, results: pd.DataFrame, rows: pd.DataFrame) -> str:
     """A note on the texts of the control task, or on why there is no selectivity. Under several seeds of the first.
 
@@ -168,9 +152,10 @@ def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, row
     if split.task.kind == "number":
         return {}, [f"{short(split.task.name)}: numbers have no bits and no learning curve here."]
     readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
-    cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
+    scores = TaskScores(rows)
+    cells = [scores.choose(readout) for readout in readouts] or [scores.subject]
     if BAG in states.cells:
-        cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
+        cells.append(replace(scores.choose(None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
     probe_name = judged_probe(rows, settings.probes)
     if not hasattr(probe := find_probe(probe_name), "predict_proba"):
         return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
@@ -182,7 +167,8 @@ def _disagreements(settings: SweepSettings, split: SplitTask, states: States, ro
     """`choose.disagreements` of [CLS] and mean, for classes, if both were read. rows: the task's judged predictions."""
     if split.task.kind == "number" or not {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
         return {}, []
-    table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), split.task.texts)
+    scores = TaskScores(rows)
+    table = disagreements(rows, scores.choose("cls"), scores.choose("mean"), split.task.texts)
     return {"disagreements": table.assign(task=split.task.name)}, []
 
 

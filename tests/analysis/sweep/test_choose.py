@@ -248,7 +248,7 @@ def test_a_real_sweep_gives_gains():
         assert (chance[(chance.layer == 1) & (chance.readout == "mean")].p < 0.01).all()
 
 
-# ------------------------------------------------------------------------------------------- probes, and surface cues
+# -------------------------------------------------------------------------------------------------- several probes
 
 
 def test_probes_are_compared_each_at_the_layer_that_dev_chooses_for_it():
@@ -287,25 +287,3 @@ def test_one_probe_is_not_compared():
     assert set(exhibit.table.probe) == {"mlp", "logistic"}
     assert "from mlp on the same readout" in exhibit.caption
     assert exhibit.table[exhibit.table.probe == "logistic"].difference.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("length", "words", "solved"),
-    [
-        (0.5, 0.97, None),  # 0.94 of the way from 0.5 to 1
-        (0.5, 0.98, ("bag_of_words", 0.98)),
-        (0.99, 0.98, ("length", 0.99)),
-    ],
-)
-def test_a_surface_baseline_at_the_ceiling_is_named(length, words, solved):
-    rows = predictions(
-        {
-            ("none", 1, "cls"): (first(1.0), first(1.0)),
-            ("length", -1, "none"): (first(0.5), first(length)),
-            ("bag_of_words", -1, "none"): (first(0.5), first(words)),
-        }
-    )
-    assert choose.surface_ceiling(rows) == solved
-    assert choose.surface_ceiling(rows[rows.control == "none"]) is None
-    one_class = rows.assign(label="a", predicted="a")  # no way from the majority to go
-    assert choose.surface_ceiling(one_class) is None

@@ -1,0 +1,62 @@
+"""What to run next where a question is undecided: the command that takes enough texts."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+MOST_SENTENCES = 100_000  # of a built-in task; more take hours to write and read
+
+
+def advise(settings: BaseModel, command: str, factors: Mapping[str, float]) -> str:
+    """A sentence with the command that reads enough texts, as far as the source has them.
+
+    settings: of the run. factors: undecided task -> how many times its texts are needed.
+    """
+    from clsprobe.analysis.sources.grammar import SIZE
+
+    if all(name.startswith("grammar:") for name in factors):
+        sizes = {parts[1].replace("-", "_"): int(parts[2]) for parts in _split_specs(settings) if len(parts) == 3}
+        whole = next((sizes[collection] for collection in ("all", "demo") if collection in sizes), SIZE)
+        tasks = []
+        for task, factor in factors.items():
+            name = task.partition(":")[2]
+            tasks.append((name, _round_up(sizes.get(name, whole) * factor)))
+        if max(size for _, size in tasks) > MOST_SENTENCES:
+            return "The built-in sentences are too few for that: take texts of your own."
+        return f"Try: {_format_command(settings, command, task=[f'grammar:{name}:{size}' for name, size in tasks])}"
+    if limit := getattr(settings, "max_texts", None):
+        command = _format_command(settings, command, max_texts=_round_up(limit * max(factors.values())))
+        return f"If the source has so many, try: {command}"
+    return "Add texts to the source, and run the same command with --overwrite."
+
+
+def _split_specs(settings: BaseModel) -> list[list[str]]:
+    return [spec.split(":") for spec in getattr(settings, "task", ())]
+
+
+def _round_up(number: float) -> int:
+    """The next number of two digits and zeros."""
+    unit = 10 ** max(len(str(math.ceil(number))) - 2, 0)
+    return math.ceil(number / unit) * unit
+
+
+def _format_command(settings: BaseModel, command: str, **changed: Any) -> str:
+    """The command line of these settings, with some of them changed. Defaults are left out."""
+    words = ["clsprobe", command]
+    for name, info in type(settings).model_fields.items():
+        value = changed.get(name, getattr(settings, name))
+        if name not in changed and (value == info.default or info.exclude):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif name == "task":
+            words += [word for spec in value for word in (flag, spec)]
+        elif value is not None:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)]
+    return shlex.join(words)
