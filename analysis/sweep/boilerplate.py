@@ -119,8 +119,8 @@ def _split_words(text: str) -> list[str]:
 def list_boilerplate(split: SplitTask) -> pd.DataFrame:
     """The test texts that hold a phrase of train, with the one of their phrases that most train texts hold.
 
-    Columns `BOILERPLATE`: row, of the task's texts; phrase; label, of the phrase; texts of train that hold it; of_label,
-    those of them with its label. split: of a task with classes.
+    Columns `BOILERPLATE`: row, of the task's texts; the phrase and its label; texts, those of train that hold it;
+    of_label, those of them with its label. split: of a task with classes.
     """
     phrases = find_phrases(*split.of("train"))
     rows = []

@@ -116,7 +116,7 @@ def summary_exhibit(rows: pd.DataFrame, results: pd.DataFrame) -> Exhibit:
 
 
 def probe_exhibits(rows: pd.DataFrame, names: Sequence[str]) -> list[Exhibit]:
-    """The `compare_probes` of one task, where several of the named probes read it. rows: all predictions of the task."""
+    """`compare_probes`, where several of the named probes read the task. rows: all of its predictions."""
     table = compare_probes(rows, names)
     if table.probe.nunique() < 2:
         return []

@@ -134,8 +134,8 @@ def _describe_control_task(task: Task, results: pd.DataFrame, rows: pd.DataFrame
     test = rows[(rows.split == "test") & (rows.seed == seed)].drop_duplicates(["control", "row"])
     every, real, drawn = (test[test.control == name] for name in ("none", "word_type_texts", "word_type"))
     note = (
-        f"{name}: selectivity is measured on {len(real):,} of the {len(every):,} test texts, which hold exactly one word "
-        f"of the control task's list"
+        f"{name}: selectivity is measured on {len(real):,} of the {len(every):,} test texts, which hold exactly one "
+        f"word of the control task's list"
     )
     if task.kind == "number":
         return f"{note}."
