@@ -56,7 +56,7 @@ def word_type(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) 
     """
     train = side == "train"
     words = [set(_split_words(text)) for text in texts]
-    listed = set(choose_types([texts[i] for i in np.flatnonzero(train)]))
+    listed = set(choose_types([texts[i] for i in np.flatnonzero(train).tolist()]))
     types = [next(iter(held)) if len(held := listed & of_text) == 1 else None for of_text in words]
     pool = np.sort(y[train])
     labels = {

@@ -21,11 +21,9 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     random = np.random.default_rng(0)
     n = len(SIDES)
-    label, signed = np.arange(n) % 2, (np.arange(n) % 8 == 0)
-    lines = [
-        f"the {random.choice(WORDS)} and the {random.choice(WORDS)} {i} {'thank you for your kind order' if signed[i] else ''}"
-        for i in range(n)
-    ]
+    label, signed = np.arange(n) % 2, (np.arange(n) % 8 == 0).astype(int)
+    signature = ["", " thank you for your kind order"]
+    lines = [f"the {random.choice(WORDS)} and the {random.choice(WORDS)} {i}{signature[signed[i]]}" for i in range(n)]
     rows = [f"{text},{('bill', 'help')[y]},{side}\n" for text, y, side in zip(lines, label, SIDES, strict=True)]
     (folder / "d.csv").write_text("text,label,split\n" + "".join(rows))
     cells = {name: random.normal(size=(n, 4)).astype(np.float32) for name in ("cls", "mean")}

@@ -83,9 +83,12 @@ def test_sequences_are_counted_exactly():
     assert {" ".join(gram) for gram in phrases} >= {"the end of it all", "regards , your customer service"}
     assert {gram: phrase.texts for gram, phrase in phrases.items()} == {gram: counts[gram] for gram in phrases}
     missing = {gram for gram, n in counts.items() if n >= MIN_TEXTS} - set(phrases)
-    of_label = Counter(gram for gram in missing for words, label in zip(words_of, y, strict=True) if label == 1 and any(
-        tuple(words[i : i + WORDS]) == gram for i in range(len(words))
-    ))
+    of_label = Counter(
+        gram
+        for gram in missing
+        for words, label in zip(words_of, y, strict=True)
+        if label == 1 and any(tuple(words[i : i + WORDS]) == gram for i in range(len(words)))
+    )
     assert all(0.05 < of_label[gram] / counts[gram] < 0.95 for gram in missing)
 
 
