@@ -49,16 +49,17 @@ class Aggregate(SweepStudy):
         scores = self.read_scores(rows)
         cls, mean, task = scores.choose("cls"), scores.choose("mean"), scores.task
         name, parts = scores.name(cls), scores.compare_with_baselines(cls)
-        against_mean = scores.compare(cls, mean, threshold=-self.margin)
+        against_mean, limit = scores.compare(cls, mean, threshold=-self.margin), f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
-            rival, more = part.name, ""
-            if part.name == against_mean.name:
-                rival, more = scores.name(mean), scores.describe_range(cls, mean)
-            compared = difference_in_words(name, rival, part, more=more)
+            is_of_mean = part.name == against_mean.name
+            rival, over = (scores.name(mean), scores.range_over_layers(cls, mean)) if is_of_mean else (part.name, None)
+            compared = f"on {task}, {difference_in_words(name, rival, part, over)}"
             if outcome == "yes":
-                return f"on {task}, {compared}; it is better than every baseline and no worse than mean pooling"
-            return f"on {task}, {compared}"
+                return f"{compared}; it is better than every baseline, and no worse than mean pooling by {limit}"
+            if outcome == "no":
+                return f"{compared}, more than the {limit} allowed" if is_of_mean else compared
+            return f"{compared}, {f'which may be within the {limit} allowed' if is_of_mean else 'which may be chance'}"
 
         return Verdict.of(
             [*parts, against_mean],

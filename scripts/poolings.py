@@ -41,11 +41,11 @@ class Poolings(SweepStudy):
         scores = self.read_scores(rows)
         mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
         name_of_mean, name_of_cls = scores.name(mean), scores.name(cls)
-        more = scores.describe_range(mean, cls)
+        over = scores.range_over_layers(mean, cls)
         limit = f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, more=more)}"
+            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, over)}"
             if outcome == "no":
                 return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
             return compared if outcome == "yes" else f"{compared}: it may be worse by more than {limit}, or not"

@@ -37,7 +37,7 @@ class Positions(SweepStudy):
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "it tells as much as [CLS] (within 2 points)",
         "no": "it tells less than [CLS] (by more than 2 points)",
-        "undecided": "it is undecided whether it tells as much",
+        "undecided": "it is not certain that it tells as much",
     }
 
     readouts: Names = Field(POSITIONS, description="the positions to compare: cls and at least one other")
@@ -56,16 +56,16 @@ class Positions(SweepStudy):
         cls, best = scores.choose("cls"), max(rivals, key=lambda cell: cell.dev)
         task, margin = scores.task, f"{100 * self.margin:.0f} points"
         name_of_best, name_of_cls = scores.name(best), scores.name(cls)
-        more = scores.describe_range(best, cls)
+        over = scores.range_over_layers(best, cls)
         meanings = {
-            "yes": f"it tells as much as [CLS], or more (within the margin of {margin})",
-            "no": f"no other position that was read tells as much as [CLS] (within {margin})",
-            "undecided": f"it may tell less by more than {margin}, or not",
+            "yes": f"this other position, the best on dev, tells as much as [CLS] (within {margin})",
+            "no": f"this other position, the best on dev, tells less than [CLS] (by more than {margin})",
+            "undecided": "it is not certain that this other position, the best on dev, tells as much",
         }
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = difference_in_words(name_of_best, name_of_cls, part, more=more)
-            return f"on {task}, of the other positions {compared}: {meanings[outcome]}"
+            compared = difference_in_words(name_of_best, name_of_cls, part, over)
+            return f"on {task}, {compared}: {meanings[outcome]}"
 
         part = scores.compare(best, cls, threshold=-self.margin)
         return Verdict.of(

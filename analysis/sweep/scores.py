@@ -4,7 +4,7 @@
    of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot tell from it.
 2. `compare`: one test score minus another, as a part of a verdict; `compare_with_baselines`: a cell minus every
    baseline, the best single class of test among them. A readout that predicts one class never gets a yes.
-3. `name`, `describe_score`, `describe_range`, `warnings`: what the sentences are made of.
+3. `name`, `describe_score`, `range_over_layers`, `warnings`: what the sentences are made of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.analysis.verdict import FEWEST, MissingEvidence, Part, points
+from clsprobe.analysis.verdict import FEWEST, MissingEvidence, Part
 
 CELL = ("control", "layer", "readout", "probe")  # identify a cell or baseline of one task
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
@@ -32,7 +32,7 @@ UNNAMED = "vector"  # the readout of vectors without a name
 READOUT_NAMES = {"cls": "[CLS]", "mean": "mean pooling", "max": "max pooling", "attention": "attention pooling"}
 CONTROL_NAMES = {  # control -> its name on the page
     "majority": "majority class",
-    "length": "length only",
+    "length": "text length",
     "bag_of_words": "bag of words",
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
@@ -313,17 +313,16 @@ class TaskScores:
             return f"gets {cell.test:.3f} of the test texts right"
         return f"explains {cell.test:.3f} of the variance of the test texts' numbers"
 
-    def describe_range(self, a: ChosenCell, b: ChosenCell) -> str:
-        """ "; -1.0 to 5.5 over these layers": the smallest and largest difference of their test scores over the layers
-        that dev cannot tell apart; "" where it can."""
+    def range_over_layers(self, a: ChosenCell, b: ChosenCell) -> tuple[float, float] | None:
+        """The smallest and the largest difference of their test scores over the layers that dev cannot tell apart; None
+        where it can."""
         scores = [
             [float(np.nanmean(self.scores({**cell.where, "layer": layer}))) for layer in self.tied_layers(cell)]
             for cell in (a, b)
         ]
         if max(map(len, scores)) == 1:
-            return ""
-        lowest, highest = min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])
-        return f"; {points(lowest, True)} to {points(highest, True)} over these layers"
+            return None
+        return min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])
 
     def warnings(self, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
         """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
