@@ -245,7 +245,8 @@ class Measured:
     """The measurement of a study.
 
     tables: name -> table. Those with a column `task` hold the rows of every task. facts: for run.json and the end of
-    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions".
+    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions",
+    "solved" (task -> baselines that solve it by construction).
     notes: sentences a reader should see. failures: a sentence for every plug-in that failed.
     """
 

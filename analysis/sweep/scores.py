@@ -37,7 +37,9 @@ CONTROL_NAMES = {  # control -> its name on the page
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
     "shuffled": "shuffled labels",
+    "word_type_texts": "the task on the texts of the control task",
     "word_type": "control task (word types)",
+    "word_type_bag_of_words": "bag of words on the control task",
 }
 NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
 

@@ -110,6 +110,7 @@ def last_layer(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.layer.isin([-1, table.layer.max()])] if "layer" in table and len(table) else table
 
 
+CONTROL_TASK = ("word_type", "word_type_texts", "word_type_bag_of_words")
 SPARSE = {  # still enough for an answer
     "one text a side, one layer": lambda table: last_layer(first_texts(table)),
     "one class": first_class,
@@ -117,7 +118,7 @@ SPARSE = {  # still enough for an answer
         t[(t.control != "word_type") | (t.split == "dev")] if {"control", "split"} <= {*t.columns} else t
     ),
     "a control without labels on dev": lambda t: (
-        t[(t.control != "word_type") | (t.split == "test")] if {"control", "split"} <= {*t.columns} else t
+        t[~t.control.isin(CONTROL_TASK) | (t.split == "test")] if {"control", "split"} <= {*t.columns} else t
     ),
 }
 LACKING = {  # too little for some question
