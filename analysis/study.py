@@ -417,7 +417,7 @@ class Study(BaseModel, ABC):
         if not solvers:
             return verdict
         names = " and ".join(name.replace("_", " ") for name in solvers)
-        return verdict.left_out(f"{names} alone solves {short(task)} by construction")
+        return verdict.left_out(f"by construction {short(task)} asks for what the baseline {names} reads")
 
     def _advise(self, parts: Mapping[str, Verdict]) -> str:
         """How many texts would decide what is undecided, and the command that takes them."""

@@ -248,7 +248,8 @@ def derive_task(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[s
     if not solvers or study in ("poolings", "positions"):
         return sentence
     name = task.partition(":")[2].replace(":", ": ")
-    reason = f"{' and '.join(solvers).replace('_', ' ')} alone solves {name} by construction"
+    baseline = " and ".join(solvers).replace("_", " ")
+    reason = f"by construction {name} asks for what the baseline {baseline} reads"
     return f"{sentence} This decides nothing: {reason}." if study == "run" else f"Left out: {reason}."
 
 
