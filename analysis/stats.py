@@ -278,6 +278,17 @@ class Difference:
         half_width = _half_width(tail, self.variance, self.freedom)
         return self.centre - half_width, self.centre + half_width
 
+    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
+        """The number of texts at which half the interval is `distance`; infinite where seeds alone make it wider."""
+
+        def half_width(ratio: float) -> float:
+            shrunk = self.variance / np.array([ratio, *np.ones(len(self.variance) - 1)])
+            return _half_width(tail, shrunk, self.freedom)
+
+        if half_width(1e6) >= distance:
+            return np.inf
+        return texts * float(brentq(lambda ratio: half_width(ratio) - distance, 1e-9, 1e6))
+
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "a - b is not above the threshold"."""
         return _tail_probability(self.centre - threshold, self.variance, self.freedom)

@@ -156,15 +156,18 @@ class Answer:
     def _repr_html_(self) -> str:
         from html import escape
 
+        from clsprobe.analysis.plots.style import display_text
         from clsprobe.analysis.plots.svg import render_svg
 
         headline = self.headline
-        paragraphs = [f"<b>{escape(headline.sentence)}</b>", *map(escape, (*headline.warnings, headline.advice))]
-        head = f"<h3>{escape(self.question)}</h3>" + "".join(f"<p>{text}</p>" for text in paragraphs if text)
+        lines = (*headline.warnings, headline.sentence, headline.advice)
+        paragraphs = [f"<p>{escape(display_text(line))}</p>" for line in lines if line]
+        head = f"<h3>{escape(display_text(self.question))}</h3>{''.join(paragraphs)}"
         figures = [
-            f"<figure>{render_svg(e.draw(), prefix=f'n{i}')}<figcaption>{escape(e.caption)}</figcaption></figure>"
-            for i, e in enumerate(self.exhibits)
-            if e.plot
+            f"<figure>{render_svg(exhibit.draw(), prefix=f'n{i}')}"
+            f"<figcaption>{escape(display_text(exhibit.caption))}</figcaption></figure>"
+            for i, exhibit in enumerate(self.exhibits)
+            if exhibit.plot
         ]
         return head + "".join(figures)
 
