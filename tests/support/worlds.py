@@ -8,7 +8,7 @@ as in life. `count_outcomes` counts the verdicts over many draws.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
 from clsprobe.analysis.study import Measured, Study
-from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS, concat_predictions
 from clsprobe.formation import Formation
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
@@ -66,21 +66,29 @@ def draw_predictions(
         if control == "majority" or readout in constant:
             correct = is_first
         parts.append((control, layer, readout, (probes or {}).get(readout, "logistic"), is_first == correct))
+    keys, counts = zip(*(part[:4] for part in parts), strict=True), len(parts)
+    controls, layers, readouts, names = keys
     frames = {
-        "model": "made",
-        "task": task,
-        "control": np.repeat([part[0] for part in parts], n),
-        "layer": np.repeat([part[1] for part in parts], n),
-        "readout": np.repeat([part[2] for part in parts], n),
-        "probe": np.repeat([part[3] for part in parts], n),
+        "model": _categories(["made"] * counts, n),
+        "task": _categories([task] * counts, n),
+        "control": _categories(controls, n),
+        "layer": np.repeat(layers, n),
+        "readout": _categories(readouts, n),
+        "probe": _categories(names, n),
         "seed": seed,
-        "split": np.tile(np.where(on_test, "test", "dev"), len(parts)),
-        "row": np.tile(np.arange(n), len(parts)),
-        "label": pd.Categorical.from_codes(np.tile((~is_first).astype(int), len(parts)), ["a", "b"]),
+        "split": pd.Categorical.from_codes(np.tile(on_test.astype(int), counts), ["dev", "test"]),
+        "row": np.tile(np.arange(n), counts),
+        "label": pd.Categorical.from_codes(np.tile((~is_first).astype(int), counts), ["a", "b"]),
         "predicted": pd.Categorical.from_codes(np.concatenate([(~part[4]).astype(int) for part in parts]), ["a", "b"]),
         "log2_probability": -0.5,
     }
     return pd.DataFrame(frames)[list(PREDICTIONS)]
+
+
+def _categories(values: Sequence[str], repeats: int) -> pd.Categorical:
+    """Every value so many times, as categories: as a sweep writes them."""
+    names, codes = np.unique(values, return_inverse=True)
+    return pd.Categorical.from_codes(np.repeat(codes, repeats), names)
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def _read(**accuracies) -> dict[Cell, float | tuple[float, float]]:
 def _tasks(*worlds: Mapping[Cell, float]) -> Callable[[np.random.Generator], Measured]:
     def draw(random: np.random.Generator) -> Measured:
         tables = [draw_predictions(cells, random, task=f"file:{i}:label") for i, cells in enumerate(worlds)]
-        return measured(predictions=pd.concat(tables, ignore_index=True))
+        return measured(predictions=concat_predictions(tables))
 
     return draw
 
