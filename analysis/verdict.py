@@ -247,7 +247,7 @@ class Verdict:
     @property
     def is_claim(self) -> bool:
         """Whether a claim was tested, so that it counts among the answers of a page."""
-        return bool(self.comparisons) or any(part.is_claim for part in self.parts.values())
+        return bool(self.comparisons) and self.is_counted or any(part.is_claim for part in self.parts.values())
 
     @property
     def label(self) -> str:

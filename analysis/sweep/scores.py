@@ -208,6 +208,8 @@ class TaskScores:
             top = Cell(control, int(chosen.layer), str(chosen.readout), str(chosen.probe))
             dev = float(chosen.dev)
         cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
+        if top.readout == UNNAMED and self._has_single_layer:
+            cell = "" if self._name_control(control) else "the vector"
         name = ", ".join(filter(None, [self._name_control(control), cell]))
         return ChosenCell(top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric)
 
@@ -327,13 +329,17 @@ class TaskScores:
         draws = self._count_seeds(control)
         return f"untrained encoder (mean of {draws} draws)" if draws >= DRAWS else "untrained encoder (as drawn)"
 
+    @property
+    def _has_single_layer(self) -> bool:
+        return len({cell.layer for cell in self._select_cells("none")}) == 1
+
     def name(self, cell: ChosenCell) -> str:
         """A readout in a sentence: "[CLS] (layers 1, 4 to 6)", with the layers that dev cannot tell apart; the file
         where its vectors have no name."""
         name = READOUT_NAMES.get(cell.readout, cell.readout)
         if cell.readout == UNNAMED:
             name = f"the vector in {self.rows.model.iloc[0]}"
-            if len({each.layer for each in self._select_cells("none")}) == 1:
+            if self._has_single_layer:
                 return name
         return f"{name} ({format_layers(self.tied_layers(cell))})"
 
