@@ -277,6 +277,14 @@ class TaskScores:
         predicted = self._arrays["test"][1][self._index(cell.where)]
         return all(len(np.unique(codes[codes >= 0])) <= 1 for codes in predicted)
 
+    def describe_constant(self, *cells: ChosenCell) -> str:
+        """Which of these readouts predict one and the same class, as a clause; "" where none does."""
+        names = [READOUT_NAMES.get(cell.readout, cell.readout) for cell in cells if self.is_constant(cell)]
+        if not names:
+            return ""
+        what = "number" if self.is_of_numbers else "class"
+        return f"{' and '.join(names)} predict{'s' * (len(names) == 1)} one {what} for all test texts"
+
     def compare(self, a: ChosenCell, b: ChosenCell, *, threshold: float = 0.0) -> Part:
         """Cell a minus cell b, above the threshold. A readout that predicts one class is not held better than another
         cell, nor as good."""
