@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import brentq
 
 from clsprobe.analysis.table import KEY, NUMBERS
@@ -198,24 +198,32 @@ def best_layers(predictions: pd.DataFrame, control: str = "none") -> pd.DataFram
     Returns columns task, readout, probe, layer, dev (accuracy, or R2 of numbers; mean over seeds), best first within a
     task.
     """
-    cells = predictions[predictions.control == control]
-    rows = cells[cells.split == "dev"]
-    if cells.seed.nunique() > 1:
-        test = cells[cells.split == "test"]
+    chosen = predictions.control == control
+    rows = predictions[chosen & (predictions.split == "dev")]
+    if predictions.seed[chosen].nunique() > 1:
+        test = predictions[chosen & (predictions.split == "test")]
         tested, texts = (pd.MultiIndex.from_frame(side[["task", "row"]]) for side in (test, rows))
         untested = ~texts.isin(tested)
         remain = rows.task.astype(str).isin(set(rows.task[untested].astype(str)))
         rows = rows[untested | ~remain]
-    scored = (
-        rows.assign(dev=scores(rows), bits=-rows.log2_probability)
-        .groupby(["task", "readout", "probe", "layer"], observed=True)[["dev", "bits"]]
-        .mean()
-        .reset_index()
-        .sort_values(["dev", "bits", "layer"], ascending=[False, True, True], kind="stable")
-        .drop_duplicates(["task", "readout", "probe"])
-        .drop(columns="bits")
-    )
-    return scored.sort_values("task", kind="stable").reset_index(drop=True)
+    cell = ["task", "readout", "probe", "layer"]
+    index, first = index_groups(rows, cell)
+    sums = {"dev": np.bincount(index, scores(rows)), "bits": -np.bincount(index, rows.log2_probability)}
+    scored = rows[cell].iloc[first].assign(**{name: total / np.bincount(index) for name, total in sums.items()})
+    order = {"task": True, "dev": False, "bits": True, "layer": True, "readout": True, "probe": True}
+    scored = scored.sort_values([*order], ascending=[*order.values()]).drop_duplicates(["task", "readout", "probe"])
+    return scored[["task", "readout", "probe", "layer", "dev"]].reset_index(drop=True)
+
+
+def index_groups(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(row of the table,) the index of its group of equal values in these columns, and (group,) the first row of each.
+
+    As `groupby`, whose index of several columns takes far longer to make than to use.
+    """
+    codes = [pd.factorize(table[column])[0] for column in columns]
+    numbers = np.ravel_multi_index(codes, [column.max(initial=0) + 1 for column in codes])
+    _, first, index = np.unique(numbers, return_index=True, return_inverse=True)
+    return index, first
 
 
 def is_correct(predictions: pd.DataFrame) -> pd.Series:
@@ -355,7 +363,8 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
 def _half_width(tail: float, variance: np.ndarray, freedom: np.ndarray) -> float:
     """The half-width of an interval with these variances that leaves out `tail` on either side."""
     total = variance.sum()
-    return float(variance @ stats.t.isf(tail, freedom) / np.sqrt(total)) if total > 0 else 0.0
+    quantiles = -special.stdtrit(freedom, tail)  # of Student's t, as `stats.t.isf`, which checks much more
+    return float(variance @ quantiles / np.sqrt(total)) if total > 0 else 0.0
 
 
 def _tail_probability(distance: float, variance: np.ndarray, freedom: np.ndarray) -> float:

@@ -203,16 +203,13 @@ class Verdict:
         outcome: Outcome = "yes" if p_yes < TAIL else "no" if p_no < TAIL else "undecided"
         deciding = min(parts, key=lambda part: part.effect - part.threshold)
         if outcome == "undecided":
-            deciding = max(parts, key=lambda part: part.p_yes)
+            deciding = max(parts, key=lambda part: (part.p_yes, part.threshold - part.effect))
         elif outcome == "no":
             deciding = min(parts, key=lambda part: (part.p_no, part.effect - part.threshold)).simultaneous(count)
         if turned:
             outcome, p_yes, p_no = OPPOSITE.get(outcome, outcome), p_no, p_yes
-        texts, needed = fields.get("texts", 0), math.nan
-        if outcome == "undecided" and texts:
-            below = [part.needed(texts, count) for part in parts if part.effect < part.threshold]
-            needed = min(below) if below else max(part.needed(texts) for part in parts)
-            needed = math.inf if needed > MOST else max(math.ceil(needed), texts + 1)
+        texts = fields.get("texts", 0)
+        needed = _count_needed(parts, texts) if outcome == "undecided" and texts else math.nan
         lead = "" if fields.get("is_open") else f"{outcome.capitalize()}: "
         sentence = capitalise(f"{lead}{say(outcome, deciding)}.")
         return cls(
@@ -323,6 +320,23 @@ class Verdict:
         )
 
 
+def _count_needed(parts: Sequence[Part], texts: int) -> float:
+    """How many texts would decide a claim that `texts` leave undecided; NaN where no number would.
+
+    Where an effect is below its threshold, one such part has to fail, among all of them; otherwise all have to hold. A
+    p of 1 is that of a part which cannot, whatever its effect: its readout predicts one class.
+    """
+    below = [part for part in parts if part.effect < part.threshold]
+    if below:
+        counts = [part.needed(texts, len(parts)) for part in below if part.p_no < 1]
+    else:
+        counts = [max(part.needed(texts) for part in parts)] if all(part.p_yes < 1 for part in parts) else []
+    if not counts:
+        return math.nan
+    needed = min(counts)
+    return math.inf if needed > MOST else max(math.ceil(needed), texts + 1)
+
+
 def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict]) -> str:
     """ "No, on all 3 tasks." or "Undecided: of 3 tasks yes on 2 (...), undecided on 1 (...)." """
     groups = _group(parts)
@@ -345,8 +359,8 @@ def _list_effects(parts: Mapping[str, Verdict], opening: str) -> str:
     briefs = [part.brief for part in parts.values() if part.brief and part.is_judged]
     if not briefs:
         return ""
-    listed = f"{'; '.join(briefs[:LISTED])}{'; ...' if len(briefs) > LISTED else ''}"
-    return f"{opening}: {listed}." if opening else f"{capitalise(listed)}."
+    listed = f"{'; '.join(briefs[:LISTED])}{'; ...' if len(briefs) > LISTED else '.'}"
+    return f"{opening}: {listed}" if opening else capitalise(listed)
 
 
 def _group(parts: Mapping[str, Verdict]) -> dict[str, list[str]]:

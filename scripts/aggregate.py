@@ -50,6 +50,7 @@ class Aggregate(SweepStudy):
         scores = self.read_scores(rows)
         cls, mean, task = scores.choose("cls"), scores.choose("mean"), scores.task
         name, parts = scores.name(cls), scores.compare_with_baselines(cls)
+        one_class = scores.describe_constant(cls)
         against_mean, limit = scores.compare(cls, mean, threshold=-self.margin), f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
@@ -60,6 +61,8 @@ class Aggregate(SweepStudy):
                 return f"{compared}; it is better than every baseline, and no worse than mean pooling by {limit}"
             if outcome == "no":
                 return f"{compared}, more than the {limit} allowed" if is_of_mean else compared
+            if one_class:
+                return f"{compared}; {one_class}"
             return f"{compared}, {f'which may be within the {limit} allowed' if is_of_mean else 'which may be chance'}"
 
         return Verdict.of(

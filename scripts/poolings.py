@@ -43,13 +43,17 @@ class Poolings(SweepStudy):
         mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
         name_of_mean, name_of_cls = scores.name(mean), scores.name(cls)
         over = scores.range_over_layers(mean, cls)
-        limit = f"{100 * self.margin:.0f} points"
+        limit, one_class = f"{100 * self.margin:.0f} points", scores.describe_constant(mean, cls)
 
         def say(outcome: Outcome, part: Part) -> str:
             compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, over)}"
             if outcome == "no":
                 return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
-            return compared if outcome == "yes" else f"{compared}: it may be worse by more than {limit}, or not"
+            if outcome == "yes":
+                return compared
+            return (
+                f"{compared}; {one_class}" if one_class else f"{compared}: it may be worse by more than {limit}, or not"
+            )
 
         part = scores.compare(mean, cls, threshold=-self.margin)
         return Verdict.of(

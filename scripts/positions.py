@@ -60,7 +60,8 @@ class Positions(SweepStudy):
         meanings = {
             "yes": f"this other position, the best on dev, tells as much as [CLS] (within {margin})",
             "no": f"this other position, the best on dev, tells less than [CLS] (by more than {margin})",
-            "undecided": "it is not certain that this other position, the best on dev, tells as much",
+            "undecided": scores.describe_constant(best, cls)
+            or "it is not certain that this other position, the best on dev, tells as much",
         }
 
         def say(outcome: Outcome, part: Part) -> str:

@@ -60,14 +60,15 @@ class Run(SweepStudy):
         name, score = scores.name(subject), scores.describe_score(subject)
 
         def say(outcome: Outcome, part: Part) -> str:
-            interval = f"{points(abs(part.effect))} points"
-            ends = f"({points(part.low, True)} to {points(part.high, True)})"
+            effect, low, high = part.effect, part.low, part.high
             if outcome == "yes":
-                comparison = f"more than every baseline, by {interval} {ends} over the closest, {part.name}"
+                by = f"{points(effect)} points ({points(low)} to {points(high)})"
+                comparison = f"more than every baseline, by {by} over the closest, {part.name}"
             elif outcome == "no":
-                comparison = f"less than {part.name}, by {interval} {ends}"
+                comparison = f"less than {part.name}, by {points(-effect)} points ({points(-high)} to {points(-low)})"
             else:
-                comparison = f"not certainly more than {part.name}: {points(part.effect, True)} points {ends}"
+                difference = f"{points(effect, True)} points ({points(low, True)} to {points(high, True)})"
+                comparison = f"not certainly more than {part.name}: {difference}"
             return f"on {task}, {name} {score}, {comparison}"
 
         return Verdict.of(

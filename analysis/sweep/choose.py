@@ -30,7 +30,7 @@ def judged_probe(rows: pd.DataFrame, names: Sequence[str]) -> str:
 
     Raises MissingEvidence where all of them failed.
     """
-    probes = set(rows[rows.control == "none"].probe)
+    probes = set(rows.probe[rows.control == "none"].unique())
     for name in names:
         if name in probes:
             return name

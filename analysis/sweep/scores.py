@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.analysis.verdict import MissingEvidence, Part, warn_of_few_texts
 
-CELL = ("control", "layer", "readout", "probe")  # identify a cell or baseline of one task
+SIDES = ("dev", "test")
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
 SURFACE = ("length", "bag_of_words")  # baselines that read the text without an encoder
 CEILING = 0.95  # of (score - majority) / (1 - majority): a task that a surface baseline solves
@@ -42,6 +42,15 @@ CONTROL_NAMES = {  # control -> its name on the page
     "word_type_bag_of_words": "bag of words on the control task",
 }
 NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
+
+
+class Cell(NamedTuple):
+    """The columns that identify a cell or baseline of one task."""
+
+    control: str
+    layer: int
+    readout: str
+    probe: str
 
 
 @dataclass(frozen=True)
@@ -95,35 +104,42 @@ class TaskScores:
         return short(str(self.rows.task.iloc[0]))
 
     @cached_property
-    def _cells(self) -> pd.DataFrame:
-        """(cell,) the columns `CELL`."""
-        return self.rows[[*CELL]].drop_duplicates().reset_index(drop=True)
+    def _indexed(self) -> tuple[dict[Cell, int], np.ndarray]:
+        """Cell -> its index in `_arrays`; and that index for every row of the table."""
+        indices, first = stats.index_groups(self.rows, Cell._fields)
+        keys = self.rows[[*Cell._fields]].iloc[first].itertuples(index=False, name=None)
+        return {Cell(*key): i for i, key in enumerate(keys)}, indices
+
+    @property
+    def _cells(self) -> dict[Cell, int]:
+        """Cell -> its index in `_arrays`."""
+        return self._indexed[0]
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Side -> scores (cell, seed, text) and codes of what is predicted, NaN and -1 where a seed lacks the text."""
-        cells = pd.MultiIndex.from_frame(self._cells.astype(str))
-        cell = cells.get_indexer(pd.MultiIndex.from_frame(self.rows[[*CELL]].astype(str)))
+        cells, cell = self._indexed
         seeds, seed = np.unique(self.rows.seed.to_numpy(), return_inverse=True)
         values = stats.scores(self.rows).to_numpy(float)
-        predicted = self.rows[NUMBERS[1]] if self.is_of_numbers else self.rows.predicted.astype(str)
-        codes = pd.factorize(predicted)[0]
+        codes = pd.factorize(self.rows[NUMBERS[1] if self.is_of_numbers else "predicted"])[0]
         arrays = {}
-        for side in ("dev", "test"):
+        for side in SIDES:
             chosen = (self.rows.split == side).to_numpy()
             texts, text = np.unique(self.rows.row.to_numpy()[chosen], return_inverse=True)
-            shape, where = (len(cells), len(seeds), len(texts)), (cell[chosen], seed[chosen], text)
+            shape = len(cells), len(seeds), len(texts)
+            where = cell[chosen], seed[chosen], text
             scores, classes = np.full(shape, np.nan), np.full(shape, -1)
             scores[where], classes[where] = values[chosen], codes[chosen]
             arrays[side] = scores, classes
         return arrays
 
     @cached_property
-    def _indices(self) -> dict[tuple[Any, ...], int]:
-        return {cell: i for i, cell in enumerate(self._cells.itertuples(index=False, name=None))}
+    def _is_measured(self) -> dict[str, np.ndarray]:
+        """Side -> (cell, seed) whether there are predictions."""
+        return {side: (~np.isnan(values)).any(2) for side, (values, _) in self._arrays.items()}
 
     def _index(self, where: Mapping[str, Any]) -> int:
-        index = self._indices.get(tuple(where[column] for column in CELL))
+        index = self._cells.get(Cell(**where))
         if index is None:
             cell = ", ".join(f"{column} {value}" for column, value in where.items())
             raise MissingEvidence(f"no cell of the predictions has {cell}")
@@ -150,11 +166,11 @@ class TaskScores:
         measured = self._arrays["test"][0][self._first_complete]
         if self.is_of_numbers:
             return np.where(np.isnan(measured), np.nan, 0.0)  # the mean of test explains nothing
-        test = self.rows[(self.rows.split == "test") & self.rows.control.isin(["none", *BASELINES])]
-        test = test.drop_duplicates("row").sort_values("row")
-        label = test.label.astype(str)
-        hits = (label == label.value_counts().sort_index().idxmax()).to_numpy(float)
-        return np.where(np.isnan(measured), np.nan, hits)
+        on_test = ((self.rows.split == "test") & self.rows.control.isin(["none", *BASELINES])).to_numpy()
+        _, first = np.unique(self.rows.row.to_numpy()[on_test], return_index=True)
+        labels = self.rows.label[on_test].iloc[first].astype(str).to_numpy()
+        names, counts = np.unique(labels, return_counts=True)
+        return np.where(np.isnan(measured), np.nan, labels == names[counts.argmax()])
 
     @property
     def _first_complete(self) -> int:
@@ -178,23 +194,32 @@ class TaskScores:
 
         Raises MissingEvidence where there are no predictions on dev or on test.
         """
-        cells = self._cells[(self._cells.control == control) & (self._cells.readout == readout if readout else True)]
-        sides = {side: not np.isnan(self._arrays[side][0][cells.index]).all() for side in ("dev", "test")}
-        if missing := [side for side, is_measured in sides.items() if not is_measured]:
+        cells = self._select_cells(control, readout)
+        missing = [side for side in SIDES if not self._is_measured[side][[*cells.values()]].any()]
+        if missing:
             name = readout or self._names.get(control, "any readout")
             raise MissingEvidence(f"there are no predictions of {name} on {' and '.join(missing)}")
         if len(cells) == 1:
-            top, dev = cells.iloc[0], float(np.nanmean(self._arrays["dev"][0][cells.index[0]]))
+            ((top, index),) = cells.items()
+            dev = float(np.nanmean(self._arrays["dev"][0][index]))
         else:
             best = self._best_layers(control)
-            top = (best[best.readout == readout] if readout else best).iloc[0]
-            dev = float(top.dev)
-        where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
+            chosen = (best[best.readout == readout] if readout else best).iloc[0]
+            top = Cell(control, int(chosen.layer), str(chosen.readout), str(chosen.probe))
+            dev = float(chosen.dev)
         cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
         if top.readout == UNNAMED and self._has_single_layer:
             cell = "" if self._name_control(control) else "the vector"
         name = ", ".join(filter(None, [self._name_control(control), cell]))
-        return ChosenCell(where, name, *self._estimate_score(where), dev, self.metric)
+        return ChosenCell(top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric)
+
+    def _select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
+        """Those of a control, and of a readout or of all."""
+        return {
+            cell: index
+            for cell, index in self._cells.items()
+            if cell.control == control and readout in (None, cell.readout)
+        }
 
     def _estimate_score(self, where: Mapping[str, Any]) -> tuple[float, float, float]:
         """The test score of a cell with its interval, as `stats.accuracies`."""
@@ -210,31 +235,35 @@ class TaskScores:
     @property
     def subject(self) -> ChosenCell:
         """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
-        read = self._cells[self._cells.control == "none"].readout
-        return self.choose("cls" if (read == "cls").any() else None)
+        return self.choose("cls" if self._select_cells("none", "cls") else None)
 
     def measured_controls(self, names: Iterable[str]) -> list[str]:
         """Those of the controls and baselines with predictions on dev and on test.
 
         The control task may have labels on one of them only.
         """
-        measured = [(~np.isnan(self._arrays[side][0])).any((1, 2)) for side in ("dev", "test")]
-        controls = self._cells.control.astype(str)
-        sides = [set(controls[side]) for side in measured]
+        sides = [
+            {cell.control for cell, index in self._cells.items() if self._is_measured[side][index].any()}
+            for side in SIDES
+        ]
         return [name for name in names if all(name in side for side in sides)]
+
+    def _count_seeds(self, control: str) -> int:
+        """The number of seeds under which there are predictions of a control."""
+        cells = [*self._select_cells(control).values()]
+        return int(sum(is_measured[cells].any(0) for is_measured in self._is_measured.values()).astype(bool).sum())
 
     def tied_layers(self, cell: ChosenCell) -> list[int]:
         """The layers of this readout that dev cannot tell from the chosen one: those whose paired 95 % dev interval
         against it holds 0."""
         best, layers = self.scores(cell.where, "dev"), [cell.layer]
-        same = self._cells[(self._cells.control == cell.where["control"]) & (self._cells.readout == cell.readout)]
-        for layer in same.layer.unique():
-            other = self.scores({**cell.where, "layer": layer}, "dev")
-            if layer == cell.layer or (np.isnan(other) != np.isnan(best)).any():  # the probe failed there
+        for same, index in self._select_cells(cell.where["control"], cell.readout).items():
+            other = self._arrays["dev"][0][index]
+            if same.layer == cell.layer or (np.isnan(other) != np.isnan(best)).any():  # the probe failed there
                 continue
             low, high = stats.compare(other, best, shares=not self.is_of_numbers).interval()
             if low <= 0 <= high:
-                layers.append(int(layer))
+                layers.append(same.layer)
         return sorted(layers)
 
     # ----------------------------------------------------------------------------------------------- comparing
@@ -247,6 +276,14 @@ class TaskScores:
         """Whether a cell predicts one and the same class, or number, for all test texts, under every seed."""
         predicted = self._arrays["test"][1][self._index(cell.where)]
         return all(len(np.unique(codes[codes >= 0])) <= 1 for codes in predicted)
+
+    def describe_constant(self, *cells: ChosenCell) -> str:
+        """Which of these readouts predict one and the same class, as a clause; "" where none does."""
+        names = [READOUT_NAMES.get(cell.readout, cell.readout) for cell in cells if self.is_constant(cell)]
+        if not names:
+            return ""
+        what = "number" if self.is_of_numbers else "class"
+        return f"{' and '.join(names)} predict{'s' * (len(names) == 1)} one {what} for all test texts"
 
     def compare(self, a: ChosenCell, b: ChosenCell, *, threshold: float = 0.0) -> Part:
         """Cell a minus cell b, above the threshold. A readout that predicts one class is not held better than another
@@ -268,8 +305,8 @@ class TaskScores:
         return [self.compare(cell, baseline, threshold=threshold) for baseline in self._baselines(tuple(names))]
 
     def _baselines(self, names: tuple[str, ...]) -> list[ChosenCell]:
-        counts = self.rows.groupby("control", observed=True).seed.nunique()
-        controls = [name for name in self.measured_controls(names) if counts[name] == counts.max()]
+        most = max(self._count_seeds(cell.control) for cell in self._cells)
+        controls = [name for name in self.measured_controls(names) if self._count_seeds(name) == most]
         if not controls:
             raise MissingEvidence("there are no predictions of any baseline on dev and test")
         name = "the mean of the test numbers" if self.is_of_numbers else "the best single class"
@@ -302,12 +339,12 @@ class TaskScores:
         """The name of a control in a sentence: whether untrained encoders are a mean or single draws is said."""
         if control != "untrained":
             return self._names.get(control)
-        draws = int(self.rows[self.rows.control == control].seed.nunique())
+        draws = self._count_seeds(control)
         return f"untrained encoder (mean of {draws} draws)" if draws >= DRAWS else "untrained encoder (as drawn)"
 
     @property
     def _has_single_layer(self) -> bool:
-        return bool(self._cells[self._cells.control == "none"].layer.nunique() == 1)
+        return len({cell.layer for cell in self._select_cells("none")}) == 1
 
     def name(self, cell: ChosenCell) -> str:
         """A readout in a sentence: "[CLS] (layers 1, 4 to 6)", with the layers that dev cannot tell apart; the file

@@ -4,19 +4,58 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from derived import derive_poolings_of_tasks, derive_task
-from worlds import WORLDS
+import tables
+from derived import STUDIES, derive_answer, derive_headlines
+from worlds import READ, WORLDS, draw_predictions
+
+from clsprobe.aggregate import Aggregate
+from clsprobe.analysis.study import correct_answers
+from clsprobe.analysis.table import concat_predictions
+from clsprobe.poolings import Poolings
+from clsprobe.positions import Positions
+from clsprobe.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ALL = WORLDS | READ
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_the_sentences_of_a_world_follow_from_its_tables(name):
-    world = WORLDS[name]
+@pytest.fixture(autouse=True)
+def sentences_alone(monkeypatch):
+    """Exhibits and notes are not read here, and take most of the time."""
+    for world in ALL.values():
+        monkeypatch.setattr(type(world.study), "show", lambda self, measured, task: [])
+        monkeypatch.setattr(type(world.study), "note", lambda self, measured: [])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_sentence_follows_from_the_tables(name):
+    world = ALL[name]
     measured = world.draw(np.random.default_rng(7))
     verdict = world.study.answer(measured).verdict
-    for task in measured.tasks:
-        expected = derive_task(world.study.name(), measured.tables, measured.facts, task)
-        assert verdict.parts.get(task, verdict).sentence == expected
-    if verdict.parts:
-        assert verdict.sentence == derive_poolings_of_tasks(measured.tables)
+    expected = derive_answer(world.study.name(), measured.tables, measured.facts)
+    assert verdict.sentence == expected.sentence
+    assert {task: verdict.parts.get(task, verdict).sentence for task in measured.tasks} == {
+        task: part.sentence for task, part in expected.tasks.items()
+    }
+    assert (verdict.warnings, verdict.advice) == (expected.warnings, expected.advice)
+
+
+@pytest.mark.parametrize(("accuracy", "doubted"), [(0.78, "run"), (0.8, "aggregate")])
+def test_the_headlines_of_a_page_follow_from_the_tables(accuracy, doubted):
+    """Four answers from one measurement, one of which stands only by itself."""
+    random, accuracies = np.random.default_rng(7), {"cls": accuracy, "mean": 0.8, "sep": 0.8}
+    cells = {("bag_of_words", -1, "none"): 0.75}
+    cells |= {("none", layer, name): value for layer in (2, 3) for name, value in accuracies.items()}
+    blocks = [draw_predictions(cells, random, task=f"file:{name}:label") for name in "ab"]
+    measured = tables.measured(predictions=concat_predictions(blocks))
+    studies = Run(), Aggregate(), Poolings(), Positions()
+    answers = correct_answers({study.name(): study.answer(measured) for study in studies})
+    expected = {name: derive_answer(name, measured.tables, measured.facts) for name in answers}
+    headlines = derive_headlines(expected)
+    assert {name: answer.headline.sentence for name, answer in answers.items()} == headlines
+    assert [name for name in answers if headlines[name] != expected[name].sentence] == [doubted]
+
+
+def test_every_study_can_be_derived():
+    """`fine_tuning` trains encoders: its tables come with the next change."""
+    assert {world.study.name() for world in ALL.values()} == set(STUDIES)

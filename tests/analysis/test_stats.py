@@ -242,6 +242,18 @@ def test_best_layers_compare_categories_as_they_compare_strings():
     pd.testing.assert_frame_equal(stats.best_layers(others), expected)
 
 
+def test_groups_are_those_of_equal_values():
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"a": random.integers(3, size=50), "b": pd.Categorical(random.choice(list("xyz"), 50))})
+    index, first = stats.index_groups(table, ["a", "b"])
+    assert index.tolist() == index[first][index].tolist()
+    for group, rows in table.groupby(index):
+        assert not rows.drop_duplicates().iloc[1:].size
+        assert first[group] == rows.index[0]
+    assert len(first) == len(table.drop_duplicates())
+    assert [len(part) for part in stats.index_groups(table[:0], ["a", "b"])] == [0, 0]
+
+
 def test_correct_wants_exactly_one_cell():
     table = pd.concat([predictions([True, False]), predictions([True, True], layer=1)])
     assert stats.correctness(table, layer=0).to_numpy().tolist() == [[1.0, 0.0]]

@@ -1,18 +1,24 @@
-"""Every answer in words, derived from saved tables alone: nothing of clsprobe is imported.
+"""Every printed sentence, derived from saved tables and facts alone: nothing of clsprobe is imported.
 
-`derive_task` takes the name of a study, its tables and facts, and writes the sentence that it should print. Intervals
-and tests are written anew from their definitions: Bonett & Price for paired shares, Student's t otherwise.
+`derive_answer` takes the name of a study with its tables and facts and says what it should print: the sentence of each
+task, the one over all tasks, the warnings, and how many texts would decide. `derive_headlines` corrects the answers of
+a page for their number. All of it is written anew from docs/answers.md, with intervals and tests of its own: Bonett &
+Price for shares, Student's t over texts and over seeds, and for an interval that a table holds the normal distribution.
+
+To add a study: a function (rows, facts) -> `Task` in `STUDIES`, and what it lists for several tasks in `LISTED`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 NAMES = {"cls": "[CLS]", "mean": "mean pooling", "max": "max pooling", "attention": "attention pooling"}
 CONTROLS = {
@@ -20,16 +26,263 @@ CONTROLS = {
     "length": "text length",
     "bag_of_words": "bag of words",
     "layer0_mean": "mean of layer 0",
-    "untrained": "untrained encoder (as drawn)",
+    "untrained": "untrained encoder",
 }
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
-MARGIN = 0.02
-Cell = tuple[str, int, str]
+BEST_CLASS = ("best class", -1, "none")
+MARGIN, LEVEL = 0.02, 0.025
+FIXED_PROBE = (
+    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
+    "the edges are used, not where nothing could be read any more"
+)
+ADD_TEXTS = "Add texts to the source, and run the same command with --overwrite."
+# study -> what it lists for every one of several tasks, and what it states of them where its question is open
+LISTED = {
+    "run": (
+        "Right on test, at the layer that dev chooses",
+        ("more than every baseline", "less than a baseline", "not certainly more than every baseline"),
+    ),
+    "aggregate": ("[CLS] minus mean pooling, and minus its closest baseline, in points", None),
+    "poolings": ("Mean pooling minus [CLS], in points", None),
+    "positions": (
+        "The other position that is best on dev, minus [CLS], in points",
+        (
+            "the best other position tells as much as [CLS] (within 2 points)",
+            "the best other position tells less than [CLS] (by more than 2 points)",
+            "not certain whether the best other position tells as much",
+        ),
+    ),
+    "order": ("Flattened tokens minus the closest baseline without order, in points", None),
+    "formation": (
+        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
+        "below it, more than in the lower half",
+        ("more in the upper half", "no more in the upper half", "not certain"),
+    ),
+    "trajectory": (
+        "What a linear probe on the last layer gains from the start of the training to its end",
+        ("a gain", "a loss", "no certain change"),
+    ),
+    "geometry": ("Effective ranks, and mean cosines of two texts without massive coordinates", ()),
+}
+Cell = tuple[str, int, str]  # control, layer, readout
 
 
-def signed(number: float) -> str:
-    text = f"{100 * number:+.1f}"
-    return "0.0" if float(text) == 0 else text
+class Missing(Exception):
+    """The tables lack what the question needs."""
+
+
+# ------------------------------------------------------------------------------------------------ effects and claims
+
+
+@dataclass(frozen=True)
+class Effect:
+    """value: as measured. centre: of its intervals, whose squared half-widths come from texts and from seeds."""
+
+    value: float
+    centre: float
+    variances: tuple[float, ...]
+    freedoms: tuple[float, ...]
+
+    def half(self, tail: float = LEVEL) -> float:
+        """Half the interval that leaves out `tail` on either side."""
+        variances = np.array(self.variances)
+        return float(variances @ stats.t.isf(tail, self.freedoms) / np.sqrt(variances.sum()))
+
+    def ends(self, tail: float = LEVEL) -> tuple[float, float]:
+        return self.centre - self.half(tail), self.centre + self.half(tail)
+
+    def p(self, distance: float) -> float:
+        """The tail for which the centre lies half an interval, less or more, from where it is tested."""
+        if len(self.variances) == 1:
+            return float(stats.t.sf(distance / math.sqrt(self.variances[0]), self.freedoms[0]))
+        return math.exp(optimize.brentq(lambda log: self.half(math.exp(log)) - distance, -200, -1e-9))
+
+
+def subtract(a: np.ndarray, b: np.ndarray) -> Effect:
+    """a - b of shares, (seed, text), over the same texts, of which two more are as far apart as can be."""
+    difference = a.astype(float) - b
+    by_text, by_seed, n = difference.mean(0), difference.mean(1), difference.shape[1] + 2
+    centre = by_text.sum() / n
+    variances, freedoms = [(((by_text - centre) ** 2).sum() + 2 * (1 + centre**2)) / n**2], [n - 1]
+    if len(by_seed) > 1:
+        variances.append(by_seed.var(ddof=1) / len(by_seed))
+        freedoms.append(len(by_seed) - 1)
+    return Effect(by_text.mean(), centre, tuple(variances), tuple(freedoms))
+
+
+def read_effect(value: float, low: float, high: float) -> Effect:
+    """An effect with the 95 % interval that a table holds."""
+    return Effect(value, (low + high) / 2, (((high - low) / 2 / 1.959963984540054) ** 2,), (math.inf,))
+
+
+@dataclass(frozen=True)
+class Part:
+    """An effect is above a threshold. can_hold, can_fail: False where a readout predicts one class."""
+
+    name: str
+    effect: Effect
+    threshold: float
+    cells: tuple[Cell, ...] = ()
+    can_hold: bool = True
+    can_fail: bool = True
+
+    @property
+    def excess(self) -> float:
+        return self.effect.value - self.threshold
+
+    @cached_property
+    def p_yes(self) -> float:
+        return self.effect.p(self.effect.centre - self.threshold) if self.can_hold else 1.0
+
+    @cached_property
+    def p_no(self) -> float:
+        return self.effect.p(self.threshold - self.effect.centre) if self.can_fail else 1.0
+
+    def needed(self, texts: int, tail: float) -> float:
+        """The texts with which half the interval is as wide as the effect is away from the threshold."""
+        return texts * (self.effect.half(tail) / self.excess) ** 2 if self.excess else math.inf
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is printed about one task, or about all. word: the outcome. p: of yes, no and mixed. need: the clause on the
+    texts that would decide, and whether there may be so many."""
+
+    sentence: str
+    word: str = "undecided"
+    p: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    brief: str = ""
+    warnings: tuple[str, ...] = ()
+    need: tuple[str, bool] | None = None
+    is_open: bool = False
+    is_claim: bool = False
+    advice: str = ""
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+
+    def left_out(self, reason: str) -> Task:
+        sentence = f"{self.sentence} This decides nothing: {reason}." if self.is_open else f"Left out: {reason}."
+        return Task(sentence, "left out", brief=self.brief, is_open=self.is_open)
+
+
+def judge(
+    parts: Sequence[Part],
+    say: Callable[[str, Part, tuple[float, float]], str],
+    *,
+    turned: bool = False,
+    is_open: bool = False,
+    texts: int = 0,
+    **more: Any,
+) -> Task:
+    """Whether all parts hold; turned: whether one fails. say: (holds, fails or undecided; the part that decides; the
+    ends of its interval) -> the sentence after the word."""
+    p_holds, p_fails = max(part.p_yes for part in parts), min(min(part.p_no for part in parts) * len(parts), 1.0)
+    if p_holds < LEVEL:
+        state, part, tail = "holds", min(parts, key=lambda part: part.excess), LEVEL
+    elif p_fails < LEVEL:
+        state, part, tail = "fails", min(parts, key=lambda part: (part.p_no, part.excess)), LEVEL / len(parts)
+    else:
+        state, part, tail = "undecided", max(parts, key=lambda part: (part.p_yes, -part.excess)), LEVEL
+    word = {"holds": "no" if turned else "yes", "fails": "yes" if turned else "no"}.get(state, state)
+    clause, need = say(state, part, part.effect.ends(tail)), None
+    if state == "undecided" and texts:
+        below = [part for part in parts if part.excess < 0]
+        if below:  # one of them has to fail, in the interval that holds for all at once
+            counts = [part.needed(texts, LEVEL / len(parts)) for part in below if part.can_fail]
+        else:  # all have to hold, the one that needs most texts too
+            each = [part.needed(texts, LEVEL) for part in parts]
+            counts = [max(each)] if all(part.can_hold for part in parts) else []
+        need = describe_need(min(counts), texts) if counts else None
+    sentence = f"{clause[0].upper()}{clause[1:]}." if is_open else f"{word.capitalize()}: {clause}."
+    p = (p_fails, p_holds, 1.0) if turned else (p_holds, p_fails, 1.0)
+    return Task(sentence, word, p, need=need, is_open=is_open, is_claim=True, **more)
+
+
+def describe_need(count: float, texts: int) -> tuple[str, bool]:
+    if count > 1_000_000:
+        return (
+            "more than 1,000,000 test texts would be needed to decide so small a difference from the threshold.",
+            False,
+        )
+    count = max(math.ceil(count), texts + 1)
+    unit = 10 ** max(len(str(count)) - 2, 0)
+    count = max(round(count / unit) * unit, texts + 1)
+    return f"about {count:,} test texts would decide at this effect ({texts:,} were used).", True
+
+
+# --------------------------------------------------------------------------------------------------- several answers
+
+
+def shorten(task: str) -> str:
+    return task.partition(":")[2].replace(":", ": ") or task
+
+
+def enumerate_all(items: Sequence[str], separator: str = ", ", more: str = " ...", end: str = "") -> str:
+    return separator.join(items[:6]) + (more if len(items) > 6 else end)
+
+
+def unite(tasks: Mapping[str, Task], study: str) -> Task:
+    """What is printed over several tasks."""
+    opening, statements = LISTED.get(study, ("", None))
+    counted = [task for task in tasks.values() if task.word != "left out"]
+    adjusted = [min([task.p[i] for task in counted], default=1) * len(counted) for i in (0, 1)]
+    p_mixed = max(adjusted) if len(counted) > 1 else 1.0
+    words = {task.word if task.word != "not answered" else "undecided" for task in counted}
+    word = "mixed" if p_mixed < LEVEL else words.pop() if len(words) == 1 else "undecided"
+    groups = {w: [shorten(name) for name, task in tasks.items() if task.word == w] for w in
+              ("yes", "no", "undecided", "left out", "not answered")}  # fmt: skip
+    groups = {w: names for w, names in groups.items() if names}
+    if any(task.is_open for task in tasks.values()):
+        said = dict(zip(("yes", "no", "undecided"), statements or (), strict=False))
+        said = {w: f"{text} on" for w, text in said.items()} | {
+            "not answered": "not answered on",
+            "left out": "left out:",
+        }
+        clauses = "; ".join(f"{said[w]} {enumerate_all(names)}" for w, names in groups.items() if w in said)
+        conclusion = f"{clauses[0].upper()}{clauses[1:]}. " if clauses else ""
+    elif list(groups) == [word]:
+        conclusion = f"{word.capitalize()}, on all {len(tasks)} tasks. "
+    else:
+        counts = ", ".join(f"{w} on {len(names)} ({enumerate_all(names)})" for w, names in groups.items())
+        conclusion = f"{word.capitalize()}: of {len(tasks)} tasks {counts}. "
+    briefs = [task.brief for task in tasks.values() if task.brief]
+    effects = f"{opening}{': ' * bool(opening)}{enumerate_all(briefs, '; ', '; ...', '.')}" if briefs else ""
+    return Task(
+        f"{conclusion}{effects}".strip(),
+        word,
+        (max((t.p[0] for t in counted), default=1.0), max((t.p[1] for t in counted), default=1.0), min(p_mixed, 1.0)),
+        warnings=tuple(dict.fromkeys(warning for task in tasks.values() for warning in task.warnings)),
+        is_open=any(task.is_open for task in tasks.values()),
+        is_claim=any(task.is_claim for task in tasks.values()),
+    )  # fmt: skip
+
+
+def derive_answer(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Task:
+    """What a study prints. The advice ends with the sentence for texts of a file, all of which were read."""
+    tasks = {name: derive_task(study, tables, facts, name) for name in facts["rows"]}
+    answer = unite(tasks, study) if len(tasks) > 1 else next(iter(tasks.values()))
+    needs = {name: task.need for name, task in tasks.items() if task.need}
+    clauses = [f"{shorten(name)}: {clause}" if len(tasks) > 1 else clause[0].upper() + clause[1:]
+               for name, (clause, _) in needs.items()]  # fmt: skip
+    clauses += [ADD_TEXTS] if any(can_be for _, can_be in needs.values()) else []
+    return replace(answer, advice=" ".join(clauses), tasks=tasks)
+
+
+def derive_headlines(answers: Mapping[str, Task]) -> dict[str, str]:
+    """The sentences of a page: those that do not stand among all of its claims say so first."""
+    p = {name: min(1.0, 2 * min(answer.p)) for name, answer in answers.items() if answer.is_claim}
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
+        largest = adjusted[name] = max(largest, min(1.0, p[name] * (len(p) - rank)))
+    headlines = {}
+    for name, answer in answers.items():
+        what = f"not certain among the {len(p)} answers of this page (Holm, p = {adjusted.get(name, 0):.2g})"
+        doubted = name in p and len(p) > 1 and answer.word in ("yes", "no", "mixed") and adjusted[name] >= 0.05
+        lead = f"N{what[1:]}" if answer.is_open else f"Undecided: {what}"
+        headlines[name] = f"{lead}. By itself: {answer.sentence}" if doubted else answer.sentence
+    return headlines
+
+
+# ------------------------------------------------------------------------------------------------------------- words
 
 
 def plain(number: float) -> str:
@@ -37,242 +290,434 @@ def plain(number: float) -> str:
     return "0.0" if float(text) == 0 else text
 
 
-def compare(a: np.ndarray, b: np.ndarray, tail: float = 0.025) -> tuple[float, float, float, Callable[[float], float]]:
-    """Mean, interval, and threshold -> p that a - b is not above it; of shares, one seed."""
-    d, n = a.astype(float) - b, len(a) + 2
-    centre = d.sum() / n
-    error = math.sqrt((((d - centre) ** 2).sum() + 2 * (1 + centre**2)) / n) / math.sqrt(n)
-    half = stats.t.isf(tail, n - 1) * error
-    return (
-        d.mean(),
-        centre - half,
-        centre + half,
-        lambda threshold: float(stats.t.sf((centre - threshold) / error, n - 1)),
-    )
+def signed(number: float) -> str:
+    return plain(number) if plain(number) == "0.0" else f"{100 * number:+.1f}"
+
+
+def span(ends: tuple[float, float], form: Callable[[float], str] = signed) -> str:
+    return f"{form(ends[0])} to {form(ends[1])}"
+
+
+def describe_few(texts: int, task: str) -> tuple[str, ...]:
+    percent = 100 / texts
+    return (f"Only {texts} test texts on {task}: one text more or less right is {percent:.1f} points.",) * (texts < 50)
+
+
+# ------------------------------------------------------------------------------------------- studies over predictions
 
 
 class Table:
-    """The predictions of one task, one probe, one seed."""
+    """The predictions of one task and probe: every seed has the same texts."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        self.rows = rows.assign(right=rows.label.astype(str) == rows.predicted.astype(str))
-        self.task = rows.task.iloc[0].partition(":")[2].replace(":", ": ")
-
-    def cells(self, control: str) -> list[tuple[int, str]]:
-        rows = self.rows[self.rows.control == control]
-        return sorted({(int(layer), str(readout)) for layer, readout in zip(rows.layer, rows.readout, strict=True)})
+        self.task, self.model = shorten(str(rows.task.iloc[0])), str(rows.model.iloc[0])
+        rows = rows[rows.control.isin(["none", *CONTROLS])].sort_values(["seed", "row"])
+        rows = rows.astype(dict.fromkeys(("control", "readout", "split", "label", "predicted"), str))
+        self.hits: dict[tuple[Cell, str], np.ndarray] = {}
+        self.bits: dict[Cell, float] = {}
+        self.of_one_class: set[Cell] = set()
+        for (*key, side), part in rows.groupby(["control", "layer", "readout", "split"], sort=False):
+            cell, seeds = (key[0], key[1], key[2]), part.seed.nunique()
+            predicted, labels = (part[name].to_numpy().reshape(seeds, -1) for name in ("predicted", "label"))
+            self.hits[cell, side] = predicted == labels
+            if side == "dev":
+                self.bits[cell] = -part.log2_probability.mean()
+            else:
+                names, counts = np.unique(labels[0], return_counts=True)
+                self.hits[BEST_CLASS, side] = labels == names[counts.argmax()]
+                if cell[0] == "none" and all(len(set(row)) == 1 for row in predicted):
+                    self.of_one_class.add(cell)
+        self.texts = self.hits[BEST_CLASS, "test"].shape[1]
 
     def right(self, cell: Cell, side: str = "test") -> np.ndarray:
-        control, layer, readout = cell
-        rows = self.rows
-        if control == "best class":
-            label = rows[rows.split == "test"].drop_duplicates("row").sort_values("row").label.astype(str)
-            return (label == label.value_counts().sort_index().idxmax()).to_numpy()
-        rows = rows[
-            (rows.control == control) & (rows.layer == layer) & (rows.readout == readout) & (rows.split == side)
-        ]
-        return rows.sort_values("row").right.to_numpy()
+        """(seed, text) whether it is right."""
+        return self.hits[cell, side]
+
+    def score(self, cell: Cell) -> float:
+        return float(self.right(cell).mean())
+
+    def of(self, control: str, readout: str | None = None) -> list[Cell]:
+        return [cell for cell in self.bits if cell[0] == control and readout in (None, cell[2])]
 
     def choose(self, readout: str | None, control: str = "none") -> Cell:
-        def quality(cell: tuple[int, str]) -> tuple[float, float, int]:
-            rows = self.rows[(self.rows.control == control) & (self.rows.split == "dev")]
-            rows = rows[(rows.layer == cell[0]) & (rows.readout == cell[1])]
-            return rows.right.mean(), rows.log2_probability.mean(), -cell[0]
-
-        layer, name = max((cell for cell in self.cells(control) if readout in (None, cell[1])), key=quality)
-        return control, layer, name
+        """The best on dev, then the one with the fewest bits, then the lowest layer."""
+        cells = self.of(control, readout)
+        if not cells:
+            raise Missing(f"there are no predictions of {readout} on dev and test")
+        return max(cells, key=lambda cell: (self.right(cell, "dev").mean(), -self.bits[cell], -cell[1]))
 
     def tied(self, cell: Cell) -> list[int]:
+        """The layers that dev cannot tell from the chosen one."""
         layers = [cell[1]]
-        for layer, readout in self.cells(cell[0]):
-            if readout == cell[2] and layer != cell[1]:
-                other = self.right((cell[0], layer, readout), "dev")
-                _, low, high, _ = compare(other, self.right(cell, "dev"))
-                layers += [layer] if low <= 0 <= high else []
+        for other in self.of(cell[0], cell[2]):
+            low, high = subtract(self.right(other, "dev"), self.right(cell, "dev")).ends()
+            layers += [other[1]] if other != cell and low <= 0 <= high else []
         return sorted(layers)
 
     def name(self, cell: Cell) -> str:
-        layers, parts, i = self.tied(cell), [], 0
-        while i < len(layers):
-            j = i
-            while j + 1 < len(layers) and layers[j + 1] == layers[j] + 1:
-                j += 1
-            parts.append(f"{layers[i]} to {layers[j]}" if j - i > 1 else ", ".join(map(str, layers[i : j + 1])))
-            i = j + 1
-        return f"{NAMES.get(cell[2], cell[2])} (layer{'s' if len(layers) > 1 else ''} {', '.join(parts)})"
+        if cell == BEST_CLASS:
+            return "the best single class"
+        if cell[0] == "untrained":
+            seeds = len(self.right(cell))
+            drawn = f"mean of {seeds} draws" if seeds >= 3 else "as drawn"
+            return f"untrained encoder ({drawn}), {cell[2]} at layer {cell[1]}"
+        if cell[0] != "none":
+            return CONTROLS[cell[0]]
+        if cell[2] == "vector" and len({other[1] for other in self.of("none")}) == 1:
+            return f"the vector in {self.model}"
+        layers = self.tied(cell)
+        runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+        parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+        return f"{NAMES.get(cell[2], cell[2])} (layer{'s' * (len(layers) > 1)} {', '.join(parts)})"
 
-    def is_constant(self, cell: Cell) -> bool:
-        rows = self.rows[(self.rows.control == cell[0]) & (self.rows.layer == cell[1]) & (self.rows.readout == cell[2])]
-        return rows[rows.split == "test"].predicted.nunique() == 1
+    def part(self, a: Cell, b: Cell, threshold: float = 0.0) -> Part:
+        effect = subtract(self.right(a), self.right(b))
+        one_class = self.of_one_class
+        return Part(self.name(b), effect, threshold, (a, b), a not in one_class, b not in one_class)
 
-    def range(self, a: Cell, b: Cell) -> tuple[float, float] | None:
-        layers = self.tied(a), self.tied(b)
-        if max(map(len, layers)) == 1:
-            return None
-        scores = [
-            [self.right((cell[0], layer, cell[2])).mean() for layer in tied]
-            for cell, tied in zip((a, b), layers, strict=True)
-        ]
-        return min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])
+    def parts(self, cell: Cell, names: Sequence[str], threshold: float = 0.0) -> list[Part]:
+        """The cell minus every baseline that was measured, and minus the best single class of test."""
+        baselines = [self.choose(None, name) for name in names if self.of(name)]
+        return [self.part(cell, baseline, threshold) for baseline in [*baselines, BEST_CLASS]]
 
-    def part(self, a: Cell, b: Cell, threshold: float) -> dict[str, Any]:
-        effect, low, high, p = compare(self.right(a), self.right(b))
-        p_yes = 1.0 if a[0] == "none" and self.is_constant(a) else p(threshold)
-        p_no = 1.0 if b[0] == "none" and self.is_constant(b) else 1 - p(threshold)
-        name = CONTROLS.get(b[0], "the best single class")
-        if b[0] == "untrained":
-            name += f", {b[2]} at layer {b[1]}"
-        numbers = {"effect": effect, "low": low, "high": high, "threshold": threshold, "p_yes": p_yes, "p_no": p_no}
-        return {"name": name, "cells": (a, b), **numbers}
+    def compared(self, part: Part, ends: tuple[float, float]) -> str:
+        """Two cells in words, over the layers of readouts that dev cannot tell apart."""
+        a, b = part.cells
+        ranges, more = [ends], ""
+        if b[0] == "none" and max(len(self.tied(a)), len(self.tied(b))) > 1:
+            scores = [[self.score((c[0], layer, c[2])) for layer in self.tied(c)] for c in (a, b)]
+            ranges.append((min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])))
+            more = " over these layers"
+        if ends[0] > 0:
+            what = f"is better than {part.name} by {plain(part.effect.value)}"
+            texts = [span(ends, plain) for ends in ranges]
+        elif ends[1] < 0:
+            what = f"is worse than {part.name} by {plain(-part.effect.value)}"
+            texts = [span((-high, -low), plain) for low, high in ranges]
+        else:
+            what = f"minus {part.name} is {signed(part.effect.value)}"
+            texts = [span(ends) for ends in ranges]
+        return f"{self.name(a)} {what} points ({'; '.join(texts)}{more})"
 
-    def baselines(self, cell: Cell, names: tuple[str, ...], threshold: float) -> list[dict[str, Any]]:
-        measured = [name for name in names if self.cells(name)]
-        cells = [self.choose(None, name) for name in measured]
-        return [self.part(cell, baseline, threshold) for baseline in [*cells, ("best class", -1, "none")]]
+    def describe_one_class(self, *cells: Cell) -> str:
+        names = [NAMES.get(cell[2], cell[2]) for cell in cells if cell in self.of_one_class]
+        verb = "predicts" if len(names) == 1 else "predict"
+        return f"{' and '.join(names)} {verb} one class for all test texts" if names else ""
 
-    def conclude(self, parts: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-        """The outcome for "all hold", and the part that decides."""
-        if max(part["p_yes"] for part in parts) < 0.025:
-            return "yes", min(parts, key=lambda part: part["effect"] - part["threshold"])
-        if min(part["p_no"] for part in parts) * len(parts) < 0.025:
-            worst = min(parts, key=lambda part: (part["p_no"], part["effect"] - part["threshold"]))
-            _, low, high, _ = compare(*(self.right(cell) for cell in worst["cells"]), 0.025 / len(parts))
-            return "no", worst | {"low": low, "high": high}
-        return "undecided", max(parts, key=lambda part: part["p_yes"])
+    def share_of_surface(self, names: Sequence[str]) -> tuple[float, str, float]:
+        """What the best of these baselines gets of what the best single class leaves; its name and score."""
+        cells = [self.choose(None, name) for name in names if self.of(name)]
+        if not cells:
+            return 0.0, "", 0.0
+        best, majority = max(cells, key=self.score), self.score(BEST_CLASS)
+        return (self.score(best) - majority) / (1 - majority), CONTROLS[best[0]], self.score(best)
 
-    def compared(self, part: dict[str, Any], other: str | None = None) -> str:
-        a, b = part["cells"]
-        over = self.range(a, b) if other is None else None
-        name, other = self.name(a), other or self.name(b)
-        ends = [(part["low"], part["high"]), *([over] if over else [])]
-        more = " over these layers" if over else ""
-        if part["low"] > 0:
-            values = "; ".join(f"{plain(low)} to {plain(high)}" for low, high in ends)
-            return f"{name} is better than {other} by {plain(part['effect'])} points ({values}{more})"
-        if part["high"] < 0:
-            values = "; ".join(f"{plain(-high)} to {plain(-low)}" for low, high in ends)
-            return f"{name} is worse than {other} by {plain(-part['effect'])} points ({values}{more})"
-        values = "; ".join(f"{signed(low)} to {signed(high)}" for low, high in ends)
-        return f"{name} minus {other} is {signed(part['effect'])} points ({values}{more})"
-
-
-def derive_run(table: Table, facts: Mapping[str, Any]) -> str:
-    cell = table.choose("cls")
-    outcome, part = table.conclude(table.baselines(cell, tuple(CONTROLS), 0.0))
-    ends = f"({signed(part['low'])} to {signed(part['high'])})"
-    interval = f"{plain(abs(part['effect']))} points {ends}"
-    comparison = {
-        "yes": f"more than every baseline, by {interval} over the closest, {part['name']}",
-        "no": f"less than {part['name']}, by {interval}",
-        "undecided": f"not certainly more than {part['name']}: {signed(part['effect'])} points {ends}",
-    }[outcome]
-    score = f"gets {table.right(cell).mean():.3f} of the test texts right"
-    return f"On {table.task}, {table.name(cell)} {score}, {comparison}."
+    def warnings(self, *cells: Cell, surface: bool = False) -> tuple[str, ...]:
+        share, name, score = self.share_of_surface(("length", "bag_of_words"))
+        what = f"On {self.task}, {name} alone gets {score:.3f}: there is hardly anything left that a vector could add."
+        one_class = f"predicts one class for all {self.texts:,} test texts."
+        constant = [f"On {self.task}, {self.name(cell)} {one_class}" for cell in cells if cell in self.of_one_class]
+        return *describe_few(self.texts, self.task), *constant, *([what] if surface and share >= 0.95 else [])
 
 
-def derive_aggregate(table: Table, facts: Mapping[str, Any]) -> str:
+def derive_run(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    table = Table(rows)
+    cell = table.choose("cls" if table.of("none", "cls") else None)
+    name, score = table.name(cell), table.score(cell)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        value = part.effect.value
+        comparison = {
+            "holds": f"more than every baseline, by {plain(value)} points ({span(ends, plain)}) over the closest, "
+            f"{part.name}",
+            "fails": f"less than {part.name}, by {plain(-value)} points ({span((-ends[1], -ends[0]), plain)})",
+            "undecided": f"not certainly more than {part.name}: {signed(value)} points ({span(ends)})",
+        }[state]
+        return f"on {table.task}, {name} gets {score:.3f} of the test texts right, {comparison}"
+
+    brief = f"{table.task} {score:.3f} {name.removeprefix('[CLS] ')}"
+    warnings = table.warnings(cell, surface=True)
+    parts = table.parts(cell, tuple(CONTROLS))
+    return judge(parts, say, is_open=True, texts=table.texts, brief=brief, warnings=warnings)
+
+
+def derive_aggregate(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    table = Table(rows)
     cls, mean = table.choose("cls"), table.choose("mean")
-    against_mean = table.part(cls, mean, -MARGIN)
-    outcome, part = table.conclude([*table.baselines(cls, tuple(CONTROLS), 0.0), against_mean])
-    is_of_mean = part["cells"][1] == mean
-    compared = table.compared(part, None if is_of_mean else part["name"])
-    end = {
-        "yes": "; it is better than every baseline, and no worse than mean pooling by 2 points",
-        "no": ", more than the 2 points allowed" if is_of_mean else "",
-        "undecided": ", which may be within the 2 points allowed" if is_of_mean else ", which may be chance",
-    }[outcome]
-    return f"{outcome.capitalize()}: on {table.task}, {compared}{end}."
+    parts, of_mean = table.parts(cls, tuple(CONTROLS)), table.part(cls, mean, -MARGIN)
+    one_class = table.describe_one_class(cls)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        holds = "; it is better than every baseline, and no worse than mean pooling by 2 points"
+        fails = ", more than the 2 points allowed" if part is of_mean else ""
+        doubt = ", which may be within the 2 points allowed" if part is of_mean else ", which may be chance"
+        doubt = f"; {one_class}" if one_class else doubt
+        end = {"holds": holds, "fails": fails, "undecided": doubt}[state]
+        return f"on {table.task}, {table.compared(part, ends)}{end}"
+
+    closest = min(part.effect.value for part in parts)
+    brief = f"{table.task} {signed(of_mean.effect.value)} and {signed(closest)}"
+    warnings = table.warnings(cls, mean, surface=True)
+    return judge([*parts, of_mean], say, texts=table.texts, brief=brief, warnings=warnings)
 
 
-def derive_poolings(table: Table, facts: Mapping[str, Any]) -> str:
-    part = table.part(table.choose("mean"), table.choose("cls"), -MARGIN)
-    outcome, part = table.conclude([part])
-    compared = f"on {table.task}, {table.compared(part)}"
-    if outcome == "no":
-        return f"Yes: {compared}."
-    if outcome == "yes":
-        return f"No: {compared}{'' if part['low'] > 0 else ', no worse by more than 2 points'}."
-    return f"Undecided: {compared}: it may be worse by more than 2 points, or not."
+def derive_poolings(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    table = Table(rows)
+    mean, cls = table.choose("mean"), table.choose("cls")
+    part, one_class = table.part(mean, cls, -MARGIN), table.describe_one_class(mean, cls)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        doubt = f"; {one_class}" if one_class else ": it may be worse by more than 2 points, or not"
+        end = {"holds": "" if ends[0] > 0 else ", no worse by more than 2 points", "fails": "", "undecided": doubt}
+        return f"on {table.task}, {table.compared(part, ends)}{end[state]}"
+
+    brief = f"{table.task} {signed(part.effect.value)} ({span(part.effect.ends())})"
+    return judge([part], say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cls, mean))
 
 
-def derive_positions(table: Table, facts: Mapping[str, Any]) -> str:
-    names = dict.fromkeys(table.rows[table.rows.control == "none"].readout)
+def derive_positions(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    table = Table(rows)
+    names = dict.fromkeys(cell[2] for cell in table.of("none"))
     others = [table.choose(name) for name in names if name in ("sep", "random") or name.startswith("token[")]
-    best = max(others, key=lambda cell: table.right(cell, "dev").mean())
-    outcome, part = table.conclude([table.part(best, table.choose("cls"), -MARGIN)])
+    best, cls = max(others, key=lambda cell: table.right(cell, "dev").mean()), table.choose("cls")
+    part = table.part(best, cls, -MARGIN)
+    doubt = "it is not certain that this other position, the best on dev, tells as much"
     meaning = {
-        "yes": "this other position, the best on dev, tells as much as [CLS] (within 2 points)",
-        "no": "this other position, the best on dev, tells less than [CLS] (by more than 2 points)",
-        "undecided": "it is not certain that this other position, the best on dev, tells as much",
-    }[outcome]
-    return f"On {table.task}, {table.compared(part)}: {meaning}."
+        "holds": "this other position, the best on dev, tells as much as [CLS] (within 2 points)",
+        "fails": "this other position, the best on dev, tells less than [CLS] (by more than 2 points)",
+        "undecided": table.describe_one_class(best, cls) or doubt,
+    }
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        return f"on {table.task}, {table.compared(part, ends)}: {meaning[state]}"
+
+    brief = f"{table.task} {table.name(best)} {signed(part.effect.value)}"
+    return judge([part], say, is_open=True, texts=table.texts, brief=brief, warnings=table.warnings(cls, best))
 
 
-def derive_order(table: Table, facts: Mapping[str, Any]) -> str:
+def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    table = Table(rows)
     cell = table.choose("flatten_projected")
-    majority = table.right(("best class", -1, "none")).mean()
-    blind = [table.choose(None, name) for name in BLIND[1:] if table.cells(name)]
-    best = max(blind, key=lambda baseline: table.right(baseline).mean())
-    score = table.right(best).mean()
-    if (score - majority) / (1 - majority) >= 0.5:
-        return f"Left out: {CONTROLS[best[0]]} solves {table.task} without order ({score:.3f})."
-    outcome, part = table.conclude(table.baselines(cell, BLIND, MARGIN))
-    difference = f"{signed(part['effect'])} points ({signed(part['low'])} to {signed(part['high'])})"
-    word, what = {
-        "yes": (
-            "No",
-            f"at least {difference} over the baselines without order, the closest of which is {part['name']}",
-        ),
-        "no": ("Yes", f"{difference} over {part['name']}, which sees no order: not 2 points more"),
-        "undecided": ("Undecided", f"{difference} over {part['name']}, which sees no order"),
-    }[outcome]
-    right = f"gets {table.right(cell).mean():.3f} of the test texts right"
-    return f"{word}: on {table.task}, {table.name(cell)} {right}, {what}."
+    parts = table.parts(cell, BLIND, MARGIN)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        difference = f"{signed(part.effect.value)} points ({span(ends)})"
+        what = {
+            "holds": f"at least {difference} over the baselines without order, the closest of which is {part.name}",
+            "fails": f"{difference} over {part.name}, which sees no order: not 2 points more",
+            "undecided": f"{difference} over {part.name}, which sees no order",
+        }[state]
+        right = f"gets {table.score(cell):.3f} of the test texts right"
+        return f"on {table.task}, {table.name(cell)} {right}, {what}"
+
+    closest = max(parts, key=lambda part: part.p_yes)
+    brief = f"{table.task} {signed(closest.effect.value)}"
+    answer = judge(parts, say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cell))
+    share, name, score = table.share_of_surface(BLIND[1:])
+    return answer.left_out(f"{name} solves {table.task} without order ({score:.3f})") if share >= 0.5 else answer
 
 
-SWEEPS = {
-    "run": derive_run,
-    "aggregate": derive_aggregate,
-    "poolings": derive_poolings,
-    "positions": derive_positions,
-    "order": derive_order,
+# -------------------------------------------------------------------------------------------- studies over other tables
+
+
+def resample(measure: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, float]:
+    """The percentiles of a measure of weights (draw, text), of the draws with the seeds (0, number of the draw)."""
+    drawn = (np.random.default_rng([0, i]).integers(n, size=n) for i in range(2000))
+    weights = np.stack([np.bincount(texts, minlength=n) for texts in drawn]).astype(float)
+    low, high = np.quantile(measure(weights), [0.025, 0.975], method="nearest")
+    return float(low), float(high)
+
+
+def derive_reconstruct(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    decoder = rows.decoder.iloc[-1]
+    rows = rows[(rows.decoder == decoder) & (rows.split == "test") & (rows.readout == "cls")].sort_values("row")
+    written = rows[rows.text.notna()]
+    new = written[written.novelty >= 0.2]
+    written = new if new.row.nunique() >= 10 else written
+    by_source = {str(name): part for name, part in written.groupby("source")}
+    texts = next(by_source[s] for s in ("corrected", "re-ranked", "vector") if s in by_source)
+    blind_sources = [s for s in ("no input", "mean vector", "shuffled vectors") if s in by_source]
+    best = max(blind_sources, key=lambda s: by_source[s].likeness.mean())
+    likeness, blind = texts.likeness.to_numpy(), by_source[best].likeness.to_numpy()
+
+    def recover(weights: np.ndarray) -> np.ndarray:
+        right, baseline = (weights @ values / weights.sum(1) for values in (likeness, blind))
+        return (right - baseline) / (1 - baseline)
+
+    share = float(recover(np.ones((1, len(texts))))[0])
+    low, high = resample(recover, len(texts))
+    gated, nothing = bool(texts.gated.iloc[0]), low == high
+    part = Part("", read_effect(share, low, high), 0.5, can_fail=False, can_hold=not nothing)
+    which = "new test texts" if (texts.novelty >= 0.2).all() else "test texts, few of which are new"
+    where = f"{len(texts):,} {which}"
+    right = f"right {share:.2f} ({low:.2f} to {high:.2f}) of what the best blind one ({best}) gets wrong"
+    scored = rows[(rows.source == "vector") & (rows.layer == texts.layer.iloc[0])]
+    saved, tokens = (scored.blind - scored.bits).to_numpy(), scored.tokens.to_numpy(float)
+    reached = (
+        f"at no layer read did the {decoder} decoder gain anything from [CLS] on dev, so the blind one was used, whose "
+        f"gain of 0 bits is this rule's and not measured; its texts, as re-ranking and corrections left them, put "
+        f"{'nothing right' if nothing else right} in {where}"
+    )
+    if not gated:
+        gain = resample(lambda weights: weights @ saved / (weights @ tokens), len(scored))
+        reached = (
+            f"from [CLS] of layer {texts.layer.iloc[0]} the {decoder} decoder puts {right} in {where} (claimed: 0.5), "
+            f"{100 * texts.exact.mean():.1f}% of them word for word; [CLS] tells {saved.sum() / tokens.sum():.2f} bits "
+            f"a token ({gain[0]:.2f} to {gain[1]:.2f}) of {scored.blind.sum() / tokens.sum():.2f}"
+        )
+    trained = f"not reached by these decoders with {texts.n_train.iloc[0]:,} training texts: "
+    if nothing:
+        return Task(f"Undecided: {trained}{reached}.", is_claim=True)
+    return judge([part], lambda state, part, ends: f"{'' if state == 'holds' else trained}{reached}")
+
+
+def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    task, rows = shorten(rows.task.iloc[0]), rows[rows.readout == "cls"].sort_values(["seed", "row"])
+    layer = int(rows.layer.iloc[0])
+    half = layer // 2
+
+    def after(edges: str, first: int, last: int) -> np.ndarray:
+        """(seed, text) whether the probe is right after this cut."""
+        cut = rows[(rows.edges == edges) & (rows["first"] == first) & (rows["last"] == last)]
+        return (cut.label == cut.predicted).to_numpy().reshape(cut.seed.nunique(), -1)
+
+    def layers(first: int, last: int) -> str:
+        return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+    spans = {"all": (1, layer), "lower": (1, max(half, 1)), "upper": (layer - max(half, 1) + 1, layer)}
+    intact = after("none", 0, 0)
+    cut = {name: after("rest->cls", *layers) for name, layers in spans.items()}
+    score = {name: f"{right.mean():.3f}" for name, right in (cut | {"intact": intact}).items()}
+    where = {name: layers(*ends) for name, ends in spans.items()}
+    warnings, texts = describe_few(intact.shape[1], task), intact.shape[1]
+    if layer == 1:
+        sentence = (
+            f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: the probe gets "
+            f"{score['intact']} of the test texts right, and {score['all']} where [CLS] is cut off there. "
+            f"{FIXED_PROBE}."
+        )
+        return Task(sentence, warnings=warnings, is_open=True)
+    lost = Part("", subtract(intact, cut["all"]), MARGIN)
+    if lost.p_yes >= LEVEL:
+        sentence = (
+            f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: the "
+            f"probe gets {score['intact']} of the test texts right, and {score['all']} where [CLS] is cut off from all "
+            f"other tokens in {where['all']}, which is not certainly 2 points less ({plain(lost.effect.value)} points, "
+            f"{span(lost.effect.ends(), plain)})."
+        )
+        return Task(sentence, warnings=warnings, is_open=True)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        what, upper, lower = "what [CLS] takes from the other tokens", where["upper"], where["lower"]
+        depends = f"depends on {what}, and it is not certain whether more in {upper} or in {lower}"
+        if state == "holds":
+            depends = f"depends more on {what} in {upper} than in {lower}"
+        elif ends[1] < -MARGIN:
+            depends = f"depends more on {what} in {lower} than in {upper}"
+        elif state == "fails":
+            as_much = f"depends as much on {what} in {lower} as in {upper}"
+            depends = as_much if ends[0] > -MARGIN else f"depends no more on {what} in {upper} than in {lower}"
+        return (
+            f"on {task}, the probe of [CLS] at layer {layer} {depends}: it gets {score['intact']} of the test texts "
+            f"right, {score['lower']} where [CLS] is cut off in {lower}, {score['upper']} in {upper}, {score['all']} "
+            f"in {where['all']}; the cut in {upper} costs {signed(part.effect.value)} points ({span(ends)}) more, with "
+            f"a margin of 2. {FIXED_PROBE}"
+        )
+
+    part = Part("", subtract(cut["lower"], cut["upper"]), MARGIN)
+    brief = f"{task} {signed(part.effect.value)} points ({span(part.effect.ends())})"
+    return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings)
+
+
+def derive_trajectory(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    task, readout = shorten(rows.task.iloc[0]), "cls" if (rows.readout == "cls").any() else "mean"
+    rows = rows[(rows.readout == readout) & (rows.layer == rows.layer.max())].sort_values("order")
+    start, end, name = rows.iloc[0], rows.iloc[-1], "[CLS]" if readout == "cls" else "mean"
+    part = Part("", read_effect(end.gain, end.gain_low, end.gain_high), 0.0)
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        more, less = span(ends, plain), span((-ends[1], -ends[0]), plain)
+        reading = "to read at the end of the training than at the start"
+        what = {
+            "holds": f"easier {reading}, by {plain(end.gain)} points ({more})",
+            "fails": f"harder {reading}, by {plain(-end.gain)} points ({less})",
+            "undecided": f"not certainly easier or harder {reading} ({signed(end.gain)} points, {span(ends)})",
+        }[state]
+        return (
+            f"on {task}, the label is {what}, by a linear probe on {name} of layer {end.layer}: it gets "
+            f"{start.value:.3f} of the test texts right at the start and {end.value:.3f} at the end; the CKA of {name} "
+            f"with its start is {end.cka:.2f} (1: unchanged but for rotation and scale)"
+        )
+
+    brief = f"{task} {signed(end.gain)} points ({span((end.gain_low, end.gain_high))})"
+    warnings = describe_few(int(end.texts), task)
+    return judge([part], say, is_open=True, texts=int(end.texts), brief=brief, warnings=warnings)
+
+
+def derive_geometry(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    layer, texts = rows.layer.max(), int(rows[rows.measure == "texts"].value.iloc[0])
+    cells = rows[(rows.layer == layer) & (rows.other_readout == "none")]
+    readouts = list(dict.fromkeys(cells.readout))
+    described = [name for name in ("cls", "mean") if name in readouts] or readouts[:2]
+    place, called = f"layer {layer}", {"cls": "[CLS]"}
+    where = f"On {shorten(rows.task.iloc[0])} ({texts:,} texts, {place})"
+    if "vectors" in facts["model"]:  # of a file, which calls them itself
+        file, called = facts["model"]["model"], {readouts[0]: ""} if len(readouts) == 1 else {}
+        where = f"In {file if rows.layer[rows.layer >= 0].nunique() == 1 else f'{place} of {file}'} ({texts:,} texts)"
+    clauses, briefs = [], []
+    for readout in described:
+        name, own = called.get(readout, readout), cells[cells.readout == readout]
+        single = own[own.coordinate < 0].set_index("measure")
+        (rank, *rank_ends), (raw, *raw_ends), (without, *without_ends) = (
+            single.loc[measure, ["value", "low", "high"]].astype(float)
+            for measure in ("effective_rank", "self_similarity", "without_massive")
+        )
+        lead = f"in {name} " if name else ""
+        if math.isnan(rank):
+            clauses.append(f"{lead}every text has one and the same vector")
+            briefs.append(f"{name} one and the same vector".strip())
+            continue
+        massive = [str(i) for i in own[own.measure == "massive"].coordinate]
+        listed = ", ".join(massive[:4]) + (f" and {len(massive) - 4} more" if len(massive) > 4 else "")
+        end = ", with no massive coordinate"
+        if massive:
+            end = f", or {without:.3f} ({without_ends[0]:.3f} to {without_ends[1]:.3f}) without the massive coordinate"
+            end += f"{'s' * (len(massive) > 1)} {listed}"
+        clauses.append(
+            f"{lead}the effective rank is {rank:.1f} ({rank_ends[0]:.1f} to {rank_ends[1]:.1f}) of "
+            f"{single.value['width']:.0f} and the mean cosine of two texts {raw:.3f} ({raw_ends[0]:.3f} to "
+            f"{raw_ends[1]:.3f}){end}"
+        )
+        briefs.append(f"{name} {rank:.1f} and {without:.3f}".strip())
+    brief = f"{shorten(rows.task.iloc[0])} {', '.join(briefs)}"
+    return Task(f"{where}: {'; '.join(clauses)}.", brief=brief, is_open=True)
+
+
+# study -> the table that it judges, what it says of a task, and the baselines that may solve one by construction
+STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame, Mapping[str, Any]], Task], tuple[str, ...]]] = {
+    "run": ("predictions", derive_run, tuple(CONTROLS)),
+    "aggregate": ("predictions", derive_aggregate, tuple(CONTROLS)),
+    "poolings": ("predictions", derive_poolings, ()),
+    "positions": ("predictions", derive_positions, ()),
+    "order": ("predictions", derive_order, BLIND),
+    "reconstruct": ("reconstructions", derive_reconstruct, ()),
+    "formation": ("knockout", derive_formation, ()),
+    "trajectory": ("trajectory", derive_trajectory, ()),
+    "geometry": ("measured", derive_geometry, ()),
 }
 
 
-def derive_task(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], task: str) -> str:
-    """The sentence that a study should print about one task."""
-    rows = tables["predictions"]
-    rows = rows[(rows.task == task) & (rows.control != "shuffled") & ~rows.control.str.startswith("word_type")]
-    sentence = SWEEPS[study](Table(rows), facts)
-    solvers = facts.get("solved", {}).get(task, [])
-    if not solvers or study in ("poolings", "positions"):
-        return sentence
-    name = task.partition(":")[2].replace(":", ": ")
-    baseline = " and ".join(solvers).replace("_", " ")
-    reason = f"by construction {name} asks for what the baseline {baseline} reads"
-    return f"{sentence} This decides nothing: {reason}." if study == "run" else f"Left out: {reason}."
-
-
-def derive_poolings_of_tasks(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The sentence of `clsprobe poolings` about several tasks."""
-    parts, briefs = {}, []
-    for task, rows in tables["predictions"].groupby("task", sort=False):
-        table = Table(rows)
-        part = table.part(table.choose("mean"), table.choose("cls"), -MARGIN)
-        parts[str(task)] = part
-        ends = f"({signed(part['low'])} to {signed(part['high'])})"
-        briefs.append(f"{table.task} {signed(part['effect'])} {ends}")
-    words = {
-        task: "no" if part["p_yes"] < 0.025 else "yes" if part["p_no"] < 0.025 else "undecided"
-        for task, part in parts.items()
-    }
-    outcomes, effects = set(words.values()), f"Mean pooling minus [CLS], in points: {'; '.join(briefs)}."
-    found = [min(part[name] for part in parts.values()) * len(parts) < 0.025 for name in ("p_yes", "p_no")]
-    outcome = "mixed" if all(found) else outcomes.pop() if len(outcomes) == 1 else "undecided"
-    if list(words.values()) == [outcome] * len(words):
-        return f"{outcome.capitalize()}, on all {len(words)} tasks. {effects}"
-    counts = []
-    for word in ("yes", "no", "undecided"):
-        names = [task.partition(":")[2].replace(":", ": ") for task, own in words.items() if own == word]
-        counts += [f"{word} on {len(names)} ({', '.join(names)})"] if names else []
-    return f"{outcome.capitalize()}: of {len(words)} tasks {', '.join(counts)}. {effects}"
+def derive_task(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], task: str) -> Task:
+    """What a study prints about one task."""
+    name, derive, baselines = STUDIES[study]
+    rows = tables[name]
+    rows = rows[rows.task == task] if "task" in rows else rows
+    try:
+        answer = derive(rows, facts)
+    except Missing as reason:
+        return Task(f"Not answered on {shorten(task)}: {reason}.", "not answered")
+    solvers = [baseline for baseline in facts.get("solved", {}).get(task, ()) if baseline in baselines]
+    if not solvers:
+        return answer
+    read = " and ".join(solvers).replace("_", " ")
+    return answer.left_out(f"by construction {shorten(task)} asks for what the baseline {read} reads")

@@ -52,6 +52,6 @@ def first(share: float, n: int = 400) -> np.ndarray:
 def measured(**tables: pd.DataFrame) -> Measured:
     """These tables as what a study has measured: the tasks are those of the first one."""
     first_table = next(iter(tables.values()))
-    tasks = dict.fromkeys(first_table.task) if "task" in first_table else {"texts": None}
+    tasks = dict.fromkeys(first_table.task.unique()) if "task" in first_table else {"texts": None}
     facts = {"rows": {task: {} for task in tasks}, "read": {}, "model": {"model": "made"}, "versions": {}}
     return Measured(tables, facts)

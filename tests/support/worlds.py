@@ -8,7 +8,7 @@ as in life. `count_outcomes` counts the verdicts over many draws.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,11 @@ from tables import measured
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
+from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.study import Measured, Study
-from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.table import PREDICTIONS, concat_predictions
 from clsprobe.formation import Formation
+from clsprobe.geometry import Geometry
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
@@ -49,38 +51,48 @@ def draw_predictions(
     constant: tuple[str, ...] = (),
     task: str = TASK,
     probes: Mapping[str, str] | None = None,
-    seed: int = 0,
+    texts: tuple[int, int] = (DEV, TEST),
+    seeds: int = 1,
 ) -> pd.DataFrame:
     """Predictions of two classes. accuracies: cell -> its accuracy on all texts, or on dev and on test. shares: of the
     first class on dev and on test; the majority predicts it. constant: readouts that predict it too. probes: readout ->
-    the name of its probe."""
-    n = DEV + TEST
-    on_test = np.arange(n) >= DEV
+    the name of its probe. texts: of dev and of test, the same ones under every seed."""
+    n = sum(texts)
+    on_test = np.arange(n) >= texts[0]
     is_first = random.random(n) < np.where(on_test, shares[1], shares[0])
     difficulty = random.normal(size=n)
-    parts = []
-    for (control, layer, readout), accuracy in accuracies.items():
+    cells, hits = [*accuracies] * seeds, []
+    for control, layer, readout in cells:
+        accuracy = accuracies[control, layer, readout]
         on_dev, at_test = accuracy if isinstance(accuracy, tuple) else (accuracy, accuracy)
         latent = np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n)
-        correct = latent < norm.ppf(np.where(on_test, at_test, on_dev))
-        if control == "majority" or readout in constant:
-            correct = is_first
-        parts.append((control, layer, readout, (probes or {}).get(readout, "logistic"), is_first == correct))
+        is_constant = control == "majority" or readout in constant
+        hits.append(is_first if is_constant else latent < norm.ppf(np.where(on_test, at_test, on_dev)))
+    controls, layers, readouts = zip(*cells, strict=True)
+    count = len(cells)
     frames = {
-        "model": "made",
-        "task": task,
-        "control": np.repeat([part[0] for part in parts], n),
-        "layer": np.repeat([part[1] for part in parts], n),
-        "readout": np.repeat([part[2] for part in parts], n),
-        "probe": np.repeat([part[3] for part in parts], n),
-        "seed": seed,
-        "split": np.tile(np.where(on_test, "test", "dev"), len(parts)),
-        "row": np.tile(np.arange(n), len(parts)),
-        "label": pd.Categorical.from_codes(np.tile((~is_first).astype(int), len(parts)), ["a", "b"]),
-        "predicted": pd.Categorical.from_codes(np.concatenate([(~part[4]).astype(int) for part in parts]), ["a", "b"]),
+        "model": _categories(["made"] * count, n),
+        "task": _categories([task] * count, n),
+        "control": _categories(controls, n),
+        "layer": np.repeat(layers, n),
+        "readout": _categories(readouts, n),
+        "probe": _categories([(probes or {}).get(readout, "logistic") for readout in readouts], n),
+        "seed": np.repeat(np.arange(seeds), len(accuracies) * n),
+        "split": pd.Categorical.from_codes(np.tile(on_test.astype(int), count), ["dev", "test"]),
+        "row": np.tile(np.arange(n), count),
+        "label": pd.Categorical.from_codes(np.tile((~is_first).astype(int), count), ["a", "b"]),
+        "predicted": pd.Categorical.from_codes(
+            (np.tile(is_first, count) != np.concatenate(hits)).astype(int), ["a", "b"]
+        ),
         "log2_probability": -0.5,
     }
     return pd.DataFrame(frames)[list(PREDICTIONS)]
+
+
+def _categories(values: Sequence[str], repeats: int) -> pd.Categorical:
+    """Every value so many times, as categories: as a sweep writes them."""
+    names, codes = np.unique(values, return_inverse=True)
+    return pd.Categorical.from_codes(np.repeat(codes, repeats), names)
 
 
 @dataclass(frozen=True)
@@ -109,10 +121,19 @@ def _read(**accuracies) -> dict[Cell, float | tuple[float, float]]:
     return {("none", layer, name): value for name, value in accuracies.items() for layer in (2, 3)}
 
 
-def _tasks(*worlds: Mapping[Cell, float]) -> Callable[[np.random.Generator], Measured]:
+def _tasks(*draws: Callable[[np.random.Generator], Measured]) -> Callable[[np.random.Generator], Measured]:
+    """One table of each kind over several tasks, each of which is drawn so."""
+
     def draw(random: np.random.Generator) -> Measured:
-        tables = [draw_predictions(cells, random, task=f"file:{i}:label") for i, cells in enumerate(worlds)]
-        return measured(predictions=pd.concat(tables, ignore_index=True))
+        parts = {f"file:{i}:label": draw_one(random) for i, draw_one in enumerate(draws)}
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for task, part in parts.items():
+            for name, table in part.tables.items():
+                column = pd.Categorical.from_codes(np.zeros(len(table), int), [task])
+                tables.setdefault(name, []).append(table.assign(task=column))
+        together = measured(**{name: concat_predictions(blocks) for name, blocks in tables.items()})
+        solved = {task: part.facts["solved"][TASK] for task, part in parts.items() if part.facts.get("solved")}
+        return replace(together, facts={**together.facts, "solved": solved})
 
     return draw
 
@@ -176,12 +197,16 @@ WORLDS: dict[str, World] = {
     ),
     "poolings: better on one task, worse on another": World(
         Poolings(),
-        _tasks(_read(cls=0.75, mean=0.85), _read(cls=0.85, mean=0.75), _read(cls=0.8, mean=0.8)),
+        _tasks(*(_sweep(_read(cls=cls, mean=mean)) for cls, mean in ((0.75, 0.85), (0.85, 0.75), (0.8, 0.8)))),
         frozenset({"yes", "no"}),
         "mixed",
     ),
-    "poolings: at the margin on three tasks": World(Poolings(), _tasks(*[_read(cls=0.82, mean=0.80)] * 3), NEITHER),
-    "poolings: worse on all of three tasks": World(Poolings(), _tasks(*[_read(cls=0.87, mean=0.75)] * 3), YES, "yes"),
+    "poolings: at the margin on three tasks": World(
+        Poolings(), _tasks(*[_sweep(_read(cls=0.82, mean=0.80))] * 3), NEITHER
+    ),
+    "poolings: worse on all of three tasks": World(
+        Poolings(), _tasks(*[_sweep(_read(cls=0.87, mean=0.75))] * 3), YES, "yes"
+    ),
     # another position, chosen on dev, against [CLS]
     "positions: another is better": World(
         Positions(), _sweep(_read(cls=0.75, sep=0.85, **{"token[1]": 0.7})), YES, "yes"
@@ -217,17 +242,21 @@ WORLDS: dict[str, World] = {
 # ------------------------------------------------------------------------------- tables other than of predictions
 
 
-def _reconstruct(share: float, *, gated: bool = False) -> Callable[[np.random.Generator], Measured]:
-    """Texts of which the decoder puts this share of the blind one's errors right, or which the blind one wrote."""
+def _reconstruct(
+    share: float, *, gated: bool = False, novelty: float = 0.5
+) -> Callable[[np.random.Generator], Measured]:
+    """Texts of which the decoder puts this share of the blind one's errors right. gated: the blind one wrote them, and
+    corrections put right what is right."""
 
     def draw(random: np.random.Generator) -> Measured:
         n = 200
         blind = 0.2 + 0.05 * random.normal(size=n)
-        written = blind if gated else 0.2 + 0.8 * share + 0.15 * random.normal(size=n)
+        written = 0.2 + 0.8 * share + 0.15 * random.normal(size=n)
         bits = 40.0 if gated else 40 - 8 * share + random.normal(size=n)
         columns = {"decoder": "sequence", "n_train": 914, "layer": 3, "readout": "cls", "gated": gated, "split": "test"}
-        columns |= {"row": np.arange(n), "text": "a", "novelty": 0.5, "exact": 0.0, "tokens": 8, "blind": 40.0}
-        sides = {"no input": (blind, 40.0), "vector": (written, bits)}
+        columns |= {"row": np.arange(n), "text": "a", "novelty": novelty, "exact": 0.0, "tokens": 8, "blind": 40.0}
+        sides = {"no input": (blind, 40.0), "vector": (blind if gated else written, bits)}
+        sides |= {"corrected": (written, np.nan)} if gated and share else {}
         frames = [
             pd.DataFrame({**columns, "source": source, "likeness": likeness, "bits": side_bits})
             for source, (likeness, side_bits) in sides.items()
@@ -246,14 +275,18 @@ def _draw_correct(random: np.random.Generator, *accuracies: float, n: int = 400)
     ]
 
 
-def _cut(intact: float, everywhere: float, lower: float, upper: float) -> Callable[[np.random.Generator], Measured]:
-    """Accuracies of the fixed probe of [CLS] at layer 4 after the cuts that are compared."""
-    cuts = INTACT, Window(EVERYTHING, 1, 4), Window(EVERYTHING, 1, 2), Window(EVERYTHING, 3, 4)
+def _cut(
+    intact: float, everywhere: float, *halves: float, texts: int = 400
+) -> Callable[[np.random.Generator], Measured]:
+    """Accuracies of the fixed probe of [CLS], intact and cut off everywhere, at layer 1; at layer 4 with those in the
+    lower and the upper half."""
+    layer = 4 if halves else 1
+    cuts = INTACT, Window(EVERYTHING, 1, layer), Window(EVERYTHING, 1, 2), Window(EVERYTHING, 3, 4)
 
     def draw(random: np.random.Generator) -> Measured:
-        parts = []
-        for cut, correct in zip(cuts, _draw_correct(random, intact, everywhere, lower, upper), strict=True):
-            key = {**cut._asdict(), "layer": 4, "readout": "cls", "seed": 0, "row": np.arange(len(correct))}
+        parts, hits = [], _draw_correct(random, intact, everywhere, *halves, n=texts)
+        for cut, correct in zip(cuts, hits, strict=False):
+            key = {**cut._asdict(), "layer": layer, "readout": "cls", "seed": 0, "row": np.arange(len(correct))}
             parts.append(pd.DataFrame({"task": TASK, **key, "label": "a", "predicted": np.where(correct, "a", "b")}))
         return measured(knockout=pd.concat(parts, ignore_index=True))
 
@@ -287,6 +320,154 @@ WORLDS |= {
     "trajectory: learned": World(Trajectory(), _train(0.6, 0.8), YES, "yes"),
     "trajectory: lost": World(Trajectory(), _train(0.8, 0.6), NO, "no"),
     "trajectory: unchanged": World(Trajectory(), _train(0.7, 0.7), NEITHER),
+}
+
+
+def _space(
+    cells: Mapping[tuple[int, str], tuple[int, ...] | None], *, texts: int = 500
+) -> Callable[[np.random.Generator], Measured]:
+    """The table of a geometry. cells: layer, readout -> its massive coordinates; None where it is one vector."""
+
+    def draw(random: np.random.Generator) -> Measured:
+        rows: list[tuple] = [("texts", -1, "none", -1, "none", -1, texts, np.nan, np.nan)]
+        for (layer, readout), massive in cells.items():
+            key, unknown = (layer, readout, -1, "none"), (np.nan,) * 2
+            rank, raw, without = 40 + 20 * random.random(), 0.9 * random.random(), 0.2 * random.random()
+            values = {
+                "width": (64, *unknown),
+                "self_similarity": (1.0, 1.0, 1.0) if massive is None else (raw, raw - 0.01, raw + 0.01),
+                "without_massive": (without, without - 0.01, without + 0.02)
+                if massive
+                else (raw, raw - 0.01, raw + 0.01),
+                "effective_rank": (np.nan, *unknown) if massive is None else (rank, rank - 2, rank + 2),
+            }
+            rows += [(measure, *key, -1, *value) for measure, value in values.items()]
+            rows += [("massive", *key, i, 400.0, *unknown) for i in massive or ()]
+            rows.append(("adjusted", layer, readout, layer, "random", -1, raw, *unknown))
+        return measured(measured=pd.DataFrame(rows, columns=[*COLUMNS]).assign(task=TASK))
+
+    return draw
+
+
+def _from_file(draw: Callable[[np.random.Generator], Measured]) -> Callable[[np.random.Generator], Measured]:
+    """The same of the vectors in v.npy."""
+
+    def draw_from_file(random: np.random.Generator) -> Measured:
+        drawn = draw(random)
+        tables = {
+            name: table.assign(model="v.npy") if "model" in table else table for name, table in drawn.tables.items()
+        }
+        return replace(
+            drawn, tables=tables, facts={**drawn.facts, "model": {"model": "v.npy", "vectors": "1,000 x 64"}}
+        )
+
+    return draw_from_file
+
+
+# what is read besides: sentences that no world above has, and several tasks
+READ: dict[str, World] = {
+    name: World(study, draw, frozenset())
+    for name, study, draw in (
+        (
+            "run: four tasks",
+            Run(),
+            _tasks(
+                _sweep(_readouts(cls=0.75)),
+                _sweep(_readouts(cls=0.7) | {("untrained", 2, "mean"): 0.8}),
+                _sweep(_readouts(cls=0.66)),
+                _sweep(_readouts(cls=0.9) | LENGTH, solved=SOLVED),
+            ),
+        ),
+        ("run: three untrained encoders", Run(), _sweep(_readouts(cls=0.72), seeds=3)),
+        (
+            "run: the vectors of a file",
+            Run(vectors="v.npy"),
+            _from_file(_sweep({("none", 1, "vector"): 0.8} | BASELINES)),
+        ),
+        ("run: the label is nearly the length", Run(), _sweep(_readouts(cls=0.9) | LENGTH)),
+        (
+            "aggregate: mean was read on one task",
+            Aggregate(),
+            _tasks(_sweep(_readouts(cls=0.8, mean=0.76)), _sweep(_readouts(cls=0.8))),
+        ),
+        (
+            "aggregate: yes, no and left out",
+            Aggregate(),
+            _tasks(
+                _sweep(_readouts(cls=0.8, mean=0.76)),
+                _sweep(_readouts(cls=0.75, mean=0.85)),
+                _sweep(_readouts(cls=0.9, mean=0.9) | LENGTH, solved=SOLVED),
+            ),
+        ),
+        (
+            "aggregate: [CLS] predicts the other class",
+            Aggregate(),
+            _sweep(
+                _readouts(cls=0.5, mean=0.5) | dict.fromkeys(BASELINES, (0.6, 0.3)),
+                constant=("cls",),
+                shares=(0.6, 0.8),
+            ),
+        ),
+        ("poolings: forty texts", Poolings(), _sweep(_read(cls=0.8, mean=0.8), texts=(60, 40))),
+        (
+            "poolings: mean predicts one class",
+            Poolings(),
+            _sweep(_read(cls=(0.6, 0.5), mean=0.5), constant=("mean",), shares=(0.5, 0.8)),
+        ),
+        ("poolings: seven tasks", Poolings(), _tasks(*[_sweep(_read(cls=0.75, mean=0.85))] * 7)),
+        (
+            "positions: three tasks",
+            Positions(),
+            _tasks(*(_sweep(_read(cls=0.8, sep=sep, random=0.6)) for sep in (0.9, 0.7, 0.78))),
+        ),
+        (
+            "positions: another predicts one class",
+            Positions(),
+            _sweep(_read(cls=(0.5, 0.6), sep=0.5), constant=("sep",), shares=(0.6, 0.9)),
+        ),
+        (
+            "order: kept, destroyed and solved",
+            Order(),
+            _tasks(
+                _sweep(FLAT | dict.fromkeys(BASELINES, 0.5)),
+                _sweep(dict.fromkeys(FLAT, 0.45) | dict.fromkeys(BASELINES, 0.5)),
+                _sweep(FLAT | {("bag_of_words", -1, "none"): 0.9}),
+            ),
+        ),
+        ("reconstruct: few texts are new", Reconstruct(), _reconstruct(0.6, novelty=0.1)),
+        ("reconstruct: corrections alone", Reconstruct(), _reconstruct(0.1, gated=True)),
+        (
+            "formation: late, early and nothing to lose",
+            Formation(),
+            _tasks(_cut(0.85, 0.5, 0.84, 0.6), _cut(0.85, 0.5, 0.6, 0.84), _cut(0.5, 0.5, 0.5, 0.5)),
+        ),
+        ("formation: as much early as late", Formation(), _cut(0.95, 0.5, 0.9, 0.9, texts=9000)),
+        ("formation: no more late than early", Formation(), _cut(0.95, 0.5, 0.9, 0.92, texts=2000)),
+        ("formation: read at layer 1", Formation(), _cut(0.85, 0.5, texts=40)),
+        (
+            "trajectory: a gain, a loss, neither",
+            Trajectory(),
+            _tasks(_train(0.6, 0.8), _train(0.8, 0.6), _train(0.7, 0.7)),
+        ),
+        (
+            "geometry: massive coordinates on one of two tasks",
+            Geometry(),
+            _tasks(
+                _space({(1, "cls"): (3,), (1, "mean"): ()}), _space({(0, "cls"): None, (0, "mean"): (), (0, "sep"): ()})
+            ),
+        ),
+        (
+            "geometry: many massive coordinates",
+            Geometry(),
+            _space({(1, "sep"): (5, 3, 9, 60, 11, 2), (1, "max"): (3, 4)}),
+        ),
+        ("geometry: a file of vectors", Geometry(vectors="v.npy"), _from_file(_space({(1, "vector"): (3,)}))),
+        (
+            "geometry: a file of layers",
+            Geometry(vectors="v.npy"),
+            _from_file(_space({(5, "cls"): (), (6, "cls"): (3,), (6, "mean"): None})),
+        ),
+    )
 }
 
 
