@@ -3,7 +3,8 @@
     clsprobe fine-tuning --task file:trec --text-column text --label-column coarse
 
 1. For every readout, learning rate and seed the whole encoder is trained with one linear head on that readout, on the
-   same texts in the same order. The rate of each readout is chosen on dev.
+   same texts in the same order. The rate of each readout is chosen on dev; where that is the smallest or largest one,
+   the readout is trained with more rates, until it is not.
 2. Each is compared with a probe of the frozen encoder on the same readout, and with the commonest class.
 3. The verdict is about the positions: every single token other than [CLS] against [CLS], on the same test texts and
    seeds, which are crossed, against a margin declared beforehand.
@@ -20,7 +21,7 @@ from pydantic import Field
 from clsprobe.analysis.contents import model_contents, probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
-from clsprobe.analysis.fine_tuning.plan import Plan
+from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Outcome, Study, Verdict, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
@@ -33,16 +34,22 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.folder import RunFolder
 
-READOUTS = ("cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "cls@last")
+READOUTS = (
+    "cls", "token[1]", "token[-1]", "sep", "random", "mean", "max", "cls@last", "new@first", "new@last",
+)  # fmt: skip
 QUICK_READOUTS = ("cls", "token[1]", "token[-1]", "mean")
+RATES_HELP = (
+    "learning rates of the encoder; dev chooses for each readout, and where it chooses the smallest or largest, up to "
+    f"{EXTENSIONS} beyond it are trained as well"
+)
 TOKENS_PER_SECOND = 900.0  # of one core training the embedded model; for --dry-run
 CANNOT = (
     "What this cannot show: fine-tuning moves every weight, so it tells what a position can be made to hold, not what "
-    "it held; the frozen probe beside it tells that. Nor can it separate being first from what pre-training did to the "
-    "token there: [CLS] has stood first in every text that the encoder has ever seen. A new token (new@first, "
-    "new@middle, new@last) has no such past, and [CLS] moved to the end (cls@last) keeps its past and loses its place; "
-    "but places were pre-trained too, and every token sees the whole text at every layer. One task and one encoder are "
-    "no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
+    "it held; the frozen probe beside it tells that. Names with @first and @last tell a token from its position: "
+    "[CLS], a token that the encoder has never seen (new) or a copy of a word (token[1]) has the first position or the "
+    "one behind the last, and every other token keeps its own. But neither is free of pre-training: [CLS] has had the "
+    "first position, and the first position [CLS], in every text that the encoder has seen. One task and one encoder "
+    "are no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
 )
 
 
@@ -61,10 +68,10 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     readouts: Names = Field(
         READOUTS,
-        description="what to train from; also attention, new@first, new@middle, new@last, token[1]@no_cls and others "
-        "without [CLS]",
+        description="what to train from; also attention, new@middle, token[1]@first, token[1]@last, token[1]@no_cls "
+        "and others without [CLS]",
     )
-    rates: Names = Field(("5e-5", "2e-4"), description="learning rates of the encoder; dev chooses for each readout")
+    rates: Names = Field(("5e-5", "2e-4"), description=RATES_HELP)
     epochs: int = Field(3, ge=1, le=1000, description="times that every training text is seen")
     train_texts: int = Field(2000, ge=32, le=10**9, description="at most so many training texts, half as many of dev")
     lora: int = Field(0, ge=0, le=1024, description="train adapters of this rank instead of the encoder (needs peft)")
@@ -88,7 +95,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
                 is_rate = False
             if not is_rate:
                 raise InputError("--rates", f"'{rate}' is no learning rate", "Give numbers below 1, such as 5e-5")
-        if len({float(rate) for rate in self.rates}) < len(self.rates):
+        if len({f"{float(rate):g}" for rate in self.rates}) < len(self.rates):
             raise InputError("--rates", "one rate is given twice", "Name each once")
         for name in self.readouts:
             parse_arrangement(name)
@@ -102,7 +109,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         readouts = list(dict.fromkeys("@".join(filter(None, parse_arrangement(name))) for name in names))
         n_seeds = 2 if quick and "seeds" not in explicit else self.seeds
         texts = 500 if quick and "train_texts" not in explicit else self.train_texts
-        rates, seeds = [float(rate) for rate in self.rates], list(range(self.seed, self.seed + n_seeds))
+        rates, seeds = [float(f"{float(rate):g}") for rate in self.rates], list(range(self.seed, self.seed + n_seeds))
         return Plan(readouts, rates, seeds, texts, self.epochs, self.lora)
 
     @cached_property
@@ -146,14 +153,15 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         assert self.inputs.description is not None
         trainings = len(plan.readouts) * len(plan.rates) * len(plan.seeds)
         sentences.append(
-            f"{counted(trainings * len(tasks), 'training')}: {counted(len(plan.readouts), 'readout')} x "
+            f"at least {counted(trainings * len(tasks), 'training')}: {counted(len(plan.readouts), 'readout')} x "
             f"{counted(len(plan.rates), 'rate')} x {counted(len(plan.seeds), 'seed')}, {self.epochs} epochs of "
-            f"{plan.train_texts:,} texts at most"
+            f"{plan.train_texts:,} texts at most; where dev chooses the smallest or largest rate of a readout, up to "
+            f"{EXTENSIONS} beyond it follow"
         )
         size = self.inputs.description.layers * self.inputs.description.dim**2 / (6 * 384**2)
         tokens = sum(sum(len(text) for text in task.texts) / len(task.texts) / 4 + 2 for task in tasks)
         seconds = trainings * tokens * plan.train_texts * (self.epochs + 1) * size / TOKENS_PER_SECOND / 2
-        return [*sentences, f"about {max(seconds / 60, 0.5):.0f} minutes on two cores"]
+        return [*sentences, f"at least about {max(seconds / 60, 1):.0f} minutes on two cores"]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
         """Train and probe; with --checkpoints, only probe them."""
@@ -185,11 +193,18 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return fine_tuning_exhibits(measured.rows("predictions", task), measured.rows("steps", task), self.margin)
 
     def note(self, measured: Measured) -> list[str]:
-        """What fine-tuning cannot show, and a note on few seeds."""
-        if (seeds := measured.tables["steps"].seed.nunique()) >= 3:
-            return [CANNOT]
-        few = "Only one seed" if seeds == 1 else "Only two seeds"
-        return [CANNOT, f"{few}: the intervals know little of what another seed would give; take three or more."]
+        """What fine-tuning cannot show, rates that are not bracketed or diverged, and a note on few seeds."""
+        from clsprobe.analysis.fine_tuning.tables import describe_rates
+
+        notes = [CANNOT]
+        for task in measured.tasks:
+            where = f"On {short(task)}" if len(measured.tasks) > 1 else ""
+            notes += describe_rates(measured.rows("predictions", task), measured.rows("steps", task), where)
+        seeds = measured.tables["steps"].seed.nunique()
+        if seeds < 3:
+            few = "Only one seed" if seeds == 1 else "Only two seeds"
+            notes.append(f"{few}: the intervals know little of what another seed would give; take three or more.")
+        return notes
 
 
 if __name__ == "__main__":

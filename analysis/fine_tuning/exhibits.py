@@ -22,13 +22,14 @@ def fine_tuning_exhibits(rows: pd.DataFrame, steps: pd.DataFrame, margin: float)
         ),
         Exhibit(
             "Every readout, fine-tuned and frozen (a linear probe on the last layer of the encoder as it was): test "
-            "accuracy, mean over seeds; seeds, their standard deviation; p_equal, that it is as good as [CLS]; "
-            "p_apart, that it is apart by the margin or more; both corrected for their number (Holm).",
-            accuracies(rows, compared),
+            "accuracy, mean over seeds; edge, whether the chosen rate is the smallest or largest that was trained; "
+            "seeds, their standard deviation; p_equal, that it is as good as [CLS]; p_apart, that it is apart by the "
+            "margin or more; both corrected for their number (Holm).",
+            accuracies(rows, steps, compared),
         ),
         Exhibit(
-            "What the learning rate does: test accuracy at every rate, mean over seeds, with 95 % intervals over the "
-            "texts.",
+            "What the learning rate does: test accuracy at every rate that did not diverge, mean over seeds, with 95 % "
+            "intervals over the texts. Beyond the rates of all readouts lie those added where dev chose an edge.",
             sensitivity(rows),
             "curves",
             {"metric": "accuracy", "along": RATE},

@@ -20,7 +20,7 @@ TUNED = "fine-tuned "  # prefix of the name of such a probe; its rate follows
 POOLED = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
 RATE = "rate (millionths)"
 ACCURACIES = (
-    "readout", "rate", "fine-tuned", "low", "high", "seeds", "frozen", "gained", "p_equal", "p_apart",
+    "readout", "rate", "edge", "fine-tuned", "low", "high", "seeds", "frozen", "gained", "p_equal", "p_apart",
 )  # fmt: skip
 
 
@@ -34,6 +34,50 @@ def choose_rates(rows: pd.DataFrame) -> dict[str, str]:
     tuned = rows[rows.probe.str.startswith(TUNED)]
     best = stats.best_layers(tuned).drop_duplicates("readout").set_index("readout").probe
     return {str(readout): str(best[readout]) for readout in dict.fromkeys(tuned.readout) if readout in best}
+
+
+def diverged_rates(steps: pd.DataFrame) -> list[tuple[str, str, float]]:
+    """Task, readout, rate of the trainings that diverged with any seed: the loss of their last step is not finite."""
+    diverged = steps[~np.isfinite(steps.loss)]
+    return list(diverged[["task", "readout", "rate"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def find_edges(rows: pd.DataFrame, steps: pd.DataFrame) -> dict[str, str]:
+    """Readout -> "smallest", "largest" or "only" where its chosen rate is that of its trained rates, else "".
+
+    A rate of 0, below which there is none, is no edge below, and one that diverged bounds the others. steps: of this
+    task.
+    """
+    edges = {}
+    for readout, probe in choose_rates(rows).items():
+        rates, chosen = set(steps.rate[steps.readout == readout]), float(probe.removeprefix(TUNED))
+        ends = [f"{end:g}" == f"{chosen:g}" for end in (min(rates), max(rates))] if rates else [False, False]
+        ends[0] &= chosen > 0
+        edges[readout] = {(True, True): "only", (True, False): "smallest", (False, True): "largest"}.get(
+            tuple(ends), ""
+        )
+    return edges
+
+
+def describe_rates(rows: pd.DataFrame, steps: pd.DataFrame, where: str = "") -> list[str]:
+    """Sentences on readouts whose chosen rate is an edge, and on trainings that diverged.
+
+    steps: of this task. where: "On TASK", or empty.
+    """
+    start = f"{where}, dev" if where else "Dev"
+    chosen, edges, sentences = choose_rates(rows), find_edges(rows, steps), []
+    for edge, remedy in (("largest", "a larger"), ("smallest", "a smaller"), ("only", "another")):
+        readouts = [f"{name} ({chosen[name].removeprefix(TUNED)})" for name, end in edges.items() if end == edge]
+        if readouts:
+            sentences.append(
+                f"{start} chooses the {edge} rate that was trained for {', '.join(readouts)}: {remedy} one may suit "
+                f"{'it' if len(readouts) == 1 else 'each of them'} better than what is shown."
+            )
+    if diverged := [f"{readout} at {rate:g}" for _, readout, rate in diverged_rates(steps)]:
+        sentences.append(
+            f"{where + ', t' if where else 'T'}rainings diverged, and are left out: {', '.join(diverged)}."
+        )
+    return sentences
 
 
 def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -74,9 +118,9 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     )
 
 
-def accuracies(rows: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
+def accuracies(rows: pd.DataFrame, steps: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Every readout fine-tuned and frozen, then the majority: columns `ACCURACIES`. compared: `compare_with_cls`."""
-    p, table = compared.set_index("name"), []
+    p, edges, table = compared.set_index("name"), find_edges(rows, steps), []
     for name, rate in choose_rates(rows).items():
         correct = stats.correctness(rows, control="none", readout=name, probe=rate).to_numpy()
         frozen = float(stats.correctness(rows, control="none", readout=name, probe="frozen").to_numpy().mean())
@@ -84,10 +128,12 @@ def accuracies(rows: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
         spread = correct.mean(1).std(ddof=1) if len(correct) > 1 else np.nan
         tests = [p.p_equal.get(name, np.nan), p.p_apart.get(name, np.nan)]
         gained = correct.mean() - frozen
-        table.append((name, rate.removeprefix(TUNED), correct.mean(), low, high, spread, frozen, gained, *tests))
+        rate = rate.removeprefix(TUNED)
+        table.append((name, rate, edges[name], correct.mean(), low, high, spread, frozen, gained, *tests))
     sorted_table = pd.DataFrame(table, columns=[*ACCURACIES]).sort_values("fine-tuned", ascending=False, kind="stable")
     majority = {
         "readout": "commonest class",
+        "edge": "",
         "frozen": float(stats.correctness(rows, control="majority").to_numpy().mean()),
     }
     last = pd.DataFrame([majority], columns=[*ACCURACIES]).astype(sorted_table.dtypes)
@@ -106,8 +152,8 @@ def learning_curves(rows: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
     steps: of the same task.
     """
-    rates = {name: float(rate.removeprefix(TUNED)) for name, rate in choose_rates(rows).items()}
-    chosen = steps[steps.dev.notna() & (steps.rate == steps.readout.map(rates))]
+    probes = steps.rate.map(lambda rate: f"{TUNED}{rate:g}")
+    chosen = steps[steps.dev.notna() & (probes == steps.readout.map(choose_rates(rows)))]
     table = chosen.groupby(["readout", "step"], sort=False).dev.mean().rename("value").reset_index()
     table["low"], table["high"] = stats.wilson(table.value.to_numpy(), rows[rows.split == "dev"].row.nunique())
     return table

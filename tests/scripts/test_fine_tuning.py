@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -11,8 +12,17 @@ import pytest
 from tables import first, measured, predictions
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.fine_tuning import measure
-from clsprobe.analysis.fine_tuning.tables import RATE, TUNED, check_orders, choose_rates, compare_with_cls
+from clsprobe.analysis.fine_tuning import measure, plan
+from clsprobe.analysis.fine_tuning.plan import Plan
+from clsprobe.analysis.fine_tuning.tables import (
+    RATE,
+    TUNED,
+    check_orders,
+    choose_rates,
+    compare_with_cls,
+    describe_rates,
+    find_edges,
+)
 from clsprobe.analysis.study import Answer
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.trajectory import Trajectory
@@ -82,8 +92,9 @@ def test_the_exhibits_hold_the_numbers():
     scores = {"cls": {1e-4: [0.9, 0.9], 1e-3: [0.7, 0.8]}, "sep": {1e-4: [0.88, 0.92], 1e-3: [0.8, 0.8]}}
     study, table = FineTuning(), tuned(scores)
     steps = pd.DataFrame(
-        {"task": "file:made:label", "readout": "cls", "rate": 1e-4, "seed": [0, 1], "step": 1, "dev": [0.5, 0.7]}
-    )
+        {"task": "file:made:label", "readout": "cls", "rate": 1e-4, "seed": [0, 1], "step": 1, "loss": 1.0,
+         "dev": [0.5, 0.7]}
+    )  # fmt: skip
     tables = measured(predictions=table, steps=steps)
     differences, numbers, rates, curves = study.show(tables, "file:made:label")
     assert curves.table.value.tolist() == [pytest.approx(0.6)]
@@ -98,9 +109,63 @@ def test_the_exhibits_hold_the_numbers():
     assert set(rates.table[RATE]) == {100.0, 1000.0}
     for exhibit in (differences, rates):
         exhibit.draw()
-    cannot, few = study.note(tables)
+    cannot, edge, few = study.note(tables)
     assert "cannot show" in cannot
+    assert edge.startswith("Dev chooses the only rate that was trained for cls (0.0001)")
     assert "two seeds" in few
+
+
+# ------------------------------------------------------------------------------------------------------------- rates
+
+
+PLAN = Plan(readouts=("cls",), rates=(5e-5, 2e-4), seeds=(0,), train_texts=100, epochs=1, lora=0)
+
+
+def bracket(plan: Plan, best: float) -> list[float]:
+    """All rates that are trained for a readout that is the better, the nearer its rate is to `best`."""
+    rates = list(plan.rates)
+    while beyond := plan.rates_beyond(rates, min(rates, key=lambda rate: abs(np.log(max(rate, 1e-12) / best)))):
+        rates += beyond
+    return sorted(rates)
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "trained"),
+    [
+        ((5e-5, 2e-4), 2e-4, [5e-5, 2e-4, 8e-4]),  # the edge is the best: one more on its side says so
+        ((2e-4, 5e-5), 1e-9, [7.8125e-07, 3.125e-06, 1.25e-05, 5e-5, 2e-4]),  # not bracketed: three more
+        ((5e-5, 2e-4), 1, [5e-5, 2e-4, 8e-4, 3.2e-3, 1.28e-2]),
+        ((1e-4, 2e-4, 1e-3), 2e-4, [1e-4, 2e-4, 1e-3]),
+        ((1e-4, 2e-4, 1e-3), 1e-4, [5e-5, 1e-4, 2e-4, 1e-3]),  # by the ratio of that end
+        ((1e-4, 2e-4, 1e-3), 4e-3, [1e-4, 2e-4, 1e-3, 5e-3, 2.5e-2]),
+        ((1e-4,), 1e-4, [2.5e-5, 1e-4, 4e-4]),
+        ((0.3,), 1, [0.075, 0.3]),  # no rate reaches 1
+        ((0, 1e-4), 1e-12, [0, 1e-4]),  # below 0 is none
+        ((0, 1e-4), 1e-4, [0, 1e-4, 4e-4]),
+        ((0,), 1e-4, [0]),
+    ],
+)
+def test_rates_are_added_until_the_best_is_no_edge(rates, best, trained):
+    assert bracket(replace(PLAN, rates=rates), best) == pytest.approx(trained)
+
+
+def test_rates_at_an_edge_are_said():
+    """The column, and a sentence; a rate that diverged bounds the others."""
+    scores = {"cls": {1e-4: [0.9], 1e-3: [0.8]}, "sep": {1e-4: [0.8], 1e-3: [0.9]}, "mean": {1e-4: [0.9], 1e-3: [0.8]}}
+    scores |= {"max": {0.0: [0.9], 1e-3: [0.8]}}
+    table = tuned(scores)
+    rates = [(name, rate, 0.5) for name, each in scores.items() for rate in each] + [("cls", 1e-5, 0.5)]
+    steps = pd.DataFrame(rates, columns=["readout", "rate", "loss"]).assign(task="file:made:label", seed=0)
+    assert find_edges(table, steps) == {"cls": "", "sep": "largest", "mean": "smallest", "max": ""}
+    assert describe_rates(table, steps, "On made") == [
+        "On made, dev chooses the largest rate that was trained for sep (0.001): a larger one may suit it better than "
+        "what is shown.",
+        "On made, dev chooses the smallest rate that was trained for mean (0.0001): a smaller one may suit it better "
+        "than what is shown.",
+    ]
+    diverged = pd.concat([steps, steps.iloc[[3]].assign(rate=1e-2, loss=np.nan)])
+    assert find_edges(table, diverged)["sep"] == ""
+    assert describe_rates(table, diverged)[-1] == "Trainings diverged, and are left out: sep at 0.01."
 
 
 def test_readouts_that_saw_other_orders_are_refused():
@@ -235,8 +300,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def small(data, model, one_thread, monkeypatch):
-    """The command on a small model and task; returns its exit code."""
+    """The command on a small model and task, without rates beyond the planned ones; returns its exit code."""
     from clsprobe.cli import main
+
+    monkeypatch.setattr(plan, "EXTENSIONS", 0)
 
     def run(*flags: str) -> int:
         rates = [] if "--rates" in flags else ["--rates", "1e-3,1e-4"]
@@ -252,31 +319,49 @@ def small(data, model, one_thread, monkeypatch):
     return run
 
 
+def trained_rates(folder) -> dict[str, set[float]]:
+    """Readout -> the rates of its predictions."""
+    table = pd.read_parquet(folder / "predictions.parquet")
+    table = table[table.probe.str.startswith(TUNED)]
+    return {name: {float(p.removeprefix(TUNED)) for p in of.probe} for name, of in table.groupby("readout")}
+
+
 def test_the_whole_of_it(small, tmp_path, monkeypatch):
-    """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
-    few = ["--readouts", "cls,token1,mean", "--rates", "1e-3"]
+    """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted.
+
+    It is interrupted twice: among the planned trainings, and among those at rates beyond them, of which one diverges.
+    """
+    few = ["--readouts", "cls,token1", "--rates", "1e-3"]
     monkeypatch.setattr(measure, "MOMENTS", (0.0, 0.3, 1.0))
-    assert small(*few, "--out", str(tmp_path / "whole")) == 0
-    begun, real = [], measure.fine_tune
+    monkeypatch.setattr(plan, "EXTENSIONS", 1)
+    begun, stops, real = [], [], measure.fine_tune
 
-    def breaks_off(encoder, readout, *rest, **more):
-        begun.append(readout)
-        if len(begun) == 4:
+    def train(encoder, readout, texts, y, recipe, **more):
+        begun.append((readout, recipe.rate, recipe.seed))
+        if len(begun) in stops:
             raise KeyboardInterrupt
-        return real(encoder, readout, *rest, **more)
+        recipe = replace(recipe, rate=1e30) if (readout, recipe.rate) == ("token[1]", 4e-3) and recipe.seed else recipe
+        return real(encoder, readout, texts, y, recipe, **more)
 
-    monkeypatch.setattr(measure, "fine_tune", breaks_off)
-    assert small(*few, "--out", str(tmp_path / "twice")) == 130
-    assert small(*few, "--out", str(tmp_path / "twice")) == 0
-    assert len(begun) <= 6 + 1 + 2  # six trainings and the trajectory; those that were done are not done again
-    tables = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("whole", "twice")]
-    pd.testing.assert_frame_equal(*tables)
+    monkeypatch.setattr(measure, "fine_tune", train)
+    assert small(*few, "--out", str(tmp_path / "whole")) == 0
+    whole, begun[:], stops[:] = list(begun), [], [3, 9]
+    assert len(whole) == len(set(whole)) + 1 == 4 + 2 * 4 + 1  # planned, beyond, the trajectory once more
+    assert [small(*few, "--out", str(tmp_path / "twice")) for _ in range(3)] == [130, 130, 0]
+    assert len(begun) <= len(whole) + 4  # those that were done are not done again
+    for name in ("predictions.parquet", "tables/steps.parquet"):
+        tables = [pd.read_parquet(tmp_path / folder / name) for folder in ("whole", "twice")]
+        pd.testing.assert_frame_equal(*tables)
     assert not (tmp_path / "twice" / "trainings").exists()
+    probes = trained_rates(tmp_path / "whole")
+    assert probes["cls"] == {0.001, 0.00025, 0.004}
+    assert probes["token[1]"] == {0.001, 0.00025}  # that which diverged is no result
 
     results = pd.read_parquet(tmp_path / "whole" / "results.parquet")
     assert set(results.control) == {"none", "majority"}
     answer = Answer.load(tmp_path / "whole" / "answers" / "fine_tuning.json")
     assert "single token" in answer.claim
+    assert any("Trainings diverged, and are left out: token[1] at 0.004" in note for note in answer.notes)
     along = Answer.load(tmp_path / "whole" / "answers" / "trajectory.json")
     grid = along.exhibits[0].table
     assert list(dict.fromkeys(grid.readout)) == ["0 %", "30 %", "100 %"]
@@ -350,18 +435,20 @@ def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, caps
     capsys.readouterr()
     assert small("--max-texts", "40", "--out", str(tmp_path / "few")) == 2
     assert "fewer than a batch of 32" in capsys.readouterr().err
+    disk_usage = checkpoint.shutil.disk_usage
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10})())
-    assert small("--out", str(tmp_path / "full")) == 2
+    few = ["--readouts", "cls,mean", "--rates", "1e-3"]
+    assert small(*few, "--out", str(tmp_path / "full")) == 2
     assert "no room for checkpoints" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert small("--out", str(tmp_path / "full")) == 0
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
+    assert small(*few, "--out", str(tmp_path / "full")) == 0
 
 
 def test_without_arguments_it_is_quick():
-    plan = FineTuning().plan
-    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (4, 2, [0, 1], 500)
-    plan = FineTuning(task="file:trec").plan
-    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (9, 2, [0, 1, 2], 2000)
+    planned = FineTuning().plan
+    assert (len(planned.readouts), len(planned.rates), planned.seeds, planned.train_texts) == (4, 2, [0, 1], 500)
+    planned = FineTuning(task="file:trec").plan
+    assert (len(planned.readouts), len(planned.rates), planned.seeds, planned.train_texts) == (10, 2, [0, 1, 2], 2000)
     assert FineTuning(task="file:trec", quick=True, seeds=4).plan.seeds == [0, 1, 2, 3]
     lines = FineTuning().prepare()
-    assert any("16 trainings" in line for line in lines)
+    assert any("at least 16 trainings" in line for line in lines)
