@@ -5,14 +5,15 @@
    `number_intervals`: the same for R2 and Spearman's correlation of numbers. Coverage: docs/statistics.md.
 2. `bootstrap`: the replicates of any other metric, in blocks of bounded memory, the same numbers every time.
 3. `best_layers`: the layer of every readout, chosen on dev.
-4. `paired_difference`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p`
-   and `equivalence_p` are the tests that agree with this interval. `difference_intervals`: one seed of many cells.
-5. Many comparisons: `holm` over a few, `max_t` over the cells of a grid (`above_chance`).
+4. `compare`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p` and
+   `equivalence_p` are the tests that agree with its interval. `difference_intervals`: one seed of many cells.
+5. Many comparisons: `analysis.verdict.holm` over a few, `max_t` over the cells of a grid (`above_chance`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,8 +21,8 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
-from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.table import KEY, NUMBERS
+from clsprobe.analysis.verdict import TAIL, MissingEvidence
 from clsprobe.probes import metric
 
 DRAWS = 2000
@@ -239,69 +240,65 @@ def scores(predictions: pd.DataFrame) -> pd.Series:
     return pd.Series(values, predictions.index)
 
 
-def correctness(predictions: pd.DataFrame, **where: object) -> pd.DataFrame:
-    """(seed, row) True where the test prediction of one cell is correct, NaN where the seed did not test the row; of
+def correctness(predictions: pd.DataFrame, *, split: str = "test", **where: object) -> pd.DataFrame:
+    """(seed, row) True where the prediction of one cell is correct, NaN where the seed has no such row on this side; of
     numbers `skill`.
 
     where: column = value, e.g. ``task=..., control="none", layer=5, readout="cls", probe="logistic"``. Raises
     MissingEvidence where that is no cell, and ValueError where it is more than one.
     """
-    chosen = predictions.split == "test"
+    chosen = predictions.split == split
     for column, value in where.items():
         chosen &= predictions[column] == value
     rows = predictions[chosen]
     if rows.empty:
         cell = ", ".join(f"{column} {value}" for column, value in where.items())
-        raise MissingEvidence(f"no cell of the predictions on test has {cell}")
+        raise MissingEvidence(f"no cell of the predictions on {split} has {cell}")
     if rows.duplicated(["seed", "row"]).any():
         raise ValueError(f"more than one cell of the predictions has {where}")
     return scores(rows).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
 
 
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> tuple[float, float, float]:
-    """Mean of a - b over the same texts, with its 95 % interval. a, b: (seed, row), see `correctness`. shares: whether
-    all values lie within 0..1; otherwise the interval of one seed is Student's.
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """The mean of a - b over the same texts, see `compare`: an `analysis.verdict.Estimate`.
 
-    One seed: the adjusted interval for paired proportions of Bonett & Price (2012). More: seeds and texts are crossed
-    factors (Owen 2007), so the variance of the mean is that over texts plus that over seeds, and each of the two has
-    the t of its own degrees of freedom (Cochran & Cox 1950): with two or three seeds Satterthwaite's degrees, which
-    are estimated as well, cover as little as 0.88. Raises ValueError where a and b were not measured on the same texts.
+    effect: the mean. centre: of its intervals. variance, freedom: (factor,) of the mean, over texts and over seeds.
     """
-    effect, centre, variance, freedom = _difference(a, b, shares)
-    half_width = _half_width((1 - LEVEL) / 2, variance, freedom)
-    return effect, centre - half_width, centre + half_width
+
+    effect: float
+    centre: float
+    variance: np.ndarray
+    freedom: np.ndarray
+
+    def interval(self, tail: float = TAIL) -> tuple[float, float]:
+        """The interval that leaves out `tail` on either side."""
+        half_width = _half_width(tail, self.variance, self.freedom)
+        return self.centre - half_width, self.centre + half_width
+
+    def p_above(self, threshold: float) -> float:
+        """The one-sided p of "a - b is not above the threshold"."""
+        return _tail_probability(self.centre - threshold, self.variance, self.freedom)
+
+    def p_below(self, threshold: float) -> float:
+        """The one-sided p of "a - b is not below the threshold"."""
+        return _tail_probability(threshold - self.centre, self.variance, self.freedom)
 
 
-def difference_p(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> float:
-    """The two-sided p of "a and b are equally good": below 0.05 exactly where `paired_difference` excludes 0."""
-    _, centre, variance, freedom = _difference(a, b, shares)
-    return 2 * _tail_probability(abs(centre), variance, freedom)
+def compare(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:
+    """The mean of a - b over the same texts. a, b: (seed, row), see `correctness`. shares: whether all values lie
+    within 0..1; otherwise the interval of one seed is Student's.
 
-
-def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
-    """The p of "a and b differ by `margin` or more" (two one-sided tests, Schuirmann 1987).
-
-    Below 0.025 exactly where the whole interval of `paired_difference` lies inside the margin.
-    """
-    _, centre, variance, freedom = _difference(a, b, shares=True)
-    return _tail_probability(margin - abs(centre), variance, freedom)
-
-
-def inferiority_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
-    """The p of "a is worse than b by no more than `margin`" (one-sided): small where a is clearly worse than that."""
-    _, centre, variance, freedom = _difference(a, b, shares=True)
-    return _tail_probability(-margin - centre, variance, freedom)
-
-
-def _difference(a: pd.DataFrame, b: pd.DataFrame, shares: bool) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """The mean of a - b; the centre of its interval; the variances of that over texts and over seeds, their freedom.
-
-    Bonett & Price add two texts to shares, one that only a gets right and one that only b does; otherwise ten texts
-    without a difference would prove that there is none.
+    One seed: the adjusted interval for paired proportions of Bonett & Price (2012), who add two texts to shares, one
+    that only a gets right and one that only b does; otherwise ten texts without a difference would prove that there is
+    none. More: seeds and texts are crossed factors (Owen 2007), so the variance of the mean is that over texts plus
+    that over seeds, and each of the two has the t of its own degrees of freedom (Cochran & Cox 1950): with two or three
+    seeds Satterthwaite's degrees, which are estimated as well, cover as little as 0.88. Raises ValueError where a and b
+    were not measured on the same texts.
     """
     if not (a.index.equals(b.index) and a.columns.equals(b.columns) and (a.isna() == b.isna()).to_numpy().all()):
         raise ValueError("a paired difference needs both sides measured on the same texts and seeds")
-    difference = (a - b).to_numpy()
+    difference = (a - b).to_numpy(float)
     seeds, texts = difference.shape
     total, counts = np.nansum(difference, 0), (~np.isnan(difference)).sum(0)  # (text,)
     pseudo_texts = counts.mean() if shares else 0.0  # a text counts as often as seeds tested it
@@ -312,18 +309,42 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame, shares: bool) -> tuple[float, 
     if seeds > 1:
         variance.append(np.nanmean(difference, 1).var(ddof=1) / seeds)
         freedom.append(seeds - 1)
-    return float(total.sum() / counts.sum()), float(centre), np.array(variance), np.array(freedom)
+    return Difference(float(total.sum() / counts.sum()), float(centre), np.array(variance), np.array(freedom))
+
+
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> tuple[float, float, float]:
+    """The mean of a - b with its 95 % interval, see `compare`."""
+    difference = compare(a, b, shares=shares)
+    return difference.effect, *difference.interval()
+
+
+def difference_p(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> float:
+    """The two-sided p of "a and b are equally good": below 0.05 exactly where `paired_difference` excludes 0."""
+    difference = compare(a, b, shares=shares)
+    return min(1.0, 2 * min(difference.p_above(0), difference.p_below(0)))
+
+
+def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
+    """The p of "a and b differ by `margin` or more" (two one-sided tests, Schuirmann 1987).
+
+    Below 0.025 exactly where the whole interval of `paired_difference` lies inside the margin.
+    """
+    difference = compare(a, b)
+    return max(difference.p_above(-margin), difference.p_below(margin))
 
 
 def _half_width(tail: float, variance: np.ndarray, freedom: np.ndarray) -> float:
     """The half-width of an interval with these variances that leaves out `tail` on either side."""
-    return float(variance @ stats.t.isf(tail, freedom) / np.sqrt(variance.sum()))
+    total = variance.sum()
+    return float(variance @ stats.t.isf(tail, freedom) / np.sqrt(total)) if total > 0 else 0.0
 
 
 def _tail_probability(distance: float, variance: np.ndarray, freedom: np.ndarray) -> float:
     """The probability `tail` for which `_half_width` is `distance`."""
     if distance < 0:
         return 1 - _tail_probability(-distance, variance, freedom)
+    if not variance.sum() > 0:
+        return 0.0 if distance > 0 else 1.0
     if _half_width(SMALLEST_P, variance, freedom) <= distance:
         return 0.0
     log = brentq(lambda q: _half_width(np.exp(q), variance, freedom) - distance, np.log(SMALLEST_P), np.log(0.5))
@@ -352,15 +373,6 @@ def difference_intervals(a: np.ndarray, b: np.ndarray, *, shares: bool) -> Inter
     error = np.sqrt((((values - centre[:, None]) ** 2).sum(1) + 2 * (1 + centre**2)) / n) / np.sqrt(n)
     half_width = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
     return centre - half_width, centre + half_width
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """p values adjusted for their number by Holm's step-down (1979): below 0.05, one false one in 20 families."""
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = stepped
-    return adjusted
 
 
 def max_t(codes: np.ndarray, labels: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
-"""From a table to an answer: Study, Verdict, Exhibit, Answer.
+"""From a table to an answer: Study, Exhibit, Answer.
 
 1. A `Study` asks one question. Its fields are its settings (and its flags on the command line).
 2. `measure` is its only slow step and returns `Measured` tables; `judge` and `show` are pure functions of these, for
    one task at a time. Uniting tasks, ordering exhibits and resuming are written once, here and in `analysis.folder`.
-3. A `Verdict` says yes, no or undecided to the study's claim, with the effect and its 95 % interval.
+3. A `Verdict` (analysis.verdict) is the answer in a sentence, with its outcome: yes, no, mixed or undecided.
 4. An `Exhibit` is a table, a caption, and the name of the plot in `analysis.plots` that draws it.
-5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model.
+5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model. `correct_answers`
+   corrects those of one page for their number; its `headline` is the verdict that is left.
 6. A question that the measurement cannot answer for a task (`MissingEvidence`, or any error of `judge`, `show` and
    `note`) costs that part of its answer only, which says so: what was measured is never lost.
 
@@ -23,11 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clsprobe.analysis.contents import own_contents
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
 from clsprobe.probes.errors import InputError, printable
 from clsprobe.probes.files import read_json, write_parquet, write_text
 
@@ -41,72 +43,6 @@ log = logging.getLogger("clsprobe")
 T = TypeVar("T")
 
 RERUN = "Run its command again with --overwrite"
-Outcome = Literal["yes", "no", "undecided"]
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
-
-
-class MissingEvidence(ValueError):
-    """The measurement lacks what a question needs. Its text is a clause: "no cell of cls has predictions on test"."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome for a claim, with `effect` and its 95 % interval, in points of the metric (0.02 = 2 points).
-
-    parts: the verdict of every task, where there are several; the overall outcome is theirs only if all agree. The
-    effect is NaN where the claim could not be judged (`unjudged`).
-    """
-
-    outcome: Outcome
-    because: str
-    effect: Number
-    low: Number
-    high: Number
-    parts: Mapping[str, Verdict] = field(default_factory=dict)
-
-    @classmethod
-    def decide(cls, because: str, effect: float, low: float, high: float, *, threshold: float) -> Verdict:
-        """Yes where the whole interval lies above the threshold, no where it lies below, undecided otherwise."""
-        outcome: Outcome = "yes" if low > threshold else "no" if high < threshold else "undecided"
-        return cls(outcome, because, effect, low, high)
-
-    def describe_effect(self) -> str:
-        """The effect with its interval."""
-        return f"{self.effect:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}"
-
-    @classmethod
-    def unjudged(cls, because: str) -> Verdict:
-        """Undecided, without an effect."""
-        return cls("undecided", because, math.nan, math.nan, math.nan)
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether there is an effect."""
-        return not math.isnan(self.effect)
-
-    @classmethod
-    def over(cls, parts: Mapping[str, Verdict]) -> Verdict:
-        """One verdict over several tasks: theirs if all agree, else undecided. The interval spans all of theirs."""
-        verdicts = list(parts.values())
-        if len(verdicts) == 1:
-            return verdicts[0]
-        outcomes = {verdict.outcome for verdict in verdicts}
-        outcome: Outcome = outcomes.pop() if len(outcomes) == 1 else "undecided"
-        judged = [verdict for verdict in verdicts if verdict.is_judged]
-        tally = {o: sum(verdict.outcome == o for verdict in judged) for o in ("yes", "no", "undecided")}
-        tally["not answered"] = len(verdicts) - len(judged)
-        counts = ", ".join(f"{o} on {n}" for o, n in tally.items() if n)
-        because = f"Of {len(verdicts)} tasks: {counts}."
-        if not judged:
-            return replace(cls.unjudged(because), parts=dict(parts))
-        return cls(
-            outcome,
-            because,
-            sum(verdict.effect for verdict in judged) / len(judged),
-            min(verdict.low for verdict in judged),
-            max(verdict.high for verdict in judged),
-            dict(parts),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +71,10 @@ class Exhibit:
 class Answer:
     """A question, its verdict, the evidence, and everything needed to trace how it was reached.
 
-    notes: sentences a reader should see (self-checks, rows left out). settings: heading -> name -> value, for the end
-    of the page (settings, rows, model, versions); JSON values only. failures: a sentence for every missing part, which
-    is also the verdict's or a note, and its error; not saved.
+    verdict: of this question alone. answers, p: how many answers a page has, and the p of the verdict adjusted for
+    them (NaN where no claim was tested). notes: sentences a reader should see (self-checks, rows left out). settings:
+    heading -> name -> value, for the end of the page (settings, rows, model, versions); JSON values only. failures: a
+    sentence for every missing part, which is also the verdict's or a note, and its error; not saved.
     """
 
     question: str
@@ -147,6 +84,13 @@ class Answer:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failures: Mapping[str, Exception] = field(default_factory=dict)
+    answers: int = 1
+    p: float = math.nan
+
+    @property
+    def headline(self) -> Verdict:
+        """The verdict as it stands among the answers of its page."""
+        return self.verdict.corrected(self.p, self.answers) if self.answers > 1 else self.verdict
 
     def save(self, path: Path | str) -> None:
         """Write `path` (JSON, last) and one Parquet file beside it for every exhibit."""
@@ -167,7 +111,10 @@ class Answer:
         content = {
             "question": self.question,
             "claim": self.claim,
+            "answer": self.headline.sentence,
             "verdict": _verdict_to_json(self.verdict),
+            "answers": self.answers,
+            "p": _or_none(self.p),
             "notes": list(self.notes),
             "settings": self.settings,
             "exhibits": described,
@@ -192,19 +139,28 @@ class Answer:
         exhibits = tuple(
             Exhibit(**{**dict(part), "table": read_table(path.with_name(part.table))}) for part in saved.exhibits
         )
-        return cls(saved.question, saved.claim, saved.verdict, exhibits, saved.notes, saved.settings)
+        verdict = saved.verdict
+        if saved.answer is None:  # clsprobe 0.2 and older judged a claim that may be the opposite of the question
+            verdict = _quote_verdict(verdict, saved.claim)
+        return cls(
+            saved.question,
+            saved.claim,
+            verdict,
+            exhibits,
+            saved.notes,
+            saved.settings,
+            answers=saved.answers,
+            p=math.nan if saved.p is None else saved.p,
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
 
         from clsprobe.analysis.plots.svg import render_svg
 
-        verdict = self.verdict
-        effect = f" ({verdict.describe_effect()})" if verdict.is_judged else ""
-        head = (
-            f"<h3>{escape(self.question)}</h3><p>{escape(self.claim)}: <b>{verdict.outcome}</b>{effect}. "
-            f"{escape(verdict.because)}</p>"
-        )
+        headline = self.headline
+        paragraphs = [f"<b>{escape(headline.sentence)}</b>", *map(escape, (*headline.warnings, headline.advice))]
+        head = f"<h3>{escape(self.question)}</h3>" + "".join(f"<p>{text}</p>" for text in paragraphs if text)
         figures = [
             f"<figure>{render_svg(e.draw(), prefix=f'n{i}')}<figcaption>{escape(e.caption)}</figcaption></figure>"
             for i, e in enumerate(self.exhibits)
@@ -213,12 +169,44 @@ class Answer:
         return head + "".join(figures)
 
 
+def correct_answers(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """The answers of one page with the p of their verdicts adjusted for the number of tested claims (`holm`)."""
+    tested = [name for name, answer in answers.items() if answer.verdict.is_claim]
+    adjusted = dict(zip(tested, holm([answers[name].verdict.p for name in tested]), strict=True))
+    return {
+        name: replace(answer, answers=len(tested), p=adjusted.get(name, math.nan)) for name, answer in answers.items()
+    }
+
+
 def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    content: dict[str, Any] = {"outcome": verdict.outcome, "because": verdict.because}
-    for name in ("effect", "low", "high"):
-        number = float(getattr(verdict, name))
-        content[name] = None if math.isnan(number) else number
-    return content | {"parts": {task: _verdict_to_json(part) for task, part in verdict.parts.items()}}
+    content = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
+    for name in ("effect", "low", "high", "needed"):
+        content[name] = _or_none(content[name])
+    parts = [
+        {name: getattr(part, name) for name in Part.__dataclass_fields__ if name != "estimate"}
+        | {name: _or_none(getattr(part, name)) for name in ("effect", "low", "high")}
+        for part in verdict.comparisons
+    ]
+    return content | {
+        "warnings": list(verdict.warnings),
+        "comparisons": parts,
+        "parts": {task: _verdict_to_json(part) for task, part in verdict.parts.items()},
+    }
+
+
+def _or_none(number: float) -> float | None:
+    """The number, or None for one that JSON lacks."""
+    return float(number) if math.isfinite(number) else None
+
+
+def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
+    """A verdict of an older version as an open answer that quotes the claim which it judged."""
+    effect = (
+        "" if math.isnan(verdict.effect) else f" ({verdict.effect:+.3f}, {verdict.low:+.3f} to {verdict.high:+.3f})"
+    )
+    sentence = f"The claim judged was: {claim}. It was found: {verdict.outcome}{effect}. {verdict.sentence}"
+    parts = {task: replace(part, is_open=True) for task, part in verdict.parts.items()}
+    return replace(verdict, sentence=sentence, is_open=True, parts=parts)
 
 
 class _SavedExhibit(BaseModel):
@@ -234,7 +222,10 @@ class _Saved(BaseModel):
 
     question: str
     claim: str
+    answer: str | None = None  # versions before it had none
     verdict: Verdict
+    answers: int = 1
+    p: float | None = None
     notes: tuple[str, ...]
     settings: dict[str, dict[str, Any]]
     exhibits: list[_SavedExhibit]
@@ -295,8 +286,11 @@ class Study(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: ClassVar[str]  # the user's words
-    claim: ClassVar[str]  # the statement that the verdict confirms or rejects
+    claim: ClassVar[str]  # the statement that is tested: what "yes" means, or what an open question is answered by
     margin: ClassVar[float]  # declared before measuring
+    opening: ClassVar[str] = ""  # of an open question: what is listed for several tasks
+    statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
+    rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
     judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
     tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
@@ -355,9 +349,16 @@ class Study(BaseModel, ABC):
         shared = cls.model_fields.keys() & type(other).model_fields.keys()
         return cls(**{field: getattr(other, field) for field in shared})
 
+    def ask(self, measured: Measured) -> str:
+        """The question about what was measured."""
+        return self.question
+
     def verdict(self, measured: Measured) -> Verdict:
         """The verdict over all tasks. Raises what `judge` raises."""
-        return Verdict.over({task: self.judge(measured.rows(self.judged, task)) for task in measured.tasks})
+        return self._unite({task: self._judge_task(measured, task) for task in measured.tasks})
+
+    def _unite(self, parts: Mapping[str, Verdict]) -> Verdict:
+        return Verdict.over(parts, opening=self.opening, statements=self.statements)
 
     def answer(self, measured: Measured) -> Answer:
         """The answer to the question: verdict, evidence task by task, notes, settings and facts.
@@ -389,10 +390,11 @@ class Study(BaseModel, ABC):
         noted = attempt("The notes on this question are missing", partial(self.note, measured))
         notes += [noted] if isinstance(noted, str) else noted
         settings = {"Settings": _format_values(self.displayed_settings()), **_group_facts(measured.facts)}
+        verdict = self._unite(parts)
         return Answer(
-            self.question,
+            self.ask(measured),
             self.claim,
-            Verdict.over(parts),
+            replace(verdict, advice=self._advise(parts)),
             tuple(exhibits),
             (*notes, *measured.notes),
             settings,
@@ -400,7 +402,30 @@ class Study(BaseModel, ABC):
         )
 
     def _judge_task(self, measured: Measured, task: str) -> Verdict:
-        return self.judge(self._judged_rows(measured, task))
+        verdict = self.judge(self._judged_rows(measured, task))
+        solvers = [name for name in measured.facts.get("solved", {}).get(task, ()) if name in self.rivals]
+        if not solvers:
+            return verdict
+        names = " and ".join(name.replace("_", " ") for name in solvers)
+        return verdict.left_out(f"{names} alone solves {short(task)} by construction")
+
+    def _advise(self, parts: Mapping[str, Verdict]) -> str:
+        """How many texts would decide what is undecided, and the command that takes them."""
+        needs = {task: describe_need(part) for task, part in parts.items() if part.is_counted}
+        needs = {task: need for task, need in needs.items() if need}
+        if not needs:
+            return ""
+        decidable = {
+            task: parts[task].needed / parts[task].texts for task in needs if math.isfinite(parts[task].needed)
+        }
+        sentences = list(needs.values())
+        if len(parts) > 1:
+            sentences = [f"{short(task)}: {need[0].lower()}{need[1:]}" for task, need in needs.items()]
+        if decidable:
+            from clsprobe.analysis.advice import advise
+
+            sentences.append(advise(self, self.name().replace("_", "-"), decidable))
+        return " ".join(sentences)
 
     def _show_task(self, measured: Measured, task: str) -> list[Exhibit]:
         self._judged_rows(measured, task)
@@ -418,7 +443,7 @@ class Study(BaseModel, ABC):
         kinds = [kind for kind in (type(self), *others) if kind.can_judge(measured)] or [type(self)]
         studies = [self if kind is type(self) else kind.sharing(self) for kind in kinds]
         without_notes = replace(measured, notes=())  # notes on the whole measurement stand in the first answer only
-        answers = {s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)}
+        answers = correct_answers({s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)})
         tasks = ", ".join(filter(None, map(short, measured.tasks)))
         return Finished(answers, measured, f"{measured.facts['model']['model']} on {tasks}" if tasks else None)
 

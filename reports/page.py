@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,19 +28,19 @@ from markupsafe import Markup
 from clsprobe.analysis.plots.points import assign_point_styles
 from clsprobe.analysis.plots.style import display_text, format_signed
 from clsprobe.analysis.plots.svg import render_svg
+from clsprobe.analysis.study import Answer, Exhibit, correct_answers
+from clsprobe.analysis.verdict import Verdict
 from clsprobe.probes.files import write_text
-
-if TYPE_CHECKING:
-    from clsprobe.analysis.study import Answer, Exhibit
 
 ROWS = 300  # of a table on the page; the Parquet file beside the answer has all
 POINTS = 5_000  # of an interactive scatter
-MARKS = {"yes": "✓", "no": "✕", "undecided": "?"}
+MARKS = {"yes": "✓", "no": "✕", "mixed": "±", "undecided": "?", "left out": "–"}
 
 
 def render_page(answers: Mapping[str, Answer], *, title: str | None = None) -> str:
     """The HTML page of one or several answers, by name. title: default for a single answer is its question."""
-    views = [_answer_view(name, answer, f"a{i}") for i, (name, answer) in enumerate(answers.items(), 1)]
+    corrected = correct_answers(answers)
+    views = [_answer_view(name, answer, f"a{i}") for i, (name, answer) in enumerate(corrected.items(), 1)]
     script = _templates().get_template("scatter.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     questions = f"{len(views)} questions put to an encoder" if views else "No answers yet"
@@ -100,6 +100,10 @@ def _answer_view(name: str, answer: Answer, identity: str) -> dict[str, Any]:
         "question": display_text(answer.question),
         "claim": display_text(answer.claim),
         "verdict": answer.verdict,
+        "headline": answer.headline,
+        "answers": answer.answers,
+        "p": answer.p,
+        "comparisons": _table_view(_tabulate_parts(answer.verdict)),
         "notes": [display_text(note) for note in answer.notes],
         "sections": sections,
         "settings": {
@@ -107,6 +111,19 @@ def _answer_view(name: str, answer: Answer, identity: str) -> dict[str, Any]:
             for heading, values in answer.settings.items()
         },
     }
+
+
+def _tabulate_parts(verdict: Verdict) -> pd.DataFrame:
+    """The parts of the claim on every task, each taken alone."""
+    tasks = verdict.parts or {"": verdict}
+    rows = [
+        (task, part.name, part.effect, part.low, part.high, part.threshold, part.p_yes, part.p_no)
+        for task, of_task in tasks.items()
+        for part in of_task.comparisons
+    ]
+    columns = ["task", "compared with", "effect", "low", "high", "threshold", "p above", "p below"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if verdict.parts else table.drop(columns="task")
 
 
 def _exhibit_view(exhibit: Exhibit, identity: str, number: str) -> dict[str, Any]:

@@ -3,20 +3,23 @@
     clsprobe aggregate --task file:reviews.csv
 
 An aggregate would hold what the words say together: more than a bag of words, the length or an untrained encoder do,
-and no less than the mean over all tokens. Both parts are judged on the same test texts, at the layers chosen on dev;
-the verdict is yes if both hold, no if one fails.
+and no less than the mean over all tokens. [CLS] is compared with each of them on the same test texts, at the layers
+that dev chooses: yes if all comparisons hold, no if one fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
+from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +30,10 @@ class Aggregate(SweepStudy):
 
     question: ClassVar[str] = "Is [CLS] really an aggregate of the whole sequence?"
     claim: ClassVar[str] = (
-        "[CLS] tells more about the text than the best baseline does, and no less than mean does (by 2 points)"
+        "[CLS] tells more about the label than every baseline does, and no less than mean pooling (by 2 points)"
     )
     margin: ClassVar[float] = 0.02
+    rivals: ClassVar[tuple[str, ...]] = BASELINES
 
     readouts: Names = Field(("cls", "mean"), description="cls and mean; others are shown beside them")
 
@@ -39,51 +43,77 @@ class Aggregate(SweepStudy):
         return {"cls", "mean"} <= set(readouts)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """The worse of the verdicts on both parts."""
-        from clsprobe.analysis.sweep.choose import best_baseline, choose_layer, difference
+        """[CLS] minus every baseline, and minus the mean within the margin."""
+        from clsprobe.analysis.sweep import choose
 
         rows = self.judged_rows(rows)
-        cls, verdicts = choose_layer(rows, "cls"), []
-        for rival, threshold in ((best_baseline(rows), 0.0), (choose_layer(rows, "mean"), -self.margin)):
-            because = f"On {short(rows.task.iloc[0])}, {cls.statement}, {rival.name} {rival.test:.3f}."
-            effect = difference(rows, cls.where, rival.where)
-            verdicts.append(Verdict.decide(because, *effect, threshold=threshold))
-        order = ("no", "undecided", "yes")
-        return min(verdicts, key=lambda verdict: order.index(verdict.outcome))
+        cls, mean, task = choose.choose_layer(rows, "cls"), choose.choose_layer(rows, "mean"), short(rows.task.iloc[0])
+        name, parts = choose.name_cell(rows, cls), choose.compare_with_baselines(rows, cls)
+        against_mean = choose.make_part(rows, cls, mean, threshold=-self.margin)
+
+        def say(outcome: Outcome, part: Part) -> str:
+            rival, more = part.name, ""
+            if part.name == against_mean.name:
+                rival, more = choose.name_cell(rows, mean), choose.effect_over_layers(rows, cls, mean)
+            compared = difference_in_words(name, rival, part, more=more)
+            if outcome == "yes":
+                return f"on {task}, {compared}; it is better than every baseline and no worse than mean pooling"
+            return f"on {task}, {compared}"
+
+        return Verdict.of(
+            [*parts, against_mean],
+            say,
+            brief=f"{task} {points(against_mean.effect, True)} points from mean pooling, "
+            f"{points(min(part.effect for part in parts), True)} from the best baseline",
+            texts=choose.count_texts(rows),
+            warnings=choose.list_warnings(rows, cls, mean, surface=True),
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """[CLS] of every layer against the best baseline and against mean, and the curves."""
         from clsprobe.analysis.sweep.choose import choose_layer
-        from clsprobe.analysis.sweep.exhibits import curves_exhibit
+        from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
         cls = choose_layer(rows, "cls")
-        by_layer = Exhibit(
-            f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the best baseline, and "
-            "minus that of the mean of the same layer, with 95 % intervals.",
+        by_layer = differences_exhibit(
+            f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the baseline which it "
+            f"exceeds least, and minus that of the mean of the same layer, with 95 % intervals. The margin of "
+            f"{100 * self.margin:.0f} points, shaded, is for the mean.",
             self._compare_layers(rows),
-            "differences",
-            {"margin": self.margin, "metric": cls.metric},
+            {"yes": "holds", "no": "fails", "undecided": "undecided"},
+            margin=self.margin,
+            metric=cls.metric,
         )
         return [by_layer, curves_exhibit(rows, read_readouts(rows), cls)]
 
+    def note(self, measured: Measured) -> list[str]:
+        """What the comparison shows, and what it cannot."""
+        return [
+            "What this shows: whether more can be read off [CLS] than off the words one by one, and as much as off "
+            "their mean. What it cannot show: that [CLS] holds the whole sequence. A property that sits on one word, "
+            "such as a tense or a number, is read just as well where only that word has come through."
+        ]
+
     def _compare_layers(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Columns name, effect, low, high, outcome: [CLS] of every layer against both rivals."""
+        """Columns `DIFFERENCES`: [CLS] of every layer against both rivals."""
         import pandas as pd
 
-        from clsprobe.analysis.sweep.choose import best_baseline, difference, has_cell, judged_probe
+        from clsprobe.analysis.sweep import choose
+        from clsprobe.analysis.sweep.exhibits import DIFFERENCES, difference_row
 
-        baseline, probe, differences = best_baseline(rows), judged_probe(rows, self.probes), []
+        words = {"yes": "holds", "no": "fails", "undecided": "undecided"}
+        best, differences = choose.choose_layer(rows, "cls"), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
-            cls = {"control": "none", "layer": int(layer), "readout": "cls", "probe": probe}
-            rivals = ((baseline.where, baseline.name, 0.0), (cls | {"readout": "mean"}, "mean", -self.margin))
-            for where, name, threshold in rivals:
-                if not has_cell(rows, **where):
-                    continue  # the probe failed there
-                effect = difference(rows, cls, where)
-                outcome = Verdict.decide("", *effect, threshold=threshold).outcome
-                differences.append((f"layer {layer} minus {name}", *effect, outcome))
-        return pd.DataFrame(differences, columns=["name", "effect", "low", "high", "outcome"])
+            cls, mean = (
+                replace(best, where={**best.where, "layer": int(layer), "readout": name}, name=name)
+                for name in ("cls", "mean")
+            )
+            parts = [max(choose.compare_with_baselines(rows, cls), key=lambda part: part.p_yes)]
+            if choose.has_cell(rows, **mean.where):  # else the probe failed there
+                parts.append(choose.make_part(rows, cls, mean, threshold=-self.margin))
+            differences += [difference_row(f"layer {layer} minus {part.name}", part, words) for part in parts]
+        return pd.DataFrame(differences, columns=DIFFERENCES)
 
 
 if __name__ == "__main__":

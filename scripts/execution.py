@@ -34,14 +34,21 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     log.info("writing the report")
     result = _write_answers(folder, result)
     failures = result.failures
-    verdicts = {key: answer.verdict.outcome for key, answer in result.answers.items()}
-    folder.finish({**result.measured.facts, "failed": [sentence for sentence, _ in failures], "verdicts": verdicts})
+    headlines = {key: answer.headline for key, answer in result.answers.items()}
+    folder.finish(
+        {
+            **result.measured.facts,
+            "failed": [sentence for sentence, _ in failures],
+            "verdicts": {key: headline.label for key, headline in headlines.items()},
+            "answers": {key: headline.sentence for key, headline in headlines.items()},
+        }
+    )
     for answer in result.answers.values():
         for note in answer.notes:
             log.info("note: %s", note)
-        verdict = answer.verdict
-        effect = f" ({verdict.describe_effect()})" if verdict.is_judged else ""
-        log.info("\n%s\n  %s%s. %s", answer.question, verdict.outcome, effect, verdict.because)
+    for key, headline in headlines.items():
+        lines = [headline.sentence, *(f"Warning: {warning}" for warning in headline.warnings), headline.advice]
+        log.info("\n%s\n  %s", result.answers[key].question, "\n  ".join(filter(None, map(printable, lines))))
     typer.echo(printable(str(folder.path / "report.html")))
     if failures:
         (what, error), *others = failures

@@ -23,8 +23,9 @@ from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_en
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Exhibit, Measured, Outcome, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
+from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement
@@ -178,13 +179,13 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         one of many is easily worse by chance."""
         from clsprobe.analysis.fine_tuning.tables import compare_with_cls, worst_position
 
-        worst, outcomes, count = worst_position(compare_with_cls(rows, self.margin))
+        worst, _, count = worst_position(compare_with_cls(rows, self.margin))
         because = (
             f"On {short(rows.task.iloc[0])}, {worst['name']} gets {worst.accuracy:.3f} of the test texts right, [CLS] "
             f"{worst.of_cls:.3f}; it is the worst of {counted(count, 'other position')}."
         )
-        outcome: Outcome = "no" if "no" in outcomes else "yes" if set(outcomes) == {"yes"} else "undecided"
-        return Verdict(outcome, because, worst.effect, worst.low, worst.high)
+        part = Part.from_interval(worst["name"], worst.effect, worst.low, worst.high, -self.margin)
+        return Verdict.of([part], lambda outcome, part: because.removesuffix("."))
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences from [CLS], fine-tuned against frozen, the effect of the rate, learning curves."""

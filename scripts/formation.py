@@ -23,8 +23,9 @@ from pydantic import Field
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
+from clsprobe.analysis.verdict import MissingEvidence, Part, Verdict
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
 
@@ -120,11 +121,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         )
         if layer < 2:
             because = f"On {task}, dev reads [CLS] at layer 1: one layer has no lower and no upper half."
-            return Verdict("undecided", because, effect, low, high)
+            return Verdict.described(because, effect, low, high)
         if stats.paired_difference(intact, cut_off)[1] <= self.margin:
             because += " There is nothing to lose that [CLS] would have received."
-            return Verdict("undecided", because, effect, low, high)
-        return Verdict.decide(because, effect, low, high, threshold=self.margin)
+            return Verdict.described(because, effect, low, high)
+        part = Part.from_interval("the lower half", effect, low, high, self.margin)
+        return Verdict.of([part], lambda outcome, part: because.removesuffix("."), is_open=True)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cuts, erasures, attention and attribution."""

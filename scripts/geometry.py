@@ -20,8 +20,9 @@ from pydantic import Field
 
 from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
+from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_readouts
 
@@ -113,7 +114,7 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
             f"{cosine['cls']:.3f}, of which one single coordinate brings {coordinate['cls']:.3f}; their mean has "
             f"{cosine['mean']:.3f}, of which one brings {coordinate['mean']:.3f}{tokens}."
         )
-        return Verdict.decide(because, difference.value, difference.low, difference.high, threshold=-self.margin)
+        return Verdict.described(because, difference.value, difference.low, difference.high)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The judged difference at every layer, the measures over the layers, the similarity of cells, the maps."""

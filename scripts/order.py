@@ -2,12 +2,14 @@
 
     clsprobe order --task grammar:word_order
 
-1. The tasks cannot be solved without word order: a bag of words is at chance.
+1. The tasks cannot be solved without word order. One that a bag of words, the length or the mean of layer 0 solves by
+   more than half decides nothing and is left out.
 2. Every readout is probed at every layer: [CLS], mean and max, a learned pooling (attention), all tokens concatenated
    (flatten), and these after a fixed random projection to the size of one vector, so that capacity is matched. Layer 0
    shows what the readout itself does to order, before any block has mixed the words.
-3. A readout keeps order if it tells more than the best order-blind baseline, at the layer chosen on dev, on the same
-   test texts. The verdict is about the flattened tokens at matched capacity.
+3. A readout keeps order if it tells more than every order-blind baseline by more than 2 points, at the layer chosen on
+   dev, on the same test texts. The verdict is about the flattened tokens at matched capacity: yes, they destroy it, if
+   they do not tell so much more than some baseline.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names, Specs
-from clsprobe.analysis.study import Exhibit, Measured, Verdict, short
+from clsprobe.analysis.study import Exhibit, Measured, short
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
+from clsprobe.analysis.verdict import Outcome, Part, Verdict, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 ORDER_BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLATTENED = ("flatten_projected", "flatten")  # the first of them that was read is judged
+SOLVED = 0.5  # of what the commonest class leaves: a task that a baseline solves without order
+WORDS = {"yes": "keeps order", "no": "no more than without order", "undecided": "undecided"}
 
 
 class Order(SweepStudy):
@@ -35,10 +40,11 @@ class Order(SweepStudy):
 
     question: ClassVar[str] = "Does flattening destroy order? Which readouts keep it?"
     claim: ClassVar[str] = (
-        "Flattened tokens keep word order: projected to the size of one vector, they tell more of it than the best "
-        "baseline that sees no order"
+        "Flattening destroys word order: projected to the size of one vector, flattened tokens tell no more (by 2 "
+        "points) than some baseline that sees no order"
     )
-    margin: ClassVar[float] = 0.0
+    margin: ClassVar[float] = 0.02
+    rivals: ClassVar[tuple[str, ...]] = ORDER_BLIND
     untrained: ClassVar[bool] = False  # an untrained encoder sees order too
 
     task: Specs = Field(
@@ -56,28 +62,39 @@ class Order(SweepStudy):
         return "cls" in readouts and any(name in readouts for name in FLATTENED)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """The flattened tokens minus the best order-blind baseline, both chosen on dev."""
-        from clsprobe.analysis.sweep.choose import choose_layer
+        """The flattened tokens minus every order-blind baseline, all chosen on dev."""
+        from clsprobe.analysis.sweep import choose
 
         rows = self.judged_rows(rows)
         flattened = [name for name in FLATTENED if name in read_readouts(rows)]
-        return self._judge_cell(rows, choose_layer(rows, flattened[0] if flattened else FLATTENED[0]))
+        cell = choose.choose_layer(rows, flattened[0] if flattened else FLATTENED[0])
+        task, name = short(rows.task.iloc[0]), choose.name_cell(rows, cell)
 
-    def _judge_cell(self, rows: pd.DataFrame, cell: ChosenCell) -> Verdict:
-        """One cell minus the best order-blind baseline."""
-        from clsprobe.analysis.sweep.choose import best_baseline, difference
+        def say(outcome: Outcome, part: Part) -> str:
+            difference = f"{points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+            what = {
+                "no": f"at least {difference} over the baselines without order, the closest of which is {part.name}",
+                "yes": f"{difference} over {part.name}, which sees no order: not {100 * self.margin:.0f} points more",
+            }.get(outcome, f"{difference} over {part.name}, which sees no order")
+            return f"on {task}, {name} {choose.score_in_words(cell)}, {what}"
 
-        blind = best_baseline(rows, ORDER_BLIND)
-        because = (
-            f"On {short(rows.task.iloc[0])}, {cell.statement}, the best baseline without order ({blind.name}) "
-            f"{blind.test:.3f}."
+        parts = choose.compare_with_baselines(rows, cell, ORDER_BLIND, threshold=self.margin)
+        closest = max(parts, key=lambda part: part.p_yes)
+        verdict = Verdict.of(
+            parts,
+            say,
+            turned=True,
+            brief=f"{task} {points(closest.effect, True)} points over {closest.name}",
+            texts=choose.count_texts(rows),
+            warnings=choose.list_warnings(rows, cell),
         )
-        return Verdict.decide(because, *difference(rows, cell.where, blind.where), threshold=self.margin)
+        solved = choose.surface_ceiling(rows, ORDER_BLIND[1:], SOLVED)
+        return verdict.left_out(f"{solved[0]} solves {task} without order ({solved[1]:.3f})") if solved else verdict
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The difference of each readout from the baseline, at its best layer and at layer 0, and the curves."""
         from clsprobe.analysis.sweep.choose import choose_layer
-        from clsprobe.analysis.sweep.exhibits import curves_exhibit
+        from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
         rows = self.judged_rows(measured.rows("predictions", task))
         comparisons = [
@@ -90,12 +107,14 @@ class Order(SweepStudy):
             if not cells:
                 continue
             exhibits.append(
-                Exhibit(
-                    f"Who keeps order, {where}: {cells[0].metric} minus that of the best baseline that sees none, over "
-                    f"the same test texts, with 95 % intervals.",
+                differences_exhibit(
+                    f"Who keeps order, {where}: {cells[0].metric} minus that of the baseline without order which it "
+                    f"exceeds least, over the same test texts, with 95 % intervals. Shaded: the margin of "
+                    f"{100 * self.margin:.0f} points, which a readout that keeps order must exceed.",
                     self._compare_cells(subset, cells),
-                    "differences",
-                    {"margin": self.margin, "metric": cells[0].metric},
+                    WORDS,
+                    margin=self.margin,
+                    metric=cells[0].metric,
                 )
             )
         return [*exhibits, curves_exhibit(rows, read_readouts(rows), choose_layer(rows, None))]
@@ -103,9 +122,15 @@ class Order(SweepStudy):
     def _compare_cells(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
         import pandas as pd
 
-        verdicts = [(cell.name, self._judge_cell(rows, cell)) for cell in cells]
-        differences = [(name, v.effect, v.low, v.high, v.outcome) for name, v in verdicts]
-        return pd.DataFrame(differences, columns=["name", "effect", "low", "high", "outcome"])
+        from clsprobe.analysis.sweep.choose import compare_with_baselines
+        from clsprobe.analysis.sweep.exhibits import DIFFERENCES, difference_row
+
+        differences = []
+        for cell in cells:
+            parts = compare_with_baselines(rows, cell, ORDER_BLIND, threshold=self.margin)
+            closest = max(parts, key=lambda part: part.p_yes)
+            differences.append(difference_row(f"{cell.name} minus {closest.name}", closest, WORDS))
+        return pd.DataFrame(differences, columns=DIFFERENCES)
 
     def note(self, measured: Measured) -> list[str]:
         """What the readouts can and cannot show."""

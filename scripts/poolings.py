@@ -3,7 +3,7 @@
     clsprobe poolings --task file:reviews.csv
 
 [CLS], mean and max are probed at every layer; the layer of each is chosen on dev. The verdict is the paired difference
-between mean and [CLS] on the same test texts.
+between mean and [CLS] on the same test texts: yes if mean is worse by more than 2 points, no if it is not.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, Verdict
+from clsprobe.analysis.study import Exhibit, Measured, short
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
+from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Poolings(SweepStudy):
-    """Does mean pooling tell as much as [CLS]?"""
+    """Does mean pooling tell less than [CLS]?"""
 
     question: ClassVar[str] = "Is mean pooling inferior to [CLS]?"
-    claim: ClassVar[str] = "Mean pooling tells as much about the text as [CLS] does (less by no more than 2 points)"
+    claim: ClassVar[str] = "Mean pooling tells less about the label than [CLS] does (by more than 2 points)"
     margin: ClassVar[float] = 0.02
 
     readouts: Names = Field(("cls", "mean", "max"), description="what to compare: cls, mean, and other poolings")
@@ -37,9 +38,30 @@ class Poolings(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Mean minus [CLS]; the claim is about mean alone."""
-        from clsprobe.analysis.sweep.exhibits import judge_best_rival
+        from clsprobe.analysis.sweep import choose
 
-        return judge_best_rival(self.judged_rows(rows), ["mean"], self.margin)
+        rows = self.judged_rows(rows)
+        mean, cls, task = choose.choose_layer(rows, "mean"), choose.choose_layer(rows, "cls"), short(rows.task.iloc[0])
+        name_of_mean, name_of_cls = choose.name_cell(rows, mean), choose.name_cell(rows, cls)
+        more = choose.effect_over_layers(rows, mean, cls)
+        limit = f"{100 * self.margin:.0f} points"
+
+        def say(outcome: Outcome, part: Part) -> str:
+            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, more=more)}"
+            if outcome == "no":
+                return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
+            return compared if outcome == "yes" else f"{compared}: it may be worse by more than {limit}, or not"
+
+        part = choose.make_part(rows, mean, cls, threshold=-self.margin)
+        return Verdict.of(
+            [part],
+            say,
+            turned=True,
+            brief=f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})",
+            estimand=f"mean minus cls in {cls.metric}",
+            texts=choose.count_texts(rows),
+            warnings=choose.list_warnings(rows, cls, mean),
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences of all poolings from [CLS], and the curves."""

@@ -21,7 +21,8 @@ from pydantic import Field
 from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
 from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, Verdict, counted
+from clsprobe.analysis.study import Exhibit, Measured, Study, counted
+from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.probes.encoders.describing import Description, describe_decoder
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.errors import InputError, unknown
@@ -145,7 +146,8 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
             f"blind: {blind_name}). [CLS] tells {gain:.2f} bits a token ({lower:.2f} to {upper:.2f}) of "
             f"{bits.blind.sum() / bits.tokens.sum():.2f}."
         )
-        return Verdict.decide(because, effect, low, high, threshold=self.margin)
+        part = Part.from_interval("blind", effect, low, high, self.margin)
+        return Verdict.of([part], lambda outcome, part: because.removesuffix("."))
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Recovered shares, bits over the layers, all scores, by length and novelty, examples; then token by token."""

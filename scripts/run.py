@@ -2,17 +2,20 @@
 
     clsprobe run --task file:reviews.csv --label-column stars --out out/reviews
 
-Every text is encoded once and probed at every layer and readout. The verdict compares [CLS] at the layer chosen on dev
-with the best baseline, on the same test texts. The same measurement answers further questions
-(`clsprobe.studies.FURTHER_STUDIES`).
+Every text is encoded once and probed at every layer and readout. The answer is what [CLS] tells at the layer that dev
+chooses, and whether that is more than each of the baselines tells, on the same test texts. The same measurement answers
+further questions (`clsprobe.studies.FURTHER_STUDIES`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Verdict, short
-from clsprobe.analysis.sweep.study import SweepStudy
+from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.sweep.plan import BASELINES
+from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,22 +25,54 @@ class Run(SweepStudy):
     """The layer x readout x probe sweep and its report."""
 
     question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
-    claim: ClassVar[str] = "[CLS], read at its best layer, tells more about the label than the best baseline does"
+    claim: ClassVar[str] = "[CLS], read at the layer that dev chooses, tells more about the label than every baseline"
     margin: ClassVar[float] = 0.0
+    opening: ClassVar[str] = "Read on test, at the layer that dev chooses"
+    statements: ClassVar[Mapping[Outcome, str]] = {
+        "yes": "more than every baseline",
+        "no": "less than some baseline",
+        "undecided": "not certainly more than every baseline",
+    }
+    rivals: ClassVar[tuple[str, ...]] = BASELINES
     details: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = (*SweepStudy.tables, "projection", "disagreements", "learning", "information")
 
+    def ask(self, measured: Measured) -> str:
+        """The question; it names the file of the vectors where [CLS] was not read."""
+        readouts = read_readouts(measured.tables["predictions"]) if "predictions" in measured.tables else ["cls"]
+        if "cls" in readouts:
+            return self.question
+        if self.vectors:
+            return f"What do the vectors of {measured.facts['model']['model']} know?"
+        return f"What do {', '.join(readouts)} know, and at which layer?"
+
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """[CLS] (or the best readout, if [CLS] was not read) minus the best baseline, both chosen on dev."""
-        from clsprobe.analysis.sweep.choose import best_baseline, difference, subject_cell
+        """[CLS] (or the best readout, if [CLS] was not read) minus every baseline, all chosen on dev."""
+        from clsprobe.analysis.sweep import choose
 
         rows = self.judged_rows(rows)
-        subject, baseline = subject_cell(rows), best_baseline(rows)
-        because = (
-            f"On {short(rows.task.iloc[0])}, {subject.statement}, the best baseline ({baseline.name}) "
-            f"{baseline.test:.3f}."
+        subject, task = choose.subject_cell(rows), short(rows.task.iloc[0])
+        name, score = choose.name_cell(rows, subject), choose.score_in_words(subject)
+
+        def say(outcome: Outcome, part: Part) -> str:
+            interval = f"{points(abs(part.effect))} points"
+            ends = f"({points(part.low, True)} to {points(part.high, True)})"
+            if outcome == "yes":
+                comparison = f"more than every baseline, by {interval} {ends} over the closest, {part.name}"
+            elif outcome == "no":
+                comparison = f"less than {part.name}, by {interval} {ends}"
+            else:
+                comparison = f"not certainly more than {part.name}: {points(part.effect, True)} points {ends}"
+            return f"on {task}, {name} {score}, {comparison}"
+
+        return Verdict.of(
+            choose.compare_with_baselines(rows, subject),
+            say,
+            is_open=True,
+            brief=f"{task} {subject.test:.3f}, {name}",
+            texts=choose.count_texts(rows),
+            warnings=choose.list_warnings(rows, subject, surface=True),
         )
-        return Verdict.decide(because, *difference(rows, subject.where, baseline.where), threshold=self.margin)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Grid, curves, baselines and confusions; gains, bits, disagreements; maps."""

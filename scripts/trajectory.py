@@ -17,7 +17,8 @@ from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Exhibit, Measured, MissingEvidence, Study, Verdict, counted, short
+from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
+from clsprobe.analysis.verdict import MissingEvidence, Part, Verdict
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split
@@ -89,7 +90,8 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
             f"On {short(rows.task.iloc[0])}, {name} at layer {end.layer} is read at {start.value:.3f} at the start and "
             f"at {end.value:.3f} at the end; its CKA with the start is {end.cka:.2f}."
         )
-        return Verdict.decide(because, end.gain, end.gain_low, end.gain_high, threshold=self.margin)
+        part = Part.from_interval("the start", end.gain, end.gain_low, end.gain_high, self.margin)
+        return Verdict.of([part], lambda outcome, part: because.removesuffix("."), is_open=True)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The layers over the checkpoints, for every readout."""

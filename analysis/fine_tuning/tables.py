@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
+from clsprobe.analysis.verdict import MissingEvidence, holm
 
 TUNED = "fine-tuned "  # prefix of the name of such a probe; its rate follows
 POOLED = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
@@ -84,7 +84,7 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Every readout minus [CLS], each at the rate that dev chooses, over the same test texts and seeds.
 
     Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (of
-    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `stats.holm`. Raises
+    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `holm`. Raises
     MissingEvidence where cls or every other readout is missing.
     """
     rates = choose_rates(rows)
@@ -95,11 +95,11 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     pairs = [(correct[name], correct["cls"]) for name in others]
     effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
     p_equal, p_apart, p_worse = (
-        stats.holm(np.array([p(*pair) for pair in pairs]))
+        np.array(holm([p(*pair) for pair in pairs]))
         for p in (
             stats.difference_p,
             partial(stats.equivalence_p, margin=margin),
-            partial(stats.inferiority_p, margin=margin),
+            lambda a, b: stats.compare(a, b).p_below(-margin),
         )
     )
     return pd.DataFrame(

@@ -9,7 +9,8 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation import erasure
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, compute_effects
-from clsprobe.analysis.study import Exhibit, Verdict
+from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.verdict import Part
 
 EDGES = {  # as a reader calls them
     "rest->cls": "[CLS] from all others",
@@ -68,7 +69,7 @@ def _losses(names: Sequence[str], rows: pd.DataFrame, margin: float) -> pd.DataF
     """Columns name, effect, low, high, outcome: whether more is lost than the margin."""
     table = rows[["effect", "low", "high"]].reset_index(drop=True)
     ends = table.itertuples(index=False)
-    outcomes = [Verdict.decide("", -e, -high, -low, threshold=margin).outcome for e, low, high in ends]
+    outcomes = [Part.from_interval("", -e, -high, -low, margin).outcome for e, low, high in ends]
     table.insert(0, "name", list(names))
     return table.assign(outcome=outcomes)
 

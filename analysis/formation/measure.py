@@ -16,10 +16,11 @@ from clsprobe.analysis.encoding import encode_inputs
 from clsprobe.analysis.formation import attribution, erasure, knockout
 from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
-from clsprobe.analysis.study import Measured, MissingEvidence, short
+from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import choose_layer, judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep
+from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from clsprobe.analysis.geometry.measures import MEASURES
-from clsprobe.analysis.study import Exhibit, Verdict
+from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.verdict import Part
 
 DRAWN = ("cls", "mean")
 MAPS = {
@@ -27,7 +28,7 @@ def difference_exhibits(rows: pd.DataFrame, margin: float) -> list[Exhibit]:
         name="layer " + differences.layer.astype(str),
         effect=differences.value,
         outcome=[
-            Verdict.decide("", effect, low, high, threshold=-margin).outcome
+            Part.from_interval("", effect, low, high, -margin).outcome
             for effect, low, high in zip(differences.value, differences.low, differences.high, strict=True)
         ],
     )[["name", "effect", "low", "high", "outcome"]]

@@ -70,14 +70,15 @@ def intervals(table: pd.DataFrame, *, metric: str, reference: Mapping[str, float
 
 
 @register_plot("name", "effect", "low", "high", "outcome")
-def differences(table: pd.DataFrame, *, margin: float, metric: str) -> Figure:
+def differences(table: pd.DataFrame, *, margin: float, metric: str, words: Mapping[str, str] | None = None) -> Figure:
     """Effects and their intervals around zero; the band of +-margin is shaded, colour and marker say the outcome.
 
-    table: name, effect, low, high, outcome ("yes", "no" or "undecided").
+    table: name, effect, low, high, outcome: "yes", "no" or "undecided", or one of `words`, word -> one of these.
     """
+    styles_by_word = {word: OUTCOMES[outcome] for word, outcome in (words or {name: name for name in OUTCOMES}).items()}
     rows, dropped = table.head(_ROWS), max(len(table) - _ROWS, 0)
     low, high = padded_range(rows[["effect", "low", "high"]], [-1.15 * margin, 1.15 * margin])
-    outcomes = [outcome for outcome in OUTCOMES if (table["outcome"] == outcome).any()]
+    outcomes = [word for word in styles_by_word if (table["outcome"] == word).any()]
     figure, axes, places = _forest(
         [fit_text(name, 2.6) for name in rows["name"]],
         [format_signed(effect) for effect in rows["effect"]],
@@ -90,13 +91,13 @@ def differences(table: pd.DataFrame, *, margin: float, metric: str) -> Figure:
     axes.axvspan(-margin, margin, color="#eef1f4", linewidth=0, zorder=0)
     axes.axvline(0.0, color=SOFT, linewidth=0.9, zorder=1)
     for outcome in outcomes:
-        colour, marker = OUTCOMES[outcome]
+        colour, marker = styles_by_word[outcome]
         mask = (rows["outcome"] == outcome).to_numpy()
         y = places[mask]
         axes.hlines(y, rows["low"][mask], rows["high"][mask], color=colour, linewidth=2.4, alpha=0.55, zorder=2)
         face = "white" if outcome == "undecided" else colour
         axes.plot(rows["effect"][mask], y, marker, color=colour, markersize=6.5, markerfacecolor=face, zorder=3)
-    styles = [(*OUTCOMES[outcome], outcome == "undecided") for outcome in outcomes]
+    styles = [(*styles_by_word[outcome], outcome == "undecided") for outcome in outcomes]
     draw_legend(figure, axes, outcomes, styles, place_legend(outcomes, _WIDTH), above=0.27)
     axes.set_xlabel(f"difference in {display_text(metric, 40)} with 95 % interval; shaded: within ±{margin:g}")
     counts = ", ".join(f"{outcome} {(table['outcome'] == outcome).sum()}" for outcome in outcomes)

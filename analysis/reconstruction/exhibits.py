@@ -22,7 +22,8 @@ from clsprobe.analysis.reconstruction.scores import (
     score_corpus,
 )
 from clsprobe.analysis.stats import wilson
-from clsprobe.analysis.study import Exhibit, MissingEvidence
+from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.verdict import MissingEvidence
 
 STAGES = ("vector", "re-ranked", "corrected")  # of writing a text
 LENGTHS = (0, 8, 12, 16, 20, 10**9), ("1-7", "8-11", "12-15", "16-19", "20 and more")

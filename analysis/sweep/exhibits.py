@@ -5,24 +5,30 @@ rows: the judged predictions of one task (`choose.judged_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import Exhibit, MissingEvidence, Verdict, short
+from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.sweep.choose import (
     ChosenCell,
     accuracy_by_cell,
     by_number,
     choose_layer,
-    difference,
     list_baselines,
+    make_part,
+    name_cell,
     subject_cell,
     summary,
 )
+from clsprobe.analysis.verdict import Part
 
-COMPARED = ["name", "effect", "low", "high", "outcome", "dev", "because"]
+DIFFERENCES = ["name", "effect", "low", "high", "outcome"]
+COMPARED = [*DIFFERENCES, "dev"]
+NO_WORSE = {"yes": "no worse", "no": "worse", "undecided": "undecided"}  # outcome -> its word
+MORE = {"yes": "more", "no": "less", "undecided": "undecided"}
 SUMMARY = (
     "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
     "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, whose "
@@ -134,41 +140,39 @@ def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
 def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> pd.DataFrame:
     """Each readout minus [CLS] over the same test texts, both at the layers that dev chooses.
 
-    Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin.
+    Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin, each taken alone.
     """
     cls, compared = choose_layer(rows, "cls"), []
     for readout in readouts:
         other = choose_layer(rows, readout)
-        effect, low, high = difference(rows, other.where, cls.where)
-        because = f"{other.statement}, {cls.name} {cls.test:.3f}."
-        outcome = Verdict.decide(because, effect, low, high, threshold=-margin).outcome
-        compared.append((other.name, effect, low, high, outcome, other.dev, because))
+        part = make_part(rows, other, cls, threshold=-margin)
+        compared.append((*difference_row(name_cell(rows, other), part, NO_WORSE), other.dev))
     table = pd.DataFrame(compared, columns=COMPARED)
     return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
 
 
-def judge_best_rival(rows: pd.DataFrame, rivals: Sequence[str], margin: float) -> Verdict:
-    """Yes where the whole interval of (the rival that is best on dev - [CLS]) lies above -margin, no where below.
+def difference_row(name: str, part: Part, words: Mapping[str, str]) -> tuple[str, float, float, float, str]:
+    """A row of `DIFFERENCES`. words: outcome -> its word in the table and the figure."""
+    return name, part.effect, part.low, part.high, words[part.outcome]
 
-    Raises MissingEvidence without a rival.
-    """
-    if not rivals:
-        raise MissingEvidence("there are no predictions of a readout to compare with cls")
-    best = compare_with_cls(rows, rivals, margin).iloc[0]
-    because = f"On {short(rows.task.iloc[0])}, {best.because}"
-    return Verdict.decide(because, best.effect, best.low, best.high, threshold=-margin)
+
+def differences_exhibit(caption: str, table: pd.DataFrame, words: Mapping[str, str], **arguments: Any) -> Exhibit:
+    """An exhibit of differences. arguments: margin and metric of the plot."""
+    return Exhibit(caption, table, "differences", {**arguments, "words": {word: name for name, word in words.items()}})
 
 
 def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> list[Exhibit]:
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
     cls = choose_layer(rows, "cls")
-    differences = Exhibit(
-        f"{cls.metric.capitalize()} of each readout minus that of {cls.name} ({cls.test:.3f}), over the same test "
-        f"texts, with 95 % intervals; every layer chosen on dev. Shaded: the margin of {100 * margin:.0f} points. "
-        f'"yes": no worse than [CLS] by more than the margin.',
-        compare_with_cls(rows, readouts, margin).drop(columns="because"),
-        "differences",
-        {"margin": margin, "metric": cls.metric},
+    differences = differences_exhibit(
+        f"{cls.metric.capitalize()} of each readout minus that of {name_cell(rows, cls)}, which is {cls.test:.3f}, "
+        f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that dev "
+        f"cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by the "
+        f"margin, each readout taken alone.",
+        compare_with_cls(rows, readouts, margin),
+        NO_WORSE,
+        margin=margin,
+        metric=cls.metric,
     )
     return [differences, curves_exhibit(rows, ["cls", *readouts], cls)]
 

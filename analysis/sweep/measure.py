@@ -14,7 +14,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import Measured, MissingEvidence, counted, short
+from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.choose import (
     CONTROL_NAMES,
     DISAGREEMENTS,
@@ -29,6 +29,7 @@ from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows,
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
 from clsprobe.analysis.table import concat_predictions
+from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.control import coverage, word_type

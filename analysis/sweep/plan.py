@@ -12,6 +12,7 @@ from clsprobe.probes.registry import check_probe_name, choose_probes, find_probe
 from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 
+BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")  # of a claim to tell more than any
 FLOPS, VALUES = 1.2e11, 4e6  # per second on two cores: of the encoder; features through a probe
 
 

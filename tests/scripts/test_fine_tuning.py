@@ -242,8 +242,8 @@ def test_p_and_interval_decide_alike():
         _, low, high = stats.paired_difference(a, b)
         assert (stats.difference_p(a, b) < 0.05) == (low > 0 or high < 0)
         assert (stats.equivalence_p(a, b, 0.05) < 0.025) == (low > -0.05 and high < 0.05)
-        assert (stats.inferiority_p(b, a, 0.05) < 0.025) == (low > 0.05)
-        assert (stats.inferiority_p(a, b, 0.05) < 0.025) == (high < -0.05)
+        assert (stats.compare(b, a).p_below(-0.05) < 0.025) == (low > 0.05)
+        assert (stats.compare(a, b).p_below(-0.05) < 0.025) == (high < -0.05)
 
 
 # ------------------------------------------------------------------------------------------------------- trajectory
