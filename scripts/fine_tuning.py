@@ -25,7 +25,7 @@ from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
-from clsprobe.analysis.verdict import Part, Verdict
+from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, difference_in_words, points
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement
@@ -175,17 +175,46 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return measure.measure_fine_tuning(self, self.plan, corpus, description, folder)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Yes if no other position is worse than [CLS] by the margin, no if one is worse; the latter after Holm, since
-        one of many is easily worse by chance."""
-        from clsprobe.analysis.fine_tuning.tables import compare_with_cls, worst_position
+        """Every other single token minus [CLS], within the margin. Left out where [CLS] is not clearly better than the
+        best single class: then nothing was learned that another position could lack."""
+        from clsprobe.analysis.fine_tuning import tables
+        from clsprobe.analysis.sweep import choose
 
-        worst, _, count = worst_position(compare_with_cls(rows, self.margin))
-        because = (
-            f"On {short(rows.task.iloc[0])}, {worst['name']} gets {worst.accuracy:.3f} of the test texts right, [CLS] "
-            f"{worst.of_cls:.3f}; it is the worst of {counted(count, 'other position')}."
+        cells, parts = tables.choose_cells(rows), tables.make_parts(rows, self.margin)
+        names = tables.positions(parts)
+        judged, task = [parts[name] for name in names], short(rows.task.iloc[0])
+        noun = "pooling" if tables.is_pooled(names[0]) else "position"
+        others = f"the {len(names)} other {noun}s" if len(names) > 1 else f"the only other {noun}"
+        margin = f"{100 * self.margin:.0f} points"
+        as_well = f"does as well as [CLS] or better, within the margin of {margin}"
+        least_certain = max(judged, key=lambda part: part.p_yes)
+
+        def say(outcome: Outcome, part: Part) -> str:
+            compared = difference_in_words(part.name, "[CLS]", part)
+            if outcome == "no":
+                return f"on {task}, fine-tuned, {compared}, more than the margin of {margin}"
+            if len(names) > 1:
+                compared = f"least certain is {part.name}: {compared}"
+            if outcome == "yes":
+                return f"on {task}, fine-tuned, {'each of ' if len(names) > 1 else ''}{others} {as_well}; {compared}"
+            count = f"{sum(part.p_yes >= TAIL for part in judged)} of " if len(names) > 1 else ""
+            return f"on {task}, fine-tuned, for {count}{others} it is open whether it {as_well}; {compared}"
+
+        verdict = Verdict.of(
+            judged,
+            say,
+            brief=f"{task} {least_certain.name} {points(least_certain.effect, True)} points",
+            texts=choose.count_texts(rows),
+            warnings=choose.list_warnings(rows, *(cells[name] for name in ("cls", *names))),
         )
-        part = Part.from_interval(worst["name"], worst.effect, worst.low, worst.high, -self.margin)
-        return Verdict.of([part], lambda outcome, part: because.removesuffix("."))
+        learned = tables.compare_with_best_class(rows, cells["cls"])
+        if learned.p_yes < TAIL:
+            return verdict
+        score = f"gets {cells['cls'].test:.3f} of the test texts right"
+        return verdict.left_out(
+            f"on {task}, [CLS] fine-tuned {score}, which is not clearly more than {learned.name} does "
+            f"({points(learned.effect, True)} points, {points(learned.low, True)} to {points(learned.high, True)})"
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences from [CLS], fine-tuned against frozen, the effect of the rate, learning curves."""

@@ -6,21 +6,28 @@ encoder "frozen".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.sweep.choose import BEST_CLASS, READOUT_NAMES, ChosenCell, choose_layer, make_part
+from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
-from clsprobe.analysis.verdict import MissingEvidence, holm
+from clsprobe.analysis.verdict import TAIL, MissingEvidence, Part, holm
 
 TUNED = "fine-tuned "  # prefix of the name of such a probe; its rate follows
 POOLED = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
 RATE = "rate (millionths)"
+PLACED = {  # a token -> its readouts with the first position and with the one behind the last
+    "[CLS]": ("cls", "cls@last"),
+    "new token": ("new@first", "new@last"),
+    "first word": ("token[1]@first", "token[1]@last"),
+}
 ACCURACIES = (
-    "readout", "rate", "edge", "fine-tuned", "low", "high", "seeds", "frozen", "gained", "p_equal", "p_apart",
+    "readout", "rate", "edge", "fine-tuned", "low", "high", "seeds", "frozen", "gained", "p_no_worse", "p_worse",
 )  # fmt: skip
 
 
@@ -80,42 +87,96 @@ def describe_rates(rows: pd.DataFrame, steps: pd.DataFrame, where: str = "") -> 
     return sentences
 
 
+def choose_cells(rows: pd.DataFrame) -> dict[str, ChosenCell]:
+    """Readout -> its fine-tuned cell, at the rate that dev chooses.
+
+    Raises MissingEvidence where cls or every other readout is missing.
+    """
+    tuned = rows[rows.probe.str.startswith(TUNED)]
+    names = list(choose_rates(rows))
+    if "cls" not in names or len(names) < 2:
+        raise MissingEvidence(f"there are no predictions of {'another readout' if 'cls' in names else 'cls'} on dev")
+    return {name: choose_layer(tuned[tuned.readout == name], name) for name in names}
+
+
+def make_parts(rows: pd.DataFrame, margin: float) -> dict[str, Part]:
+    """Readout -> the part "its accuracy minus that of [CLS] is above -margin", over the same test texts and seeds."""
+    cells = choose_cells(rows)
+    cls = cells.pop("cls")
+    return {
+        name: replace(make_part(rows, cell, cls, threshold=-margin), name=READOUT_NAMES.get(name, name))
+        for name, cell in cells.items()
+    }
+
+
+def compare_with_best_class(rows: pd.DataFrame, cell: ChosenCell) -> Part:
+    """The part "this cell is more often right than the best single class of test"."""
+    best_class = ChosenCell({"control": BEST_CLASS}, "the best single class", np.nan, np.nan, np.nan, np.nan)
+    return make_part(rows, cell, best_class)
+
+
+def positions(names: Iterable[str]) -> list[str]:
+    """The single tokens among readouts, or all of them where there is none."""
+    names = list(names)
+    return [name for name in names if not is_pooled(name)] or names
+
+
 def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Every readout minus [CLS], each at the rate that dev chooses, over the same test texts and seeds.
 
-    Columns name, effect, low, high, outcome ("yes": no worse by the margin), rate, accuracy, of_cls, p_equal (of
-    equal accuracies) and p_apart (of a difference of the margin or more), both adjusted by `holm`. Raises
-    MissingEvidence where cls or every other readout is missing.
+    Single tokens and poolings are two families. Columns name, effect, low, high (95 % intervals that hold for all of a
+    family at once, Bonferroni), outcome (a word of `NO_WORSE`), rate, accuracy, of_cls, p_no_worse, p_worse (one-sided,
+    of the opposite of these words, by the margin; adjusted for the family by `holm`). Raises MissingEvidence where cls
+    or every other readout is missing.
     """
-    rates = choose_rates(rows)
-    others = [name for name in rates if name != "cls"]
-    if "cls" not in rates or not others:
-        raise MissingEvidence(f"there are no predictions of {'another readout' if 'cls' in rates else 'cls'} on dev")
-    correct = {name: stats.correctness(rows, control="none", readout=name, probe=rate) for name, rate in rates.items()}
-    pairs = [(correct[name], correct["cls"]) for name in others]
-    effect, low, high = np.array([stats.paired_difference(*pair) for pair in pairs]).T
-    p_equal, p_apart, p_worse = (
-        np.array(holm([p(*pair) for pair in pairs]))
-        for p in (
-            stats.difference_p,
-            partial(stats.equivalence_p, margin=margin),
-            lambda a, b: stats.compare(a, b).p_below(-margin),
-        )
-    )
-    return pd.DataFrame(
-        {
-            "name": others,
-            "effect": effect,
-            "low": low,
-            "high": high,
-            "outcome": np.where(low > -margin, "yes", np.where(p_worse < 0.025, "no", "undecided")),
-            "rate": [rates[name].removeprefix(TUNED) for name in others],
-            "accuracy": [float(correct[name].to_numpy().mean()) for name in others],
-            "of_cls": float(correct["cls"].to_numpy().mean()),
-            "p_equal": p_equal,
-            "p_apart": p_apart,
-        }
-    )
+    parts, cells, compared = make_parts(rows, margin), choose_cells(rows), []
+    singles = positions(parts)
+    for family in (singles, [name for name in parts if name not in singles]):
+        p_yes, p_no = holm([parts[name].p_yes for name in family]), holm([parts[name].p_no for name in family])
+        for name, p_no_worse, p_worse in zip(family, p_yes, p_no, strict=True):
+            outcome = "yes" if p_no_worse < TAIL else "no" if p_worse < TAIL else "undecided"
+            part = parts[name].simultaneous(len(family))
+            row = {
+                "name": name,
+                "effect": part.effect,
+                "low": part.low,
+                "high": part.high,
+                "outcome": NO_WORSE[outcome],
+            }
+            row |= {"rate": str(cells[name].where["probe"]).removeprefix(TUNED), "accuracy": cells[name].test}
+            compared.append(row | {"of_cls": cells["cls"].test, "p_no_worse": p_no_worse, "p_worse": p_worse})
+    return pd.DataFrame(compared)
+
+
+def cross_tokens_and_positions(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tokens by positions: the accuracies, and their differences along and across; empty where there is no difference.
+
+    Columns token, first, last; and name, effect, low, high (95 % intervals that hold for all differences at once,
+    Bonferroni), outcome (a word of `MORE`).
+    """
+    correct = {
+        name: stats.correctness(rows, control="none", readout=name, probe=rate)
+        for name, rate in choose_rates(rows).items()
+        if any(name in names for names in PLACED.values())
+    }
+    tokens = {token: names for token, names in PLACED.items() if set(names) & correct.keys()}
+    pairs = [(f"{token}: last minus first", last, first) for token, (first, last) in tokens.items()]
+    pairs += [
+        (f"{place}: {token} minus [CLS]", names[i], PLACED["[CLS]"][i])
+        for token, names in tokens.items()
+        if token != "[CLS]"
+        for i, place in enumerate(("first", "last"))
+    ]
+    pairs = [pair for pair in pairs if {*pair[1:]} <= correct.keys()]
+    parts = [Part.of(name, stats.compare(correct[a], correct[b])).simultaneous(len(pairs)) for name, a, b in pairs]
+    words = [MORE["yes" if part.low > 0 else "no" if part.high < 0 else "undecided"] for part in parts]
+    differences = [(part.name, part.effect, part.low, part.high, word) for part, word in zip(parts, words, strict=True)]
+    scores = [
+        (token, *(float(correct[name].to_numpy().mean()) if name in correct else np.nan for name in names))
+        for token, names in tokens.items()
+    ]
+    table = pd.DataFrame(scores if parts else [], columns=["token", "first", "last"])
+    return table, pd.DataFrame(differences, columns=DIFFERENCES)
 
 
 def accuracies(rows: pd.DataFrame, steps: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +187,7 @@ def accuracies(rows: pd.DataFrame, steps: pd.DataFrame, compared: pd.DataFrame) 
         frozen = float(stats.correctness(rows, control="none", readout=name, probe="frozen").to_numpy().mean())
         low, high = stats.wilson(correct.mean(), correct.shape[1])
         spread = correct.mean(1).std(ddof=1) if len(correct) > 1 else np.nan
-        tests = [p.p_equal.get(name, np.nan), p.p_apart.get(name, np.nan)]
+        tests = [p.p_no_worse.get(name, np.nan), p.p_worse.get(name, np.nan)]
         gained = correct.mean() - frozen
         rate = rate.removeprefix(TUNED)
         table.append((name, rate, edges[name], correct.mean(), low, high, spread, frozen, gained, *tests))
@@ -182,11 +243,3 @@ def check_orders(steps: pd.DataFrame) -> pd.DataFrame:
         if orders.nunique() > 1:
             raise RuntimeError(f"with seed {seed} the trainings on {task} saw their texts in different orders")
     return steps
-
-
-def worst_position(compared: pd.DataFrame) -> tuple[pd.Series, Sequence[str], int]:
-    """The position that is worst against [CLS], all outcomes, and their number; of all readouts without positions."""
-    positions = compared[~compared.name.map(is_pooled)]
-    if positions.empty:
-        positions = compared
-    return positions.loc[positions.effect.idxmin()], list(positions.outcome), len(positions)

@@ -8,7 +8,7 @@
    word (``token[1]@first``); before all others, behind them, or (``new@middle``) amid them.
 3. **Every other token keeps its position**: the second, third ..., whatever stands before or behind them, since the
    first is that of [CLS]. So two arrangements differ in the identity of one token, or in its position, or in both, and
-   in nothing else. Where position ids decide, `ArrangedEncoder.batch` gives them; where distances do, they are what they
+   in nothing else. Where position ids decide, `ArrangedEncoder.batch` gives them; where distances do, they are as they
    were, since the others stay in a row. `_check_positions` tests this for the encoder at hand.
 """
 

@@ -20,6 +20,7 @@ from clsprobe.analysis.fine_tuning.tables import (
     check_orders,
     choose_rates,
     compare_with_cls,
+    cross_tokens_and_positions,
     describe_rates,
     find_edges,
 )
@@ -57,7 +58,7 @@ def test_every_other_position_has_to_be_as_good(token, outcome):
     verdict = FineTuning().judge(table)
     assert verdict.outcome == outcome
     assert verdict.low <= verdict.effect <= verdict.high
-    assert "the worst of 2 other positions" in verdict.because
+    assert [part.name for part in verdict.comparisons] == ["token[1]", "sep"]
 
 
 def test_two_seeds_are_undecided_unless_it_is_clear():
@@ -76,9 +77,90 @@ def test_one_of_many_is_easily_worse_by_chance():
     alone = compare_with_cls(tuned({"cls": cls, "sep": worse}), FineTuning.margin)
     many = {f"token[{k}]": {1e-4: [0.9, 0.9, 0.9]} for k in range(1, 40)}
     among = compare_with_cls(tuned({"cls": cls, "sep": worse} | many), FineTuning.margin).set_index("name")
-    assert alone.outcome.tolist() == ["no"]
+    assert alone.outcome.tolist() == ["worse"]
     assert among.outcome["sep"] == "undecided"
-    assert among.p_equal["sep"] > alone.p_equal.iloc[0]
+    assert among.p_worse["sep"] > alone.p_worse.iloc[0]
+    assert among.high["sep"] - among.low["sep"] > alone.high[0] - alone.low[0]
+
+
+def test_one_of_many_is_easily_no_worse_by_chance():
+    """The other way round; the poolings, which are no rivals, are a family of their own."""
+    cls, close = {1e-4: [0.9, 0.9, 0.9]}, {1e-4: [0.893, 0.895, 0.897]}
+    poolings = {"mean": close}
+    alone = compare_with_cls(tuned({"cls": cls, "sep": close} | poolings), FineTuning.margin).set_index("name")
+    many = {f"token[{k}]": {1e-4: [0.9, 0.86, 0.9]} for k in range(1, 40)}
+    among = compare_with_cls(tuned({"cls": cls, "sep": close} | many | poolings), FineTuning.margin).set_index("name")
+    assert alone.outcome.tolist() == ["no worse", "no worse"]
+    assert (among.outcome["sep"], among.outcome["mean"]) == ("undecided", "no worse")
+
+
+SENTENCES = {
+    "yes": "Yes: on made: label, fine-tuned, each of the 2 other positions does as well as [CLS] or better, within the "
+    "margin of 2 points; least certain is token[1]: token[1] minus [CLS] is 0.0 points (",
+    "no": "No: on made: label, fine-tuned, token[1] is worse than [CLS] by 10.0 points (",
+    "undecided": "Undecided: on made: label, fine-tuned, for 1 of the 2 other positions it is open whether it does as "
+    "well as [CLS] or better, within the margin of 2 points; least certain is token[1]: token[1] is worse than [CLS] "
+    "by 2.0 points (",
+}
+
+
+@pytest.mark.parametrize(("score", "outcome"), [(0.9, "yes"), (0.8, "no"), (0.88, "undecided")])
+def test_the_sentence_answers_the_question_in_its_direction(score, outcome):
+    others = {"token[1]": {1e-4: [score] * 3}, "sep": {1e-4: [0.9] * 3}}
+    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.9] * 3}} | others))
+    assert verdict.outcome == outcome
+    assert verdict.sentence.startswith(SENTENCES[outcome])
+
+
+def test_better_than_cls_is_yes():
+    """Whoever sees the sentence alone is not led to the opposite."""
+    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.7] * 3}, "sep": {1e-4: [0.9] * 3}}))
+    assert verdict.sentence.startswith("Yes: on made: label, fine-tuned, the only other position does as well as [CLS]")
+    assert "sep is better than [CLS] by 20.0 points" in verdict.sentence
+
+
+def test_a_readout_that_predicts_one_class_never_works_as_well():
+    """Although it is right as often as [CLS] is, since test holds that class."""
+    table = tuned({"cls": {1e-4: [0.95] * 3}, "sep": {1e-4: [0.95] * 3}, "token[1]": {1e-4: [0.95] * 3}})
+    table.loc[table.split == "test", "label"] = "a"
+    table.loc[(table.split == "test") & (table.readout != "sep"), "predicted"] = np.where(
+        table[(table.split == "test") & (table.readout != "sep")].row % 25, "a", "b"
+    )
+    table.loc[(table.split == "test") & (table.readout == "sep"), "predicted"] = "a"
+    verdict = FineTuning().judge(table)
+    assert verdict.outcome == "undecided"
+    assert any("sep" in warning and "predicts one class" in warning for warning in verdict.warnings)
+
+
+def test_what_learned_nothing_is_no_measure_of_the_others():
+    """[CLS] at the share of the commonest class: the task decides nothing, whatever the others do."""
+    for score in (0.5, 0.9, 0.3):
+        verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.5] * 3}, "sep": {1e-4: [score] * 3}}))
+        assert verdict.label == "left out"
+        assert "[CLS] fine-tuned gets 0.500 of the test texts right, which is not clearly more" in verdict.sentence
+
+
+# --------------------------------------------------------------------------------------------- tokens and positions
+
+
+def test_token_and_position_are_told_apart():
+    """Planted: the position costs 20 points whatever the token, the new token 5 whatever the position."""
+    places = {"cls": 0.9, "cls@last": 0.7, "new@first": 0.85, "new@last": 0.65, "token[1]@first": 0.9, "mean": 0.9}
+    table, differences = cross_tokens_and_positions(tuned({name: {1e-4: [s] * 3} for name, s in places.items()}))
+    assert table.to_numpy().tolist() == [
+        ["[CLS]", 0.9, 0.7], ["new token", 0.85, 0.65], ["first word", 0.9, pytest.approx(np.nan, nan_ok=True)]
+    ]  # fmt: skip
+    effects = differences.set_index("name").effect.round(3).to_dict()
+    assert effects == {
+        "[CLS]: last minus first": -0.2,
+        "new token: last minus first": -0.2,
+        "first: new token minus [CLS]": -0.05,
+        "last: new token minus [CLS]": -0.05,
+        "first: first word minus [CLS]": 0.0,
+    }
+    assert differences.outcome.tolist() == ["less", "less", "less", "less", "undecided"]
+    for part in cross_tokens_and_positions(tuned({"cls": {1e-4: [0.9]}, "sep": {1e-4: [0.9]}})):
+        assert part.empty
 
 
 def test_dev_chooses_the_rate_of_each_readout():
@@ -96,7 +178,9 @@ def test_the_exhibits_hold_the_numbers():
          "dev": [0.5, 0.7]}
     )  # fmt: skip
     tables = measured(predictions=table, steps=steps)
-    differences, numbers, rates, curves = study.show(tables, "file:made:label")
+    differences, crossed, contrasts, numbers, rates, curves = study.show(tables, "file:made:label")
+    assert crossed.table.empty
+    assert contrasts.table.empty
     assert curves.table.value.tolist() == [pytest.approx(0.6)]
     assert differences.table.name.tolist() == ["sep"]
     rows = numbers.table.set_index("readout")
@@ -256,7 +340,7 @@ def test_the_trajectory_is_judged_by_what_cls_has_gained():
     table = pd.DataFrame(rows, columns=columns)
     assert Trajectory().judge(table).outcome == "yes"
     assert Trajectory().judge(table.assign(gain_low=-0.1)).outcome == "undecided"
-    assert "0.500 at the start and at 0.800" in Trajectory().judge(table).because
+    assert "0.500 at the start and at 0.800" in Trajectory().judge(table).sentence
 
 
 def test_attention_into_cls_is_what_the_weights_say(tmp_path):
