@@ -19,22 +19,24 @@ def advise(settings: BaseModel, command: str, factors: Mapping[str, float]) -> s
     """
     from clsprobe.analysis.sources.grammar import SIZE
 
-    factor = max(factors.values())
-    specs = list(getattr(settings, "task", ()))
-    names = [name.partition(":")[2] for name in factors if name.startswith("grammar:")]
-    if len(names) == len(factors):
-        sizes = {part[1]: int(part[2]) for part in (spec.split(":") for spec in specs) if len(part) == 3}
-        collection = next((int(spec.split(":")[2]) for spec in specs if spec.count(":") == 2), SIZE)
-        written = sizes.get(names[0].replace("_", "-"), sizes.get(names[0], collection))
-        size = _round_up(written * factor)
-        if size > MOST_SENTENCES:
+    if all(name.startswith("grammar:") for name in factors):
+        sizes = {parts[1].replace("-", "_"): int(parts[2]) for parts in _split_specs(settings) if len(parts) == 3}
+        whole = next((sizes[collection] for collection in ("all", "demo") if collection in sizes), SIZE)
+        tasks = []
+        for task, factor in factors.items():
+            name = task.partition(":")[2]
+            tasks.append((name, _round_up(sizes.get(name, whole) * factor)))
+        if max(size for _, size in tasks) > MOST_SENTENCES:
             return "The built-in sentences are too few for that: take texts of your own."
-        tasks = [f"grammar:{name}:{size}" for name in names]
-        return f"Try: {_format_command(settings, command, task=tasks)}"
+        return f"Try: {_format_command(settings, command, task=[f'grammar:{name}:{size}' for name, size in tasks])}"
     if limit := getattr(settings, "max_texts", None):
-        command = _format_command(settings, command, max_texts=_round_up(limit * factor))
+        command = _format_command(settings, command, max_texts=_round_up(limit * max(factors.values())))
         return f"If the source has so many, try: {command}"
     return "Add texts to the source, and run the same command with --overwrite."
+
+
+def _split_specs(settings: BaseModel) -> list[list[str]]:
+    return [spec.split(":") for spec in getattr(settings, "task", ())]
 
 
 def _round_up(number: float) -> int:

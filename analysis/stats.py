@@ -31,6 +31,8 @@ SMALLEST_P = 1e-100  # a smaller p is 0: the quantiles of t with 3 degrees of fr
 BLOCK = 64 << 20  # bytes of resamplings in memory at once
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
+UNPAIRED = "a paired difference needs both sides measured on the same texts and seeds"
+
 CELL = ["model", "task", "layer", "readout", "probe", "seed"]  # the columns that identify a cell of one control
 
 Interval = tuple[np.ndarray, np.ndarray]  # low, high
@@ -285,9 +287,9 @@ class Difference:
         return _tail_probability(threshold - self.centre, self.variance, self.freedom)
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:
-    """The mean of a - b over the same texts. a, b: (seed, row), see `correctness`. shares: whether all values lie
-    within 0..1; otherwise the interval of one seed is Student's.
+def compare(a: np.ndarray, b: np.ndarray, *, shares: bool = True) -> Difference:
+    """The mean of a - b over the same texts. a, b: (seed, text), NaN where a seed lacks one. shares: whether all values
+    lie within 0..1; otherwise the interval of one seed is Student's.
 
     One seed: the adjusted interval for paired proportions of Bonett & Price (2012), who add two texts to shares, one
     that only a gets right and one that only b does; otherwise ten texts without a difference would prove that there is
@@ -296,9 +298,9 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Differe
     seeds Satterthwaite's degrees, which are estimated as well, cover as little as 0.88. Raises ValueError where a and b
     were not measured on the same texts.
     """
-    if not (a.index.equals(b.index) and a.columns.equals(b.columns) and (a.isna() == b.isna()).to_numpy().all()):
-        raise ValueError("a paired difference needs both sides measured on the same texts and seeds")
-    difference = (a - b).to_numpy(float)
+    if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
+        raise ValueError(UNPAIRED)
+    difference = a - b
     seeds, texts = difference.shape
     total, counts = np.nansum(difference, 0), (~np.isnan(difference)).sum(0)  # (text,)
     pseudo_texts = counts.mean() if shares else 0.0  # a text counts as often as seeds tested it
@@ -312,15 +314,21 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Differe
     return Difference(float(total.sum() / counts.sum()), float(centre), np.array(variance), np.array(freedom))
 
 
+def _compare_tables(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:
+    if not (a.index.equals(b.index) and a.columns.equals(b.columns)):
+        raise ValueError(UNPAIRED)
+    return compare(a.to_numpy(float), b.to_numpy(float), shares=shares)
+
+
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> tuple[float, float, float]:
-    """The mean of a - b with its 95 % interval, see `compare`."""
-    difference = compare(a, b, shares=shares)
+    """The mean of a - b with its 95 % interval, see `compare`. a, b: (seed, row), see `correctness`."""
+    difference = _compare_tables(a, b, shares=shares)
     return difference.effect, *difference.interval()
 
 
 def difference_p(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> float:
     """The two-sided p of "a and b are equally good": below 0.05 exactly where `paired_difference` excludes 0."""
-    difference = compare(a, b, shares=shares)
+    difference = _compare_tables(a, b, shares=shares)
     return min(1.0, 2 * min(difference.p_above(0), difference.p_below(0)))
 
 
@@ -329,7 +337,7 @@ def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
 
     Below 0.025 exactly where the whole interval of `paired_difference` lies inside the margin.
     """
-    difference = compare(a, b)
+    difference = _compare_tables(a, b)
     return max(difference.p_above(-margin), difference.p_below(margin))
 
 

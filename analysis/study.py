@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from clsprobe.analysis.contents import own_contents
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
@@ -219,6 +219,15 @@ class _SavedExhibit(BaseModel):
 
 class _Saved(BaseModel):
     """The JSON that `Answer.save` writes."""
+
+    @field_validator("verdict", mode="before")
+    @classmethod
+    def _name_sentence(cls, content: Any) -> Any:
+        """Versions up to 0.2 called the sentence `because`."""
+        if not isinstance(content, dict) or "because" not in content:
+            return content
+        parts = {task: cls._name_sentence(part) for task, part in content.get("parts", {}).items()}
+        return {**content, "sentence": content["because"], "parts": parts}
 
     question: str
     claim: str

@@ -185,15 +185,17 @@ class Verdict:
         """The verdict on the claim that all parts hold; `turned`: on the opposite claim, that one of them fails.
 
         say: (outcome, the part that decides) -> a clause with its numbers, "on trec, ...", without an end; of a
-        question that is not open the outcome precedes it. The part that decides is the one that fails most clearly, or holds
-        least clearly; where it was selected because it fails, its interval holds for all parts at once. fields: others
-        of the verdict.
+        question that is not open the outcome precedes it. The part that decides is the closest one of a yes, the one
+        that holds least clearly where it is undecided, and the one that fails most clearly of a no; the interval of the
+        latter, which was selected on test, holds for all parts at once. fields: others of the verdict.
         """
         count = len(parts)
         p_yes, p_no = max(part.p_yes for part in parts), min(holm([part.p_no for part in parts]))
         outcome: Outcome = "yes" if p_yes < TAIL else "no" if p_no < TAIL else "undecided"
-        deciding = max(parts, key=lambda part: (part.p_yes, -part.effect + part.threshold))
-        if outcome == "no":
+        deciding = min(parts, key=lambda part: part.effect - part.threshold)
+        if outcome == "undecided":
+            deciding = max(parts, key=lambda part: part.p_yes)
+        elif outcome == "no":
             deciding = min(parts, key=lambda part: (part.p_no, part.effect - part.threshold)).simultaneous(count)
         if turned:
             outcome, p_yes, p_no = OPPOSITE.get(outcome, outcome), p_no, p_yes
@@ -232,9 +234,8 @@ class Verdict:
     def left_out(self, reason: str) -> Verdict:
         """The verdict of a task that decides nothing. reason: a sentence without an end."""
         sentence = f"{self.sentence} This decides nothing: {reason}." if self.is_open else f"Left out: {reason}."
-        return replace(
-            self, outcome="undecided", sentence=sentence, p_yes=1.0, p_no=1.0, needed=math.nan, is_counted=False
-        )
+        decides_nothing: Any = {"outcome": "undecided", "p_yes": 1.0, "p_no": 1.0, "needed": math.nan, "warnings": ()}
+        return replace(self, sentence=sentence, is_counted=False, **decides_nothing)
 
     @property
     def is_judged(self) -> bool:
@@ -406,17 +407,23 @@ def points(value: float, signed: bool = False) -> str:
     return text.replace("-0.0", "0.0").replace("+0.0", "0.0") if float(text) == 0 else text
 
 
-def difference_in_words(a: str, b: str, part: Part, *, more: str = "") -> str:
+def difference_in_words(a: str, b: str, part: Part, over: tuple[float, float] | None = None) -> str:
     """A clause that compares two names by their difference: "a is better than b by 4.0 points (0.1 to 8.0)".
 
-    Where the interval holds 0 it gives the difference instead. more: what else stands in the brackets.
+    Where the interval holds 0 it gives the difference instead. over: the smallest and the largest difference over the
+    layers that the names list.
     """
-    effect, low, high = part.effect, part.low, part.high
-    if low > 0:
-        return f"{a} is better than {b} by {points(effect)} points ({points(low)} to {points(high)}{more})"
-    if high < 0:
-        return f"{a} is worse than {b} by {points(-effect)} points ({points(-high)} to {points(-low)}{more})"
-    return f"{a} minus {b} is {points(effect, True)} points ({points(low, True)} to {points(high, True)}{more})"
+    ends = [(part.low, part.high), *([over] if over else [])]
+    if part.low > 0 or part.high < 0:
+        word, effect = ("better", part.effect) if part.low > 0 else ("worse", -part.effect)
+        if word == "worse":
+            ends = [(-high, -low) for low, high in ends]
+        ranges = [f"{points(low)} to {points(high)}" for low, high in ends]
+        clause = f"{a} is {word} than {b} by {points(effect)} points"
+    else:
+        ranges = [f"{points(low, True)} to {points(high, True)}" for low, high in ends]
+        clause = f"{a} minus {b} is {points(part.effect, True)} points"
+    return f"{clause} ({'; '.join(ranges)}{' over these layers' if over else ''})"
 
 
 def describe_need(verdict: Verdict) -> str:

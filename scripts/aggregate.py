@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from clsprobe.analysis.sweep.scores import TaskScores
 
 
 class Aggregate(SweepStudy):
@@ -44,48 +46,46 @@ class Aggregate(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] minus every baseline, and minus the mean within the margin."""
-        from clsprobe.analysis.sweep import choose
-
-        rows = self.judged_rows(rows)
-        cls, mean, task = choose.choose_layer(rows, "cls"), choose.choose_layer(rows, "mean"), short(rows.task.iloc[0])
-        name, parts = choose.name_cell(rows, cls), choose.compare_with_baselines(rows, cls)
-        against_mean = choose.make_part(rows, cls, mean, threshold=-self.margin)
+        scores = self.read_scores(rows)
+        cls, mean, task = scores.choose("cls"), scores.choose("mean"), scores.task
+        name, parts = scores.name(cls), scores.compare_with_baselines(cls)
+        against_mean, limit = scores.compare(cls, mean, threshold=-self.margin), f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
-            rival, more = part.name, ""
-            if part.name == against_mean.name:
-                rival, more = choose.name_cell(rows, mean), choose.effect_over_layers(rows, cls, mean)
-            compared = difference_in_words(name, rival, part, more=more)
+            is_of_mean = part.name == against_mean.name
+            rival, over = (scores.name(mean), scores.range_over_layers(cls, mean)) if is_of_mean else (part.name, None)
+            compared = f"on {task}, {difference_in_words(name, rival, part, over)}"
             if outcome == "yes":
-                return f"on {task}, {compared}; it is better than every baseline and no worse than mean pooling"
-            return f"on {task}, {compared}"
+                return f"{compared}; it is better than every baseline, and no worse than mean pooling by {limit}"
+            if outcome == "no":
+                return f"{compared}, more than the {limit} allowed" if is_of_mean else compared
+            return f"{compared}, {f'which may be within the {limit} allowed' if is_of_mean else 'which may be chance'}"
 
         return Verdict.of(
             [*parts, against_mean],
             say,
             brief=f"{task} {points(against_mean.effect, True)} points from mean pooling, "
             f"{points(min(part.effect for part in parts), True)} from the best baseline",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, cls, mean, surface=True),
+            texts=scores.texts,
+            warnings=scores.warnings(cls, mean, surface=True),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """[CLS] of every layer against the best baseline and against mean, and the curves."""
-        from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
-        rows = self.judged_rows(measured.rows("predictions", task))
-        cls = choose_layer(rows, "cls")
+        scores = self.read_scores(measured.rows("predictions", task))
+        cls = scores.choose("cls")
         by_layer = differences_exhibit(
             f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the baseline which it "
             f"exceeds least, and minus that of the mean of the same layer, with 95 % intervals. The margin of "
             f"{100 * self.margin:.0f} points, shaded, is for the mean.",
-            self._compare_layers(rows),
+            self._compare_layers(scores),
             {"yes": "holds", "no": "fails", "undecided": "undecided"},
             margin=self.margin,
             metric=cls.metric,
         )
-        return [by_layer, curves_exhibit(rows, read_readouts(rows), cls)]
+        return [by_layer, curves_exhibit(scores, read_readouts(scores.rows), cls)]
 
     def note(self, measured: Measured) -> list[str]:
         """What the comparison shows, and what it cannot."""
@@ -95,23 +95,22 @@ class Aggregate(SweepStudy):
             "such as a tense or a number, is read just as well where only that word has come through."
         ]
 
-    def _compare_layers(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _compare_layers(self, scores: TaskScores) -> pd.DataFrame:
         """Columns `DIFFERENCES`: [CLS] of every layer against both rivals."""
         import pandas as pd
 
-        from clsprobe.analysis.sweep import choose
         from clsprobe.analysis.sweep.exhibits import DIFFERENCES, difference_row
 
         words = {"yes": "holds", "no": "fails", "undecided": "undecided"}
-        best, differences = choose.choose_layer(rows, "cls"), []
+        rows, best, differences = scores.rows, scores.choose("cls"), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
             cls, mean = (
                 replace(best, where={**best.where, "layer": int(layer), "readout": name}, name=name)
                 for name in ("cls", "mean")
             )
-            parts = [max(choose.compare_with_baselines(rows, cls), key=lambda part: part.p_yes)]
-            if choose.has_cell(rows, **mean.where):  # else the probe failed there
-                parts.append(choose.make_part(rows, cls, mean, threshold=-self.margin))
+            parts = [max(scores.compare_with_baselines(cls), key=lambda part: part.p_yes)]
+            if scores.has(mean.where):  # else the probe failed there
+                parts.append(scores.compare(cls, mean, threshold=-self.margin))
             differences += [difference_row(f"layer {layer} minus {part.name}", part, words) for part in parts]
         return pd.DataFrame(differences, columns=DIFFERENCES)
 

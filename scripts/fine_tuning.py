@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from pydantic import Field
 from clsprobe.analysis.contents import model_contents, probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
-from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, Plan
+from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
@@ -157,7 +158,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             f"at least {counted(trainings * len(tasks), 'training')}: {counted(len(plan.readouts), 'readout')} x "
             f"{counted(len(plan.rates), 'rate')} x {counted(len(plan.seeds), 'seed')}, {self.epochs} epochs of "
             f"{plan.train_texts:,} texts at most; where dev chooses the smallest or largest rate of a readout, up to "
-            f"{EXTENSIONS} beyond it follow"
+            f"{EXTENSIONS} more beyond it follow"
         )
         size = self.inputs.description.layers * self.inputs.description.dim**2 / (6 * 384**2)
         tokens = sum(sum(len(text) for text in task.texts) / len(task.texts) / 4 + 2 for task in tasks)
@@ -178,23 +179,23 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         """Every other single token minus [CLS], within the margin. Left out where [CLS] is not clearly better than the
         best single class: then nothing was learned that another position could lack."""
         from clsprobe.analysis.fine_tuning import tables
-        from clsprobe.analysis.sweep import choose
 
-        cells, parts = tables.choose_cells(rows), tables.make_parts(rows, self.margin)
+        scores = tables.score_tuned(rows)
+        cells, parts = tables.choose_cells(scores), tables.make_parts(scores, self.margin)
         names = tables.positions(parts)
-        judged, task = [parts[name] for name in names], short(rows.task.iloc[0])
+        judged, task = [parts[name] for name in names], scores.task
         noun = "pooling" if tables.is_pooled(names[0]) else "position"
         others = f"the {len(names)} other {noun}s" if len(names) > 1 else f"the only other {noun}"
         margin = f"{100 * self.margin:.0f} points"
         as_well = f"does as well as [CLS] or better, within the margin of {margin}"
-        least_certain = max(judged, key=lambda part: part.p_yes)
+        lowest = min(judged, key=lambda part: part.effect)
 
         def say(outcome: Outcome, part: Part) -> str:
             compared = difference_in_words(part.name, "[CLS]", part)
             if outcome == "no":
                 return f"on {task}, fine-tuned, {compared}, more than the margin of {margin}"
             if len(names) > 1:
-                compared = f"least certain is {part.name}: {compared}"
+                compared = f"{'the lowest' if outcome == 'yes' else 'least certain'} is {part.name}: {compared}"
             if outcome == "yes":
                 return f"on {task}, fine-tuned, {'each of ' if len(names) > 1 else ''}{others} {as_well}; {compared}"
             count = f"{sum(part.p_yes >= TAIL for part in judged)} of " if len(names) > 1 else ""
@@ -203,11 +204,10 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         verdict = Verdict.of(
             judged,
             say,
-            brief=f"{task} {least_certain.name} {points(least_certain.effect, True)} points",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, *(cells[name] for name in ("cls", *names))),
+            brief=f"{task} {lowest.name} {points(lowest.effect, True)} points",
+            warnings=scores.warnings(*(cells[name] for name in ("cls", *names))),
         )
-        learned = tables.compare_with_best_class(rows, cells["cls"])
+        learned = tables.compare_with_best_class(scores, cells["cls"])
         if learned.p_yes < TAIL:
             return verdict
         score = f"gets {cells['cls'].test:.3f} of the test texts right"
@@ -215,6 +215,20 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             f"on {task}, [CLS] fine-tuned {score}, which is not clearly more than {learned.name} does "
             f"({points(learned.effect, True)} points, {points(learned.low, True)} to {points(learned.high, True)})"
         )
+
+    def _advise(self, parts: Mapping[str, Verdict]) -> str:
+        """How many seeds would decide what is undecided: where trainings differ, more texts do not help."""
+        from clsprobe.analysis.fine_tuning.tables import needed_seeds
+
+        used = len(self.plan.seeds)
+        undecided = [part for part in parts.values() if part.is_counted and part.outcome == "undecided"]
+        needed = [needed_seeds(part.comparisons, used) for part in undecided if part.comparisons]
+        if not needed or used < 2:  # a note says what one seed is worth
+            return ""
+        if None in needed:
+            return f"More than {MOST_SEEDS} seeds would be needed to decide on these test texts: add texts."
+        count = max(filter(None, needed))
+        return f"About {count} seeds would decide at this effect ({used} were used): run it again with --seeds {count}."
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences from [CLS], fine-tuned against frozen, the effect of the rate, learning curves."""

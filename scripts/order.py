@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names, Specs
-from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import Outcome, Part, Verdict, points
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clsprobe.analysis.sweep.choose import ChosenCell
+    from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
 
 ORDER_BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 FLATTENED = ("flatten_projected", "flatten")  # the first of them that was read is judged
@@ -63,12 +63,10 @@ class Order(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The flattened tokens minus every order-blind baseline, all chosen on dev."""
-        from clsprobe.analysis.sweep import choose
-
-        rows = self.judged_rows(rows)
-        flattened = [name for name in FLATTENED if name in read_readouts(rows)]
-        cell = choose.choose_layer(rows, flattened[0] if flattened else FLATTENED[0])
-        task, name = short(rows.task.iloc[0]), choose.name_cell(rows, cell)
+        scores = self.read_scores(rows)
+        flattened = [name for name in FLATTENED if name in read_readouts(scores.rows)]
+        cell = scores.choose(flattened[0] if flattened else FLATTENED[0])
+        task, name = scores.task, scores.name(cell)
 
         def say(outcome: Outcome, part: Part) -> str:
             difference = f"{points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
@@ -76,25 +74,25 @@ class Order(SweepStudy):
                 "no": f"at least {difference} over the baselines without order, the closest of which is {part.name}",
                 "yes": f"{difference} over {part.name}, which sees no order: not {100 * self.margin:.0f} points more",
             }.get(outcome, f"{difference} over {part.name}, which sees no order")
-            return f"on {task}, {name} {choose.score_in_words(cell)}, {what}"
+            return f"on {task}, {name} {scores.describe_score(cell)}, {what}"
 
-        parts = choose.compare_with_baselines(rows, cell, ORDER_BLIND, threshold=self.margin)
+        parts = scores.compare_with_baselines(cell, ORDER_BLIND, threshold=self.margin)
         closest = max(parts, key=lambda part: part.p_yes)
         verdict = Verdict.of(
             parts,
             say,
             turned=True,
             brief=f"{task} {points(closest.effect, True)} points over {closest.name}",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, cell),
+            texts=scores.texts,
+            warnings=scores.warnings(cell),
         )
-        solved = choose.surface_ceiling(rows, ORDER_BLIND[1:], SOLVED)
+        solved = scores.surface_ceiling(ORDER_BLIND[1:], SOLVED)
         return verdict.left_out(f"{solved[0]} solves {task} without order ({solved[1]:.3f})") if solved else verdict
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The difference of each readout from the baseline, at its best layer and at layer 0, and the curves."""
-        from clsprobe.analysis.sweep.choose import choose_layer
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
+        from clsprobe.analysis.sweep.scores import TaskScores
 
         rows = self.judged_rows(measured.rows("predictions", task))
         comparisons = [
@@ -103,7 +101,8 @@ class Order(SweepStudy):
         ]
         exhibits = []
         for where, subset in comparisons:
-            cells = [choose_layer(subset, readout) for readout in read_readouts(subset)]
+            scores = TaskScores(subset)
+            cells = [scores.choose(readout) for readout in read_readouts(subset)]
             if not cells:
                 continue
             exhibits.append(
@@ -111,23 +110,23 @@ class Order(SweepStudy):
                     f"Who keeps order, {where}: {cells[0].metric} minus that of the baseline without order which it "
                     f"exceeds least, over the same test texts, with 95 % intervals. Shaded: the margin of "
                     f"{100 * self.margin:.0f} points, which a readout that keeps order must exceed.",
-                    self._compare_cells(subset, cells),
+                    self._compare_cells(scores, cells),
                     WORDS,
                     margin=self.margin,
                     metric=cells[0].metric,
                 )
             )
-        return [*exhibits, curves_exhibit(rows, read_readouts(rows), choose_layer(rows, None))]
+        scores = TaskScores(rows)
+        return [*exhibits, curves_exhibit(scores, read_readouts(rows), scores.choose(None))]
 
-    def _compare_cells(self, rows: pd.DataFrame, cells: list[ChosenCell]) -> pd.DataFrame:
+    def _compare_cells(self, scores: TaskScores, cells: list[ChosenCell]) -> pd.DataFrame:
         import pandas as pd
 
-        from clsprobe.analysis.sweep.choose import compare_with_baselines
         from clsprobe.analysis.sweep.exhibits import DIFFERENCES, difference_row
 
         differences = []
         for cell in cells:
-            parts = compare_with_baselines(rows, cell, ORDER_BLIND, threshold=self.margin)
+            parts = scores.compare_with_baselines(cell, ORDER_BLIND, threshold=self.margin)
             closest = max(parts, key=lambda part: part.p_yes)
             differences.append(difference_row(f"{cell.name} minus {closest.name}", closest, WORDS))
         return pd.DataFrame(differences, columns=DIFFERENCES)

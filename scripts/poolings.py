@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
@@ -38,29 +38,27 @@ class Poolings(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Mean minus [CLS]; the claim is about mean alone."""
-        from clsprobe.analysis.sweep import choose
-
-        rows = self.judged_rows(rows)
-        mean, cls, task = choose.choose_layer(rows, "mean"), choose.choose_layer(rows, "cls"), short(rows.task.iloc[0])
-        name_of_mean, name_of_cls = choose.name_cell(rows, mean), choose.name_cell(rows, cls)
-        more = choose.effect_over_layers(rows, mean, cls)
+        scores = self.read_scores(rows)
+        mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
+        name_of_mean, name_of_cls = scores.name(mean), scores.name(cls)
+        over = scores.range_over_layers(mean, cls)
         limit = f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, more=more)}"
+            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, over)}"
             if outcome == "no":
                 return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
             return compared if outcome == "yes" else f"{compared}: it may be worse by more than {limit}, or not"
 
-        part = choose.make_part(rows, mean, cls, threshold=-self.margin)
+        part = scores.compare(mean, cls, threshold=-self.margin)
         return Verdict.of(
             [part],
             say,
             turned=True,
             brief=f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})",
             estimand=f"mean minus cls in {cls.metric}",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, cls, mean),
+            texts=scores.texts,
+            warnings=scores.warnings(cls, mean),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
@@ -68,9 +66,9 @@ class Poolings(SweepStudy):
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
         from clsprobe.probes.extraction.readouts import is_position
 
-        rows = self.judged_rows(measured.rows("predictions", task))
-        poolings = [name for name in read_readouts(rows) if not is_position(name)]
-        return comparison_exhibits(rows, poolings, self.margin)
+        scores = self.read_scores(measured.rows("predictions", task))
+        poolings = [name for name in read_readouts(scores.rows) if not is_position(name)]
+        return comparison_exhibits(scores, poolings, self.margin)
 
     def note(self, measured: Measured) -> list[str]:
         """What pooling means, and what the embedded model was trained for."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, difference_in_words, points
 
@@ -37,7 +37,7 @@ class Positions(SweepStudy):
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "it tells as much as [CLS] (within 2 points)",
         "no": "it tells less than [CLS] (by more than 2 points)",
-        "undecided": "it is undecided whether it tells as much",
+        "undecided": "it is not certain that it tells as much",
     }
 
     readouts: Names = Field(POSITIONS, description="the positions to compare: cls and at least one other")
@@ -49,43 +49,41 @@ class Positions(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The other position that is best on dev, minus [CLS]."""
-        from clsprobe.analysis.sweep import choose
-
-        rows = self.judged_rows(rows)
-        rivals = [choose.choose_layer(rows, name) for name in other_positions(read_readouts(rows))]
+        scores = self.read_scores(rows)
+        rivals = [scores.choose(name) for name in other_positions(read_readouts(scores.rows))]
         if not rivals:
             raise MissingEvidence("there are no predictions of a readout to compare with cls")
-        cls, best = choose.choose_layer(rows, "cls"), max(rivals, key=lambda cell: cell.dev)
-        task, margin = short(rows.task.iloc[0]), f"{100 * self.margin:.0f} points"
-        name_of_best, name_of_cls = choose.name_cell(rows, best), choose.name_cell(rows, cls)
-        more = choose.effect_over_layers(rows, best, cls)
+        cls, best = scores.choose("cls"), max(rivals, key=lambda cell: cell.dev)
+        task, margin = scores.task, f"{100 * self.margin:.0f} points"
+        name_of_best, name_of_cls = scores.name(best), scores.name(cls)
+        over = scores.range_over_layers(best, cls)
         meanings = {
-            "yes": f"it tells as much as [CLS], or more (within the margin of {margin})",
-            "no": f"no other position that was read tells as much as [CLS] (within {margin})",
-            "undecided": f"it may tell less by more than {margin}, or not",
+            "yes": f"this other position, the best on dev, tells as much as [CLS] (within {margin})",
+            "no": f"this other position, the best on dev, tells less than [CLS] (by more than {margin})",
+            "undecided": "it is not certain that this other position, the best on dev, tells as much",
         }
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = difference_in_words(name_of_best, name_of_cls, part, more=more)
-            return f"on {task}, of the other positions {compared}: {meanings[outcome]}"
+            compared = difference_in_words(name_of_best, name_of_cls, part, over)
+            return f"on {task}, {compared}: {meanings[outcome]}"
 
-        part = choose.make_part(rows, best, cls, threshold=-self.margin)
+        part = scores.compare(best, cls, threshold=-self.margin)
         return Verdict.of(
             [part],
             say,
             is_open=True,
             brief=f"{task} {name_of_best} {points(part.effect, True)} points",
             estimand=f"{best.readout} minus cls in {cls.metric}",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, cls, best),
+            texts=scores.texts,
+            warnings=scores.warnings(cls, best),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences of all positions from [CLS], and the curves."""
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
 
-        rows = self.judged_rows(measured.rows("predictions", task))
-        return comparison_exhibits(rows, other_positions(read_readouts(rows)), self.margin)
+        scores = self.read_scores(measured.rows("predictions", task))
+        return comparison_exhibits(scores, other_positions(read_readouts(scores.rows)), self.margin)
 
     def note(self, measured: Measured) -> list[str]:
         """What the positions are, and what reading them cannot show."""

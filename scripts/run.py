@@ -48,11 +48,9 @@ class Run(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus every baseline, all chosen on dev."""
-        from clsprobe.analysis.sweep import choose
-
-        rows = self.judged_rows(rows)
-        subject, task = choose.subject_cell(rows), short(rows.task.iloc[0])
-        name, score = choose.name_cell(rows, subject), choose.score_in_words(subject)
+        scores = self.read_scores(rows)
+        subject, task = scores.subject, scores.task
+        name, score = scores.name(subject), scores.describe_score(subject)
 
         def say(outcome: Outcome, part: Part) -> str:
             interval = f"{points(abs(part.effect))} points"
@@ -66,22 +64,22 @@ class Run(SweepStudy):
             return f"on {task}, {name} {score}, {comparison}"
 
         return Verdict.of(
-            choose.compare_with_baselines(rows, subject),
+            scores.compare_with_baselines(subject),
             say,
             is_open=True,
             brief=f"{task} {subject.test:.3f}, {name}",
-            texts=choose.count_texts(rows),
-            warnings=choose.list_warnings(rows, subject, surface=True),
+            texts=scores.texts,
+            warnings=scores.warnings(subject, surface=True),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Grid, curves, baselines and confusions; gains, bits, disagreements; maps."""
         from clsprobe.analysis.sweep import exhibits
 
-        rows = self.judged_rows(measured.rows("predictions", task))
+        scores = self.read_scores(measured.rows("predictions", task))
         return [
-            *exhibits.grid_exhibits(rows),
-            exhibits.summary_exhibit(rows, measured.tables["results"]),
+            *exhibits.grid_exhibits(scores),
+            exhibits.summary_exhibit(scores.rows, measured.tables["results"]),
             *exhibits.information_exhibits(measured.rows("learning", task), measured.rows("information", task)),
             *exhibits.disagreement_exhibits(measured.rows("disagreements", task)),
             *exhibits.map_exhibits(measured.rows("projection", task)),
@@ -89,16 +87,16 @@ class Run(SweepStudy):
 
     def note(self, measured: Measured) -> list[str]:
         """The tasks for which the last layer is not the one chosen on dev."""
-        from clsprobe.analysis.sweep.choose import accuracy_by_cell, subject_cell
+        from clsprobe.analysis.sweep.choose import accuracy_by_cell
 
         gaps = []
         for task in measured.tasks:
             try:
-                rows = self.judged_rows(measured.rows("predictions", task))
-                subject = subject_cell(rows)
+                scores = self.read_scores(measured.rows("predictions", task))
+                subject = scores.subject
             except MissingEvidence:
                 continue  # its verdict says so
-            accuracies = accuracy_by_cell(rows, [subject.readout]).set_index("layer").value
+            accuracies = accuracy_by_cell(scores.rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(
                     f"{short(task)}: {subject.readout} {accuracies[last]:.3f} at the last layer ({last}), "

@@ -88,6 +88,8 @@ def measure_fine_tuning(
     settings: `FineTuning`'s. folder: where finished trainings are saved, so that an interrupted run resumes with them.
     """
     encoder = load_encoder(described, device=settings.device)
+    for name in plan.readouts:
+        arrange_encoder(encoder, name)  # an encoder that lacks a readout is an error before anything is trained
     max_length = _max_length(settings, encoder, plan.readouts)
     tasks = [prepare_task(settings, t, encoder, plan.readouts, plan.train_texts, max_length) for t in corpus.tasks]
     setup = Setup(plan, encoder, tasks, max_length, _precision(settings))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 EXTENSIONS = 3  # rates that are added at most on either side of the planned ones
+MOST_SEEDS = 30  # more are not recommended
 FACTOR = 4.0  # from one rate to the next, where one rate alone has no ratio
 
 

@@ -6,15 +6,16 @@ encoder "frozen".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep.choose import BEST_CLASS, READOUT_NAMES, ChosenCell, choose_layer, make_part
+from clsprobe.analysis.fine_tuning.plan import MOST_SEEDS
 from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE
+from clsprobe.analysis.sweep.scores import BEST_CLASS, READOUT_NAMES, ChosenCell, TaskScores
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 from clsprobe.analysis.verdict import TAIL, MissingEvidence, Part, holm
 
@@ -87,32 +88,59 @@ def describe_rates(rows: pd.DataFrame, steps: pd.DataFrame, where: str = "") -> 
     return sentences
 
 
-def choose_cells(rows: pd.DataFrame) -> dict[str, ChosenCell]:
+def score_tuned(rows: pd.DataFrame) -> TaskScores:
+    """The scores of the fine-tuned encoders."""
+    return TaskScores(rows[rows.probe.str.startswith(TUNED)])
+
+
+def choose_cells(scores: TaskScores) -> dict[str, ChosenCell]:
     """Readout -> its fine-tuned cell, at the rate that dev chooses.
 
     Raises MissingEvidence where cls or every other readout is missing.
     """
-    tuned = rows[rows.probe.str.startswith(TUNED)]
-    names = list(choose_rates(rows))
+    names = list(choose_rates(scores.rows))
     if "cls" not in names or len(names) < 2:
         raise MissingEvidence(f"there are no predictions of {'another readout' if 'cls' in names else 'cls'} on dev")
-    return {name: choose_layer(tuned[tuned.readout == name], name) for name in names}
+    return {name: scores.choose(name) for name in names}
 
 
-def make_parts(rows: pd.DataFrame, margin: float) -> dict[str, Part]:
+def make_parts(scores: TaskScores, margin: float) -> dict[str, Part]:
     """Readout -> the part "its accuracy minus that of [CLS] is above -margin", over the same test texts and seeds."""
-    cells = choose_cells(rows)
+    cells = choose_cells(scores)
     cls = cells.pop("cls")
     return {
-        name: replace(make_part(rows, cell, cls, threshold=-margin), name=READOUT_NAMES.get(name, name))
+        name: replace(scores.compare(cell, cls, threshold=-margin), name=READOUT_NAMES.get(name, name))
         for name, cell in cells.items()
     }
 
 
-def compare_with_best_class(rows: pd.DataFrame, cell: ChosenCell) -> Part:
+def compare_with_best_class(scores: TaskScores, cell: ChosenCell) -> Part:
     """The part "this cell is more often right than the best single class of test"."""
     best_class = ChosenCell({"control": BEST_CLASS}, "the best single class", np.nan, np.nan, np.nan, np.nan)
-    return make_part(rows, cell, best_class)
+    return scores.compare(cell, best_class)
+
+
+def needed_seeds(parts: Sequence[Part], seeds: int) -> int | None:
+    """How many seeds would decide, at these effects, a claim that all parts hold, and that is undecided with `seeds`.
+
+    None where more than `MOST_SEEDS` would be needed on these texts.
+    """
+    failing = [part for part in parts if part.effect < part.threshold]
+    counts = [_count_seeds(part, seeds) for part in failing or parts if part.p_yes >= TAIL]
+    most = min(counts, default=MOST_SEEDS + 1) if failing else max(counts, default=MOST_SEEDS + 1)
+    return most if most <= MOST_SEEDS else None
+
+
+def _count_seeds(part: Part, seeds: int) -> int:
+    """The number of seeds at which half the interval is as wide as its centre is away from the threshold, or more than
+    `MOST_SEEDS`."""
+    (over_texts, over_seeds), (of_texts, _) = part.estimate.variance, part.estimate.freedom
+    for count in range(seeds + 1, MOST_SEEDS + 1):
+        variance, freedom = np.array([over_texts, over_seeds * seeds / count]), np.array([of_texts, count - 1])
+        low, high = replace(part.estimate, variance=variance, freedom=freedom).interval()
+        if (high - low) / 2 <= abs(part.estimate.centre - part.threshold):
+            return count
+    return MOST_SEEDS + 1
 
 
 def positions(names: Iterable[str]) -> list[str]:
@@ -129,7 +157,8 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     of the opposite of these words, by the margin; adjusted for the family by `holm`). Raises MissingEvidence where cls
     or every other readout is missing.
     """
-    parts, cells, compared = make_parts(rows, margin), choose_cells(rows), []
+    scores, compared = score_tuned(rows), []
+    parts, cells = make_parts(scores, margin), choose_cells(scores)
     singles = positions(parts)
     for family in (singles, [name for name in parts if name not in singles]):
         p_yes, p_no = holm([parts[name].p_yes for name in family]), holm([parts[name].p_no for name in family])
@@ -154,12 +183,9 @@ def cross_tokens_and_positions(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     Columns token, first, last; and name, effect, low, high (95 % intervals that hold for all differences at once,
     Bonferroni), outcome (a word of `MORE`).
     """
-    correct = {
-        name: stats.correctness(rows, control="none", readout=name, probe=rate)
-        for name, rate in choose_rates(rows).items()
-        if any(name in names for names in PLACED.values())
-    }
-    tokens = {token: names for token, names in PLACED.items() if set(names) & correct.keys()}
+    scores = score_tuned(rows)
+    cells = {name: scores.choose(name) for name in choose_rates(rows) if any(name in of for of in PLACED.values())}
+    tokens = {token: names for token, names in PLACED.items() if set(names) & cells.keys()}
     pairs = [(f"{token}: last minus first", last, first) for token, (first, last) in tokens.items()]
     pairs += [
         (f"{place}: {token} minus [CLS]", names[i], PLACED["[CLS]"][i])
@@ -167,15 +193,15 @@ def cross_tokens_and_positions(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
         if token != "[CLS]"
         for i, place in enumerate(("first", "last"))
     ]
-    pairs = [pair for pair in pairs if {*pair[1:]} <= correct.keys()]
-    parts = [Part.of(name, stats.compare(correct[a], correct[b])).simultaneous(len(pairs)) for name, a, b in pairs]
+    pairs = [pair for pair in pairs if {*pair[1:]} <= cells.keys()]
+    estimates = [(name, scores.difference(cells[a].where, cells[b].where)) for name, a, b in pairs]
+    parts = [Part.of(name, estimate).simultaneous(len(pairs)) for name, estimate in estimates]
     words = [MORE["yes" if part.low > 0 else "no" if part.high < 0 else "undecided"] for part in parts]
     differences = [(part.name, part.effect, part.low, part.high, word) for part, word in zip(parts, words, strict=True)]
-    scores = [
-        (token, *(float(correct[name].to_numpy().mean()) if name in correct else np.nan for name in names))
-        for token, names in tokens.items()
+    accuracies_of_tokens = [
+        (token, *(cells[name].test if name in cells else np.nan for name in names)) for token, names in tokens.items()
     ]
-    table = pd.DataFrame(scores if parts else [], columns=["token", "first", "last"])
+    table = pd.DataFrame(accuracies_of_tokens if parts else [], columns=["token", "first", "last"])
     return table, pd.DataFrame(differences, columns=DIFFERENCES)
 
 

@@ -17,9 +17,10 @@ from clsprobe.analysis.formation import attribution, erasure, knockout
 from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
 from clsprobe.analysis.study import Measured, short
-from clsprobe.analysis.sweep.choose import choose_layer, judged_rows
+from clsprobe.analysis.sweep.choose import judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep
+from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.encoders.encoder import Encoder
@@ -79,7 +80,7 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
 
 def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
     """[CLS] at the layer above 0 that dev chooses, then the other readouts of that layer. rows: one task."""
-    layer = choose_layer(rows[(rows.control != "none") | (rows.layer > 0)], "cls").layer
+    layer = TaskScores(rows[(rows.control != "none") | (rows.layer > 0)]).choose("cls").layer
     return [(layer, name) for name in sorted(readouts, key=lambda name: name != "cls")]
 
 

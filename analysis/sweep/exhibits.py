@@ -1,6 +1,6 @@
 """The exhibits of a sweep, one task at a time. Every function is pure: rows of tables in, exhibits out.
 
-rows: the judged predictions of one task (`choose.judged_rows`).
+scores: of the judged predictions of one task; rows: these predictions (`choose.judged_rows`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,8 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Exhibit
-from clsprobe.analysis.sweep.choose import (
-    ChosenCell,
-    accuracy_by_cell,
-    by_number,
-    choose_layer,
-    list_baselines,
-    make_part,
-    name_cell,
-    subject_cell,
-    summary,
-)
+from clsprobe.analysis.sweep.choose import accuracy_by_cell, by_number, list_baselines, summary
+from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
 from clsprobe.analysis.verdict import Part
 
 DIFFERENCES = ["name", "effect", "low", "high", "outcome"]
@@ -56,12 +47,12 @@ MAPS = (
 )
 
 
-def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
+def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
     """The grid, the curves and the baselines; of the chosen cell the confusion matrix and recalls.
 
     Numbers have R2 instead of accuracy, and the chosen cell's predictions by bands of the true numbers.
     """
-    subject, best, lines = subject_cell(rows), choose_layer(rows, None), list_baselines(rows)
+    rows, subject, best, lines = scores.rows, scores.subject, scores.choose(None), list_baselines(scores)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
@@ -79,7 +70,7 @@ def grid_exhibits(rows: pd.DataFrame) -> list[Exhibit]:
         ),
         Exhibit(
             f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test.",
-            list_baselines(rows, subject),
+            list_baselines(scores, subject),
             "intervals",
             {"metric": best.metric},
         ),
@@ -137,16 +128,16 @@ def map_exhibits(projection: pd.DataFrame) -> list[Exhibit]:
 # ------------------------------------------------------------------------------------------ readouts against [CLS]
 
 
-def compare_with_cls(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> pd.DataFrame:
+def compare_with_cls(scores: TaskScores, readouts: Sequence[str], margin: float) -> pd.DataFrame:
     """Each readout minus [CLS] over the same test texts, both at the layers that dev chooses.
 
     Columns `COMPARED`; best on dev first. outcome: whether the readout is no worse by the margin, each taken alone.
     """
-    cls, compared = choose_layer(rows, "cls"), []
+    cls, compared = scores.choose("cls"), []
     for readout in readouts:
-        other = choose_layer(rows, readout)
-        part = make_part(rows, other, cls, threshold=-margin)
-        compared.append((*difference_row(name_cell(rows, other), part, NO_WORSE), other.dev))
+        other = scores.choose(readout)
+        part = scores.compare(other, cls, threshold=-margin)
+        compared.append((*difference_row(scores.name(other), part, NO_WORSE), other.dev))
     table = pd.DataFrame(compared, columns=COMPARED)
     return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
 
@@ -161,28 +152,28 @@ def differences_exhibit(caption: str, table: pd.DataFrame, words: Mapping[str, s
     return Exhibit(caption, table, "differences", {**arguments, "words": {word: name for name, word in words.items()}})
 
 
-def comparison_exhibits(rows: pd.DataFrame, readouts: Sequence[str], margin: float) -> list[Exhibit]:
+def comparison_exhibits(scores: TaskScores, readouts: Sequence[str], margin: float) -> list[Exhibit]:
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
-    cls = choose_layer(rows, "cls")
+    cls = scores.choose("cls")
     differences = differences_exhibit(
-        f"{cls.metric.capitalize()} of each readout minus that of {name_cell(rows, cls)}, which is {cls.test:.3f}, "
-        f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that dev "
-        f"cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by the "
-        f"margin, each readout taken alone.",
-        compare_with_cls(rows, readouts, margin),
+        f"{cls.metric.capitalize()} of each readout minus that of {scores.name(cls)}, which is {cls.test:.3f}, "
+        f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that "
+        f"dev cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by "
+        f"the margin, each readout taken alone.",
+        compare_with_cls(scores, readouts, margin),
         NO_WORSE,
         margin=margin,
         metric=cls.metric,
     )
-    return [differences, curves_exhibit(rows, ["cls", *readouts], cls)]
+    return [differences, curves_exhibit(scores, ["cls", *readouts], cls)]
 
 
-def curves_exhibit(rows: pd.DataFrame, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
+def curves_exhibit(scores: TaskScores, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
-    lines = list_baselines(rows)
+    lines = list_baselines(scores)
     return Exhibit(
         f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
-        accuracy_by_cell(rows, readouts),
+        accuracy_by_cell(scores.rows, readouts),
         "curves",
         {"metric": cell.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
     )

@@ -16,18 +16,16 @@ from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.choose import (
-    CONTROL_NAMES,
     DISAGREEMENTS,
     bands,
-    choose_layer,
     disagreements,
     judged_probe,
     judged_rows,
-    subject_cell,
 )
 from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
+from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
@@ -142,9 +140,10 @@ def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, row
     if split.task.kind == "number":
         return {}, [f"{short(split.task.name)}: numbers have no bits and no learning curve here."]
     readouts = [name for name in ("cls", "mean") if name in set(rows[rows.control == "none"].readout)]
-    cells = [choose_layer(rows, readout) for readout in readouts] or [subject_cell(rows)]
+    scores = TaskScores(rows)
+    cells = [scores.choose(readout) for readout in readouts] or [scores.subject]
     if BAG in states.cells:
-        cells.append(replace(choose_layer(rows, None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
+        cells.append(replace(scores.choose(None, "layer0_mean"), name=CONTROL_NAMES["layer0_mean"]))
     probe_name = judged_probe(rows, settings.probes)
     if not hasattr(probe := find_probe(probe_name), "predict_proba"):
         return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
@@ -156,7 +155,8 @@ def _disagreements(settings: SweepSettings, split: SplitTask, states: States, ro
     """`choose.disagreements` of [CLS] and mean, for classes, if both were read. rows: the task's judged predictions."""
     if split.task.kind == "number" or not {"cls", "mean"} <= set(rows[rows.control == "none"].readout):
         return {}, []
-    table = disagreements(rows, choose_layer(rows, "cls"), choose_layer(rows, "mean"), split.task.texts)
+    scores = TaskScores(rows)
+    table = disagreements(rows, scores.choose("cls"), scores.choose("mean"), split.task.texts)
     return {"disagreements": table.assign(task=split.task.name)}, []
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.folder import RunFolder
+    from clsprobe.analysis.sweep.scores import TaskScores
 
 
 class SweepStudy(SweepSettings, Study):
@@ -79,6 +80,12 @@ class SweepStudy(SweepSettings, Study):
         from clsprobe.analysis.sweep.choose import judged_rows
 
         return judged_rows(rows, self.probes)
+
+    def read_scores(self, rows: pd.DataFrame) -> TaskScores:
+        """The scores of the judged ones among the predictions of one task."""
+        from clsprobe.analysis.sweep.scores import TaskScores
+
+        return TaskScores(self.judged_rows(rows))
 
 
 def read_readouts(predictions: pd.DataFrame) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 
@@ -12,37 +14,14 @@ from house import ROOT
 from tables import first, measured, predictions
 
 from clsprobe.aggregate import Aggregate
-from clsprobe.analysis.study import Answer, Exhibit, Verdict
+from clsprobe.analysis import stats
+from clsprobe.analysis.study import Answer, Exhibit, correct_answers
+from clsprobe.analysis.verdict import Verdict
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
-
-
-@pytest.mark.parametrize(
-    ("effect", "low", "high", "threshold", "outcome"),
-    [
-        (0.05, 0.01, 0.09, 0.0, "yes"),
-        (0.05, -0.01, 0.09, 0.0, "undecided"),
-        (-0.01, -0.015, 0.0, -0.02, "yes"),  # no worse than the margin allows
-        (-0.03, -0.05, -0.01, -0.02, "undecided"),
-        (-0.06, -0.08, -0.04, -0.02, "no"),
-    ],
-)
-def test_a_verdict_depends_on_the_whole_interval(effect, low, high, threshold, outcome):
-    assert Verdict.decide("", effect, low, high, threshold=threshold).outcome == outcome
-
-
-def test_tasks_that_disagree_are_undecided():
-    yes = Verdict("yes", "", 0.1, 0.05, 0.2)
-    no = Verdict("no", "", -0.1, -0.2, -0.05)
-    verdict = Verdict.over({"a": yes, "b": no})
-    assert verdict.outcome == "undecided"
-    assert verdict.because == "Of 2 tasks: yes on 1, no on 1."
-    assert (verdict.low, verdict.high) == (-0.2, 0.2)
-    assert Verdict.over({"a": yes, "b": yes}).outcome == "yes"
-    assert Verdict.over({"a": no}) == no
 
 
 def make_predictions(cls: float, mean: float, token: float = 0.5, bag: float = 0.6, task: str = "file:made:label"):
@@ -57,8 +36,8 @@ def make_predictions(cls: float, mean: float, token: float = 0.5, bag: float = 0
     )
 
 
-@pytest.mark.parametrize(("mean", "outcome"), [(0.9, "yes"), (0.89, "undecided"), (0.7, "no")])
-def test_poolings_judges_mean_against_cls(mean, outcome):
+@pytest.mark.parametrize(("mean", "outcome"), [(0.95, "no"), (0.9, "no"), (0.89, "undecided"), (0.7, "yes")])
+def test_poolings_asks_whether_mean_is_inferior(mean, outcome):
     verdict = Poolings().judge(make_predictions(0.9, mean))
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(mean - 0.9)
@@ -75,10 +54,13 @@ def test_positions_judges_the_position_chosen_on_dev():
     )
     verdict = Positions().judge(rows)
     assert verdict.outcome == "no"
-    assert "token[1] at layer 3 gets 0.700" in verdict.because
+    assert verdict.label == "described"  # why is no yes-or-no question
+    assert verdict.sentence.startswith(
+        "On made: label, token[1] (layer 3) is worse than [CLS] (layer 3) by 20.0 points"
+    )
 
 
-def test_run_judges_cls_against_the_best_baseline():
+def test_run_judges_cls_against_every_baseline():
     assert Run().judge(make_predictions(0.9, 0.5)).outcome == "yes"
     assert Run().judge(make_predictions(0.6, 0.9, bag=0.6)).outcome == "undecided"
     assert Run().judge(make_predictions(0.5, 0.9, bag=0.7)).outcome == "no"
@@ -111,10 +93,13 @@ def test_several_tasks_are_judged_separately():
     rows = pd.concat([make_predictions(0.9, 0.9), make_predictions(0.9, 0.7, task="file:other:label")])
     verdict = Poolings().verdict(measured(predictions=rows))
     assert {task: part.outcome for task, part in verdict.parts.items()} == {
-        "file:made:label": "yes",
-        "file:other:label": "no",
+        "file:made:label": "no",
+        "file:other:label": "yes",
     }
-    assert verdict.outcome == "undecided"
+    assert verdict.outcome == "mixed"
+    assert verdict.sentence.startswith(
+        "Mixed: of 2 tasks yes on 1 (other: label), no on 1 (made: label). made: label 0.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,8 +116,8 @@ def test_aggregate_compares_cls_with_the_baselines_and_the_mean(cls, mean, bag, 
     assert Aggregate().judge(make_predictions(cls, mean, bag=bag)).outcome == outcome
 
 
-@pytest.mark.parametrize(("flat", "outcome"), [(0.8, "yes"), (0.5, "undecided"), (0.3, "no")])
-def test_order_compares_flattening_with_baselines_without_order(flat, outcome):
+@pytest.mark.parametrize(("flat", "outcome"), [(0.8, "no"), (0.52, "undecided"), (0.3, "yes")])
+def test_order_asks_whether_flattening_destroys_it(flat, outcome):
     rows = predictions(
         {
             ("none", 2, "cls"): (first(0.9), first(0.9)),
@@ -145,6 +130,145 @@ def test_order_compares_flattening_with_baselines_without_order(flat, outcome):
     assert Order().judge(rows).outcome == outcome
     for exhibit in Order().show(measured(predictions=rows), "file:made:label"):
         exhibit.draw()
+
+
+def of_one_class(share: float, task: str = "file:made:label") -> pd.DataFrame:
+    """[CLS] predicts one class, which `share` of the test texts have; a bag of words was the better one on dev."""
+    n = 400
+    of_class = np.arange(n) < share * n
+    rows = predictions(
+        {
+            ("none", 3, "cls"): (first(0.6), of_class),
+            ("none", 3, "mean"): (first(0.6), of_class),
+            ("bag_of_words", -1, "none"): (first(0.7), first(0.5)),
+        },
+        task=task,
+    )
+    label = np.where(of_class, "a", "b")
+    test = rows.split == "test"
+    correct = (rows.label == rows.predicted)[test].to_numpy()
+    rows.loc[test, "label"] = np.tile(label, 3)
+    rows.loc[test, "predicted"] = np.where(correct, rows.label[test], np.where(rows.label[test] == "a", "b", "a"))
+    return rows
+
+
+def test_a_readout_of_one_class_gets_no_yes():
+    """As on a shifted test set: better than the baseline that dev chose, but not than the class itself."""
+    rows = of_one_class(0.7)
+    assert rows[(rows.split == "test") & (rows.readout == "cls")].predicted.nunique() == 1
+    assert (
+        stats.paired_difference(
+            stats.correctness(rows, control="none", readout="cls"), stats.correctness(rows, control="bag_of_words")
+        )[1]
+        > 0.1
+    )  # what dev's baseline alone would say
+    for study in (Run(), Aggregate(), Poolings()):
+        verdict = study.judge(rows)
+        assert verdict.outcome == "undecided"
+        assert "On made: label, [CLS] (layer 3) predicts one class for all 400 test texts." in verdict.warnings
+
+
+def test_the_best_class_of_test_is_a_baseline():
+    rows = make_predictions(0.72, 0.7, bag=0.5)
+    test = rows.split == "test"
+    rows.loc[test & (rows.row < 1280), "label"] = "a"  # 70 % and more are of one class
+    parts = {part.name: part for part in Run().judge(rows).comparisons}
+    share = (rows[test].drop_duplicates("row").label == "a").mean()
+    right = (rows.label == rows.predicted)[test & (rows.readout == "cls")].mean()
+    assert parts["the best single class"].effect == pytest.approx(right - share)
+
+
+def test_a_task_that_a_baseline_solves_by_construction_is_left_out():
+    rows = pd.concat([make_predictions(0.9, 0.9), make_predictions(0.9, 0.9, task="file:other:label")])
+    tables = measured(predictions=rows)
+    tables = dataclasses.replace(tables, facts={**tables.facts, "solved": {"file:other:label": ["bag_of_words"]}})
+    answer = Aggregate().answer(tables)
+    assert answer.verdict.outcome == "yes"
+    assert answer.verdict.parts["file:other:label"].label == "left out"
+    assert "bag of words alone solves other: label by construction" in answer.verdict.parts["file:other:label"].sentence
+    assert Poolings().answer(tables).verdict.parts["file:other:label"].label == "no"  # compares readouts only
+
+
+def test_order_leaves_out_a_task_that_is_solved_without_it():
+    rows = predictions(
+        {
+            ("none", 2, "cls"): (first(0.9), first(0.9)),
+            ("none", 2, "flatten_projected"): (first(0.99), first(0.99)),
+            ("bag_of_words", -1, "none"): (first(0.8), first(0.8)),
+        }
+    )
+    verdict = Order().judge(rows)
+    assert verdict.label == "left out"
+    assert verdict.sentence == "Left out: bag of words solves made: label without order (0.800)."
+
+
+def test_untrained_encoders_are_a_mean_of_three_or_as_drawn():
+    cells = {("none", 3, "cls"): (first(0.9), first(0.9)), ("untrained", 3, "cls"): (first(0.6), first(0.6))}
+    for seeds, name in ((1, "untrained encoder (as drawn)"), (3, "untrained encoder (mean of 3 draws)")):
+        rows = pd.concat([predictions(cells, seed=seed) for seed in range(seeds)], ignore_index=True)
+        assert any(part.name.startswith(name) for part in Run().judge(rows).comparisons)
+
+
+def test_layers_that_dev_cannot_tell_apart_are_all_named():
+    cells = {
+        ("none", layer, "cls"): (first(dev, 150), first(test))
+        for layer, dev, test in ((1, 0.9, 0.8), (2, 0.5, 0.5), (4, 0.9, 0.82), (5, 0.907, 0.85), (6, 0.9, 0.9))
+    }
+    rows = predictions(cells | {("none", 3, "mean"): (first(0.9, 150), first(0.9))})
+    verdict = Poolings().judge(rows)
+    assert verdict.sentence.startswith(
+        "No: on made: label, mean pooling (layer 3) is better than [CLS] (layers 1, 4 to 6) by 5.0 points (2"
+    )
+    assert "; 0.0 to 10.0 over these layers)" in verdict.sentence
+
+
+def test_few_test_texts_are_said_first():
+    rows = predictions({("none", 3, name): (first(0.9, 40), first(0.9, 40)) for name in ("cls", "mean")})
+    (warning,) = Poolings().judge(rows).warnings
+    assert warning == "Only 40 test texts on made: label: one text more or less right is 2.5 points."
+
+
+def test_vectors_of_a_file_are_called_by_its_name():
+    rows = predictions(
+        {("none", 1, "vector"): (first(0.9), first(0.9)), ("majority", -1, "none"): (first(0.5), first(0.5))}
+    )
+    tables = measured(predictions=rows.assign(model="v.npy"))
+    tables = dataclasses.replace(tables, facts={**tables.facts, "model": {"model": "v.npy"}})
+    answer = Run(vectors="v.npy").answer(tables)
+    assert answer.question == "What do the vectors of v.npy know?"
+    assert answer.verdict.sentence.startswith(
+        "On made: label, the vector in v.npy gets 0.900 of the test texts right, more"
+    )
+    assert "layer 1" not in answer.verdict.sentence
+
+
+def test_what_is_undecided_comes_with_the_command_that_decides():
+    rows = make_predictions(0.9, 0.89, task="grammar:tense")
+    answer = Poolings(task="grammar:tense", layers="3").answer(measured(predictions=rows))
+    needed, command = re.fullmatch(
+        r"About ([\d,]+) test texts would .* Try: (clsprobe .*)", answer.verdict.advice
+    ).groups()
+    size = int(command.rpartition(":")[2].split()[0])
+    assert command == f"clsprobe poolings --task grammar:tense:{size} --layers 3"
+    assert size / 3 == pytest.approx(int(needed.replace(",", "")) / 400 * 1000, rel=0.1)
+    of_file = Poolings(task="file:a.csv", max_texts=100).answer(measured(predictions=make_predictions(0.9, 0.89)))
+    assert "If the source has so many, try: clsprobe poolings --task file:a.csv --max-texts" in of_file.verdict.advice
+    own = Poolings(task="file:a.csv").answer(measured(predictions=make_predictions(0.9, 0.89)))
+    assert own.verdict.advice.endswith("Add texts to the source, and run the same command with --overwrite.")
+
+
+def test_the_answers_of_a_run_are_corrected_for_their_number():
+    tables = measured(predictions=make_predictions(0.9, 0.9, bag=0.872))
+    answers = correct_answers({"a": Aggregate().answer(tables), "b": Poolings().answer(tables)})
+    p = [answer.verdict.p for answer in answers.values()]
+    assert [answer.p for answer in answers.values()] == pytest.approx(stats_of_holm(p))
+    assert all(answer.answers == 2 for answer in answers.values())
+
+
+def stats_of_holm(p: list[float]) -> list[float]:
+    smaller, larger = sorted(p)
+    adjusted = {smaller: min(2 * smaller, 1), larger: max(min(2 * smaller, 1), larger)}
+    return [adjusted[value] for value in p]
 
 
 @pytest.mark.parametrize("study", [Positions, Poolings, Aggregate])
@@ -190,7 +314,9 @@ def test_a_notebook_escapes_data():
     hostile = "<script>alert(1)</script>"
     table = pd.DataFrame({"name": [hostile], "effect": [0.1], "low": [0.0], "high": [0.2], "outcome": ["yes"]})
     exhibit = Exhibit(hostile, table, "differences", {"margin": 0.02, "metric": "accuracy"})
-    answer = Answer(hostile, hostile, Verdict("yes", hostile, 0.1, 0.0, 0.2), (exhibit,))
+    answer = Answer(
+        hostile, hostile, Verdict("yes", hostile, 0.1, 0.0, 0.2, warnings=(hostile,), advice=hostile), (exhibit,)
+    )
     assert "<script" not in answer._repr_html_()
 
 

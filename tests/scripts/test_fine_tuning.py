@@ -70,6 +70,21 @@ def test_two_seeds_are_undecided_unless_it_is_clear():
     assert judged == ["yes", "undecided", "no", "undecided"]
 
 
+def test_undecided_says_how_many_seeds_would_decide():
+    """Seeds that differ by as much as these; from two to the number that is said, the interval narrows as promised."""
+    study = FineTuning(task="file:d.csv", seeds=2)
+    verdict = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.91, 0.9]}}, n=4000))
+    assert verdict.outcome == "undecided"
+    assert study._advise({"a": verdict}) == (
+        "About 3 seeds would decide at this effect (2 were used): run it again with --seeds 3."
+    )
+    more = study.judge(tuned({"cls": {1e-4: [0.9] * 3}, "sep": {1e-4: [0.9113, 0.9, 0.9037]}}, n=4000))
+    assert more.outcome == "yes"
+    close = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.9, 0.859]}}))
+    assert "More than 30 seeds" in study._advise({"a": close})
+    assert study._advise({"a": more}) == ""
+
+
 def test_one_of_many_is_easily_worse_by_chance():
     """Holm: what is clear of one readout alone is not clear of the worst of thirty."""
     cls = {1e-4: [0.9, 0.9, 0.9]}
@@ -96,7 +111,7 @@ def test_one_of_many_is_easily_no_worse_by_chance():
 
 SENTENCES = {
     "yes": "Yes: on made: label, fine-tuned, each of the 2 other positions does as well as [CLS] or better, within the "
-    "margin of 2 points; least certain is token[1]: token[1] minus [CLS] is 0.0 points (",
+    "margin of 2 points; the lowest is token[1]: token[1] minus [CLS] is 0.0 points (",
     "no": "No: on made: label, fine-tuned, token[1] is worse than [CLS] by 10.0 points (",
     "undecided": "Undecided: on made: label, fine-tuned, for 1 of the 2 other positions it is open whether it does as "
     "well as [CLS] or better, within the margin of 2 points; least certain is token[1]: token[1] is worse than [CLS] "
@@ -120,16 +135,17 @@ def test_better_than_cls_is_yes():
 
 
 def test_a_readout_that_predicts_one_class_never_works_as_well():
-    """Although it is right as often as [CLS] is, since test holds that class."""
-    table = tuned({"cls": {1e-4: [0.95] * 3}, "sep": {1e-4: [0.95] * 3}, "token[1]": {1e-4: [0.95] * 3}})
-    table.loc[table.split == "test", "label"] = "a"
-    table.loc[(table.split == "test") & (table.readout != "sep"), "predicted"] = np.where(
-        table[(table.split == "test") & (table.readout != "sep")].row % 25, "a", "b"
-    )
-    table.loc[(table.split == "test") & (table.readout == "sep"), "predicted"] = "a"
+    """[CLS] finds 60 of the 1,200 texts of the rarer class, and sep none: worse by 1.5 points, within the margin."""
+    table = tuned({"cls": {1e-4: [1.0] * 3}, "sep": {1e-4: [1.0] * 3}}, n=4000)
+    text = table.row - table.groupby("split").row.transform("min")
+    table["label"] = np.where(text < 2800, "a", "b")
+    table["predicted"] = np.where((table.readout == "cls") & (text >= 3940), "b", "a")
     verdict = FineTuning().judge(table)
+    assert verdict.low > -FineTuning.margin
     assert verdict.outcome == "undecided"
-    assert any("sep" in warning and "predicts one class" in warning for warning in verdict.warnings)
+    assert verdict.warnings == ("On made: label, sep (layer 6) predicts one class for all 4,000 test texts.",)
+    table.loc[(table.readout == "sep") & (text == 3999), "predicted"] = "b"
+    assert FineTuning().judge(table).outcome == "yes"
 
 
 def test_what_learned_nothing_is_no_measure_of_the_others():
@@ -147,9 +163,11 @@ def test_token_and_position_are_told_apart():
     """Planted: the position costs 20 points whatever the token, the new token 5 whatever the position."""
     places = {"cls": 0.9, "cls@last": 0.7, "new@first": 0.85, "new@last": 0.65, "token[1]@first": 0.9, "mean": 0.9}
     table, differences = cross_tokens_and_positions(tuned({name: {1e-4: [s] * 3} for name, s in places.items()}))
-    assert table.to_numpy().tolist() == [
-        ["[CLS]", 0.9, 0.7], ["new token", 0.85, 0.65], ["first word", 0.9, pytest.approx(np.nan, nan_ok=True)]
-    ]  # fmt: skip
+    assert table.set_index("token").T.round(3).to_dict("list") == {
+        "[CLS]": [0.9, 0.7],
+        "new token": [0.85, 0.65],
+        "first word": [0.9, pytest.approx(np.nan, nan_ok=True)],
+    }
     effects = differences.set_index("name").effect.round(3).to_dict()
     assert effects == {
         "[CLS]: last minus first": -0.2,
@@ -326,8 +344,8 @@ def test_p_and_interval_decide_alike():
         _, low, high = stats.paired_difference(a, b)
         assert (stats.difference_p(a, b) < 0.05) == (low > 0 or high < 0)
         assert (stats.equivalence_p(a, b, 0.05) < 0.025) == (low > -0.05 and high < 0.05)
-        assert (stats.compare(b, a).p_below(-0.05) < 0.025) == (low > 0.05)
-        assert (stats.compare(a, b).p_below(-0.05) < 0.025) == (high < -0.05)
+        assert (stats.compare(b.to_numpy(float), a.to_numpy(float)).p_below(-0.05) < 0.025) == (low > 0.05)
+        assert (stats.compare(a.to_numpy(float), b.to_numpy(float)).p_below(-0.05) < 0.025) == (high < -0.05)
 
 
 # ------------------------------------------------------------------------------------------------------- trajectory

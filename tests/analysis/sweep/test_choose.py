@@ -8,9 +8,10 @@ import pytest
 from tables import first, predictions
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import MissingEvidence
 from clsprobe.analysis.sweep import choose
+from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
+from clsprobe.analysis.verdict import MissingEvidence
 
 
 def table():
@@ -27,32 +28,33 @@ def table():
 
 
 def test_the_layer_of_a_readout_is_chosen_on_dev():
-    chosen = choose.choose_layer(table(), "cls")
+    chosen = TaskScores(table()).choose("cls")
     assert (chosen.layer, chosen.readout, chosen.name) == (1, "cls", "cls at layer 1")
     assert (chosen.dev, chosen.test) == (0.9, 0.8)
     assert 0.75 < chosen.low < 0.8 < chosen.high < 0.85
 
 
 def test_the_best_cell_of_all_is_chosen_on_dev():
-    assert choose.choose_layer(table(), None).readout == "cls"
-
-
-def test_the_best_baseline_is_chosen_on_dev():
-    assert choose.best_baseline(table()).name == "bag of words"
+    assert TaskScores(table()).choose(None).readout == "cls"
 
 
 def test_baselines_are_listed_by_the_names_a_reader_knows():
-    lines = choose.list_baselines(table(), choose.choose_layer(table(), "mean"))
-    assert list(lines.name) == ["mean at layer 1", "majority class", "bag of words", "untrained encoder"]
+    lines = choose.list_baselines(TaskScores(table()), TaskScores(table()).choose("mean"))
+    assert list(lines.name) == [
+        "mean at layer 1",
+        "majority class",
+        "bag of words",
+        "untrained encoder (as drawn), mean at layer 1",
+    ]
     assert lines.value.tolist() == [0.95, 0.5, 0.6, 0.9]
 
 
 def test_rows_of_a_choice_are_its_own():
-    rows = choose.choose_layer(table(), "mean").rows(table())
+    rows = TaskScores(table()).choose("mean").rows(table())
     assert len(rows) == 800
     assert set(rows.readout) == {"mean"}
     with pytest.raises(MissingEvidence, match="no predictions of max on dev and test"):
-        choose.choose_layer(table(), "max")
+        TaskScores(table()).choose("max")
 
 
 def test_nothing_is_found_in_a_cell_that_only_test_favours():
@@ -65,12 +67,37 @@ def test_nothing_is_found_in_a_cell_that_only_test_favours():
             for readout in ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random", "mean", "max")
         }
         rows = predictions(cells | {("majority", -1, "none"): (first(0.5), first(0.5))})
-        cell, baseline = choose.choose_layer(rows, None), choose.best_baseline(rows)
-        _, low, high = choose.difference(rows, cell.where, baseline.where)
+        cell, baseline = TaskScores(rows).choose(None), TaskScores(rows).choose(None, "majority")
+        low, high = TaskScores(rows).difference(cell.where, baseline.where).interval()
         significant += low > 0 or high < 0
         seeming.append(stats.accuracies(rows[rows.split == "test"], ["layer", "readout"]).value.max())
     assert significant <= 1
     assert np.mean(seeming) == pytest.approx(0.563, abs=0.01)  # METHODS.md 3
+
+
+def test_scores_agree_with_those_of_the_tables():
+    """Several seeds with splits of their own: the same choice, score, interval and difference as from the rows."""
+    random = np.random.default_rng(1)
+    parts = []
+    for seed in range(3):
+        cells = {
+            ("none", layer, name): (random.random(60) < 0.6 + layer / 20, random.random(80) < 0.7)
+            for layer in range(3)
+            for name in ("cls", "mean")
+        }
+        part = predictions(cells | {("majority", -1, "none"): (random.random(60) < 0.5, first(0.5, 80))}, seed=seed)
+        parts.append(part.assign(row=(part.row + 37 * seed) % 1500))
+    rows = pd.concat(parts, ignore_index=True)
+    scores, best = TaskScores(rows), stats.best_layers(rows).set_index("readout")
+    for name in ("cls", "mean"):
+        cell = scores.choose(name)
+        assert (cell.layer, cell.dev) == (best.layer[name], pytest.approx(best.dev[name]))
+        expected = stats.accuracies(cell.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
+        assert (cell.test, cell.low, cell.high) == pytest.approx((expected.value, expected.low, expected.high))
+    a, b = scores.choose("cls").where, scores.choose(None, "majority").where
+    effect = stats.paired_difference(stats.correctness(rows, **a), stats.correctness(rows, **b))
+    difference = scores.difference(a, b)
+    assert (difference.effect, *difference.interval()) == pytest.approx(effect)
 
 
 # --------------------------------------------------------------------------------------------- gain and selectivity

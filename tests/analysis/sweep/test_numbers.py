@@ -24,6 +24,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.sweep.exhibits import grid_exhibits
 from clsprobe.analysis.sweep.grid import check_layer0, describe_rows, split_task, sweep
+from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, concat_predictions, to_latex
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric
@@ -354,12 +355,11 @@ def make_table(cls=0.8, mean=0.8, bag=0.5):
 
 
 def test_the_layer_is_chosen_by_r2_on_dev():
-    chosen = choose.choose_layer(make_table(), "cls")
+    chosen = TaskScores(make_table()).choose("cls")
     assert (chosen.layer, chosen.metric) == (3, "R2")
     assert (chosen.dev, chosen.test) == (pytest.approx(0.8), pytest.approx(0.8))
     assert 0.7 < chosen.low < 0.8 < chosen.high < 0.87
-    assert choose.best_baseline(make_table()).name == "bag of words"
-    assert "mean of train" in set(choose.list_baselines(make_table()).name)
+    assert "mean of train" in set(choose.list_baselines(TaskScores(make_table())).name)
 
 
 @pytest.mark.parametrize(("cls", "bag", "outcome"), [(0.8, 0.5, "yes"), (0.8, 0.8, "undecided"), (0.4, 0.8, "no")])
@@ -368,25 +368,26 @@ def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(cls - bag)
     assert verdict.low < verdict.effect < verdict.high
-    assert f"cls at layer 3 explains {cls:.3f} of the variance of the test texts' numbers" in verdict.because
+    assert f"[CLS] (layer 3) explains {cls:.3f} of the variance of the test texts' numbers" in verdict.sentence
+    assert "the mean of the test numbers" in {part.name for part in verdict.comparisons}
 
 
-@pytest.mark.parametrize(("mean", "outcome"), [(0.95, "yes"), (0.5, "no")])
+@pytest.mark.parametrize(("mean", "outcome"), [(0.95, "no"), (0.5, "yes")])
 def test_readouts_are_compared_on_numbers_too(mean, outcome):
     rows = make_table(0.8, mean)
     assert Poolings().judge(rows).outcome == outcome
     tables, task = measured(predictions=rows), rows.task.iloc[0]
     differences, curves = Poolings().show(tables, task)
     assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
-    assert differences.caption.startswith("R2 of each readout minus that of cls at layer 3 (0.800)")
-    assert Aggregate().judge(rows).outcome == {"yes": "no", "no": "yes"}[outcome]  # asks the opposite question
+    assert differences.caption.startswith("R2 of each readout minus that of [CLS] (layer 3), which is 0.800")
+    assert Aggregate().judge(rows).outcome == outcome  # worse than the mean, or better
     assert {
         exhibit.arguments["metric"] for exhibit in Aggregate().show(measured(predictions=rows), rows.task.iloc[0])
     } == {"R2"}
 
 
 def test_the_page_of_numbers_draws():
-    for exhibit in grid_exhibits(make_table()):
+    for exhibit in grid_exhibits(TaskScores(make_table())):
         if exhibit.plot:
             assert exhibit.arguments["metric"] == "R2"
             exhibit.draw()

@@ -1,0 +1,351 @@
+"""The scores of one task, and what a verdict is made of: cells that dev chooses, and their comparisons on test.
+
+1. `TaskScores` reads the predictions of a task once. `choose`: the layer of a readout, the best cell of all or the cell
+   of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot tell from it.
+2. `compare`: one test score minus another, as a part of a verdict; `compare_with_baselines`: a cell minus every
+   baseline, the best single class of test among them. A readout that predicts one class never gets a yes.
+3. `name`, `describe_score`, `range_over_layers`, `warnings`: what the sentences are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clsprobe.analysis import stats
+from clsprobe.analysis.study import short
+from clsprobe.analysis.sweep.plan import BASELINES
+from clsprobe.analysis.table import NUMBERS
+from clsprobe.analysis.verdict import FEWEST, MissingEvidence, Part
+
+CELL = ("control", "layer", "readout", "probe")  # identify a cell or baseline of one task
+BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
+SURFACE = ("length", "bag_of_words")  # baselines that read the text without an encoder
+CEILING = 0.95  # of (score - majority) / (1 - majority): a task that a surface baseline solves
+DRAWS = 3  # untrained encoders for a mean; fewer are single draws
+UNNAMED = "vector"  # the readout of vectors without a name
+READOUT_NAMES = {"cls": "[CLS]", "mean": "mean pooling", "max": "max pooling", "attention": "attention pooling"}
+CONTROL_NAMES = {  # control -> its name on the page
+    "majority": "majority class",
+    "length": "text length",
+    "bag_of_words": "bag of words",
+    "layer0_mean": "mean of layer 0",
+    "untrained": "untrained encoder",
+    "shuffled": "shuffled labels",
+    "word_type": "control task (word types)",
+}
+NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
+
+
+@dataclass(frozen=True)
+class ChosenCell:
+    """A cell or baseline that dev chose. where: the columns that identify it. test, low, high: its `metric` on test,
+    accuracy or R2."""
+
+    where: Mapping[str, Any]
+    name: str
+    test: float
+    low: float
+    high: float
+    dev: float
+    metric: str = "accuracy"
+
+    @property
+    def is_readout(self) -> bool:
+        """Whether it is a readout of the encoder, not a baseline."""
+        return self.where["control"] == "none"
+
+    @property
+    def layer(self) -> int:
+        """Its layer, -1 for a baseline without one."""
+        return int(self.where["layer"])
+
+    @property
+    def readout(self) -> str:
+        """Its readout, "none" for a baseline without one."""
+        return str(self.where["readout"])
+
+    def rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """The predictions of this cell."""
+        match = pd.Series(True, index=predictions.index)
+        for column, value in self.where.items():
+            match &= predictions[column] == value
+        return predictions[match]
+
+
+class TaskScores:
+    """The scores of every cell on dev and test. rows: predictions of one task, of one probe in every cell."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows
+        self.is_of_numbers = stats.of_numbers(rows)
+        self.metric = "R2" if self.is_of_numbers else "accuracy"
+        self._best: dict[str, pd.DataFrame] = {}
+
+    @property
+    def task(self) -> str:
+        """The name of the task in a sentence."""
+        return short(str(self.rows.task.iloc[0]))
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        """(cell,) the columns `CELL`."""
+        return self.rows[[*CELL]].drop_duplicates().reset_index(drop=True)
+
+    @cached_property
+    def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Side -> scores (cell, seed, text) and codes of what is predicted, NaN and -1 where a seed lacks the text."""
+        cells = pd.MultiIndex.from_frame(self._cells.astype(str))
+        cell = cells.get_indexer(pd.MultiIndex.from_frame(self.rows[[*CELL]].astype(str)))
+        seeds, seed = np.unique(self.rows.seed.to_numpy(), return_inverse=True)
+        values = stats.scores(self.rows).to_numpy(float)
+        predicted = self.rows[NUMBERS[1]] if self.is_of_numbers else self.rows.predicted.astype(str)
+        codes = pd.factorize(predicted)[0]
+        arrays = {}
+        for side in ("dev", "test"):
+            chosen = (self.rows.split == side).to_numpy()
+            texts, text = np.unique(self.rows.row.to_numpy()[chosen], return_inverse=True)
+            shape, where = (len(cells), len(seeds), len(texts)), (cell[chosen], seed[chosen], text)
+            scores, classes = np.full(shape, np.nan), np.full(shape, -1)
+            scores[where], classes[where] = values[chosen], codes[chosen]
+            arrays[side] = scores, classes
+        return arrays
+
+    @cached_property
+    def _indices(self) -> dict[tuple[Any, ...], int]:
+        return {cell: i for i, cell in enumerate(self._cells.itertuples(index=False, name=None))}
+
+    def _index(self, where: Mapping[str, Any]) -> int:
+        index = self._indices.get(tuple(where[column] for column in CELL))
+        if index is None:
+            cell = ", ".join(f"{column} {value}" for column, value in where.items())
+            raise MissingEvidence(f"no cell of the predictions has {cell}")
+        return index
+
+    def has(self, where: Mapping[str, Any]) -> bool:
+        """Whether there is such a cell, with predictions on test."""
+        try:
+            return not np.isnan(self.scores(where)).all()
+        except MissingEvidence:
+            return False
+
+    def scores(self, where: Mapping[str, Any], side: str = "test") -> np.ndarray:
+        """(seed, text) the scores of a cell, `stats.scores`, or of `BEST_CLASS`; NaN where the seed lacks the text.
+
+        Raises MissingEvidence where there is no such cell.
+        """
+        if where["control"] == BEST_CLASS:
+            return self._best_class
+        return self._arrays[side][0][self._index(where)]
+
+    @cached_property
+    def _best_class(self) -> np.ndarray:
+        measured = self._arrays["test"][0][self._first_complete]
+        if self.is_of_numbers:
+            return np.where(np.isnan(measured), np.nan, 0.0)  # the mean of test explains nothing
+        test = self.rows[self.rows.split == "test"].drop_duplicates("row").sort_values("row")
+        label = test.label.astype(str)
+        hits = (label == label.value_counts().sort_index().idxmax()).to_numpy(float)
+        return np.where(np.isnan(measured), np.nan, hits)
+
+    @property
+    def _first_complete(self) -> int:
+        return int((~np.isnan(self._arrays["test"][0])).sum((1, 2)).argmax())
+
+    @property
+    def texts(self) -> int:
+        """The number of test texts."""
+        return int(self._arrays["test"][0].shape[2])
+
+    # ------------------------------------------------------------------------------------------------ choosing
+
+    def _best_layers(self, control: str) -> pd.DataFrame:
+        """`stats.best_layers` of a control."""
+        if control not in self._best:
+            self._best[control] = stats.best_layers(self.rows, control)
+        return self._best[control]
+
+    def choose(self, readout: str | None, control: str = "none") -> ChosenCell:
+        """The layer that dev chooses for a readout, or the best cell of all where `readout` is None.
+
+        Raises MissingEvidence where there are no predictions on dev or on test.
+        """
+        cells = self._cells[(self._cells.control == control) & (self._cells.readout == readout if readout else True)]
+        sides = {side: not np.isnan(self._arrays[side][0][cells.index]).all() for side in ("dev", "test")}
+        if missing := [side for side, is_measured in sides.items() if not is_measured]:
+            name = readout or self._names.get(control, "any readout")
+            raise MissingEvidence(f"there are no predictions of {name} on {' and '.join(missing)}")
+        if len(cells) == 1:
+            top, dev = cells.iloc[0], float(np.nanmean(self._arrays["dev"][0][cells.index[0]]))
+        else:
+            best = self._best_layers(control)
+            top = (best[best.readout == readout] if readout else best).iloc[0]
+            dev = float(top.dev)
+        where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
+        cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
+        name = ", ".join(filter(None, [self._name_control(control), cell]))
+        return ChosenCell(where, name, *self._estimate_score(where), dev, self.metric)
+
+    def _estimate_score(self, where: Mapping[str, Any]) -> tuple[float, float, float]:
+        """The test score of a cell with its interval, as `stats.accuracies`."""
+        seeds = [values[~np.isnan(values)] for values in self.scores(where)]
+        seeds = [values for values in seeds if len(values)]
+        value = float(np.mean([values.mean() for values in seeds]))
+        if self.is_of_numbers:
+            low, high = np.mean([stats.mean_interval(values) for values in seeds], axis=0)
+        else:
+            low, high = stats.wilson(np.array(value), int(np.mean([len(values) for values in seeds])))
+        return value, float(low), float(high)
+
+    @property
+    def subject(self) -> ChosenCell:
+        """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
+        read = self._cells[self._cells.control == "none"].readout
+        return self.choose("cls" if (read == "cls").any() else None)
+
+    def measured_controls(self, names: Iterable[str]) -> list[str]:
+        """Those of the controls and baselines with predictions on dev and on test.
+
+        The control task may have labels on one of them only.
+        """
+        measured = [(~np.isnan(self._arrays[side][0])).any((1, 2)) for side in ("dev", "test")]
+        controls = self._cells.control.astype(str)
+        sides = [set(controls[side]) for side in measured]
+        return [name for name in names if all(name in side for side in sides)]
+
+    def tied_layers(self, cell: ChosenCell) -> list[int]:
+        """The layers of this readout that dev cannot tell from the chosen one: those whose paired 95 % dev interval
+        against it holds 0."""
+        best, layers = self.scores(cell.where, "dev"), [cell.layer]
+        same = self._cells[(self._cells.control == cell.where["control"]) & (self._cells.readout == cell.readout)]
+        for layer in same.layer.unique():
+            other = self.scores({**cell.where, "layer": layer}, "dev")
+            if layer == cell.layer or (np.isnan(other) != np.isnan(best)).any():  # the probe failed there
+                continue
+            low, high = stats.compare(other, best, shares=not self.is_of_numbers).interval()
+            if low <= 0 <= high:
+                layers.append(int(layer))
+        return sorted(layers)
+
+    # ----------------------------------------------------------------------------------------------- comparing
+
+    def difference(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> stats.Difference:
+        """Cell a minus cell b in accuracy, or R2, over the same test texts. a, b: as `ChosenCell.where`."""
+        return stats.compare(self.scores(a), self.scores(b), shares=not self.is_of_numbers)
+
+    def is_constant(self, cell: ChosenCell) -> bool:
+        """Whether a cell predicts one and the same class, or number, for all test texts, under every seed."""
+        predicted = self._arrays["test"][1][self._index(cell.where)]
+        return all(len(np.unique(codes[codes >= 0])) <= 1 for codes in predicted)
+
+    def compare(self, a: ChosenCell, b: ChosenCell, *, threshold: float = 0.0) -> Part:
+        """Cell a minus cell b, above the threshold. A readout that predicts one class is not held better than another
+        cell, nor as good."""
+        part = Part.of(b.name, self.difference(a.where, b.where), threshold)
+        if a.is_readout and self.is_constant(a):
+            part = replace(part, p_yes=1.0)
+        if b.is_readout and self.is_constant(b):
+            part = replace(part, p_no=1.0)
+        return part
+
+    def compare_with_baselines(
+        self, cell: ChosenCell, names: Sequence[str] = BASELINES, *, threshold: float = 0.0
+    ) -> list[Part]:
+        """A cell minus each of these baselines, which dev chooses, and minus the best single class on test.
+
+        Raises MissingEvidence where no baseline was measured on dev and test, under every seed.
+        """
+        return [self.compare(cell, baseline, threshold=threshold) for baseline in self._baselines(tuple(names))]
+
+    def _baselines(self, names: tuple[str, ...]) -> list[ChosenCell]:
+        counts = self.rows.groupby("control", observed=True).seed.nunique()
+        controls = [name for name in self.measured_controls(names) if counts[name] == counts.max()]
+        if not controls:
+            raise MissingEvidence("there are no predictions of any baseline on dev and test")
+        name = "the mean of the test numbers" if self.is_of_numbers else "the best single class"
+        best_class = ChosenCell({"control": BEST_CLASS}, name, np.nan, np.nan, np.nan, np.nan, self.metric)
+        return [*(self.choose(None, control) for control in controls), best_class]
+
+    def surface_ceiling(self, names: Sequence[str] = SURFACE, ceiling: float = CEILING) -> tuple[str, float] | None:
+        """The name and test score of the best of these baselines, where it gets this share of what the best single
+        class leaves, else None."""
+        measured = [self.choose(None, control) for control in self.measured_controls(names)]
+        if not measured:
+            return None
+        best, majority = max(measured, key=lambda cell: cell.test), float(np.nanmean(self._best_class))
+        share = (best.test - majority) / (1 - majority) if majority < 1 else 0.0
+        return (best.name, best.test) if share >= ceiling else None
+
+    # --------------------------------------------------------------------------------------------------- words
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """CONTROL_NAMES for the kind of labels."""
+        return CONTROL_NAMES | NUMBER_CONTROL_NAMES if self.is_of_numbers else CONTROL_NAMES
+
+    def _name_control(self, control: str) -> str | None:
+        """The name of a control in a sentence: whether untrained encoders are a mean or single draws is said."""
+        if control != "untrained":
+            return self._names.get(control)
+        draws = int(self.rows[self.rows.control == control].seed.nunique())
+        return f"untrained encoder (mean of {draws} draws)" if draws >= DRAWS else "untrained encoder (as drawn)"
+
+    def name(self, cell: ChosenCell) -> str:
+        """A readout in a sentence: "[CLS] (layers 1, 4 to 6)", with the layers that dev cannot tell apart; the file
+        where its vectors have no name."""
+        name = READOUT_NAMES.get(cell.readout, cell.readout)
+        if cell.readout == UNNAMED:
+            name = f"the vector in {self.rows.model.iloc[0]}"
+            if self._cells[self._cells.control == "none"].layer.nunique() == 1:
+                return name
+        return f"{name} ({format_layers(self.tied_layers(cell))})"
+
+    def describe_score(self, cell: ChosenCell) -> str:
+        """ "gets 0.940 of the test texts right", or what it explains of numbers."""
+        if cell.metric == "accuracy":
+            return f"gets {cell.test:.3f} of the test texts right"
+        return f"explains {cell.test:.3f} of the variance of the test texts' numbers"
+
+    def range_over_layers(self, a: ChosenCell, b: ChosenCell) -> tuple[float, float] | None:
+        """The smallest and the largest difference of their test scores over the layers that dev cannot tell apart; None
+        where it can."""
+        scores = [
+            [float(np.nanmean(self.scores({**cell.where, "layer": layer}))) for layer in self.tied_layers(cell)]
+            for cell in (a, b)
+        ]
+        if max(map(len, scores)) == 1:
+            return None
+        return min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])
+
+    def warnings(self, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
+        """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
+        baseline solves."""
+        texts, warnings = self.texts, []
+        if texts < FEWEST:
+            one = f"{100 / texts:.1f} points"
+            warnings.append(f"Only {texts} test texts on {self.task}: one text more or less right is {one}.")
+        for cell in cells:
+            if self.is_constant(cell):
+                what = "number" if self.is_of_numbers else "class"
+                warnings.append(f"On {self.task}, {self.name(cell)} predicts one {what} for all {texts:,} test texts.")
+        if surface and (solved := self.surface_ceiling()):
+            what = f"{solved[0]} alone gets {solved[1]:.3f}"
+            warnings.append(f"On {self.task}, {what}: there is hardly anything left that a vector could add.")
+        return tuple(warnings)
+
+
+def format_layers(layers: Sequence[int]) -> str:
+    """ "layer 5", or "layers 1, 4 to 6"."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][-1] + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    parts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(parts)}"

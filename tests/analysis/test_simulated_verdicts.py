@@ -1,0 +1,38 @@
+"""Verdicts where the truth is planted: few are wrong, and far from the threshold the right one is found."""
+
+from __future__ import annotations
+
+import pytest
+from worlds import WORLDS, count_outcomes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def check(name: str, draws: int, allowed: int) -> None:
+    """Each wrong outcome in at most `allowed` draws: more have a probability below 1e-4 where it comes in 2.5 %."""
+    world, counts = WORLDS[name], count_outcomes(name, draws)
+    for outcome in world.wrong:
+        assert counts[outcome] <= allowed, f"{outcome} in {counts[outcome]} of {draws}"
+    if world.right:
+        assert counts[world.right] >= 0.85 * draws, f"{world.right} in {counts[world.right]} of {draws}"
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_few_verdicts_are_wrong(name):
+    check(name, 20, 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WORLDS)
+def test_few_of_many_verdicts_are_wrong(name):
+    check(name, 200, 15)
+
+
+def test_every_study_that_can_say_yes_or_no_is_simulated():
+    assert {type(world.study).__name__ for world in WORLDS.values()} >= {
+        "Aggregate",
+        "Order",
+        "Poolings",
+        "Positions",
+        "Run",
+    }
