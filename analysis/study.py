@@ -140,7 +140,7 @@ class Answer:
             Exhibit(**{**dict(part), "table": read_table(path.with_name(part.table))}) for part in saved.exhibits
         )
         verdict = saved.verdict
-        if saved.answer is None:  # clsprobe 0.2 and older judged a claim that may be the opposite of the question
+        if saved.answer is None:  # clsprobe 0.1 judged a claim that may be the opposite of the question
             verdict = _quote_verdict(verdict, saved.claim)
         return cls(
             saved.question,
@@ -223,7 +223,7 @@ class _Saved(BaseModel):
     @field_validator("verdict", mode="before")
     @classmethod
     def _name_sentence(cls, content: Any) -> Any:
-        """Versions up to 0.2 called the sentence `because`."""
+        """clsprobe 0.1 called the sentence `because`."""
         if not isinstance(content, dict) or "because" not in content:
             return content
         parts = {task: cls._name_sentence(part) for task, part in content.get("parts", {}).items()}

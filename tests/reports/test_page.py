@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 from answers import answer, points, recalls
 
-from clsprobe.analysis.study import Answer, Exhibit, Verdict
+from clsprobe.analysis.study import Answer, Exhibit
+from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.reports.page import POINTS, ROWS, render_page, write_page
 
 EVIL = (
@@ -64,11 +65,16 @@ def evil_answer() -> Answer:
     cloud["text"] = [EVIL[i % len(EVIL)] for i in range(len(cloud))]
     cloud["panel"] = cloud["panel"].map({"cls, layer 5": EVIL[0], "mean, layer 5": EVIL[1]})
     text = " ".join(EVIL)
-    parts = {name: Verdict("no", name, -0.1, -0.2, -0.05) for name in EVIL}
+    parts = {
+        name: Verdict(
+            "no", name, -0.1, -0.2, -0.05, warnings=(name,), comparisons=(Part.from_interval(name, 0, -1, 1),)
+        )
+        for name in EVIL
+    }
     return Answer(
         question=text,
         claim=text,
-        verdict=Verdict("no", text, -0.1, -0.2, float("nan"), parts),
+        verdict=Verdict("no", text, -0.1, -0.2, float("nan"), parts=parts, warnings=EVIL, advice=text),
         exhibits=(
             *(Exhibit(name, rows, "intervals", {"metric": name}, name) for name in EVIL),
             Exhibit(text, cloud, "scatter", {}, EVIL[1]),
@@ -135,8 +141,10 @@ def test_the_question_leads_and_the_verdict_follows() -> None:
         "<h1",
         "Is mean pooling",
         "undecided",
-        "Of 2 tasks",
-        "The claim judged",
+        "Undecided: of 2 tasks no on 1",
+        "on grammar:tense, mean pooling minus [CLS] is -1.7 points",
+        '"Yes" means:',
+        "Every comparison, taken alone",
         "Layer 0 of",
         "Figure 1",
         "Settings",
@@ -149,16 +157,41 @@ def test_the_question_leads_and_the_verdict_follows() -> None:
 
 
 def test_several_answers_begin_with_their_verdicts() -> None:
-    second = dataclasses.replace(answer(20), question="Why?", verdict=Verdict("yes", "So.", 0.1, 0.05, 0.15))
+    second = dataclasses.replace(answer(20), question="Why?", verdict=Verdict.described("Because it is.", 0.1))
     page = render_page({"poolings": answer(20), "positions": second})
     nav = page[page.index("<nav") : page.index("</nav>")]
-    assert re.findall(r'class="badge (\w+)"', nav) == ["undecided", "yes"]
+    sentences = re.findall(r"<p>(.*?)</p>", nav)
+    assert sentences[0].startswith("Undecided: of 2 tasks no on 1")
+    assert sentences[1] == "Because it is."
+    assert (
+        len(re.findall('class="badge ', page)) == 3
+    )  # of the first answer and its tasks; why is no yes-or-no question
     assert "2 questions put to an encoder" in page
     ids = [attributes["id"] for _, attributes in Elements(page).tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {"#a1", "#a2"} == set(re.findall(r'<a href="([^"]+)"', nav))
     levels = list(map(int, re.findall(r"<h(\d)", page)))
     assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_a_page_corrects_its_answers_for_their_number() -> None:
+    weak = Verdict.of([Part.from_interval("a", 0.021, 0.001, 0.041)], lambda *_: "more by 2.1 points")
+    alone = dataclasses.replace(answer(20), verdict=weak)
+    assert '<p class="because">Yes: more by 2.1 points.</p>' in render_page({"a": alone})
+    page = render_page(dict.fromkeys("abcd", alone))
+    assert (
+        page.count("Undecided: not certain among the 4 answers of this page (Holm, p = 0.16). By itself: Yes: more")
+        == 8
+    )
+    assert "p = 0.16 among the 4 answers of this page (Holm)." in page
+
+
+def test_warnings_stand_under_the_answer_in_red() -> None:
+    verdict = dataclasses.replace(answer(20).verdict, warnings=("Only 12 test texts.",), advice="Try: clsprobe run")
+    page = render_page({"a": dataclasses.replace(answer(20), verdict=verdict)})
+    assert page.index('class="because"') < page.index('<p class="warning">Only 12 test texts.</p>')
+    assert '<p class="advice">Try: clsprobe run</p>' in page
+    assert re.search(r"\.warning \{[^}]*color: var\(--alarm\)", page)
 
 
 def test_numbers_in_tables() -> None:
@@ -206,7 +239,9 @@ def test_the_same_answers_give_the_same_page() -> None:
 def test_nothing_to_show_is_a_page_too() -> None:
     assert "No answers yet" in render_page({})
     bare = Answer("Q?", "C", Verdict("undecided", "No rows.", float("nan"), float("nan"), float("nan")), ())
-    assert "– to –" in render_page({"a": bare})
+    page = render_page({"a": bare})
+    assert "No rows." in page
+    assert "nan" not in page[page.index("<main>") : page.index("</main>")]
     empty = dataclasses.replace(bare, exhibits=(Exhibit("none", points(0), "scatter"), Exhibit("none", points(0))))
     assert "no rows to draw" in render_page({"a": empty})
 

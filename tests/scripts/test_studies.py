@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clsprobe.analysis.study import Measured, Study, Verdict
+from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.verdict import Verdict
 from clsprobe.studies import further_studies, studies
 
 SMALL_TRAINING = {"train_texts": 32, "max_length": 16}
@@ -154,8 +155,8 @@ def test_what_cannot_be_answered_is_said_in_a_sentence(command, measure):
         if not answer.verdict.is_judged:
             unanswered.add(name)
             assert answer.verdict.outcome == "undecided"
-            assert answer.verdict.because.startswith("Not answered")
-            assert answer.verdict.because in answer.failures
+            assert answer.verdict.sentence.startswith("Not answered")
+            assert answer.verdict.sentence in answer.failures
         assert not [what for what in answer.failures if re.search(r"Error: |StopIteration", what)], name
     assert "nothing" in unanswered
 

@@ -18,7 +18,8 @@ from clsprobe import execution
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis.fine_tuning.tables import results_of
 from clsprobe.analysis.plots.style import PLOTS
-from clsprobe.analysis.study import Answer, Exhibit, MissingEvidence, Verdict
+from clsprobe.analysis.study import Answer, Exhibit
+from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.poolings import Poolings
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
@@ -110,9 +111,10 @@ def test_a_probe_that_fails_in_every_cell(inputs, monkeypatch, capsys):
     content = read_run()
     assert content["finished"]
     assert content["verdicts"] == dict.fromkeys(["run", "aggregate", "poolings"], "undecided")
+    assert set(content["answers"].values()) == {"Not answered on d: label: no probe could be fitted in any cell."}
     assert "majority" in set(pd.read_parquet("out/results.parquet").control)
     page = read_page()
-    assert page.count("Not answered on d: label: no probe could be fitted in any cell.") == 3
+    assert page.count("Not answered on d: label: no probe could be fitted in any cell.") == 6  # index and answers
     assert "What was measured on test." in page
     assert ">nan<" not in page.lower()
 
@@ -147,7 +149,7 @@ def test_cells_in_which_the_probe_failed(inputs, monkeypatch, cells):
         "poolings": False,
     }
     because = f"Not answered on d: label: there are no predictions of {cells} on dev and test."
-    assert answers["poolings"].verdict.because == because
+    assert answers["poolings"].verdict.sentence == because
     assert because in failures
     where = f"probe 'failing_in_cells:Probe' failed on layer 1, {cells} (file:d:label)"
     assert failures[0].startswith(f"{where}: ZeroDivisionError")
@@ -183,7 +185,7 @@ def test_a_question_that_cannot_be_answered_leaves_the_others(monkeypatch, part)
     ((sentence, error),) = result.failures
     assert poolings.failures == {sentence: error}
     assert sentence.endswith("ZeroDivisionError: no.")
-    assert sentence in (poolings.verdict.because, *poolings.notes)
+    assert sentence in (poolings.verdict.sentence, *poolings.notes)
     assert poolings.exhibits
     assert isinstance(error, ZeroDivisionError)
 
@@ -211,8 +213,8 @@ def test_a_cell_that_failed_under_one_seed_is_not_compared():
     cells |= {("none", 2, "mean"): (first(1.0), first(1.0)), ("majority", -1, "none"): (first(0.5), first(0.5))}
     table = pd.concat([predictions(cells), predictions(cells, seed=1)], ignore_index=True)
     failed = table[(table.seed == 0) | (table.layer != 2)]
-    assert "mean at layer 2 gets 1.000" in Poolings().judge(table).because
-    assert "mean at layer 3 gets 0.900" in Poolings().judge(failed).because
+    assert "mean pooling (layer 2) is better than [CLS] (layer 3) by 10.0 points" in Poolings().judge(table).sentence
+    assert "mean pooling (layer 3) minus [CLS] (layer 3) is 0.0 points" in Poolings().judge(failed).sentence
     with pytest.raises(MissingEvidence, match="no predictions of mean"):
         Poolings().judge(table[(table.seed == 0) | (table.readout != "mean")])
     with pytest.raises(MissingEvidence, match="failed in every cell under one of the seeds"):
@@ -227,20 +229,21 @@ def test_a_task_without_an_answer_leaves_the_other_tasks():
         "file:made:label": True,
         "file:other:label": False,
     }
-    assert answer.verdict.because == "Of 2 tasks: yes on 1, not answered on 1."
-    assert answer.verdict.effect == pytest.approx(0)
+    assert answer.verdict.sentence.startswith(
+        "Undecided: of 2 tasks no on 1 (made: label), not answered on 1 (other: label). made: label 0.0 points ("
+    )
     assert list(answer.failures) == ["Not answered on other: label: there are no predictions of mean on dev and test."]
 
 
 def test_no_task_is_answered():
     verdicts = {name: Verdict.unjudged("Not answered.") for name in ("a:a", "b:b")}
-    assert Verdict.over(verdicts).because == "Of 2 tasks: not answered on 2."
+    assert Verdict.over(verdicts).sentence == "Undecided: of 2 tasks not answered on 2 (a, b)."
     assert not Verdict.over(verdicts).is_judged
 
 
 def test_a_question_whose_table_is_missing_says_so():
     answer = Aggregate().answer(measured(other=pd.DataFrame({"task": ["file:made:label"]})))
-    assert answer.verdict.because == "Not answered on made: label: the table predictions was not measured."
+    assert answer.verdict.sentence == "Not answered on made: label: the table predictions was not measured."
 
 
 def test_a_missing_effect_survives_the_disk(tmp_path):

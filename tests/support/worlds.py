@@ -216,3 +216,10 @@ def count_outcomes(name: str, draws: int) -> Counter[str]:
         world.study.verdict(world.draw(np.random.default_rng([number, *name.encode()]))).outcome
         for number in range(draws)
     )
+
+
+if __name__ == "__main__":
+    print("| world | yes | no | mixed | undecided |\n|---|---|---|---|---|")
+    for world_name in WORLDS:
+        counted = count_outcomes(world_name, 200)
+        print(f"| {world_name} | " + " | ".join(str(counted[o]) for o in ("yes", "no", "mixed", "undecided")) + " |")
