@@ -273,6 +273,11 @@ class Difference:
     variance: np.ndarray
     freedom: np.ndarray
 
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return int(self.freedom[1]) + 1 if len(self.freedom) > 1 else 1
+
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
         half_width = _half_width(tail, self.variance, self.freedom)

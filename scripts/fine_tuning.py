@@ -181,7 +181,8 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         from clsprobe.analysis.fine_tuning import tables
 
         scores = tables.score_tuned(rows)
-        cells, parts = tables.choose_cells(scores), tables.make_parts(scores, self.margin)
+        cells = tables.choose_cells(scores)
+        parts = tables.make_parts(scores, cells, self.margin)
         names = tables.positions(parts)
         judged, task = [parts[name] for name in names], scores.task
         noun = "pooling" if tables.is_pooled(names[0]) else "position"
@@ -220,14 +221,13 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         """How many seeds would decide what is undecided: where trainings differ, more texts do not help."""
         from clsprobe.analysis.fine_tuning.tables import needed_seeds
 
-        used = len(self.plan.seeds)
         undecided = [part for part in parts.values() if part.is_counted and part.outcome == "undecided"]
-        needed = [needed_seeds(part.comparisons, used) for part in undecided if part.comparisons]
-        if not needed or used < 2:  # a note says what one seed is worth
+        claims = [part.comparisons for part in undecided if part.comparisons]
+        used = max((claim[0].estimate.seeds for claim in claims), default=0)
+        if used < 2:  # a note says what one seed is worth
             return ""
-        if None in needed:
+        if (count := max(map(needed_seeds, claims))) > MOST_SEEDS:
             return f"More than {MOST_SEEDS} seeds would be needed to decide on these test texts: add texts."
-        count = max(filter(None, needed))
         return f"About {count} seeds would decide at this effect ({used} were used): run it again with --seeds {count}."
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:

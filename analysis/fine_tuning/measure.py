@@ -273,7 +273,7 @@ def _train_all(setup: Setup, folder: RunFolder | None) -> tuple[pd.DataFrame, pd
     with tqdm(total=0, desc="training", unit=" steps", delay=1, disable=None, leave=False) as bar:
         while jobs:
             log.info("training %s", counted(len(jobs), "encoder"))
-            bar.total += sum(lengths[job.task, job.seed] for job in jobs)
+            bar.total = (bar.total or 0) + sum(lengths[job.task, job.seed] for job in jobs)
             trained |= _train_jobs(setup, jobs, work, bar)
             jobs = _continue_rates(setup, trained)
     predictions, steps = _collect_trained(trained.values())

@@ -6,7 +6,7 @@ encoder "frozen".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,11 +59,9 @@ def find_edges(rows: pd.DataFrame, steps: pd.DataFrame) -> dict[str, str]:
     edges = {}
     for readout, probe in choose_rates(rows).items():
         rates, chosen = set(steps.rate[steps.readout == readout]), float(probe.removeprefix(TUNED))
-        ends = [f"{end:g}" == f"{chosen:g}" for end in (min(rates), max(rates))] if rates else [False, False]
-        ends[0] &= chosen > 0
-        edges[readout] = {(True, True): "only", (True, False): "smallest", (False, True): "largest"}.get(
-            tuple(ends), ""
-        )
+        is_smallest = 0 < chosen == min(rates, default=np.nan)
+        is_largest = chosen == max(rates, default=np.nan)
+        edges[readout] = ("only" if is_largest else "smallest") if is_smallest else "largest" if is_largest else ""
     return edges
 
 
@@ -98,19 +96,18 @@ def choose_cells(scores: TaskScores) -> dict[str, ChosenCell]:
 
     Raises MissingEvidence where cls or every other readout is missing.
     """
-    names = list(choose_rates(scores.rows))
+    names = list(dict.fromkeys(scores.rows.readout[scores.rows.split == "dev"]))
     if "cls" not in names or len(names) < 2:
         raise MissingEvidence(f"there are no predictions of {'another readout' if 'cls' in names else 'cls'} on dev")
     return {name: scores.choose(name) for name in names}
 
 
-def make_parts(scores: TaskScores, margin: float) -> dict[str, Part]:
+def make_parts(scores: TaskScores, cells: Mapping[str, ChosenCell], margin: float) -> dict[str, Part]:
     """Readout -> the part "its accuracy minus that of [CLS] is above -margin", over the same test texts and seeds."""
-    cells = choose_cells(scores)
-    cls = cells.pop("cls")
     return {
-        name: replace(scores.compare(cell, cls, threshold=-margin), name=READOUT_NAMES.get(name, name))
+        name: replace(scores.compare(cell, cells["cls"], threshold=-margin), name=READOUT_NAMES.get(name, name))
         for name, cell in cells.items()
+        if name != "cls"
     }
 
 
@@ -120,25 +117,23 @@ def compare_with_best_class(scores: TaskScores, cell: ChosenCell) -> Part:
     return scores.compare(cell, best_class)
 
 
-def needed_seeds(parts: Sequence[Part], seeds: int) -> int | None:
-    """How many seeds would decide, at these effects, a claim that all parts hold, and that is undecided with `seeds`.
+def needed_seeds(parts: Sequence[Part]) -> int:
+    """How many seeds would decide, at these effects, an undecided claim that all parts hold.
 
-    None where more than `MOST_SEEDS` would be needed on these texts.
+    More than `MOST_SEEDS` where these texts are too few. parts: of two seeds or more.
     """
     failing = [part for part in parts if part.effect < part.threshold]
-    counts = [_count_seeds(part, seeds) for part in failing or parts if part.p_yes >= TAIL]
-    most = min(counts, default=MOST_SEEDS + 1) if failing else max(counts, default=MOST_SEEDS + 1)
-    return most if most <= MOST_SEEDS else None
+    counts = [_count_seeds(part) for part in failing or parts if part.p_yes >= TAIL]
+    return (min if failing else max)(counts, default=MOST_SEEDS + 1)
 
 
-def _count_seeds(part: Part, seeds: int) -> int:
-    """The number of seeds at which half the interval is as wide as its centre is away from the threshold, or more than
-    `MOST_SEEDS`."""
-    (over_texts, over_seeds), (of_texts, _) = part.estimate.variance, part.estimate.freedom
-    for count in range(seeds + 1, MOST_SEEDS + 1):
-        variance, freedom = np.array([over_texts, over_seeds * seeds / count]), np.array([of_texts, count - 1])
-        low, high = replace(part.estimate, variance=variance, freedom=freedom).interval()
-        if (high - low) / 2 <= abs(part.estimate.centre - part.threshold):
+def _count_seeds(part: Part) -> int:
+    """The number of seeds at which half the interval is as wide as its centre is away from the threshold."""
+    estimate = part.estimate
+    for count in range(estimate.seeds + 1, MOST_SEEDS + 1):
+        variance = estimate.variance * (1.0, estimate.seeds / count)
+        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval()
+        if (high - low) / 2 <= abs(estimate.centre - part.threshold):
             return count
     return MOST_SEEDS + 1
 
@@ -158,7 +153,8 @@ def compare_with_cls(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     or every other readout is missing.
     """
     scores, compared = score_tuned(rows), []
-    parts, cells = make_parts(scores, margin), choose_cells(scores)
+    cells = choose_cells(scores)
+    parts = make_parts(scores, cells, margin)
     singles = positions(parts)
     for family in (singles, [name for name in parts if name not in singles]):
         p_yes, p_no = holm([parts[name].p_yes for name in family]), holm([parts[name].p_no for name in family])

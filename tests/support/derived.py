@@ -230,7 +230,38 @@ def derive_order(table: Table, facts: Mapping[str, Any]) -> str:
     return f"{word}: on {table.task}, {table.name(cell)} {right}, {what}."
 
 
+def derive_fine_tuning(table: Table, facts: Mapping[str, Any]) -> str:
+    cls, names = table.choose("cls"), dict.fromkeys(table.rows[table.rows.control == "none"].readout)
+    learned = table.part(cls, ("best class", -1, "none"), 0.0)
+    if learned["p_yes"] >= 0.025:
+        more = f"{signed(learned['effect'])} points, {signed(learned['low'])} to {signed(learned['high'])}"
+        return (
+            f"Left out: on {table.task}, [CLS] fine-tuned gets {table.right(cls).mean():.3f} of the test texts right, "
+            f"which is not clearly more than the best single class does ({more})."
+        )
+    parts = [table.part(table.choose(name), cls, -MARGIN) for name in names if name != "cls"]
+    outcome, part = table.conclude(parts)
+    name, effect, low, high = part["cells"][0][2], part["effect"], part["low"], part["high"]
+    compared = f"{name} minus [CLS] is {signed(effect)} points ({signed(low)} to {signed(high)})"
+    if low > 0:
+        compared = f"{name} is better than [CLS] by {plain(effect)} points ({plain(low)} to {plain(high)})"
+    elif high < 0:
+        compared = f"{name} is worse than [CLS] by {plain(-effect)} points ({plain(-high)} to {plain(-low)})"
+    if outcome == "no":
+        return f"No: on {table.task}, fine-tuned, {compared}, more than the margin of 2 points."
+    as_well = "does as well as [CLS] or better, within the margin of 2 points"
+    others = f"the {len(parts)} other positions" if len(parts) > 1 else "the only other position"
+    if len(parts) > 1:
+        compared = f"{'the lowest' if outcome == 'yes' else 'least certain'} is {name}: {compared}"
+    if outcome == "yes":
+        each = "each of " if len(parts) > 1 else ""
+        return f"Yes: on {table.task}, fine-tuned, {each}{others} {as_well}; {compared}."
+    count = f"{sum(part['p_yes'] >= 0.025 for part in parts)} of " if len(parts) > 1 else ""
+    return f"Undecided: on {table.task}, fine-tuned, for {count}{others} it is open whether it {as_well}; {compared}."
+
+
 SWEEPS = {
+    "fine_tuning": derive_fine_tuning,
     "run": derive_run,
     "aggregate": derive_aggregate,
     "poolings": derive_poolings,
