@@ -51,7 +51,10 @@ def encode_inputs(settings: VectorSettings, inputs: Inputs, *, untrained: Iterab
 def collect_facts(
     settings: VectorSettings, inputs: Inputs, states: States, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """The facts about a measurement for run.json and the end of the page. rows: task -> counts of its rows."""
+    """The facts about a measurement for run.json and the end of the page. rows: task -> counts of its rows.
+
+    "solved" names the baselines that solve a task by construction, for the tasks that have any (`Task.solved_by`).
+    """
     truncated = 0 if settings.long_rows == "drop" else len(states.truncated)
     model = {
         name: value for name, value in states.source.items() if name not in ("versions", "control", "seed", "notes")
@@ -60,6 +63,7 @@ def collect_facts(
         "rows": rows,
         "read": inputs.corpus.rows,
         "model": model | {"readouts": list(states.readouts), "truncated texts": truncated},
+        "solved": {task.name: list(task.solved_by) for task in inputs.tasks if task.solved_by},
         "versions": states.source["versions"] | {"clsprobe": importlib.metadata.version("clsprobe")},
     }
 

@@ -388,6 +388,38 @@ def difference_intervals(a: np.ndarray, b: np.ndarray, *, shares: bool) -> Inter
     return centre - half_width, centre + half_width
 
 
+def normalised_differences(
+    a: np.ndarray, b: np.ndarray, labels_a: np.ndarray, labels_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, low, high, each (cell,): the normalised accuracy of a minus that of b, over the same texts of one seed.
+
+    a, b: (cell, text) 1 where correct, else 0. labels_a, labels_b: (text,) the true labels of each. An accuracy is
+    normalised as (accuracy - majority) / (1 - majority), majority the share of the commonest label among the texts: 0
+    for the best single label, 1 without a mistake. The majority is an estimate too: the variance is that of the
+    influence function (delta method; Hampel 1974). The two texts that Bonett & Price (2012) add, see
+    `paired_difference`, count as much as one text can. NaN where all labels of a side are the same.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (values_a, unit_a), (values_b, unit_b) = _normalised(a, labels_a), _normalised(b, labels_b)
+        values, unit = values_a - values_b, max(unit_a, unit_b)
+        n = values.shape[1] + 2
+        centre = values.sum(1) / n
+        error = np.sqrt((((values - centre[:, None]) ** 2).sum(1) + 2 * (unit**2 + centre**2)) / n) / np.sqrt(n)
+    value, half_width = values.mean(1), stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
+    return value, np.minimum(centre - half_width, value), np.maximum(centre + half_width, value)
+
+
+def _normalised(correct: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """(cell, text) the contribution of every text to the normalised accuracy, which is their mean and whose sampling
+    variance is their spread, as in `skill`; and the weight of one text in it, 1 / (1 - majority)."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    commonest = (codes == counts.argmax()).astype(float)
+    unit = 1 / (1 - np.float64(commonest.mean()))
+    accuracy = correct.mean(1, keepdims=True)
+    score = 1 - (1 - accuracy) * unit
+    return score + (correct - accuracy) * unit - (1 - accuracy) * unit**2 * (commonest - commonest.mean()), float(unit)
+
+
 def max_t(codes: np.ndarray, labels: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Which of many cells are above chance: corrected p (cell,), and the accuracy (cell,) above which p <= 0.05.
 

@@ -245,7 +245,8 @@ class Measured:
     """The measurement of a study.
 
     tables: name -> table. Those with a column `task` hold the rows of every task. facts: for run.json and the end of
-    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions".
+    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions",
+    "solved" (task -> baselines that solve it by construction).
     notes: sentences a reader should see. failures: a sentence for every plug-in that failed.
     """
 
@@ -297,7 +298,7 @@ class Study(BaseModel, ABC):
     question: ClassVar[str]  # the user's words
     claim: ClassVar[str]  # the statement that is tested: what "yes" means, or what an open question is answered by
     margin: ClassVar[float]  # declared before measuring
-    opening: ClassVar[str] = ""  # of an open question: what is listed for several tasks
+    opening: ClassVar[str] = ""  # what is listed for every one of several tasks
     statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
     rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
@@ -416,7 +417,7 @@ class Study(BaseModel, ABC):
         if not solvers:
             return verdict
         names = " and ".join(name.replace("_", " ") for name in solvers)
-        return verdict.left_out(f"{names} alone solves {short(task)} by construction")
+        return verdict.left_out(f"by construction {short(task)} asks for what the baseline {names} reads")
 
     def _advise(self, parts: Mapping[str, Verdict]) -> str:
         """How many texts would decide what is undecided, and the command that takes them."""

@@ -282,8 +282,8 @@ class Verdict:
     ) -> Verdict:
         """One verdict over several tasks, by name.
 
-        opening, statements: of an open question: what is listed, and outcome -> what it says. The effect is a
-        random-effects mean (`pool`) where all effects are of one estimand, otherwise none.
+        opening: what is listed for every task. statements: of an open question, outcome -> what it says. The effect is
+        a random-effects mean (`pool`) where all effects are of one estimand, otherwise none.
         """
         verdicts = list(parts.values())
         if len(verdicts) == 1:
@@ -294,8 +294,8 @@ class Verdict:
         outcomes = {part.outcome for part in counted.values()}
         outcome: Outcome = "mixed" if p_mixed < TAIL else outcomes.pop() if len(outcomes) == 1 else "undecided"
         is_open = any(part.is_open for part in verdicts)
-        say = _list_statements if is_open else _count_outcomes
-        sentence = say(outcome, parts, opening, statements or {})
+        conclusion = _list_statements(parts, statements or {}) if is_open else _count_outcomes(outcome, parts)
+        sentence = " ".join(filter(None, [conclusion, _list_effects(parts, opening)]))
         judged = [part for part in counted.values() if not math.isnan(part.effect)]
         pooled = (math.nan,) * 3
         if len({part.estimand for part in judged}) == 1 and judged[0].estimand:
@@ -314,32 +314,33 @@ class Verdict:
         )
 
 
-def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict], opening: str, statements: Any) -> str:
-    """ "No, on all 3 tasks: ..." or "Undecided: of 3 tasks yes on 2 (...), undecided on 1 (...)", with the effects."""
+def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict]) -> str:
+    """ "No, on all 3 tasks." or "Undecided: of 3 tasks yes on 2 (...), undecided on 1 (...)." """
     groups = _group(parts)
-    briefs = [part.brief for part in parts.values() if part.brief and part.is_counted and part.is_judged]
-    effects = f" {'; '.join(briefs[:LISTED])}{'; ...' if len(briefs) > LISTED else ''}." if briefs else ""
-    counts = ", ".join(f"{word} on {len(names)} ({_enumerate(names)})" for word, names in groups.items())
     if list(groups) == [outcome]:
-        lead = f"{outcome.capitalize()}, on all {len(parts)} tasks"
-        return f"{lead}:{effects}" if effects else f"{lead}."
-    return f"{outcome.capitalize()}: of {len(parts)} tasks {counts}.{effects}"
+        return f"{outcome.capitalize()}, on all {len(parts)} tasks."
+    counts = ", ".join(f"{word} on {len(names)} ({_enumerate(names)})" for word, names in groups.items())
+    return f"{outcome.capitalize()}: of {len(parts)} tasks {counts}."
 
 
-def _list_statements(
-    outcome: Outcome, parts: Mapping[str, Verdict], opening: str, statements: Mapping[Outcome, str]
-) -> str:
-    """ "OPENING: task 1 ..., task 2 .... STATEMENT on task 1; ... on task 2." """
+def _list_statements(parts: Mapping[str, Verdict], statements: Mapping[Outcome, str]) -> str:
+    """ "STATEMENT on task 1, task 2; ... on task 3; left out: ...." """
+    words: Any = {**statements, "left out": "left out"}
+    clauses = [
+        f"{words.get(word, word)} {'' if word == 'left out' else 'on '}{_enumerate(names)}"
+        for word, names in _group(parts).items()
+        if word in words or word == "not answered"
+    ]
+    return f"{capitalise('; '.join(clauses))}." if clauses else ""
+
+
+def _list_effects(parts: Mapping[str, Verdict], opening: str) -> str:
+    """ "OPENING: task 1 +4.0; task 2 ...." """
     briefs = [part.brief for part in parts.values() if part.brief and part.is_judged]
+    if not briefs:
+        return ""
     listed = f"{'; '.join(briefs[:LISTED])}{'; ...' if len(briefs) > LISTED else ''}"
-    sentences = [f"{opening}: {listed}."] if listed else []
-    groups = {
-        statements.get(word, word): names for word, names in _group(parts).items() if word in statements or not listed  # type: ignore[call-overload]
-    }  # fmt: skip
-    if groups:
-        clauses = "; ".join(f"{what} on {_enumerate(names)}" for what, names in groups.items())
-        sentences.append(f"{capitalise(clauses)}.")
-    return " ".join(sentences)
+    return f"{opening}: {listed}." if opening else f"{capitalise(listed)}."
 
 
 def _group(parts: Mapping[str, Verdict]) -> dict[str, list[str]]:
@@ -424,6 +425,14 @@ def difference_in_words(a: str, b: str, part: Part, over: tuple[float, float] | 
         ranges = [f"{points(low, True)} to {points(high, True)}" for low, high in ends]
         clause = f"{a} minus {b} is {points(part.effect, True)} points"
     return f"{clause} ({'; '.join(ranges)}{' over these layers' if over else ''})"
+
+
+def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
+    """The warning that there are few test texts; none where there are `FEWEST` or more. task: that they are of."""
+    if texts >= FEWEST:
+        return ()
+    where = f" on {task}" if task else ""
+    return (f"Only {texts} test texts{where}: one text more or less right is {100 / texts:.1f} points.",)
 
 
 def describe_need(verdict: Verdict) -> str:

@@ -35,6 +35,7 @@ class Aggregate(SweepStudy):
         "[CLS] tells more about the label than every baseline does, and no less than mean pooling (by 2 points)"
     )
     margin: ClassVar[float] = 0.02
+    opening: ClassVar[str] = "[CLS] minus mean pooling, and minus its closest baseline, in points"
     rivals: ClassVar[tuple[str, ...]] = BASELINES
 
     readouts: Names = Field(("cls", "mean"), description="cls and mean; others are shown beside them")
@@ -64,8 +65,7 @@ class Aggregate(SweepStudy):
         return Verdict.of(
             [*parts, against_mean],
             say,
-            brief=f"{task} {points(against_mean.effect, True)} points from mean pooling, "
-            f"{points(min(part.effect for part in parts), True)} from the best baseline",
+            brief=f"{task} {points(against_mean.effect, True)} and {points(min(part.effect for part in parts), True)}",
             texts=scores.texts,
             warnings=scores.warnings(cls, mean, surface=True),
         )

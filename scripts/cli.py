@@ -169,6 +169,6 @@ def register_studies() -> None:
     for name, kind in studies().items():
         if name in registered:
             continue
-        description = f"{kind.question}\n\nThe claim it judges: {kind.claim}."
+        description = kind.question + (f"\n\nThe claim it judges: {kind.claim}." if kind.claim else "")
         for command in (name, *kind.aliases):
             app.command(command, help=description, hidden=command != name)(make_command(name, kind))

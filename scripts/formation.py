@@ -10,11 +10,12 @@
    forward pass continues. Random directions of the same variance are the control.
 4. Attention and attribution are exhibits, with their agreement with the knockout over the layers.
 
-The verdict compares the two halves of the layers below the probe: in which of them does cutting off [CLS] cost more?
+The answer compares the two halves of the layers below the probe: in which of them does cutting off [CLS] cost more?
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +26,7 @@ from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
-from clsprobe.analysis.verdict import MissingEvidence, Part, Verdict
+from clsprobe.analysis.verdict import TAIL, MissingEvidence, Outcome, Part, Verdict, points, warn_of_few_texts
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from clsprobe.analysis.folder import RunFolder
+
+
+LIMIT = (
+    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
+    "the edges are used, not where nothing could be read any more"
+)
 
 
 class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
@@ -44,6 +51,15 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         "the probe, it loses more (by 2 points) than cut off in the lower half"
     )
     margin: ClassVar[float] = 0.02
+    opening: ClassVar[str] = (
+        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
+        "below it, more than in the lower half"
+    )
+    statements: ClassVar[Mapping[Outcome, str]] = {
+        "yes": "more in the upper half",
+        "no": "no more in the upper half",
+        "undecided": "not certain",
+    }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
         "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens"
@@ -94,7 +110,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return measure_formation(self, self.inputs)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Cut off in the lower half minus cut off in the upper half; undecided if a cut of all layers costs nothing."""
+        """Cut off in the lower half minus cut off in the upper half, where a cut of all layers costs something."""
         import numpy as np
 
         from clsprobe.analysis import stats
@@ -105,28 +121,54 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             raise MissingEvidence("[CLS] was not read after a cut")
         layer = int(rows.layer.iloc[0])
         half = max(1, layer // 2)  # a single layer has no halves
-        cuts = (
-            INTACT,
-            Window(EVERYTHING, 1, layer),
-            Window(EVERYTHING, 1, half),
-            Window(EVERYTHING, layer - half + 1, layer),
-        )
-        intact, cut_off, lower, upper = (tabulate_correct(rows, cut) for cut in cuts)
-        effect, low, high = stats.paired_difference(lower, upper)
-        values = [float(np.nanmean(side)) for side in (intact, cut_off, lower, upper)]
-        because = (
-            f"On {task}, the probe of [CLS] at layer {layer} gets {values[0]:.3f} of the test texts right; "
-            f"{values[2]:.3f} when [CLS] is cut off in layers {_format_span(1, half)}, {values[3]:.3f} in layers "
-            f"{_format_span(layer - half + 1, layer)}, {values[1]:.3f} in all of them."
-        )
+        spans = (1, layer), (1, half), (layer - half + 1, layer)
+        cuts = INTACT, *(Window(EVERYTHING, *span) for span in spans)
+        intact, cut_off, lower, upper = (tabulate_correct(rows, cut).to_numpy() for cut in cuts)
+        scores = [f"{float(np.nanmean(side)):.3f}" for side in (intact, cut_off, lower, upper)]
+        everywhere, below, above = (_format_layers(*span) for span in spans)
+        few = warn_of_few_texts(intact.shape[1], task)
         if layer < 2:
-            because = f"On {task}, dev reads [CLS] at layer 1: one layer has no lower and no upper half."
-            return Verdict.described(because, effect, low, high)
-        if stats.paired_difference(intact, cut_off)[1] <= self.margin:
-            because += " There is nothing to lose that [CLS] would have received."
-            return Verdict.described(because, effect, low, high)
-        part = Part.from_interval("the lower half", effect, low, high, self.margin)
-        return Verdict.of([part], lambda outcome, part: because.removesuffix("."), is_open=True)
+            return Verdict.described(
+                f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: the probe gets "
+                f"{scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off there. {LIMIT}.",
+                warnings=few,
+            )
+        lost = stats.compare(intact, cut_off)
+        if lost.p_above(self.margin) >= TAIL:
+            low, high = lost.interval()
+            return Verdict.described(
+                f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: "
+                f"the probe gets {scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off from all "
+                f"other tokens in {everywhere}, which is not certainly {100 * self.margin:.0f} points less "
+                f"({points(lost.effect)} points, {points(low)} to {points(high)}).",
+                warnings=few,
+            )
+
+        def say(outcome: Outcome, part: Part) -> str:
+            if outcome == "yes":
+                what = f"depends more on what [CLS] takes from the other tokens in {above} than in {below}"
+            elif part.high < -self.margin:
+                what = f"depends more on what [CLS] takes from the other tokens in {below} than in {above}"
+            elif outcome == "no" and part.low > -self.margin:
+                what = f"depends as much on what [CLS] takes from the other tokens in {below} as in {above}"
+            elif outcome == "no":
+                what = f"depends no more on what [CLS] takes from the other tokens in {above} than in {below}"
+            else:
+                what = (
+                    "depends on what [CLS] takes from the other tokens, and it is not certain whether more in "
+                    f"{above} or in {below}"
+                )
+            return (
+                f"on {task}, the probe of [CLS] at layer {layer} {what}: it gets "
+                f"{scores[0]} of the test texts right, {scores[2]} where [CLS] is cut off in {below}, {scores[3]} in "
+                f"{above}, {scores[1]} in {everywhere}; the cut in {above} costs {points(part.effect, True)} points "
+                f"({points(part.low, True)} to {points(part.high, True)}) more, with a margin of "
+                f"{100 * self.margin:.0f}. {LIMIT}"
+            )
+
+        part = Part.of("cut off in the upper half, not the lower", stats.compare(lower, upper), self.margin)
+        brief = f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+        return Verdict.of([part], say, is_open=True, brief=brief, texts=intact.shape[1], warnings=few)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cuts, erasures, attention and attribution."""
@@ -161,13 +203,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         )
         return [
             f"Self-check: cut off in every layer, [CLS] {what} ({values}).",
-            "A fixed probe may also fail because a cut makes vectors that it was not trained on: a loss says that the "
-            "edge was used, not that nothing of it could be read any more.",
+            f"{LIMIT}.",
         ]
 
 
-def _format_span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first} to {last}"
+def _format_layers(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
 if __name__ == "__main__":

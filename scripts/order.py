@@ -44,6 +44,7 @@ class Order(SweepStudy):
         "points) than some baseline that sees no order"
     )
     margin: ClassVar[float] = 0.02
+    opening: ClassVar[str] = "Flattened tokens minus the closest baseline without order, in points"
     rivals: ClassVar[tuple[str, ...]] = ORDER_BLIND
     untrained: ClassVar[bool] = False  # an untrained encoder sees order too
 
@@ -82,7 +83,7 @@ class Order(SweepStudy):
             parts,
             say,
             turned=True,
-            brief=f"{task} {points(closest.effect, True)} points over {closest.name}",
+            brief=f"{task} {points(closest.effect, True)}",
             texts=scores.texts,
             warnings=scores.warnings(cell),
         )

@@ -28,6 +28,7 @@ class Poolings(SweepStudy):
     question: ClassVar[str] = "Is mean pooling inferior to [CLS]?"
     claim: ClassVar[str] = "Mean pooling tells less about the label than [CLS] does (by more than 2 points)"
     margin: ClassVar[float] = 0.02
+    opening: ClassVar[str] = "Mean pooling minus [CLS], in points"
 
     readouts: Names = Field(("cls", "mean", "max"), description="what to compare: cls, mean, and other poolings")
 
@@ -55,7 +56,7 @@ class Poolings(SweepStudy):
             [part],
             say,
             turned=True,
-            brief=f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})",
+            brief=f"{task} {points(part.effect, True)} ({points(part.low, True)} to {points(part.high, True)})",
             estimand=f"mean minus cls in {cls.metric}",
             texts=scores.texts,
             warnings=scores.warnings(cls, mean),

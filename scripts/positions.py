@@ -33,11 +33,11 @@ class Positions(SweepStudy):
         "Another position, chosen on dev, tells as much about the label as [CLS] does (less by no more than 2 points)"
     )
     margin: ClassVar[float] = 0.02
-    opening: ClassVar[str] = "The best other position on dev, compared with [CLS]"
+    opening: ClassVar[str] = "The other position that is best on dev, minus [CLS], in points"
     statements: ClassVar[Mapping[Outcome, str]] = {
-        "yes": "it tells as much as [CLS] (within 2 points)",
-        "no": "it tells less than [CLS] (by more than 2 points)",
-        "undecided": "it is not certain that it tells as much",
+        "yes": "the best other position tells as much as [CLS] (within 2 points)",
+        "no": "the best other position tells less than [CLS] (by more than 2 points)",
+        "undecided": "not certain whether the best other position tells as much",
     }
 
     readouts: Names = Field(POSITIONS, description="the positions to compare: cls and at least one other")
@@ -72,7 +72,7 @@ class Positions(SweepStudy):
             [part],
             say,
             is_open=True,
-            brief=f"{task} {name_of_best} {points(part.effect, True)} points",
+            brief=f"{task} {name_of_best} {points(part.effect, True)}",
             estimand=f"{best.readout} minus cls in {cls.metric}",
             texts=scores.texts,
             warnings=scores.warnings(cls, best),

@@ -27,15 +27,22 @@ class Run(SweepStudy):
     question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
     claim: ClassVar[str] = "[CLS], read at the layer that dev chooses, tells more about the label than every baseline"
     margin: ClassVar[float] = 0.0
-    opening: ClassVar[str] = "Read on test, at the layer that dev chooses"
+    opening: ClassVar[str] = "Right on test, at the layer that dev chooses"
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "more than every baseline",
-        "no": "less than some baseline",
+        "no": "less than a baseline",
         "undecided": "not certainly more than every baseline",
     }
     rivals: ClassVar[tuple[str, ...]] = BASELINES
     details: ClassVar[bool] = True
-    tables: ClassVar[tuple[str, ...]] = (*SweepStudy.tables, "projection", "disagreements", "learning", "information")
+    tables: ClassVar[tuple[str, ...]] = (
+        *SweepStudy.tables,
+        "projection",
+        "disagreements",
+        "learning",
+        "information",
+        "boilerplate",
+    )
 
     def ask(self, measured: Measured) -> str:
         """The question; it names the file of the vectors where [CLS] was not read."""
@@ -67,7 +74,7 @@ class Run(SweepStudy):
             scores.compare_with_baselines(subject),
             say,
             is_open=True,
-            brief=f"{task} {subject.test:.3f}, {name}",
+            brief=f"{task} {subject.test:.3f}, {name.removeprefix('[CLS] ')}",
             texts=scores.texts,
             warnings=scores.warnings(subject, surface=True),
         )
@@ -80,29 +87,34 @@ class Run(SweepStudy):
         return [
             *exhibits.grid_exhibits(scores),
             exhibits.summary_exhibit(scores.rows, measured.tables["results"]),
+            *exhibits.probe_exhibits(measured.rows("predictions", task), self.probes),
             *exhibits.information_exhibits(measured.rows("learning", task), measured.rows("information", task)),
             *exhibits.disagreement_exhibits(measured.rows("disagreements", task)),
             *exhibits.map_exhibits(measured.rows("projection", task)),
         ]
 
     def note(self, measured: Measured) -> list[str]:
-        """The tasks for which the last layer is not the one chosen on dev."""
+        """The tasks for which the last layer is not the one chosen on dev, and those with boilerplate."""
+        from clsprobe.analysis.sweep.boilerplate import describe_boilerplate
         from clsprobe.analysis.sweep.choose import accuracy_by_cell
 
-        gaps = []
+        gaps, notes = [], []
         for task in measured.tasks:
             try:
                 scores = self.read_scores(measured.rows("predictions", task))
                 subject = scores.subject
             except MissingEvidence:
                 continue  # its verdict says so
+            notes += describe_boilerplate(measured.rows("boilerplate", task), scores.rows, subject)
             accuracies = accuracy_by_cell(scores.rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(
                     f"{short(task)}: {subject.readout} {accuracies[last]:.3f} at the last layer ({last}), "
                     f"{subject.test:.3f} at the one that dev chooses ({subject.layer})"
                 )
-        return [f"The last layer is not the measure of a readout. {'; '.join(gaps)}."] if gaps else []
+        if gaps:
+            notes.insert(0, f"The last layer is not the measure of a readout. {'; '.join(gaps)}.")
+        return notes
 
 
 if __name__ == "__main__":

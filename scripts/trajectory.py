@@ -8,6 +8,7 @@ and loses, and how far it moves. `clsprobe fine-tuning` answers the question for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +19,7 @@ from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
-from clsprobe.analysis.verdict import MissingEvidence, Part, Verdict
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, points, warn_of_few_texts
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split
@@ -40,6 +41,8 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     question: ClassVar[str] = "How does [CLS] learn?"
     claim: ClassVar[str] = "At the end, a linear probe on [CLS] at the last layer tells more than at the start"
     margin: ClassVar[float] = 0.0
+    opening: ClassVar[str] = "What a linear probe on the last layer gains from the start of the training to its end"
+    statements: ClassVar[Mapping[Outcome, str]] = {"yes": "a gain", "no": "a loss", "undecided": "no certain change"}
     judged: ClassVar[str] = "trajectory"
     tables: ClassVar[tuple[str, ...]] = ("trajectory",)
 
@@ -86,12 +89,28 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
         if cells.empty:
             raise MissingEvidence("neither [CLS] nor mean was probed")
         start, end = cells.iloc[0], cells.iloc[-1]
-        because = (
-            f"On {short(rows.task.iloc[0])}, {name} at layer {end.layer} is read at {start.value:.3f} at the start and "
-            f"at {end.value:.3f} at the end; its CKA with the start is {end.cka:.2f}."
-        )
-        part = Part.from_interval("the start", end.gain, end.gain_low, end.gain_high, self.margin)
-        return Verdict.of([part], lambda outcome, part: because.removesuffix("."), is_open=True)
+        task = short(rows.task.iloc[0])
+        part = Part.from_interval(f"{name} at the start", end.gain, end.gain_low, end.gain_high, self.margin)
+
+        def say(outcome: Outcome, part: Part) -> str:
+            if outcome == "yes":
+                what = f"is easier to read at the end of the training than at the start, by {_format_points(part)}"
+            elif outcome == "no":
+                what = f"is harder to read at the end of the training than at the start, by {_format_points(part, -1)}"
+            else:
+                change = f"{points(part.effect, True)} points, {points(part.low, True)} to {points(part.high, True)}"
+                what = (
+                    f"is not certainly easier or harder to read at the end of the training than at the start ({change})"
+                )
+            return (
+                f"on {task}, the label {what}, by a linear probe on {name} of layer {end.layer}: it gets "
+                f"{start.value:.3f} of the test texts right at the start and {end.value:.3f} at the end; the CKA of "
+                f"{name} with its start is {end.cka:.2f} (1: unchanged but for rotation and scale)"
+            )
+
+        brief = f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+        warnings = warn_of_few_texts(int(end.texts), task)
+        return Verdict.of([part], say, is_open=True, brief=brief, texts=int(end.texts), warnings=warnings)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The layers over the checkpoints, for every readout."""
@@ -102,6 +121,11 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     def note(self, measured: Measured) -> list[str]:
         """What CKA and a probe's gain say."""
         return [CANNOT]
+
+
+def _format_points(part: Part, sign: int = 1) -> str:
+    low, high = sorted((sign * part.low, sign * part.high))
+    return f"{points(sign * part.effect)} points ({points(low)} to {points(high)})"
 
 
 if __name__ == "__main__":

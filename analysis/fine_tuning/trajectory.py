@@ -76,6 +76,7 @@ class Trajectory:
             value=correct.mean(1),
             low=low,
             high=high,
+            texts=len(test),
             gain=(correct - correct_before).mean(1),
             gain_low=gain_interval[0],
             gain_high=gain_interval[1],
@@ -90,8 +91,8 @@ class Trajectory:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Columns layer, readout, moment, order; value, low, high: test accuracy; gain, gain_low, gain_high: minus
-        that of the start, over the same texts; cka: with the start (NaN where a cell is one vector for all texts);
-        received: the share of the words' attention that goes into [CLS], in the block below.
+        """Columns layer, readout, moment, order; value, low, high: test accuracy over `texts` texts; gain, gain_low,
+        gain_high: minus that of the start, over the same texts; cka: with the start (NaN where a cell is one vector for
+        all texts); received: the share of the words' attention that goes into [CLS], in the block below.
         """
         return pd.concat(self._moments, ignore_index=True)

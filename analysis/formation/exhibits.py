@@ -111,7 +111,7 @@ def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens
             "Three kinds of evidence for where [CLS] receives, each as a share of its largest layer. Knockout: what "
             "being cut off in that layer alone costs. Attention: the weight that [CLS] gives to content tokens; value "
             "zeroing: how far it turns without their values. Attribution: by how much more than one layer below the "
-            "words move [CLS] along the probe's direction. Attention and attribution are correlations; the verdict is "
+            "words move [CLS] along the probe's direction. Attention and attribution are correlations; the answer is "
             f"that of the knockout. Rank correlation with it over the layers, with the 95 % interval of a bootstrap "
             f"over texts: {correlations}.",
             profiles.drop(columns="task"),

@@ -1,4 +1,4 @@
-"""Encode the texts, measure every cell, compute maps of [CLS] and mean."""
+"""Encode the texts, measure every cell, compute maps of the described readouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encode_inputs, encoding_notes
-from clsprobe.analysis.geometry.measures import SAMPLE, comparable, geometry
+from clsprobe.analysis.geometry.measures import SAMPLE, choose_described, comparable, geometry
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
 from clsprobe.probes.errors import InputError
@@ -20,19 +20,19 @@ from clsprobe.probes.tasks.task import Task, readable
 log = logging.getLogger("clsprobe")
 
 MAPPED = 2_000  # texts of a map
-DRAWN = ("cls", "mean")
 MAP = ["task", "map", "panel", "x", "y", "label", "text", "row"]
 
 
-def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) -> Measured:
+def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Measured:
     """Tables measured and projection of all tasks.
 
-    settings: `VectorSettings` with a seed. map_layer: None for the last one. Raises InputError where
-    too few texts are left.
+    settings: `VectorSettings` with a seed. layer: the one that is described and drawn, None for the last. Raises
+    InputError where too few texts are left.
     """
     (states,) = encode_inputs(settings, inputs)
     parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *encoding_notes(states)]
     failures: list[str] = []
+    layer = max(states.layers) if layer is None else layer
     for task in inputs.tasks:
         state_rows = states.rows(task.texts) if task.rows is None else task.rows
         long = np.isin(state_rows, states.truncated if settings.long_rows == "drop" else [])
@@ -55,10 +55,9 @@ def measure_geometry(settings: Any, inputs: Inputs, *, map_layer: int | None) ->
                 f"all else is over all {len(used):,}."
             )
         log.info("measuring the geometry of %s", task.name)
-        table = geometry(states, used, seed=settings.seed)
+        table = geometry(states, used, layer=layer, seed=settings.seed)
         log.info("drawing the maps of %s", task.name)
         row_by_state = dict(zip(state_rows.tolist(), range(len(state_rows)), strict=True))
-        layer = int(table.layer.max()) if map_layer is None else map_layer
         task_rows = np.array([row_by_state[i] for i in used.tolist()])
         parts.append(table.assign(task=task.name))
         try:
@@ -83,7 +82,7 @@ def _draw_maps(
     rows = task_rows[drawn]
     ranks = table[(table.measure == "effective_rank") & (table.layer == layer)].set_index("readout").value
     parts = [pd.DataFrame(columns=MAP)]
-    for readout in DRAWN:
+    for readout in choose_described(states.readouts):
         if np.isnan(ranks[readout]):
             continue  # one vector for every text: no map
         vectors = states.cell(layer, readout, used[drawn])

@@ -1,6 +1,7 @@
 """Scores of reconstructed texts, as tables.
 
 1. `measure_gain`: bits per token that a vector saves against the blind decoder, with an interval over texts.
+   `measure_cell_gain`: none where the gate replaced the decoder (probes/decoders/base.py).
 2. `compare_texts`: overlap of token multisets, edit distance and exact matches of written texts and their originals.
 3. `score_corpus`: BLEU and chrF by sacrebleu (Post 2018), with their signatures.
 4. `measure_novelty`: the distance of a text from the nearest train text; it reveals a decoder that only memorises.
@@ -40,10 +41,18 @@ def measure_gain(rows: pd.DataFrame) -> tuple[float, float, float]:
     return float(value), float(min(low, value)), float(max(high, value))
 
 
+def measure_cell_gain(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """`measure_gain` of one cell and source; 0 without an interval where that is a rule and no measurement: where the
+    cell is gated, and for the blind decoder itself."""
+    if rows.gated.all() or (rows.source == "no input").all():
+        return 0.0, float("nan"), float("nan")
+    return measure_gain(rows)
+
+
 def measure_gains(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """`measure_gain` of every group: columns `by`, value, low, high, texts."""
+    """`measure_cell_gain` of every group: columns `by`, value, low, high, texts."""
     table = [
-        (*(key if isinstance(key, tuple) else (key,)), *measure_gain(group), len(group))
+        (*(key if isinstance(key, tuple) else (key,)), *measure_cell_gain(group), len(group))
         for key, group in rows.groupby(list(by), sort=False, observed=True)
     ]
     return pd.DataFrame(table, columns=[*by, "value", "low", "high", "texts"])

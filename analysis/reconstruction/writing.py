@@ -4,7 +4,9 @@
 2. The layer of a readout is the one with the fewest dev bits of the last decoder, which is the judged one.
 3. At that layer, a seeded sample of test texts is written from their vectors by every decoder (with beam search, if it
    has it), and by baselines: no input, the mean vector, another text's vector, the nearest train text.
-4. The beams of the judged decoder are encoded and re-ranked, then corrected (probes/decoders/search.py). A likeliest
+4. Both tables say of every row whether it is `gated`: the cell gained the decoder nothing on dev, so that the blind one
+   read and wrote in its place. Its gain of 0 is that rule's and no measurement.
+5. The beams of the judged decoder are encoded and re-ranked, then corrected (probes/decoders/search.py). A likeliest
    text whose decoded form has other tokens, as with [UNK], stays as it is: its encoding says nothing about it.
 """
 
@@ -70,8 +72,8 @@ def write_tables(
         for side in ("dev", "test"):
             rows = data.rows[side]
             bits = _measure_bits(writer, data.vectors[:, rows], rows)
-            for (layer, readout), cell_bits in zip(data.cells, bits, strict=True):
-                blocks.append(_build_rows(data, name, layer, readout, "vector", side, rows, writer, cell_bits))
+            for cell, cell_bits in enumerate(bits):
+                blocks.append(_build_rows(data, name, cell, "vector", side, rows, writer, cell_bits))
     table = pd.concat(blocks, ignore_index=True)
     judged = list(writers)[-1]
     dev = table[(table.decoder == judged) & (table.split == "dev")]
@@ -114,15 +116,16 @@ def _measure_bits(writer: Writer, vectors: np.ndarray, rows: np.ndarray) -> np.n
 
 
 def _build_rows(
-    data: DecodingData, name: str, layer: int, readout: str, source: str, side: str, rows: np.ndarray, writer: Writer,
-    bits: np.ndarray,
-) -> pd.DataFrame:  # fmt: skip
+    data: DecodingData, name: str, cell: int, source: str, side: str, rows: np.ndarray, writer: Writer, bits: np.ndarray
+) -> pd.DataFrame:
     """The rows of one cell and source. length: in the encoder's tokens. tokens: the decoder's that have bits."""
+    layer, readout = data.cells[cell]
     ids = [writer.ids[i] for i in rows]
     known_counts = [int(np.isin(token_ids, writer.decoder.tokens_).sum()) for token_ids in ids]
     return pd.DataFrame(
         {
-            "decoder": name, "layer": layer, "readout": readout, "source": source, "split": side, "row": rows,
+            "decoder": name, "n_train": len(data.rows["train"]), "layer": layer, "readout": readout,
+            "gated": not writer.decoder.informative_[cell], "source": source, "split": side, "row": rows,
             "length": [len(data.ids[i]) for i in rows], "tokens": known_counts,
             "blind": writer.decoder.blind_bits(ids), "bits": bits,
         }
@@ -234,13 +237,12 @@ def _draw_variants(text: str, pool: Sequence[str], random: np.random.Generator) 
 def _score_texts(
     data: DecodingData, name: str, writer: Writer, cell: int, rows: np.ndarray, sources: Mapping[str, WrittenTexts]
 ) -> pd.DataFrame:
-    layer, readout = data.cells[cell]
     target = data.vectors[cell, rows].astype(np.float64)
     originals = [data.ids[i] for i in rows]
     blocks = []
     for source, written in sources.items():
         bits = np.full(len(rows), np.nan) if written.bits is None else written.bits
-        block = _build_rows(data, name, layer, readout, source, "test", rows, writer, bits)
+        block = _build_rows(data, name, cell, source, "test", rows, writer, bits)
         ids, texts = written.ids, written.texts
         if writer.tokenizer is not data.tokenizer:  # compare and show texts as the encoder's tokenizer reads them
             ids = data.tokenizer.tokenize(texts)
@@ -265,6 +267,7 @@ def _tabulate_tokens(
     """A row per token of the originals, in the decoder's tokens. hit, found: whether it was written in this slot, or
     anywhere; blind_hit, blind_found: without input."""
     layer, readout = data.cells[cell]
+    gated = not writer.decoder.informative_[cell]
     originals = [writer.ids[i] for i in rows]
     counts = Counter(int(token) for i in data.rows["train"] for token in writer.ids[i])
     bits = writer.decoder.cell(cell).bits_by_slot(data.vectors[cell, rows][None], originals)[0]
@@ -289,7 +292,7 @@ def _tabulate_tokens(
                 hits += [slot < len(text) and int(text[slot]) == token, unmatched[token] > 0]
                 unmatched[token] -= hits[-1]
             slot_bits = (blind[i, slot], bits[i, slot]) if ordered else (np.nan, np.nan)
-            table.append((layer, readout, row, slot, name, tag, counts[token], *slot_bits, *hits))
-    columns = ["layer", "readout", "row", "slot", "token", "tag", "count", "blind", "bits"]
+            table.append((layer, readout, gated, row, slot, name, tag, counts[token], *slot_bits, *hits))
+    columns = ["layer", "readout", "gated", "row", "slot", "token", "tag", "count", "blind", "bits"]
     columns += ["hit", "found", "blind_hit", "blind_found"]
     return pd.DataFrame(table, columns=columns)

@@ -115,11 +115,13 @@ class Property:
     """How the rows of a task are made.
 
     resplit: split anew, not by the treebank's files. ordered: labels are whole numbers; the classes are consecutive.
+    solved_by: see `Task`.
     """
 
     build_rows: Callable[[Treebank], Rows]
     resplit: bool = False
     ordered: bool = False
+    solved_by: tuple[str, ...] = ()
 
 
 def _per_sentence(make_row: Callable[[Sentence], _Row]) -> Callable[[Treebank], Rows]:
@@ -394,8 +396,8 @@ def _pick(items: Sequence[Any], rng: Random) -> Any:
 
 
 PROPERTIES = {
-    "sentence_length": Property(_per_sentence(_sentence_length)),
-    "word_content": Property(_word_content, resplit=True),
+    "sentence_length": Property(_per_sentence(_sentence_length), solved_by=("length",)),
+    "word_content": Property(_word_content, resplit=True, solved_by=("bag_of_words",)),
     "tree_depth": Property(_per_sentence(_tree_depth), ordered=True),
     "top_constituents": Property(_top_constituents),
     "bigram_shift": Property(_corrupt_half("shifted", _shift_bigram)),
@@ -444,6 +446,7 @@ def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, in
         np.array([row.label for _, row, _ in chosen]),
         split=np.array([side for *_, side in chosen]) if bank.has_split and not prop.resplit else None,
         groups=np.unique(forms, return_inverse=True)[1] if any(forms) else None,
+        solved_by=prop.solved_by,
     )
     return task, {reason: n for reason, n in left_out.items() if n}
 

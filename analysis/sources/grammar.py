@@ -533,7 +533,7 @@ class Property:
 
     label: the label of a sentence, or None if the property does not apply to it. write: the start symbol. twin: makes
     the sentence of the other label. stratum: a value that must not reveal the label; each of `strata` is equally
-    frequent in every class.
+    frequent in every class. solved_by: see `Task`; the words of word_content stand on all sides, unlike other nouns.
     """
 
     labels: tuple[str, ...]
@@ -542,14 +542,17 @@ class Property:
     twin: Callable[[Phrase, Lexicon, _Rng], Phrase | None] | None = None
     stratum: Callable[[Phrase], object] = lambda tree: None
     strata: tuple[object, ...] = (None,)
+    solved_by: tuple[str, ...] = ()
 
 
 FRONTED = ("", "ADVP_", "PP_", "SBAR_", "CC_", "CC_ADVP_", "CC_PP_", "CC_SBAR_")
 TOPS = (*(f"{before}NP{often}_VP" for before in FRONTED for often in ("", "_ADVP")), "S_CC_S", "S_S", "S_NP_VP")
 
 PROPERTIES = {
-    "sentence_length": Property(tuple(f"{low}-{high}" for low, high in LENGTHS), _length_bin),
-    "word_content": Property(tuple(lemma.name for lemma in TARGETS), _target_word, _Writer.mention),
+    "sentence_length": Property(tuple(f"{low}-{high}" for low, high in LENGTHS), _length_bin, solved_by=("length",)),
+    "word_content": Property(
+        tuple(lemma.name for lemma in TARGETS), _target_word, _Writer.mention, solved_by=("bag_of_words",)
+    ),
     "tree_depth": Property(
         ("5", "6", "7", "8", "9", "10"),
         lambda tree: str(tree.depth),
@@ -612,8 +615,15 @@ def _generate_task(name: str, size: int, seed: int) -> tuple[Task, Sequence[Phra
     codes = np.unique([f"{side} {group}" for side, group in zip(split, groups, strict=True)], return_inverse=True)[1]
     has_twins = PROPERTIES[name].twin is not None
     texts = [_render(tree) for tree in trees]
-    y, sides = np.array(labels), np.array(split)
-    return Task(f"grammar:{name}", texts, y, split=sides, groups=codes if has_twins else None), trees
+    task = Task(
+        f"grammar:{name}",
+        texts,
+        np.array(labels),
+        split=np.array(split),
+        groups=codes if has_twins else None,
+        solved_by=PROPERTIES[name].solved_by,
+    )
+    return task, trees
 
 
 def _generate_rows(name: str, side: str, size: int, seed: int) -> list[tuple[int, str, Phrase]]:

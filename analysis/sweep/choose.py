@@ -3,22 +3,25 @@
 1. `judged_rows`: the predictions of the probe that is judged.
 2. `summary`, `list_baselines`, `by_number`, `disagreements`: tables of chosen cells.
 3. `gain` and `selectivity`: every cell minus the best baseline, and minus its control task; joins over the results.
+4. `compare_probes`: several probes, each readout at the layer that dev chooses for the probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.scores import CONTROL_NAMES, ChosenCell, TaskScores
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.tasks.task import readable
 
+COMPARED_ON_ALL = (*BASELINES, "shuffled")  # the controls with a label for every text
 DISAGREEMENTS = ("right", "text", "label", "the other says", "row")
 
 
@@ -40,7 +43,8 @@ def judged_rows(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     Cells in which the probe failed under one of several seeds are left out: they cannot be compared with others over
     the same texts. rows: predictions of one task. Raises MissingEvidence where the probe failed in every cell.
     """
-    baselines = rows.control.isin(BASELINES) & (rows.control != "untrained")
+    fixed = {*BASELINES, "word_type_bag_of_words"} - {"untrained"}
+    baselines = rows.control.isin(fixed)
     judged = rows[(rows.probe == judged_probe(rows, names)) | baselines]
     if judged.seed.nunique() == 1:
         return judged
@@ -56,9 +60,11 @@ def accuracy_by_cell(rows: pd.DataFrame, readouts: Sequence[str] | None = None) 
     return stats.accuracies(chosen if readouts is None else chosen[chosen.readout.isin(readouts)], ["layer", "readout"])
 
 
-def list_baselines(scores: TaskScores, *first: ChosenCell) -> pd.DataFrame:
-    """Columns name, value, low, high: every baseline and control that was measured, after the cells in `first`."""
-    cells = [*first, *(scores.choose(None, control) for control in scores.measured_controls(CONTROL_NAMES))]
+def list_baselines(
+    scores: TaskScores, *first: ChosenCell, controls: Iterable[str] = tuple(CONTROL_NAMES)
+) -> pd.DataFrame:
+    """Columns name, value, low, high: those baselines and controls that were measured, after the cells in `first`."""
+    cells = [*first, *(scores.choose(None, control) for control in scores.measured_controls(controls))]
     lines = [(cell.name, cell.test, cell.low, cell.high) for cell in cells]
     return pd.DataFrame(lines, columns=["name", "value", "low", "high"])
 
@@ -68,8 +74,9 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
     rows: predictions of one task. results: the results table. Columns readout, layer, accuracy, low, high (95 %), bits
     (held-out, per text), gain over the best baseline with its interval and name, selectivity over the control task with
-    its interval (NaN where none was measured), p (of no signal, max-T over all cells). Values and ends of intervals are
-    means over seeds. Numbers have r2 instead of accuracy, spearman with its interval instead of bits, and no p.
+    its interval (NaN where there is none, see `why_no_selectivity`), p (of no signal, max-T over all cells). Values and
+    ends of intervals are means over seeds. Numbers have r2 instead of accuracy, spearman with its interval instead of
+    bits, and no p.
     """
     numbers = stats.of_numbers(rows)
     metric = "r2" if numbers else "accuracy"
@@ -103,6 +110,40 @@ def summary(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
                 row["over"] = per_seed.against.iloc[0] if len(per_seed) else ""
         summaries.append(row if corrected is None else row | {"p": corrected.get(cell, np.nan)})
     return pd.DataFrame(summaries)
+
+
+def compare_probes(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Every named probe that reads this task, readout by readout at the layer that dev chooses for it.
+
+    rows: all predictions of one task, not only the judged ones. Columns probe, readout, layer, accuracy (r2 for
+    numbers) with low and high (95 %), bits (held-out, per text; classes only), difference from the judged probe on the
+    same readout at the layer of that one, paired over the test texts, with its low and high (NaN for the judged probe
+    itself and where it has no such readout).
+    """
+    measured: dict[str, TaskScores] = {}
+    for probe in names:
+        try:
+            measured[probe] = TaskScores(judged_rows(rows, [probe]))
+        except MissingEvidence:
+            continue  # it reads other labels, or failed: the failures say so
+    judged, table = judged_probe(rows, names), []
+    reference: dict[str, ChosenCell] = {}
+    for probe, scores in measured.items():
+        for readout in stats.best_layers(scores.rows).readout.astype(str):
+            cell = scores.choose(readout)
+            row = {"probe": probe, "readout": readout, "layer": cell.layer, cell.metric.lower(): cell.test}
+            row |= {"low": cell.low, "high": cell.high}
+            if not scores.is_of_numbers:
+                row["bits"] = -cell.rows(scores.rows[scores.rows.split == "test"]).log2_probability.mean()
+            effect, ends = np.nan, (np.nan, np.nan)
+            if probe == judged:
+                reference[readout] = cell
+            elif readout in reference:
+                sides = scores.scores(cell.where), measured[judged].scores(reference[readout].where)
+                difference = stats.compare(*sides, shares=not scores.is_of_numbers)
+                effect, ends = difference.effect, difference.interval()
+            table.append(row | {"difference": effect, "difference low": ends[0], "difference high": ends[1]})
+    return pd.DataFrame(table)
 
 
 def bands(numbers: np.ndarray, max_bands: int = 10) -> np.ndarray:
@@ -159,6 +200,7 @@ def disagreements(
 
 # ------------------------------------------------------------------------------------- differences of every cell
 
+MIN_CONTROL_TEXTS = 100  # test texts of a selectivity
 SIGN = {"accuracy": 1, "bits": -1, "r2": 1}  # -1 where lower is better
 CELL = ["control", "layer", "readout", "probe"]  # identify a cell or baseline of one task and seed
 OTHER = {column: f"other_{column}" for column in CELL}  # the same columns of the cell it is compared with
@@ -184,16 +226,75 @@ def gain(results: pd.DataFrame, predictions: pd.DataFrame | None = None) -> pd.D
     return _subtract(results, cells.merge(pd.concat(chosen), on=[*shared, "probe"]), predictions)
 
 
-def selectivity(
-    results: pd.DataFrame, predictions: pd.DataFrame | None = None, *, control: str = "word_type"
-) -> pd.DataFrame:
-    """Task minus control task, by the same probe in the same cell (Hewitt & Liang 2019). Columns as in `gain`.
+def selectivity(results: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Task minus control task, by the same probe in the same cell, trained and tested on the same texts.
 
-    Where the control labels fewer texts, the texts that both label are paired.
+    Hewitt & Liang (2019), for sentences: those texts that hold exactly one word type of the control task's list. Either
+    accuracy is normalised as (accuracy - majority) / (1 - majority), majority the share of the commonest label among
+    these test texts (`stats.normalised_differences`); R2 needs no normalisation. Columns as in `gain`, metric
+    "accuracy" or "r2". No rows where `why_no_selectivity` says so.
     """
-    cells = results[results.metric.isin(SIGN) & (results.split == "test") & (results.control == "none")]
-    same = {OTHER[column]: cells[column] for column in CELL if column != "control"}
-    return _subtract(results, cells.assign(**same, other_control=control), predictions)
+    columns = ["model", "task", "seed"]
+    labelled = predictions[(predictions.split == "test") & predictions.control.isin(["word_type_texts", "word_type"])]
+    reasons = {key: why_no_selectivity(rows) for key, rows in results.groupby(columns, observed=True)}
+    parts = [pd.DataFrame(columns=[*stats.CELL, "metric", "value", "low", "high", "against"])]
+    for key, rows in labelled.groupby(columns, observed=True):
+        if reasons[key] is None:
+            names = dict(zip(columns, key, strict=True))
+            parts.append(_subtract_control_task(rows).assign(**names)[[*parts[0].columns]])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _subtract_control_task(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `selectivity` without model, task and seed, from the test rows of one of each."""
+    cell, numbers = CELL[1:], stats.of_numbers(rows)
+    scored = rows[[*CELL, "row"]].assign(score=stats.scores(rows))
+    by_text = {
+        name: part.pivot(index=cell, columns="row", values="score")
+        for name, part in scored.groupby("control", observed=True)
+    }
+    task, control = by_text["word_type_texts"], by_text["word_type"]
+    cells, texts = task.index.intersection(control.index), task.columns.intersection(control.columns)
+    a, b = (side.loc[cells, texts].to_numpy(float) for side in (task, control))
+    if numbers:
+        value, (low, high) = (a - b).mean(1), stats.difference_intervals(a, b, shares=False)
+        low, high = np.minimum(low, value), np.maximum(high, value)
+    else:
+        label = rows.drop_duplicates(["control", "row"]).set_index(["control", "row"]).label.astype(str)
+        labels = (label[name].loc[texts].to_numpy() for name in ("word_type_texts", "word_type"))
+        value, low, high = stats.normalised_differences(a, b, *labels)
+    table = cells.to_frame(index=False).assign(metric="r2" if numbers else "accuracy", value=value, low=low, high=high)
+    against = "word_type, " + table.readout.astype(str) + " at layer " + table.layer.astype(str)
+    return table.assign(against=against).dropna(subset="value")
+
+
+def why_no_selectivity(results: pd.DataFrame) -> str | None:
+    """A clause on why the control task gives no selectivity, or None where it does.
+
+    results: those of one task and seed. The control task needs two labels on train, labels on dev and test, and on test
+    `MIN_CONTROL_TEXTS` of them, with at least half the share of the texts that it labels on train: a split that keeps
+    words apart leaves few of its words on test, and their few labels would decide.
+    """
+    labelled = {side: set(part.control) for side, part in results.groupby("split", observed=True)}
+    control_tasks = {"word_type", "word_type_texts"}
+    if not control_tasks <= set(results.control):
+        return "the training texts share too few words for a control task"
+    if sides := [side for side in ("dev", "test") if not control_tasks <= labelled.get(side, set())]:
+        return f"no text on {' or '.join(sides)} holds exactly one word of the control task's list"
+    test = results[results.split == "test"]
+    n_train, n_test = test[test.control == "word_type_texts"][["n_train", "n_test"]].max()
+    on_train, on_test = n_train / test.n_train.max(), n_test / test.n_test.max()
+    if on_test < on_train / 2:
+        return (
+            f"the split keeps words apart: {on_test:.0%} of the test texts hold exactly one word of the control task's "
+            f"list, and {on_train:.0%} of the training texts"
+        )
+    if n_test < MIN_CONTROL_TEXTS:
+        return (
+            f"{counted(n_test, 'test text')} with exactly one word of the control task's list "
+            f"{'is' if n_test == 1 else 'are'} too few ({MIN_CONTROL_TEXTS} are needed)"
+        )
+    return None
 
 
 def _subtract(results: pd.DataFrame, cells: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:

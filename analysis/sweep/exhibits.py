@@ -12,7 +12,14 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Exhibit
-from clsprobe.analysis.sweep.choose import accuracy_by_cell, by_number, list_baselines, summary
+from clsprobe.analysis.sweep.choose import (
+    COMPARED_ON_ALL,
+    accuracy_by_cell,
+    by_number,
+    compare_probes,
+    list_baselines,
+    summary,
+)
 from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
 from clsprobe.analysis.verdict import Part
 
@@ -22,14 +29,16 @@ NO_WORSE = {"yes": "no worse", "no": "worse", "undecided": "undecided"}  # outco
 MORE = {"yes": "more", "no": "less", "undecided": "undecided"}
 SUMMARY = (
     "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
-    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, whose "
-    "labels belong to words at random (Hewitt & Liang 2019); p that nothing is told at all, corrected for all cells of "
-    "the grid (max-T)."
+    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, in which "
+    "every word type of a list has a label at random (Hewitt & Liang 2019), both on the texts with exactly one such "
+    "word and as a share of the way from the commonest label (0) to no mistake (1); p that nothing is told at all, "
+    "corrected for all cells of the grid (max-T)."
 )
 SUMMARY_OF_NUMBERS = (
     "Every readout at the layer that dev chooses, measured once on test: R2, the share of the numbers' variance that "
     "is explained, and Spearman's correlation, with 95 % intervals; gain in R2 over the best baseline; selectivity, R2 "
-    "less that on the control task, whose numbers belong to words at random (Hewitt & Liang 2019)."
+    "less that on the control task, in which every word type of a list has a number at random (Hewitt & Liang 2019), "
+    "both on the texts with exactly one such word."
 )
 LEARNING = (
     "What more texts would teach: test accuracy by the number of training texts, with 95 % intervals. The layers are "
@@ -52,7 +61,8 @@ def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
 
     Numbers have R2 instead of accuracy, and the chosen cell's predictions by bands of the true numbers.
     """
-    rows, subject, best, lines = scores.rows, scores.subject, scores.choose(None), list_baselines(scores)
+    rows, subject, best = scores.rows, scores.subject, scores.choose(None)
+    lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     grid = accuracy_by_cell(rows)
     exhibits = [
         Exhibit(
@@ -69,7 +79,8 @@ def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
             {"metric": best.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},
         ),
         Exhibit(
-            f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test.",
+            f"{subject.name} beside its baselines and controls; each chosen on dev, measured on test, those that name "
+            f"the control task only on the test texts that it labels.",
             list_baselines(scores, subject),
             "intervals",
             {"metric": best.metric},
@@ -102,6 +113,21 @@ def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
 def summary_exhibit(rows: pd.DataFrame, results: pd.DataFrame) -> Exhibit:
     """The `summary` of the readouts. results: the whole results table."""
     return Exhibit(SUMMARY_OF_NUMBERS if stats.of_numbers(rows) else SUMMARY, summary(rows, results))
+
+
+def probe_exhibits(rows: pd.DataFrame, names: Sequence[str]) -> list[Exhibit]:
+    """`compare_probes`, where several of the named probes read the task. rows: all of its predictions."""
+    table = compare_probes(rows, names)
+    if table.probe.nunique() < 2:
+        return []
+    judged = table.probe.iloc[0]
+    score = "R2" if stats.of_numbers(rows) else "accuracy, and bits a text (fewer is better)"
+    caption = (
+        f"Every probe, and every readout at the layer that dev chooses for the probe: test {score}, and the difference "
+        f"from {judged} on the same readout over the same test texts, with 95 % intervals, not corrected for their "
+        f"number. All other exhibits, and the verdict, are of {judged}, the first probe that was named."
+    )
+    return [Exhibit(caption, table)]
 
 
 def information_exhibits(learning: pd.DataFrame, information: pd.DataFrame) -> list[Exhibit]:
@@ -170,7 +196,7 @@ def comparison_exhibits(scores: TaskScores, readouts: Sequence[str], margin: flo
 
 def curves_exhibit(scores: TaskScores, readouts: Sequence[str], cell: ChosenCell) -> Exhibit:
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
-    lines = list_baselines(scores)
+    lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     return Exhibit(
         f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
         accuracy_by_cell(scores.rows, readouts),

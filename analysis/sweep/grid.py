@@ -201,16 +201,19 @@ def _blocks(
     trained = all_states[0]
     texts = [split.task.texts[i] for i in split.row_indices]
     for name, baseline in _baselines(trained, split).items():
-        predictions = baseline(texts, split.y, train, dev)
+        predictions = _select_texts(baseline(texts, split.y, train, dev), evaluated)
         cell = (0, "mean") if name == "layer0_mean" else (NO_LAYER, NO_READOUT)
-        log2_proba = _select_rows(predictions.log2_proba, evaluated)
-        predictions = replace(predictions, codes=predictions.codes[..., evaluated], log2_proba=log2_proba)
         probe = "none" if name == "majority" else "logistic" if len(split.classes) else "ridge"
         yield _make_block(split, trained, probe, seed, [cell], [name], split.y[:, None], evaluated, predictions)
     control_labels = {name: CONTROLS[name](texts, split.y, split.side, seed) for name in controls}
     label_sets = {"none": split.y} | {
         name: y for name, y in control_labels.items() if len(np.unique(y[train][has_label(y[train])])) > 1
     }
+    if (control_task := label_sets.get("word_type")) is not None and has_label(control_task[dev]).any():
+        taught, tuned = (rows[has_label(control_task[rows])] for rows in (train, dev))
+        predictions = _select_texts(BASELINES["bag_of_words"](texts, control_task, taught, tuned), evaluated)
+        probe, name, y = "logistic" if len(split.classes) else "ridge", "word_type_bag_of_words", control_task[:, None]
+        yield _make_block(split, trained, probe, seed, [(NO_LAYER, NO_READOUT)], [name], y, evaluated, predictions)
     for states in filter(partial(_uses_seed, seed=seed), all_states):
         control = states.source["control"]
         labels = label_sets if control == "none" else {control: split.y}
@@ -257,8 +260,11 @@ def _baselines(states: States, split: SplitTask) -> dict[str, Baseline]:
     return baselines
 
 
-def _select_rows(bits: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    return None if bits is None else bits[:, :, rows]
+def _select_texts(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    bits = predictions.log2_proba
+    return replace(
+        predictions, codes=predictions.codes[..., rows], log2_proba=None if bits is None else bits[:, :, rows]
+    )
 
 
 def _make_block(

@@ -1,4 +1,4 @@
-"""A whole sweep: the grid of probes, then the maps, bits and learning curves of the chosen cells."""
+"""A whole sweep: the grid of probes, then the maps, bits and learning curves of the chosen cells, and boilerplate."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import Measured, counted, short
+from clsprobe.analysis.sweep.boilerplate import BOILERPLATE, list_boilerplate
 from clsprobe.analysis.sweep.choose import (
     DISAGREEMENTS,
     bands,
     disagreements,
     judged_probe,
     judged_rows,
+    why_no_selectivity,
 )
 from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
@@ -30,24 +32,23 @@ from clsprobe.analysis.table import concat_predictions
 from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.tasks.control import coverage, word_type
-from clsprobe.probes.tasks.task import readable
+from clsprobe.probes.tasks.task import Task, readable
 
 log = logging.getLogger("clsprobe")
 
 MAPPED = 1000  # texts of a UMAP
 MAP = ["task", "panel", "x", "y", "label", "text", "row"]
-DETAILS: dict[str, Sequence[str]] = {  # tables of the chosen cells, and their columns
+DETAILS: dict[str, Sequence[str]] = {  # tables of the chosen cells and of the texts, and their columns
     "projection": MAP,
     "disagreements": [*DISAGREEMENTS, "task"],
     "learning": LEARNING,
     "information": INFORMATION,
+    "boilerplate": BOILERPLATE,
 }
 
 
 def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, details: bool = False) -> Measured:
-    """Tables results and predictions; with details also projection, disagreements, learning and information, of the
-    chosen cells.
+    """Tables results and predictions; with details also `DETAILS`.
 
     settings: `SweepSettings`, with or without a file of vectors. states: of the encoder, then of untrained ones.
     """
@@ -94,12 +95,18 @@ def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: S
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in DETAILS}
     notes, failures = [*measured.notes], [*measured.failures]
     for split in splits:
-        notes += _describe_control_task(split, settings.seed)
         try:
             rows = judged_rows(measured.rows("predictions", split.task.name), settings.probes)
         except MissingEvidence:
             continue  # every cell is among the failures
-        for what, measure in (("maps", _draw_maps), ("disagreements", _disagreements), ("bits", _measure_bits)):
+        if not split.task.textless:
+            notes.append(_describe_control_task(split.task, measured.rows("results", split.task.name), rows))
+        for what, measure in (
+            ("maps", _draw_maps),
+            ("disagreements", _disagreements),
+            ("bits", _measure_bits),
+            ("boilerplate", _find_boilerplate),
+        ):
             log.info("measuring the %s of %s", what, split.task.name)
             try:
                 tables, remarks = measure(settings, split, states, rows)
@@ -115,21 +122,26 @@ def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: S
     return replace(measured, tables={**measured.tables, **details}, notes=[*dict.fromkeys(notes)], failures=failures)
 
 
-def _describe_control_task(split: SplitTask, seed: int) -> list[str]:
-    """A note on how many texts the control task has a label for, if there are texts."""
-    task, name = split.task, short(split.task.name)
-    if task.textless:
-        return []
-    labels = word_type([task.texts[i] for i in split.row_indices], split.y, split.side, seed)
-    shares = {side: coverage(labels, split.side, side) for side in ("dev", "test")}
-    if missing := [side for side, (share, _) in shares.items() if not share > 0]:
-        sides = " and ".join(missing)
-        return [f"{name}: the control task has no label on {sides}, which has no word of train: it is not shown."]
-    (share, guess), number = shares["test"], task.kind == "number"
-    right = "" if number else f"; its commonest one is right on {guess:.3f} of these"
-    return [
-        f"{name}: the control task has a {'number' if number else 'label'} for {share:.0%} of the test texts{right}."
-    ]
+def _describe_control_task(task: Task, results: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """A note on the texts of the control task, or on why there is no selectivity. Under several seeds of the first.
+
+    results, rows: of this task, rows its judged predictions.
+    """
+    seed = results.seed.min()
+    name = short(task.name) + (f" (seed {seed})" if results.seed.nunique() > 1 else "")
+    if reason := why_no_selectivity(results[results.seed == seed]):
+        return f"{name}: no selectivity, since {reason}."
+    test = rows[(rows.split == "test") & (rows.seed == seed)].drop_duplicates(["control", "row"])
+    every, real, drawn = (test[test.control == name] for name in ("none", "word_type_texts", "word_type"))
+    note = (
+        f"{name}: selectivity is measured on {len(real):,} of the {len(every):,} test texts, which hold exactly one "
+        f"word of the control task's list"
+    )
+    if task.kind == "number":
+        return f"{note}."
+    drawn = drawn[drawn.row.isin(real.row)]
+    shares = [part.label.astype(str).value_counts(normalize=True).max() for part in (real, drawn)]
+    return f"{note}; the commonest label has {shares[0]:.3f} of these, in the control task {shares[1]:.3f}."
 
 
 Details = tuple[dict[str, pd.DataFrame], list[str]]  # tables and notes
@@ -158,6 +170,13 @@ def _disagreements(settings: SweepSettings, split: SplitTask, states: States, ro
     scores = TaskScores(rows)
     table = disagreements(rows, scores.choose("cls"), scores.choose("mean"), split.task.texts)
     return {"disagreements": table.assign(task=split.task.name)}, []
+
+
+def _find_boilerplate(settings: SweepSettings, split: SplitTask, states: States, rows: pd.DataFrame) -> Details:
+    """`list_boilerplate` of a task with texts and classes."""
+    if split.task.textless or split.task.kind == "number":
+        return {}, []
+    return {"boilerplate": list_boilerplate(split)}, []
 
 
 def _draw_maps(settings: SweepSettings, split: SplitTask, states: States, rows: pd.DataFrame) -> Details:

@@ -21,7 +21,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.analysis.verdict import FEWEST, MissingEvidence, Part
+from clsprobe.analysis.verdict import MissingEvidence, Part, warn_of_few_texts
 
 CELL = ("control", "layer", "readout", "probe")  # identify a cell or baseline of one task
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
@@ -37,7 +37,9 @@ CONTROL_NAMES = {  # control -> its name on the page
     "layer0_mean": "mean of layer 0",
     "untrained": "untrained encoder",
     "shuffled": "shuffled labels",
+    "word_type_texts": "the task on the texts of the control task",
     "word_type": "control task (word types)",
+    "word_type_bag_of_words": "bag of words on the control task",
 }
 NUMBER_CONTROL_NAMES = {"majority": "mean of train", "shuffled": "shuffled numbers"}  # where labels are numbers
 
@@ -325,10 +327,7 @@ class TaskScores:
     def warnings(self, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
         """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
         baseline solves."""
-        texts, warnings = self.texts, []
-        if texts < FEWEST:
-            one = f"{100 / texts:.1f} points"
-            warnings.append(f"Only {texts} test texts on {self.task}: one text more or less right is {one}.")
+        texts, warnings = self.texts, [*warn_of_few_texts(self.texts, self.task)]
         for cell in cells:
             if self.is_constant(cell):
                 what = "number" if self.is_of_numbers else "class"

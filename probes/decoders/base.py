@@ -6,8 +6,9 @@
 3. `train_parameters` is Adam (Kingma & Ba 2015) in rounds. A cell keeps its parameters with the fewest dev nats, the
    initial ones included. A round in which no cell improves halves the learning rate; `PATIENCE` such rounds in a row
    end the training. A checkpoint file allows an interrupted training to continue from its last round.
-4. The blind decoder replaces every cell whose gain over it on dev is not significant. Otherwise a fit to noise would
-   cost bits on every text, and look like a finding.
+4. The gate: the blind decoder replaces every cell whose gain over it on dev is not significant. Otherwise a fit to
+   noise would cost bits on every text, and look like a finding. The gain of such a cell is 0 by this rule and no
+   measurement: the vectors may hold what more training texts, or another decoder, would read.
 
 Bits of different decoders are not comparable: bag and slot treat tokens as independent, so that a single bit that
 selects one of two texts gains as many bits as the texts differ in tokens. Only the sequence decoder's gain estimates
@@ -56,7 +57,8 @@ class Decoder(ABC):
     draws. device: a torch device.
 
     Fitted: tokens_ (token,) the ids of the vocabulary, rising; slots_; mean_, scale_ (cell, dim); informative_ (cell,)
-    False where the vectors gain nothing on dev and the blind decoder is used; decoder_indices_ (cell,) and
+    False where the vectors gain nothing on dev and the blind decoder is used, so that their gain is 0 by rule;
+    decoder_indices_ (cell,) and
     blind_index_, indices of the trained decoders; bfloat16_ whether it was trained in bfloat16, if large and supported.
     """
 

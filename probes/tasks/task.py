@@ -59,6 +59,8 @@ class Task:
     groups: (text,) rows that share a value stay on one side of a split, or None.
     rows: (text,) row index in the source, counting rows left out, if vectors belong to rows, else None.
     textless: there are labels only; the texts are names of rows ("row 17").
+    solved_by: the baselines that solve the task by construction ("length" where the label is the length of the text),
+    named as in `probes.baseline`. A verdict that compares with one of them leaves the task out.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Task:
     groups: np.ndarray | None = None
     rows: np.ndarray | None = None
     textless: bool = False
+    solved_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str):

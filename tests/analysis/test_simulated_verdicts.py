@@ -28,12 +28,15 @@ def test_few_of_many_verdicts_are_wrong(name):
     check(name, 200, 15)
 
 
-def test_every_study_that_can_say_yes_or_no_is_simulated():
+def test_every_study_that_tests_a_claim_is_simulated():
     assert {type(world.study).__name__ for world in WORLDS.values()} >= {
         "Aggregate",
         "FineTuning",
+        "Formation",
         "Order",
         "Poolings",
         "Positions",
+        "Reconstruct",
         "Run",
+        "Trajectory",
     }

@@ -105,8 +105,8 @@ def unite(*effects: float, **more) -> Verdict:
 @pytest.mark.parametrize(
     ("effects", "outcome", "start"),
     [
-        ((0.05, 0.04, 0.05), "yes", "Yes, on all 3 tasks: a +0.05; b +0.04; c +0.05."),
-        ((-0.05, -0.04), "no", "No, on all 2 tasks: "),
+        ((0.05, 0.04, 0.05), "yes", "Yes, on all 3 tasks. A +0.05; b +0.04; c +0.05."),
+        ((-0.05, -0.04), "no", "No, on all 2 tasks. "),
         ((0.05, -0.05, 0.0), "mixed", "Mixed: of 3 tasks yes on 1 (a: label), no on 1 (b: label), undecided on 1 (c: "),
         ((0.05, 0.05, 0.0), "undecided", "Undecided: of 3 tasks yes on 2 (a: label, b: label), undecided on 1 (c: lab"),
         ((0.021, -0.021, 0.0), "undecided", "Undecided: of 3 tasks yes on 1"),  # not after Holm over the tasks
@@ -150,7 +150,7 @@ def test_an_open_question_is_answered_by_what_was_found():
         for name, effect in {"a": 0.05, "b": 0.0}.items()
     }
     verdict = Verdict.over(tasks, opening="Read on test", statements={"yes": "more", "undecided": "perhaps more"})
-    assert verdict.sentence == "Read on test: a 0.05; b 0.00. More on a; perhaps more on b."
+    assert verdict.sentence == "More on a; perhaps more on b. Read on test: a 0.05; b 0.00."
     assert verdict.label == "described"
 
 

@@ -351,14 +351,44 @@ def test_p_and_interval_decide_alike():
 # ------------------------------------------------------------------------------------------------------- trajectory
 
 
-def test_the_trajectory_is_judged_by_what_cls_has_gained():
-    columns = ["task", "readout", "layer", "order", "value", "gain", "gain_low", "gain_high", "cka"]
-    rows = [("a:b:c", "cls", 6, 0, 0.5, 0, 0, 0, 1.0), ("a:b:c", "cls", 6, 1, 0.8, 0.3, 0.2, 0.4, 0.5)]
-    rows += [("a:b:c", "mean", 6, 1, 0.8, -0.3, -0.4, -0.2, 0.5), ("a:b:c", "cls", 5, 1, 0.8, -0.3, -0.4, -0.2, 0.5)]
-    table = pd.DataFrame(rows, columns=columns)
-    assert Trajectory().judge(table).outcome == "yes"
-    assert Trajectory().judge(table.assign(gain_low=-0.1)).outcome == "undecided"
-    assert "0.500 at the start and at 0.800" in Trajectory().judge(table).sentence
+def make_trajectory(gain, low, high, readout="cls"):
+    columns = ["task", "readout", "layer", "order", "value", "texts", "gain", "gain_low", "gain_high", "cka"]
+    rows = [("a:b:c", readout, 6, 0, 0.5, 200, 0, 0, 0, 1.0)]
+    rows += [("a:b:c", readout, 6, 1, 0.5 + gain, 200, gain, low, high, 0.45)]
+    rows += [
+        ("a:b:c", "max", 6, 1, 0.8, 200, -gain, -high, -low, 0.5),
+        ("a:b:c", readout, 5, 1, 0.8, 200, -gain, -high, -low, 0.5),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("gain", "outcome", "what"),
+    [
+        ((0.3, 0.2, 0.4), "yes", "is easier to read at {moments}, by 30.0 points (20.0 to 40.0)"),
+        ((-0.3, -0.4, -0.2), "no", "is harder to read at {moments}, by 30.0 points (20.0 to 40.0)"),
+        (
+            (0.01, -0.1, 0.12),
+            "undecided",
+            "is not certainly easier or harder to read at {moments} (+1.0 points, -10.0 to +12.0)",
+        ),
+    ],
+)
+def test_the_trajectory_says_what_cls_has_gained_or_lost(gain, outcome, what):
+    verdict = Trajectory().judge(make_trajectory(*gain))
+    assert (verdict.outcome, verdict.label) == (outcome, "described")
+    what = what.format(moments="the end of the training than at the start")
+    assert verdict.sentence.startswith(f"On b: c, the label {what}, by a linear probe on [CLS] of layer 6: it gets 0.5")
+    assert (
+        f"right at the start and {0.5 + gain[0]:.3f} at the end; the CKA of [CLS] with its start is 0.45"
+        in verdict.sentence
+    )
+
+
+def test_without_cls_the_trajectory_is_that_of_mean():
+    sentence = Trajectory().judge(make_trajectory(0.3, 0.2, 0.4, readout="mean")).sentence
+    assert "a linear probe on mean of layer 6" in sentence
+    assert "[CLS]" not in sentence
 
 
 def test_attention_into_cls_is_what_the_weights_say(tmp_path):

@@ -29,28 +29,59 @@ def predictions(layer, *, intact=0.9, off=0.5, lower=0.9, upper=0.5, n=400, task
     return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
 
 
-@pytest.mark.parametrize("layer", [2, 5, 6])
+USED = "this says where the edges are used, not where nothing could be read any more."
+
+
 @pytest.mark.parametrize(
-    ("values", "outcome"),
-    [
-        ({"lower": 0.9, "upper": 0.5}, "yes"),
-        ({"lower": 0.6, "upper": 0.85}, "no"),
-        ({"lower": 0.8, "upper": 0.8}, "no"),
-        ({"lower": 0.8, "upper": 0.77}, "undecided"),
-        ({"intact": 0.51, "off": 0.5, "lower": 0.5, "upper": 0.51}, "undecided"),  # nothing to lose
-    ],
+    ("layer", "below", "above"), [(2, "layer 1", "layer 2"), (5, "layers 1 to 2", "layers 4 to 5")]
 )
-def test_the_verdict_compares_the_two_halves(layer, values, outcome):
-    verdict = Formation().judge(predictions(layer, **values))
+@pytest.mark.parametrize(
+    ("values", "outcome", "statement"),
+    [
+        ({"lower": 0.9, "upper": 0.5}, "yes", "depends more on {taken} in {above} than in {below}:"),
+        ({"lower": 0.6, "upper": 0.85}, "no", "depends more on {taken} in {below} than in {above}:"),
+        ({"lower": 0.8, "upper": 0.8}, "no", "depends as much on {taken} in {below} as in {above}:"),
+        ({"lower": 0.8, "upper": 0.82}, "no", "depends no more on {taken} in {above} than in {below}:"),
+        ({"lower": 0.8, "upper": 0.77}, "undecided", "it is not certain whether more in {above} or in {below}:"),
+    ],
+    ids=["late", "early", "alike", "not late", "uncertain"],
+)  # fmt: skip
+def test_the_answer_says_in_which_half_cutting_costs_more(layer, below, above, values, outcome, statement):
+    verdict = Formation().judge(predictions(layer, **values, n=1000))
     assert verdict.outcome == outcome
+    assert verdict.label == "described"
+    taken = "what [CLS] takes from the other tokens"
+    assert statement.format(taken=taken, above=above, below=below) in verdict.sentence
+    assert sum(what in verdict.sentence for what in (" depends more ", " as much ", " no more ", " not certain ")) == 1
+    assert (
+        f"it gets 0.900 of the test texts right, {values['lower']:.3f} where [CLS] is cut off in {below}, "
+        in verdict.sentence
+    )
+    assert f"{values['upper']:.3f} in {above}, 0.500 in layers 1 to {layer};" in verdict.sentence
+    assert verdict.sentence.endswith(USED)
     assert verdict.effect == pytest.approx(values["lower"] - values["upper"], abs=0.005)
+    assert f"costs {100 * verdict.effect:+.1f} points (".replace("+0.0", "0.0") in verdict.sentence
     assert verdict.low <= verdict.effect <= verdict.high
+
+
+def test_where_there_is_nothing_to_lose_no_half_is_named():
+    verdict = Formation().judge(predictions(4, intact=0.51, off=0.5, lower=0.5, upper=0.51))
+    assert "it cannot be said in which layers [CLS] gathers what its probe at layer 4 reads" in verdict.sentence
+    assert "0.510 of the test texts right, and 0.500 where [CLS] is cut off" in verdict.sentence
+    assert not verdict.is_claim
 
 
 def test_a_single_layer_has_no_halves():
     verdict = Formation().judge(predictions(1, upper=0.5, lower=0.5))
-    assert verdict.outcome == "undecided"
-    assert "no upper half" in verdict.because
+    assert "dev reads [CLS] at layer 1, which has no lower and no upper half below it" in verdict.sentence
+    assert "0.900 of the test texts right, and 0.500 where [CLS] is cut off there" in verdict.sentence
+    assert not verdict.is_claim
+
+
+def test_few_test_texts_are_warned_of():
+    (warning,) = Formation().judge(predictions(4, n=40)).warnings
+    assert warning.startswith("Only 40 test texts on made: label")
+    assert not Formation().judge(predictions(4, n=50)).warnings
 
 
 def test_a_cut_off_cls_that_still_tells_texts_apart_is_not_passed_over():
@@ -61,11 +92,13 @@ def test_a_cut_off_cls_that_still_tells_texts_apart_is_not_passed_over():
     assert "one class of all texts" in Formation().note(measured(knockout=table))[0]
 
 
-def test_tasks_that_disagree_leave_it_undecided():
+def test_tasks_that_disagree_are_listed():
     both = [predictions(4, task="file:a:x"), predictions(4, lower=0.5, upper=0.9, task="file:b:y")]
     verdict = Formation().verdict(measured(knockout=pd.concat(both)))
-    assert verdict.outcome == "undecided"
+    assert verdict.outcome == "mixed"
     assert {part.outcome for part in verdict.parts.values()} == {"yes", "no"}
+    assert ": a: x +40.0 points (" in verdict.sentence
+    assert verdict.sentence.endswith("More in the upper half on a: x; no more in the upper half on b: y.")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +159,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     assert run() == 0
     answer = Answer.load(out / "answers" / "formation.json")
     assert answer.verdict.outcome == "yes"
+    assert "the other tokens in layers 3 to 4 than in layers 1 to 2" in answer.headline.sentence
     assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "differences", "curves"}
     assert "one class of all texts" in answer.notes[0]
     assert (out / "report.html").stat().st_size > 10_000

@@ -17,13 +17,19 @@ from clsprobe import Extractor, load_encoder
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.reconstruction import scores as reconstruction
 from clsprobe.analysis.reconstruction import writing
-from clsprobe.analysis.reconstruction.exhibits import select_judged, text_exhibits, token_exhibits
+from clsprobe.analysis.reconstruction.exhibits import (
+    reconstruction_notes,
+    select_judged,
+    text_exhibits,
+    token_exhibits,
+)
 from clsprobe.analysis.reconstruction.measure import make_decoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.probes.decoders import base
+from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.errors import InputError
 from clsprobe.reconstruct import Reconstruct
 
@@ -124,8 +130,11 @@ def test_bleu_is_computed_by_sacrebleu_with_its_signature():
     assert all("version:" in signature for signature in reconstruction.describe_scorers())
 
 
-def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
-    """A table in the format of `measure`: the likeness is near the given values, and determines the other columns."""
+def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200, gated=()):
+    """A table in the format of `measure`: the likeness is near the given values, and determines the other columns.
+
+    gated: readouts of which the decoder gained nothing on dev; their texts are the blind ones.
+    """
     random = np.random.default_rng(0)
     blocks = []
     for (readout, value), layer, split in product({"cls": cls, "mean": mean}.items(), (0, 3), ("dev", "test")):
@@ -136,12 +145,17 @@ def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
             if not written and source != "vector":
                 continue
             likeness = np.clip(level + random.normal(0, 0.05, n), 0, 1) if written else np.full(n, np.nan)
+            if source == "no input":
+                blind_likeness = likeness
+            elif readout in gated:
+                likeness, value = blind_likeness if written else likeness, 0.0
             has_bits = source in ("no input", "mean vector", "vector")
             blocks.append(
                 pd.DataFrame(
                     {
-                        "decoder": "sequence", "layer": layer, "readout": readout, "source": source, "split": split,
-                        "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
+                        "decoder": "sequence", "n_train": 914, "layer": layer, "readout": readout,
+                        "gated": readout in gated or (readout == "cls" and layer == 0), "source": source,
+                        "split": split, "row": np.arange(n), "length": 13, "tokens": 8, "blind": 40.0,
                         "bits": (40 - 8 * value * (source == "vector" and layer > 0)) if has_bits else np.nan,
                         "precision": likeness, "recall": likeness, "f1": likeness, "likeness": likeness,
                         "exact": (likeness > 0.98).astype(float), "original": "the cat" if written else None,
@@ -153,13 +167,96 @@ def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200):
     return pd.concat(blocks, ignore_index=True)
 
 
-@pytest.mark.parametrize(("cls", "outcome"), [(0.85, "yes"), (0.3, "no"), (0.6, "undecided")])
-def test_the_verdict_is_relative_to_the_blind_decoder(cls, outcome):
-    verdict = Reconstruct().judge(make_table(cls))
-    assert verdict.outcome == outcome
+def test_recovered_texts_are_a_yes():
+    verdict = Reconstruct().judge(make_table(0.85))
+    assert verdict.outcome == "yes"
+    assert verdict.effect == pytest.approx((0.85 - 0.2) / 0.8, abs=0.03)
     assert verdict.low <= verdict.effect <= verdict.high
+    share = f"{verdict.effect:.2f} ({verdict.low:.2f} to {verdict.high:.2f})"
+    assert verdict.sentence.startswith(
+        f"Yes: from [CLS] of layer 3 the sequence decoder puts right {share} of what the best blind one (no input) "
+        f"gets wrong in 100 new test texts (claimed: 0.5), 0.0% of them word for word; [CLS] tells 0.85 bits a token"
+    )
+
+
+@pytest.mark.parametrize("cls", [0.3, 0.6, 0.2])
+def test_decoders_that_do_not_recover_the_texts_refute_nothing(cls):
+    """However certain it is that these decoders stay below the margin."""
+    verdict = Reconstruct().judge(make_table(cls))
+    assert verdict.outcome == "undecided"
+    assert verdict.p_no == 1
     assert verdict.effect == pytest.approx((cls - 0.2) / 0.8, abs=0.03)
-    assert "[CLS] of layer 3" in verdict.because
+    share = f"{verdict.effect:.2f} ({verdict.low:.2f} to {verdict.high:.2f})"
+    assert verdict.sentence.startswith(
+        "Undecided: not reached by these decoders with 914 training texts: from [CLS] of layer 3 the sequence decoder "
+        f"puts right {share} of"
+    )
+    assert f"[CLS] tells {cls:.2f} bits a token ({cls:.2f} to {cls:.2f}) of 5.00." in verdict.sentence
+
+
+def test_the_gate_is_said_where_it_replaced_the_decoder():
+    verdict = Reconstruct().judge(make_table(0.9, gated=("cls",)))
+    assert verdict.outcome == "undecided"
+    assert np.isnan([verdict.effect, verdict.low, verdict.high]).all()  # the blind decoder compared with itself
+    assert verdict.sentence == (
+        "Undecided: not reached by these decoders with 914 training texts: at no layer read did the sequence decoder "
+        "gain anything from [CLS] on dev, so the blind one was used, whose gain of 0 bits is this rule's and not "
+        "measured; its texts, as re-ranking and corrections left them, put nothing right in 100 new test texts."
+    )
+    assert Reconstruct().judge(make_table(0.9, gated=("mean",))).outcome == "yes"  # of another readout
+
+
+def test_what_the_search_makes_of_blind_texts_is_measured():
+    table = make_table(0.9, gated=("cls",))
+    searched = (table.readout == "cls") & (table.source == "re-ranked")
+    table.loc[searched, "likeness"] += np.where(np.arange(searched.sum()) % 2, 0.1, 0)
+    verdict = Reconstruct().judge(table)
+    assert verdict.outcome == "undecided"
+    assert 0 < verdict.low < verdict.effect < verdict.high < 0.1
+    assert f"left them, put right {verdict.effect:.2f} ({verdict.low:.2f} to {verdict.high:.2f}) of" in verdict.sentence
+
+
+def test_no_number_of_a_gated_cell_passes_for_a_measurement():
+    table = make_table(0.9, gated=("mean",))
+    shares, bits, scores, *binned, cls_texts, mean_texts = text_exhibits(table, 0.5)
+    sentence = (
+        "Gated: from mean of layers 0, 3 the decoder gained nothing on dev, so the blind one stands in: its gain of 0"
+    )
+    assert sentence in bits.caption.replace("cls of layer 0; ", "")
+    gains = bits.table.set_index(["readout", "layer"])
+    assert gains.value["mean"].tolist() == [0, 0]
+    assert gains[["low", "high"]].loc["mean"].isna().all(axis=None)
+    assert gains.low["cls", 3] == pytest.approx(0.9)
+    assert shares.table.name.tolist() == ["cls, layer 3", "mean, layer 3, gated"]
+    for exhibit in (shares, *binned, mean_texts):
+        assert "Gated: from mean of layer 3 the decoder gained nothing on dev" in exhibit.caption
+    assert "Gated" not in cls_texts.caption
+    by_source = scores.table.set_index(["readout", "written by"])
+    assert by_source.gated["mean"].all()
+    assert not by_source.gated["cls"].any()
+    assert by_source.loc[("mean", "vector"), ["from", "to"]].isna().all()
+    assert by_source.loc[("cls", "no input"), ["bits gained", "from", "to"]].isna().tolist() == [False, True, True]
+    for exhibit in binned:
+        rows = exhibit.table.set_index("readout")[["from", "to"]]
+        assert rows.loc[["mean"]].isna().all(axis=None)
+        assert rows.loc[["cls"]].notna().all(axis=None)
+
+
+def test_notes_say_what_is_of_the_gate():
+    first, second, *_ = reconstruction_notes(make_table(0.9, gated=("mean",)))
+    assert first == (
+        "Control: from [CLS] of layer 0, the same vector for every text, the sequence decoder gained nothing on dev, "
+        "as it must be. The blind one stands in for it there: 0 bits by rule."
+    )
+    assert second.startswith("mean of layer 3 tells -0.90 bits a token more than cls of layer 3 (-0.90 to -0.90, ")
+    assert second.endswith("For mean the blind decoder stands in, since its own gained nothing on dev.")
+    both = reconstruction_notes(make_table(0.9, gated=("cls", "mean")))
+    assert not [note for note in both if "bits a token more" in note]
+    failed = make_table(0.9)
+    failed.loc[(failed.layer == 0) & (failed.readout == "cls"), ["gated", "bits"]] = [False, 30.0]
+    assert reconstruction_notes(failed)[0].startswith(
+        "Control failed: from [CLS] of layer 0 the sequence decoder gains 1.250"
+    )
 
 
 def test_texts_that_train_nearly_has_are_not_judged():
@@ -187,8 +284,8 @@ def test_every_exhibit_draws(tmp_path):
             exhibit.draw()
     slots = pd.DataFrame(
         {
-            "layer": 3, "readout": "cls", "row": np.arange(100) // 4, "slot": np.arange(100) % 4, "token": "cat",
-            "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
+            "layer": 3, "readout": "cls", "gated": False, "row": np.arange(100) // 4, "slot": np.arange(100) % 4,
+            "token": "cat", "tag": ["NOUN", ""] * 50, "count": np.arange(100), "blind": 5.0, "bits": 3.0,
             "hit": np.arange(100) % 2 == 0, "found": True, "blind_hit": np.arange(100) % 4 == 0,
             "blind_found": np.arange(100) % 4 == 0,
         }
@@ -200,6 +297,8 @@ def test_every_exhibit_draws(tmp_path):
     assert words.table["bits gained"].eq(2).all()
     assert tags.table.values.tolist() == [["NOUN", "cls", 50, 2.0, 1.0, 0.5]]
     assert len(token_exhibits(slots.assign(tag=""))) == 2  # without parts of speech
+    assert all("Gated: from cls of layer 3" in exhibit.caption for exhibit in token_exhibits(slots.assign(gated=True)))
+    assert "Gated" not in position.caption
 
 
 # -------------------------------------------------------------------------------------------------------- written texts
@@ -210,7 +309,7 @@ class CertainDecoder(base.Decoder):
 
     def __init__(self, ids, wrong_ids):
         super().__init__()
-        self.ids, self.wrong_ids, self.tokens_ = ids, wrong_ids, np.arange(20)
+        self.ids, self.wrong_ids, self.tokens_, self.informative_ = ids, wrong_ids, np.arange(20), np.ones(1, bool)
 
     def cell(self, number):
         return self
@@ -286,6 +385,37 @@ def test_an_exact_text_with_an_unknown_word_stays_exact():
         assert wrote[wrote.source == source].exact.eq(1).all(), source
 
 
+def test_tables_say_what_is_gated_and_how_many_texts_were_learned_from():
+    """Vectors without anything of the texts: the decoder gains nothing on dev, and what was a certain no is none."""
+    random, texts = np.random.default_rng(0), [f"the {a} {b} {c}" for a, b, c in product(KNOWN[4:], repeat=3)]
+    texts = [texts[i] for i in random.permutation(len(texts))[:140]]
+    ids = tokenize_words(texts)
+    vectors = random.normal(size=(2, 140, 8)).astype(np.float32)
+    vectors[1] = [np.bincount(text_ids, minlength=10)[2:] for text_ids in ids]
+    sides = dict(zip(("train", "dev", "test"), np.split(np.arange(140), [60, 100]), strict=True))
+    (train, train_ids), dev = ((vectors[:, rows], [ids[i] for i in rows]) for rows in (sides["train"], sides["dev"]))
+    decoder = BagDecoder().fit(train, train_ids, dev=dev)
+    own_tokenizer = writing.TextTokenizer(tokenize_words, lambda ids: " ".join(token_names(ids)), token_names, None)
+
+    def encode(texts, cell):
+        return np.ones((len(texts), 8), np.float32)
+
+    data = writing.DecodingData(texts, ids, own_tokenizer, vectors, [(3, "cls"), (3, "mean")], sides, {}, encode)
+    table, slots = writing.write_tables(
+        data, {"bag": writing.Writer(decoder, own_tokenizer, ids)}, written=40, beams=1, corrections=0, seed=0
+    )
+    assert table.n_train.eq(60).all()
+    for rows in (table, slots):
+        assert rows.groupby("readout").gated.agg(["min", "max"]).to_numpy().tolist() == [[True, True], [False, False]]
+    gated = table[table.gated & (table.source == "vector")]
+    np.testing.assert_allclose(gated.bits, gated.blind, atol=1e-9)
+    verdict = Reconstruct().judge(table.assign(novelty=0.5))
+    assert verdict.outcome == "undecided"
+    assert (
+        "not reached by these decoders with 60 training texts: at no layer read did the bag decoder" in verdict.sentence
+    )
+
+
 def test_hits_of_the_blind_decoder_are_counted_separately():
     texts = ["the cat sees the dog", "the bird runs"]
     _, slots = write_with_certainty(texts)  # without input it writes "the"
@@ -349,7 +479,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
     assert answer.question == "Is it possible to get back the original sequence from [CLS]?"
     notes = " ".join(answer.notes)
     for decoder in ("bag", "slot", "sequence"):
-        assert f"[CLS] of layer 0 tells the {decoder} decoder 0.000 bits a token: nothing, as it must be" in notes
+        assert f"the same vector for every text, the {decoder} decoder gained nothing on dev, as it must be" in notes
     assert "Treat stored vectors as the texts themselves" in (out / "report.html").read_text()
     table = pd.read_parquet(out / "tables" / "reconstructions.parquet")
     wrote = table[(table.decoder == "sequence") & table.text.notna()].pivot(index="row", columns=["readout", "source"])

@@ -43,11 +43,12 @@ class Probe(LogisticRegression):
 
 
 def write_table(path, side_without_words=None):
-    """A word of every text is one of train, but on the named side."""
-    words = {side: "kino" if side == side_without_words else "film" for side in ("train", "dev", "test")}
+    """A word of every text stands in ten texts of train and more, but on the named side in no other text."""
     rows = []
     for i, side in enumerate(SIDES):
-        word = f"{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}{words[side]}"
+        word = f"{'abcdefghij'[i % 10]}film"
+        if side == side_without_words:
+            word = f"{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}kino"
         rows.append(f"{'the ' * (1 + i // 30)}{word}{' the' * (i % 2)},{'good' if i % 2 else 'bad'},{side}\n")
     path.write_text("text,label,split\n" + "".join(rows))
     return path
@@ -84,7 +85,7 @@ def read_page():
 
 
 def note_of_control_task(side):
-    return f"the control task has no label on {side}, which has no word of train: it is not shown"
+    return f"d: label: no selectivity, since no text on {side} holds exactly one word of the control task's list."
 
 
 def test_a_control_without_labels_on_test(inputs):
@@ -165,7 +166,8 @@ def test_a_detail_that_fails_leaves_the_sweep(inputs, monkeypatch):
     assert failures == ["the maps of file:d:label failed: ZeroDivisionError: no"]
     assert failures[0] in answers["run"].notes
     assert answers["run"].verdict.is_judged
-    assert not [note for note in answers["run"].notes if "the control task has no label" in note]
+    too_few = "40 test texts with exactly one word of the control task's list are too few (100 are needed)"
+    assert f"d: label: no selectivity, since {too_few}." in answers["run"].notes
 
 
 @pytest.mark.parametrize("part", ["judge", "show", "note"])
@@ -230,7 +232,7 @@ def test_a_task_without_an_answer_leaves_the_other_tasks():
         "file:other:label": False,
     }
     assert answer.verdict.sentence.startswith(
-        "Undecided: of 2 tasks no on 1 (made: label), not answered on 1 (other: label). made: label 0.0 points ("
+        "Undecided: of 2 tasks no on 1 (made: label), not answered on 1 (other: label). Mean pooling minus [CLS], "
     )
     assert list(answer.failures) == ["Not answered on other: label: there are no predictions of mean on dev and test."]
 

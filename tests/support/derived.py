@@ -279,7 +279,8 @@ def derive_task(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[s
     if not solvers or study in ("poolings", "positions"):
         return sentence
     name = task.partition(":")[2].replace(":", ": ")
-    reason = f"{' and '.join(solvers).replace('_', ' ')} alone solves {name} by construction"
+    baseline = " and ".join(solvers).replace("_", " ")
+    reason = f"by construction {name} asks for what the baseline {baseline} reads"
     return f"{sentence} This decides nothing: {reason}." if study == "run" else f"Left out: {reason}."
 
 
@@ -291,18 +292,18 @@ def derive_poolings_of_tasks(tables: Mapping[str, pd.DataFrame]) -> str:
         part = table.part(table.choose("mean"), table.choose("cls"), -MARGIN)
         parts[str(task)] = part
         ends = f"({signed(part['low'])} to {signed(part['high'])})"
-        briefs.append(f"{table.task} {signed(part['effect'])} points {ends}")
+        briefs.append(f"{table.task} {signed(part['effect'])} {ends}")
     words = {
         task: "no" if part["p_yes"] < 0.025 else "yes" if part["p_no"] < 0.025 else "undecided"
         for task, part in parts.items()
     }
-    outcomes = set(words.values())
+    outcomes, effects = set(words.values()), f"Mean pooling minus [CLS], in points: {'; '.join(briefs)}."
     found = [min(part[name] for part in parts.values()) * len(parts) < 0.025 for name in ("p_yes", "p_no")]
     outcome = "mixed" if all(found) else outcomes.pop() if len(outcomes) == 1 else "undecided"
     if list(words.values()) == [outcome] * len(words):
-        return f"{outcome.capitalize()}, on all {len(words)} tasks: {'; '.join(briefs)}."
+        return f"{outcome.capitalize()}, on all {len(words)} tasks. {effects}"
     counts = []
     for word in ("yes", "no", "undecided"):
         names = [task.partition(":")[2].replace(":", ": ") for task, own in words.items() if own == word]
         counts += [f"{word} on {len(names)} ({', '.join(names)})"] if names else []
-    return f"{outcome.capitalize()}: of {len(words)} tasks {', '.join(counts)}. {'; '.join(briefs)}."
+    return f"{outcome.capitalize()}: of {len(words)} tasks {', '.join(counts)}. {effects}"

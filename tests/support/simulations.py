@@ -115,6 +115,32 @@ def paired(n, wins, lost, *, simulations=SIMULATIONS, seed=0):
     return covered(stats.difference_intervals(drawn, np.zeros_like(drawn), shares=True), wins - lost)
 
 
+# name -> accuracy and shares of the classes of a task, and of its control task
+TASKS = {
+    "0.9 and 0.5, four classes of 40 % to 10 %": ((0.9, (4, 3, 2, 1)), (0.5, (4, 3, 2, 1))),
+    "0.97 and 0.9, two classes, 60 % and 55 %": ((0.97, (6, 4)), (0.9, (55, 45))),
+    "0.99 and 0.98, two classes, 60 %": ((0.99, (6, 4)), (0.98, (6, 4))),
+    "0.85 and 0.85, two classes, 80 %": ((0.85, (8, 2)), (0.85, (8, 2))),
+    "0.9 and 0.55, two classes, 50 %": ((0.9, (1, 1)), (0.55, (1, 1))),
+    "0.9 and 0.3, six equal classes": ((0.9, (1,) * 6), (0.3, (1,) * 6)),
+}
+
+
+def selectivity(name, n, *, simulations=SIMULATIONS, seed=0):
+    """The normalised accuracy of a task less that of its control task, over texts with a label of each."""
+    random, intervals, truth = np.random.default_rng([seed, n]), [], 0.0
+    sides = []
+    for sign, (accuracy, shares) in zip((1, -1), TASKS[name], strict=True):
+        shares = np.array(shares) / np.sum(shares)
+        truth += sign * (accuracy - shares.max()) / (1 - shares.max())
+        sides.append(
+            (random.random((simulations, n)) < accuracy, random.choice(len(shares), (simulations, n), p=shares))
+        )
+    for a, labels_a, b, labels_b in zip(*sides[0], *sides[1], strict=True):
+        intervals.append(stats.normalised_differences(a[None].astype(float), b[None].astype(float), labels_a, labels_b))
+    return covered(np.array(intervals)[:, 1:, 0].T, truth)
+
+
 def crossed(seeds, n, *, moved=0.2, simulations=400, seed=0):
     """Two probes, `seeds` fits of each: texts, seeds and what is left all move whether a probe is right.
 
@@ -215,6 +241,11 @@ if __name__ == "__main__":
             (f"{a:.0%}, {b:.0%}", *(paired(n, a, b) for n in SIZES))
             for a, b in ((0.01, 0.01), (0.05, 0.05), (0.1, 0.03), (0.2, 0.1))
         ],
+    )
+    _table(
+        "Selectivity",
+        ["accuracy of task and control task, classes", "n = 100", *sizes],
+        [(name, *(selectivity(name, n) for n in (100, *SIZES))) for name in TASKS],
     )
     _table(
         "Paired difference of accuracies, seeds and texts crossed",

@@ -1,4 +1,4 @@
-"""Worlds whose answers are known: tables of predictions are drawn, and a study judges them, without an encoder.
+"""Worlds whose answers are known: tables of what was measured are drawn, and a study judges them, without an encoder.
 
 A world names the outcomes that would be wrong, and the one that is right where the truth is far from the threshold
 (four standard errors or more). The texts of a draw are independent; whether two cells get a text right is correlated,
@@ -17,14 +17,19 @@ from scipy.stats import norm
 from tables import measured
 
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.tables import TUNED
+from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
 from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.table import PREDICTIONS
 from clsprobe.fine_tuning import FineTuning
+from clsprobe.formation import Formation
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
+from clsprobe.reconstruct import Reconstruct
 from clsprobe.run import Run
+from clsprobe.trajectory import Trajectory
 
 DEV, TEST = 200, 800  # texts
 COMMON = 0.8  # share of the variance of a cell's errors that all cells have in common
@@ -228,6 +233,82 @@ WORLDS |= {
         ("[CLS] predicts one class", {"cls": 0.5, "sep": 0.5, "constant": ("cls",)}, NEITHER, "undecided"),
         ("another predicts one class", {"cls": 0.8, "sep": 0.5, "constant": ("sep",)}, NO, "no"),
     )
+}
+
+
+# ------------------------------------------------------------------------------- tables other than of predictions
+
+
+def _reconstruct(share: float, *, gated: bool = False) -> Callable[[np.random.Generator], Measured]:
+    """Texts of which the decoder puts this share of the blind one's errors right, or which the blind one wrote."""
+
+    def draw(random: np.random.Generator) -> Measured:
+        n = 200
+        blind = 0.2 + 0.05 * random.normal(size=n)
+        written = blind if gated else 0.2 + 0.8 * share + 0.15 * random.normal(size=n)
+        bits = 40.0 if gated else 40 - 8 * share + random.normal(size=n)
+        columns = {"decoder": "sequence", "n_train": 914, "layer": 3, "readout": "cls", "gated": gated, "split": "test"}
+        columns |= {"row": np.arange(n), "text": "a", "novelty": 0.5, "exact": 0.0, "tokens": 8, "blind": 40.0}
+        sides = {"no input": (blind, 40.0), "vector": (written, bits)}
+        frames = [
+            pd.DataFrame({**columns, "source": source, "likeness": likeness, "bits": side_bits})
+            for source, (likeness, side_bits) in sides.items()
+        ]
+        return measured(reconstructions=pd.concat(frames, ignore_index=True))
+
+    return draw
+
+
+def _draw_correct(random: np.random.Generator, *accuracies: float, n: int = 400) -> list[np.ndarray]:
+    """(text,) whether a probe is right, for every accuracy, on the same texts."""
+    difficulty = random.normal(size=n)
+    return [
+        np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n) < norm.ppf(accuracy)
+        for accuracy in accuracies
+    ]
+
+
+def _cut(intact: float, everywhere: float, lower: float, upper: float) -> Callable[[np.random.Generator], Measured]:
+    """Accuracies of the fixed probe of [CLS] at layer 4 after the cuts that are compared."""
+    cuts = INTACT, Window(EVERYTHING, 1, 4), Window(EVERYTHING, 1, 2), Window(EVERYTHING, 3, 4)
+
+    def draw(random: np.random.Generator) -> Measured:
+        parts = []
+        for cut, correct in zip(cuts, _draw_correct(random, intact, everywhere, lower, upper), strict=True):
+            key = {**cut._asdict(), "layer": 4, "readout": "cls", "seed": 0, "row": np.arange(len(correct))}
+            parts.append(pd.DataFrame({"task": TASK, **key, "label": "a", "predicted": np.where(correct, "a", "b")}))
+        return measured(knockout=pd.concat(parts, ignore_index=True))
+
+    return draw
+
+
+def _train(start: float, end: float) -> Callable[[np.random.Generator], Measured]:
+    """The last layer of [CLS] at two moments of a training."""
+
+    def draw(random: np.random.Generator) -> Measured:
+        correct = np.array(_draw_correct(random, start, end), float)
+        low, high = stats.difference_intervals(correct, correct[:1].repeat(2, 0), shares=True)
+        columns = {"task": TASK, "layer": 6, "readout": "cls", "order": [0, 1], "texts": 400, "cka": 0.5}
+        gains = {"gain": correct.mean(1) - correct[0].mean(), "gain_low": low, "gain_high": high}
+        return measured(trajectory=pd.DataFrame({**columns, "value": correct.mean(1), **gains}))
+
+    return draw
+
+
+WORLDS |= {
+    "reconstruct: most comes back": World(Reconstruct(), _reconstruct(0.6), YES, "yes"),
+    "reconstruct: half comes back": World(Reconstruct(), _reconstruct(0.5), NEITHER),
+    "reconstruct: these decoders stay below": World(Reconstruct(), _reconstruct(0.3), NEITHER, "undecided"),
+    "reconstruct: nothing is written in the vectors": World(Reconstruct(), _reconstruct(0.0), NEITHER, "undecided"),
+    "reconstruct: the training failed": World(Reconstruct(), _reconstruct(0.0, gated=True), NEITHER, "undecided"),
+    # the outcomes of open questions are about the statement that the sentence makes
+    "formation: used late": World(Formation(), _cut(0.85, 0.5, 0.84, 0.6), YES, "yes"),
+    "formation: used early": World(Formation(), _cut(0.85, 0.5, 0.6, 0.84), NO, "no"),
+    "formation: late by the margin": World(Formation(), _cut(0.85, 0.5, 0.72, 0.7), NEITHER),
+    "formation: nothing to lose": World(Formation(), _cut(0.5, 0.5, 0.5, 0.5), NEITHER, "undecided"),
+    "trajectory: learned": World(Trajectory(), _train(0.6, 0.8), YES, "yes"),
+    "trajectory: lost": World(Trajectory(), _train(0.8, 0.6), NO, "no"),
+    "trajectory: unchanged": World(Trajectory(), _train(0.7, 0.7), NEITHER),
 }
 
 

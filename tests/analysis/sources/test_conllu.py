@@ -440,6 +440,13 @@ def test_words_of_word_content(loaded: Loaded) -> None:
         assert [word for word in words if word in labels] == [label]
 
 
+def test_the_baselines_that_solve_a_task_are_declared(loaded: Loaded) -> None:
+    assert {task.label: task.solved_by for task in loaded.tasks if task.solved_by} == {
+        "sentence_length": ("length",),
+        "word_content": ("bag_of_words",),
+    }
+
+
 @pytest.mark.parametrize("name", ["tense", "subject_number", "object_number"])
 def test_forms_do_not_cross_a_split(loaded: Loaded, name: str) -> None:
     task = task_of(loaded, name)

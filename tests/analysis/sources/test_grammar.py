@@ -16,7 +16,7 @@ import pytest
 from house import ROOT
 
 from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load
-from clsprobe.probes.baseline import bag_of_words
+from clsprobe.probes.baseline import BASELINES, bag_of_words
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.task import Task
 
@@ -489,3 +489,27 @@ def test_words_that_give_the_number_away_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(grammar._Writer, "noun_phrase", telling)
     assert in_a_bag(grammar.make_task("object_number")) > 0.03
+
+
+def normalised_score(task: Task, name: str) -> float:
+    """(accuracy - majority) / (1 - majority) of a baseline on test."""
+    train, dev, test = (np.flatnonzero(task.split == side) for side in SIDES)
+    codes = np.unique(task.y, return_inverse=True)[1]
+    right = (BASELINES[name](task.texts, codes, train, dev).codes[0, 0] == codes)[test].mean()
+    majority = np.bincount(codes[test]).max() / len(test)
+    return (right - majority) / (1 - majority)
+
+
+def test_the_baselines_that_solve_a_task_are_declared(tasks):
+    assert {name: task.solved_by for name, task in tasks.items() if task.solved_by} == {
+        "sentence_length": ("length",),
+        "word_content": ("bag_of_words",),
+    }
+    assert normalised_score(tasks["sentence_length"], "length") > 0.95
+    assert normalised_score(tasks["word_content"], "bag_of_words") > 0.95
+
+
+@pytest.mark.parametrize("name", ["tree_depth", "top_constituents", "tense"])
+def test_other_tasks_are_not_solved_by_a_baseline(tasks, name):
+    """Depth does not follow from the number of words, nor the parts of a sentence or its tense from its words."""
+    assert max(normalised_score(tasks[name], baseline) for baseline in ("length", "bag_of_words")) < 0.6

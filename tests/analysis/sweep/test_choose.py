@@ -8,7 +8,7 @@ import pytest
 from tables import first, predictions
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep import choose
+from clsprobe.analysis.sweep import choose, exhibits
 from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 from clsprobe.analysis.verdict import MissingEvidence
@@ -156,34 +156,102 @@ def test_each_metric_and_seed_has_its_own_best_baseline():
     }
 
 
-def test_selectivity_is_task_less_control_in_the_same_cell():
-    rows = predictions(
-        {
-            ("none", 1, "cls"): (first(0.9), first(0.8)),
-            ("none", 1, "mean"): (first(0.9), first(0.95)),
-            ("word_type", 1, "cls"): (first(0.5), first(0.5)),
-            ("word_type", 1, "mean"): (first(0.5), first(0.9)),
-        }
+def with_control_task(real=0.8, drawn=0.5, labelled=lambda row: row % 4 > 0):
+    """Predictions of one cell, and of the control task on some of the texts: two in three of these are "a"."""
+    cells = {
+        ("none", 1, "cls"): (first(0.9), first(0.8)),
+        ("word_type_texts", 1, "cls"): (first(0.9), first(real)),
+        ("word_type", 1, "cls"): (first(0.9), first(drawn)),
+    }
+    rows = predictions(cells)
+    return rows[(rows.control == "none") | labelled(rows.row)]
+
+
+def test_selectivity_is_the_normalised_task_less_the_normalised_control_task():
+    rows = with_control_task()
+    (selective,) = choose.selectivity(results_of(rows), rows).itertuples()
+    assert selective.value == pytest.approx((0.8 - 2 / 3) / (1 / 3) - (0.5 - 2 / 3) / (1 / 3))
+    assert selective.low < selective.value < selective.high
+    assert (selective.metric, selective.against) == ("accuracy", "word_type, cls at layer 1")
+    assert [*choose.selectivity(results_of(rows), rows)] == [*stats.CELL, "metric", "value", "low", "high", "against"]
+    every = rows.assign(label="a", predicted=np.where(rows.label == rows.predicted, "a", "b"))  # no way to go
+    assert choose.selectivity(results_of(every), every).empty
+
+
+def test_selectivity_counts_only_the_texts_that_both_label():
+    """A class that none of the labelled training texts has: the control task labels more texts than the task."""
+    rows = with_control_task()
+    fewer = rows[(rows.control != "word_type_texts") | (rows.row % 8 != 1)]
+    same = rows[(rows.control == "none") | (rows.row % 8 != 1)]
+    over = choose.selectivity(results_of(fewer), fewer)
+    assert len(over) == 1
+    pd.testing.assert_frame_equal(over, choose.selectivity(results_of(same), same))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda rows: rows[rows.control == "none"], "the training texts share too few words for a control task"),
+        (
+            lambda rows: rows[(rows.control == "none") | (rows.split == "test")],
+            "no text on dev holds exactly one word of the control task's list",
+        ),
+        (
+            lambda rows: rows[(rows.control == "none") | (rows.row % 2000 % 5 == 1)],
+            "80 test texts with exactly one word of the control task's list are too few (100 are needed)",
+        ),
+    ],
+)
+def test_without_enough_texts_of_the_control_task_there_is_no_selectivity(damage, reason):
+    rows = damage(with_control_task(labelled=lambda row: row >= 0))
+    results = results_of(rows).assign(n_train=lambda table: np.where(table.control == "none", 900, 200))
+    assert choose.why_no_selectivity(results) == reason
+    assert choose.selectivity(results, rows).empty
+    summary = choose.summary(rows, results)
+    assert summary[["selectivity", "selectivity low", "selectivity high"]].isna().all().all()
+
+
+def test_a_split_that_keeps_words_apart_has_no_selectivity():
+    rows = with_control_task(labelled=lambda row: row % 3 == 0)
+    results = results_of(rows).assign(n_train=lambda table: np.where(table.control == "none", 1000, 700))
+    assert choose.why_no_selectivity(results) == (
+        "the split keeps words apart: 33% of the test texts hold exactly one word of the control task's list, and 70% "
+        "of the training texts"
     )
-    labelled = rows[(rows.control == "none") | (rows.row % 4 > 0)]  # the control labels three texts in four
-    for sample in (rows, labelled):
-        selectivities = choose.selectivity(results_of(sample), sample)
-        by_readout = selectivities[selectivities.metric == "accuracy"].set_index("readout")
-        assert by_readout.value.to_dict() == pytest.approx({"cls": 0.3, "mean": 0.05})
-        assert by_readout.low["cls"] > 0.2
-        assert ((by_readout.low < by_readout.value) & (by_readout.value < by_readout.high)).all()
-        assert set(selectivities.against) == {"word_type, cls at layer 1", "word_type, mean at layer 1"}
+    assert choose.selectivity(results, rows).empty
+    together = results.assign(n_train=lambda table: np.where(table.control == "none", 1000, 600))
+    assert choose.why_no_selectivity(together) is None
+    assert len(choose.selectivity(together, rows)) == 1
 
 
-def test_a_cell_without_its_control_has_no_selectivity():
-    rows = predictions({("none", 1, "cls"): (first(0.9), first(0.8)), ("none", 2, "cls"): (first(0.9), first(0.8))})
-    control = predictions({("shuffled", 2, "cls"): (first(0.5), first(0.5))})
-    both = pd.concat([rows, control])
-    assert choose.selectivity(results_of(both), both).empty
-    assert set(choose.selectivity(results_of(both), both, control="shuffled").layer) == {2}
+def test_a_vector_that_knows_words_is_not_selective_and_one_that_knows_labels_is():
+    """Planted: either cell tells the label; mean tells the word as well, from which the control task follows."""
+    from cells import PROBES, cell, plant, sides, states, task
+
+    from clsprobe.analysis.sweep.grid import sweep
+
+    counts = (300, 100, 200)
+    words = [a + b for a in ("bar", "dol", "fen", "gim") for b in "aeiou"]
+    of_text = np.random.default_rng(0).permutation(np.arange(600) % 20)
+    texts = [f"the {words[word]} is here {chr(97 + i // 26)}{chr(97 + i % 26)}" for i, word in enumerate(of_text)]
+    hand_task = task(counts, texts=texts)
+    made = states([hand_task], dim=24)
+    for number in (0, 1):
+        plant(cell(made, 1, number), hand_task, 6)
+    cell(made, 1, 1)[np.arange(600), 4 + of_text] += 9
+    blocks = []
+    results = sweep([hand_task], made, PROBES, on_predictions=blocks.append, allow_overlap=True)
+    over = choose.selectivity(results, pd.concat(blocks)).set_index(["layer", "readout"])
+    assert over.low[1, "cls"] > 0.5
+    assert over.high[1, "mean"] < 0.15
+    scores = results[(results.metric == "accuracy") & (results.split == "test")].groupby("control").value.max()
+    assert scores["word_type_bag_of_words"] > 0.98
+    assert scores["word_type"] > 0.98
+    assert set(results[results.control == "word_type_bag_of_words"].layer) == {-1}
+    assert sides(counts).tolist().count("test") == results[results.control == "word_type_texts"].n_test.max()
 
 
-def test_a_real_sweep_gives_gains_and_selectivity():
+def test_a_real_sweep_gives_gains():
     """Categories, as the sweep writes them, and predictions that come in parts."""
     from cells import PROBES, cell, plant, states, task
 
@@ -202,8 +270,47 @@ def test_a_real_sweep_gives_gains_and_selectivity():
         best = gains[(gains.layer == 1) & (gains.readout == "mean") & (gains.metric == "accuracy")]
         assert (best.low > 0.1).all()
         assert gains.notna().all().all()
-        over = choose.selectivity(results, joined, control="shuffled")
-        assert len(over) == 4 * 2 * 2
-        assert over.notna().all().all()
+        assert choose.selectivity(results, joined).empty  # every text is one word, and its own
         chance = stats.above_chance(joined)
         assert (chance[(chance.layer == 1) & (chance.readout == "mean")].p < 0.01).all()
+
+
+# -------------------------------------------------------------------------------------------------- several probes
+
+
+def test_probes_are_compared_each_at_the_layer_that_dev_chooses_for_it():
+    own = table()
+    other = predictions(
+        {
+            ("none", 0, "cls"): (first(0.95), first(0.70)),
+            ("none", 1, "cls"): (first(0.5), first(0.99)),
+            ("none", 1, "max"): (first(0.6), first(0.6)),
+        }
+    ).assign(probe="mlp")
+    rows = pd.concat([own, other], ignore_index=True)
+    compared = choose.compare_probes(rows, ["logistic", "broken", "mlp"])
+    shown = [(row.probe, row.readout, row.layer, row.accuracy) for row in compared.itertuples()]
+    assert shown == [
+        ("logistic", "cls", 1, 0.8),
+        ("logistic", "mean", 1, 0.95),
+        ("mlp", "cls", 0, 0.7),
+        ("mlp", "max", 1, 0.6),
+    ]
+    assert compared.difference.isna().tolist() == [True, True, False, True]
+    paired = stats.paired_difference(
+        stats.correctness(rows, control="none", probe="mlp", layer=0, readout="cls"),
+        stats.correctness(rows, control="none", probe="logistic", layer=1, readout="cls"),
+    )
+    assert tuple(compared.loc[2, ["difference", "difference low", "difference high"]]) == pytest.approx(paired)
+    assert compared.bits[2] == pytest.approx(0.7 * 0.1 + 0.3 * 3.0)
+    assert ((compared.low < compared.accuracy) & (compared.accuracy < compared.high)).all()
+
+
+def test_one_probe_is_not_compared():
+    assert exhibits.probe_exhibits(table(), ["logistic"]) == []
+    assert exhibits.probe_exhibits(table(), ["logistic", "broken"]) == []
+    both = pd.concat([table(), table()[lambda rows: rows.control == "none"].assign(probe="mlp")])
+    (exhibit,) = exhibits.probe_exhibits(both, ["mlp", "logistic"])
+    assert set(exhibit.table.probe) == {"mlp", "logistic"}
+    assert "from mlp on the same readout" in exhibit.caption
+    assert exhibit.table[exhibit.table.probe == "logistic"].difference.tolist() == [0, 0]

@@ -434,3 +434,7 @@ def test_a_sample_has_at_most_n_texts(n: int) -> None:
 def test_a_sample_keeps_every_label_in_train(data_folder: Path) -> None:
     fine = load(f"file:{data_folder / 'trec'}", SourceOptions(label_column=("fine",))).tasks[0]
     split(sample_task(fine, 300, seed=0))
+
+
+def test_a_sample_is_solved_by_what_solves_the_task() -> None:
+    assert sample_task(make_task(solved_by=("length",)), 50, seed=0).solved_by == ("length",)
