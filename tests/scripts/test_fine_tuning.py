@@ -341,11 +341,11 @@ def test_p_and_interval_decide_alike():
     random = np.random.default_rng(1)
     for effect in (0.0, 0.03, 0.06, 0.1):
         a, b = crossed_samples(random, 4, 400, of_seeds=0.01, of_texts=0.5, effect=effect)
-        _, low, high = stats.paired_difference(a, b)
-        assert (stats.difference_p(a, b) < 0.05) == (low > 0 or high < 0)
-        assert (stats.equivalence_p(a, b, 0.05) < 0.025) == (low > -0.05 and high < 0.05)
-        assert (stats.compare(b.to_numpy(float), a.to_numpy(float)).p_below(-0.05) < 0.025) == (low > 0.05)
-        assert (stats.compare(a.to_numpy(float), b.to_numpy(float)).p_below(-0.05) < 0.025) == (high < -0.05)
+        difference = stats.compare(a.to_numpy(float), b.to_numpy(float))
+        low, high = difference.interval()
+        for threshold in (-0.05, 0.0, 0.05):
+            assert (difference.p_above(threshold) < 0.025) == (low > threshold)
+            assert (difference.p_below(threshold) < 0.025) == (high < threshold)
 
 
 # ------------------------------------------------------------------------------------------------------- trajectory
