@@ -149,14 +149,18 @@ class RandomToken(Position):
 
 
 class Placed(Position):
-    """The token that `probes.training.arrangements` puts before all others, amid or behind them."""
+    """The token that `probes.training.arrangements` puts before all others, amid or behind them.
 
-    def __init__(self, name: str, place: str) -> None:
-        self.name, self.place = name, place
+    content: the content tokens that a text needs, of which it is a copy.
+    """
+
+    def __init__(self, name: str, place: str, content: int = 0) -> None:
+        self.name, self.place, self.content = name, place, content
 
     def position(self, batch: Batch) -> Tensor:
         last = batch.lengths - 1
-        return {"first": last * 0, "middle": last // 2, "last": last}[self.place]
+        position = {"first": last * 0, "middle": last // 2, "last": last}[self.place]
+        return position.where(batch.content.sum(1) >= self.content, -1)
 
 
 class Mean(Weighted):

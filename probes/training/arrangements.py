@@ -141,27 +141,28 @@ def arrange_encoder(encoder: Encoder, name: str) -> tuple[Encoder, Readout]:
             **{part: getattr(encoder, part) for part in Encoder.__dataclass_fields__}
             | {"model": model, "blocks": [model.get_submodule(point.module) for point in encoder.points[1:]]},
             place=place,
-            choose=_chooser(readout, encoder.cls_id if readout else new, where),
+            choose=_chooser(readout, encoder.cls_id if readout else new),
             new=new,
             longest=longest_text(encoder, name),
         )
         _check_positions(arranged, where)
     if readout is None or place not in ("", "no_cls"):
-        readout = Placed(name, place)
+        readout = Placed(name, place, abs(readout.k) if isinstance(readout, Token) else 0)
     return arranged, readout if encoder.norm is None or isinstance(readout, Normed) else Normed(readout)
 
 
-def _chooser(readout: Readout | None, token: int | None, where: str) -> Callable[[Row], int]:
-    """The id of the token that is put into a text: `token`, or of `Token` the one that it reads."""
+def _chooser(readout: Readout | None, token: int | None) -> Callable[[Row], int]:
+    """The id of the token that is put into a text: `token`, or of `Token` the one that it reads.
+
+    A text without that one gets a copy of its last token, which `Placed` does not read.
+    """
     if not isinstance(readout, Token):
         return lambda row: -1 if token is None else token
     k = readout.k
 
     def copy_token(row: Row) -> int:
         content = row.ids[~row.special]
-        if len(content) < abs(k):
-            raise InputError(where, "some texts are shorter", "Leave this readout out")
-        return int(content[k - 1 if k > 0 else k])
+        return int(content[k - 1 if k > 0 else k] if len(content) >= abs(k) else row.ids[-1])
 
     return copy_token
 

@@ -594,6 +594,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(encoder, tmp_path, monkeypatch):
     assert equal_weights(copy_weights(uninterrupted), copy_weights(resumed))
 
 
+def test_a_copy_of_a_word_is_read_by_an_extractor_where_there_is_one(encoder):
+    arranged, readout = arrange_encoder(encoder, "token[2]@last")
+    vectors = Extractor(arranged, [readout], layers=[2])(["red cat", "cat", "red red cat"]).cell(2, "token[2]@last")
+    assert np.isnan(vectors).all(1).tolist() == [False, True, False]
+    with pytest.raises(InputError, match="shorter"):
+        fine_tune(encoder, "token[2]@last", ["cat"] * 40, np.arange(40) % 2, Recipe(), dev=DEV)
+
+
 def test_fewer_texts_than_a_batch_are_an_error(encoder):
     with pytest.raises(InputError, match="31 training texts are fewer than a batch of 32"):
         fine_tune(encoder, "cls", TRAIN[0][:31], TRAIN[1][:31], Recipe(), dev=DEV)
