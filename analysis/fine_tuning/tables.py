@@ -123,16 +123,20 @@ def needed_seeds(parts: Sequence[Part]) -> int:
     More than `MOST_SEEDS` where these texts are too few. parts: of two seeds or more.
     """
     failing = [part for part in parts if part.effect < part.threshold]
-    counts = [_count_seeds(part) for part in failing or parts if part.p_yes >= TAIL]
+    tail = TAIL / len(parts) if failing else TAIL  # one of many that fails is corrected for their number
+    counts = [_count_seeds(part, tail) for part in failing or parts if part.p_yes >= TAIL]
     return (min if failing else max)(counts, default=MOST_SEEDS + 1)
 
 
-def _count_seeds(part: Part) -> int:
-    """The number of seeds at which half the interval is as wide as its centre is away from the threshold."""
+def _count_seeds(part: Part, tail: float) -> int:
+    """The number of seeds at which half the interval is as wide as its centre is away from the threshold.
+
+    tail: what the interval leaves out on either side.
+    """
     estimate = part.estimate
     for count in range(estimate.seeds + 1, MOST_SEEDS + 1):
         variance = estimate.variance * (1.0, estimate.seeds / count)
-        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval()
+        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval(tail)
         if (high - low) / 2 <= abs(estimate.centre - part.threshold):
             return count
     return MOST_SEEDS + 1
