@@ -247,7 +247,7 @@ class Verdict:
     @property
     def is_claim(self) -> bool:
         """Whether a claim was tested, so that it counts among the answers of a page."""
-        return bool(self.comparisons) or any(part.is_claim for part in self.parts.values())
+        return (bool(self.comparisons) and self.is_counted) or any(part.is_claim for part in self.parts.values())
 
     @property
     def label(self) -> str:
@@ -325,12 +325,9 @@ def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict]) -> str:
 
 def _list_statements(parts: Mapping[str, Verdict], statements: Mapping[Outcome, str]) -> str:
     """ "STATEMENT on task 1, task 2; ... on task 3; left out: ...." """
-    words: Any = {**statements, "left out": "left out"}
-    clauses = [
-        f"{words.get(word, word)} {'' if word == 'left out' else 'on '}{_enumerate(names)}"
-        for word, names in _group(parts).items()
-        if word in words or word == "not answered"
-    ]
+    words: Any = {name: f"{statement} on" for name, statement in statements.items()}
+    words |= {"left out": "left out:", "not answered": "not answered on"}
+    clauses = [f"{words[word]} {_enumerate(names)}" for word, names in _group(parts).items() if word in words]
     return f"{capitalise('; '.join(clauses))}." if clauses else ""
 
 

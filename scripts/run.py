@@ -74,7 +74,7 @@ class Run(SweepStudy):
             scores.compare_with_baselines(subject),
             say,
             is_open=True,
-            brief=f"{task} {subject.test:.3f}, {name.removeprefix('[CLS] ')}",
+            brief=f"{task} {subject.test:.3f} {name.removeprefix('[CLS] ')}",
             texts=scores.texts,
             warnings=scores.warnings(subject, surface=True),
         )

@@ -572,8 +572,8 @@ PROPERTIES = {
         ("in order", "reversed"), _event_order, _Writer.temporal, _move_clause, _connective, ("before", "after")
     ),
 }
-# The default tasks: one of each kind, which take minutes instead of a quarter of an hour. Among those of a kind, the ones
-# whose 3,000 sentences suffice to tell mean pooling from [CLS]: sentence_length would need three times as many.
+# The default tasks: one of each kind, which take minutes instead of a quarter of an hour. Among those of a kind, the
+# ones whose 3,000 sentences suffice to tell mean pooling from [CLS]: sentence_length would need three times as many.
 DEMO = ("word_content", "bigram_shift", "tense", "subject_number", "word_order")
 
 

@@ -64,10 +64,11 @@ def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
     rows, subject, best = scores.rows, scores.subject, scores.choose(None)
     lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     grid = accuracy_by_cell(rows)
+    layer0 = " Layer 0 is what enters the first block." if (grid.layer == 0).any() else ""
     exhibits = [
         Exhibit(
             f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals; outlined, the cell "
-            f"that dev chooses ({best.name}). Layer 0 is what enters the first block.",
+            f"that dev chooses ({best.name}).{layer0}",
             grid,
             "heatmap",
             {"metric": best.metric, "best": [best.layer, best.readout]},

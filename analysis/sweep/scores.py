@@ -190,6 +190,8 @@ class TaskScores:
             dev = float(top.dev)
         where = {"control": control, "layer": int(top.layer), "readout": str(top.readout), "probe": str(top.probe)}
         cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
+        if top.readout == UNNAMED and self._has_single_layer:
+            cell = "" if self._name_control(control) else "the vector"
         name = ", ".join(filter(None, [self._name_control(control), cell]))
         return ChosenCell(where, name, *self._estimate_score(where), dev, self.metric)
 
@@ -297,13 +299,17 @@ class TaskScores:
         draws = int(self.rows[self.rows.control == control].seed.nunique())
         return f"untrained encoder (mean of {draws} draws)" if draws >= DRAWS else "untrained encoder (as drawn)"
 
+    @property
+    def _has_single_layer(self) -> bool:
+        return bool(self._cells[self._cells.control == "none"].layer.nunique() == 1)
+
     def name(self, cell: ChosenCell) -> str:
         """A readout in a sentence: "[CLS] (layers 1, 4 to 6)", with the layers that dev cannot tell apart; the file
         where its vectors have no name."""
         name = READOUT_NAMES.get(cell.readout, cell.readout)
         if cell.readout == UNNAMED:
             name = f"the vector in {self.rows.model.iloc[0]}"
-            if self._cells[self._cells.control == "none"].layer.nunique() == 1:
+            if self._has_single_layer:
                 return name
         return f"{name} ({format_layers(self.tied_layers(cell))})"
 
