@@ -136,7 +136,9 @@ def _count_seeds(part: Part, tail: float) -> int:
     estimate = part.estimate
     for count in range(estimate.seeds + 1, MOST_SEEDS + 1):
         variance = estimate.variance * (1.0, estimate.seeds / count)
-        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval(tail)
+        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval(
+            tail
+        )
         if (high - low) / 2 <= abs(estimate.centre - part.threshold):
             return count
     return MOST_SEEDS + 1
