@@ -200,7 +200,12 @@ def _or_none(number: float) -> float | None:
 
 
 def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
-    """A verdict of an older version as an open answer that quotes the claim which it judged."""
+    """A verdict of an older version as an open answer that quotes the claim which it judged.
+
+    Over several tasks it had the smallest low and the largest high of all, which is no interval: left out.
+    """
+    if verdict.parts:
+        verdict = replace(verdict, effect=math.nan, low=math.nan, high=math.nan)
     effect = (
         "" if math.isnan(verdict.effect) else f" ({verdict.effect:+.3f}, {verdict.low:+.3f} to {verdict.high:+.3f})"
     )
@@ -226,7 +231,9 @@ class _Saved(BaseModel):
         """clsprobe 0.1 called the sentence `because`."""
         if not isinstance(content, dict) or "because" not in content:
             return content
-        parts = {task: cls._name_sentence(part) for task, part in content.get("parts", {}).items()}
+        parts = content.get("parts", {})
+        if isinstance(parts, dict):
+            parts = {task: cls._name_sentence(part) for task, part in parts.items()}
         return {**content, "sentence": content["because"], "parts": parts}
 
     question: str

@@ -246,8 +246,8 @@ class Verdict:
 
     @property
     def is_claim(self) -> bool:
-        """Whether a claim was tested, so that it counts among the answers of a page."""
-        return (bool(self.comparisons) and self.is_counted) or any(part.is_claim for part in self.parts.values())
+        """Whether a claim was tested, so that it counts among the answers of a page. One that is left out was not."""
+        return (self.is_counted and bool(self.comparisons)) or any(part.is_claim for part in self.parts.values())
 
     @property
     def label(self) -> str:
@@ -428,8 +428,9 @@ def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
     """The warning that there are few test texts; none where there are `FEWEST` or more. task: that they are of."""
     if texts >= FEWEST:
         return ()
+    counted = "1 test text" if texts == 1 else f"{texts} test texts"
     where = f" on {task}" if task else ""
-    return (f"Only {texts} test texts{where}: one text more or less right is {100 / texts:.1f} points.",)
+    return (f"Only {counted}{where}: one text more or less right is {100 / texts:.1f} points.",)
 
 
 def describe_need(verdict: Verdict) -> str:

@@ -25,9 +25,9 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for sentence in study.prepare():
         if dry:
-            typer.echo(sentence)
+            typer.echo(printable(sentence))
         else:
-            log.info(sentence)
+            log.info(printable(sentence))
     if dry:
         return
     result = study.run(folder, others=further_studies(name))
@@ -45,10 +45,11 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     )
     for answer in result.answers.values():
         for note in answer.notes:
-            log.info("note: %s", note)
+            log.info("note: %s", printable(note))
     for key, headline in headlines.items():
         lines = [headline.sentence, *(f"Warning: {warning}" for warning in headline.warnings), headline.advice]
-        log.info("\n%s\n  %s", result.answers[key].question, "\n  ".join(filter(None, map(printable, lines))))
+        question = printable(result.answers[key].question)
+        log.info("\n%s\n  %s", question, "\n  ".join(filter(None, map(printable, lines))))
     typer.echo(printable(str(folder.path / "report.html")))
     if failures:
         (what, error), *others = failures
