@@ -391,7 +391,7 @@ READ: dict[str, World] = {
             _tasks(_sweep(_readouts(cls=0.8, mean=0.76)), _sweep(_readouts(cls=0.8))),
         ),
         (
-            "aggregate: yes, no and left out",
+            "aggregate: yes, no and left out on three tasks",
             Aggregate(),
             _tasks(
                 _sweep(_readouts(cls=0.8, mean=0.76)),
@@ -426,7 +426,7 @@ READ: dict[str, World] = {
             _sweep(_read(cls=(0.5, 0.6), sep=0.5), constant=("sep",), shares=(0.6, 0.9)),
         ),
         (
-            "order: kept, destroyed and solved",
+            "order: kept, destroyed and solved on three tasks",
             Order(),
             _tasks(
                 _sweep(FLAT | dict.fromkeys(BASELINES, 0.5)),
@@ -437,7 +437,7 @@ READ: dict[str, World] = {
         ("reconstruct: few texts are new", Reconstruct(), _reconstruct(0.6, novelty=0.1)),
         ("reconstruct: corrections alone", Reconstruct(), _reconstruct(0.1, gated=True)),
         (
-            "formation: late, early and nothing to lose",
+            "formation: late, early and nothing to lose on three tasks",
             Formation(),
             _tasks(_cut(0.85, 0.5, 0.84, 0.6), _cut(0.85, 0.5, 0.6, 0.84), _cut(0.5, 0.5, 0.5, 0.5)),
         ),
@@ -445,7 +445,7 @@ READ: dict[str, World] = {
         ("formation: no more late than early", Formation(), _cut(0.95, 0.5, 0.9, 0.92, texts=2000)),
         ("formation: read at layer 1", Formation(), _cut(0.85, 0.5, texts=40)),
         (
-            "trajectory: a gain, a loss, neither",
+            "trajectory: a gain, a loss and neither on three tasks",
             Trajectory(),
             _tasks(_train(0.6, 0.8), _train(0.8, 0.6), _train(0.7, 0.7)),
         ),
