@@ -5,8 +5,8 @@
    `number_intervals`: the same for R2 and Spearman's correlation of numbers. Coverage: docs/statistics.md.
 2. `bootstrap`: the replicates of any other metric, in blocks of bounded memory, the same numbers every time.
 3. `best_layers`: the layer of every readout, chosen on dev.
-4. `compare`: two readouts over the same test texts; seeds and texts are crossed, not nested. `difference_p` and
-   `equivalence_p` are the tests that agree with its interval. `difference_intervals`: one seed of many cells.
+4. `compare`: two readouts over the same test texts; seeds and texts are crossed, not nested. Its tests agree with its
+   interval. `difference_intervals`: one seed of many cells.
 5. Many comparisons: `analysis.verdict.holm` over a few, `max_t` over the cells of a grid (`above_chance`).
 """
 
@@ -281,10 +281,26 @@ class Difference:
     variance: np.ndarray
     freedom: np.ndarray
 
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return int(self.freedom[1]) + 1 if len(self.freedom) > 1 else 1
+
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
         half_width = _half_width(tail, self.variance, self.freedom)
         return self.centre - half_width, self.centre + half_width
+
+    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
+        """The number of texts at which half the interval is `distance`; infinite where seeds alone make it wider."""
+
+        def half_width(ratio: float) -> float:
+            shrunk = self.variance / np.array([ratio, *np.ones(len(self.variance) - 1)])
+            return _half_width(tail, shrunk, self.freedom)
+
+        if half_width(1e6) >= distance:
+            return np.inf
+        return texts * float(brentq(lambda ratio: half_width(ratio) - distance, 1e-9, 1e6))
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "a - b is not above the threshold"."""
@@ -332,21 +348,6 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) 
     """The mean of a - b with its 95 % interval, see `compare`. a, b: (seed, row), see `correctness`."""
     difference = _compare_tables(a, b, shares=shares)
     return difference.effect, *difference.interval()
-
-
-def difference_p(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> float:
-    """The two-sided p of "a and b are equally good": below 0.05 exactly where `paired_difference` excludes 0."""
-    difference = _compare_tables(a, b, shares=shares)
-    return min(1.0, 2 * min(difference.p_above(0), difference.p_below(0)))
-
-
-def equivalence_p(a: pd.DataFrame, b: pd.DataFrame, margin: float) -> float:
-    """The p of "a and b differ by `margin` or more" (two one-sided tests, Schuirmann 1987).
-
-    Below 0.025 exactly where the whole interval of `paired_difference` lies inside the margin.
-    """
-    difference = _compare_tables(a, b)
-    return max(difference.p_above(-margin), difference.p_below(margin))
 
 
 def _half_width(tail: float, variance: np.ndarray, freedom: np.ndarray) -> float:

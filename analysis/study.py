@@ -156,15 +156,18 @@ class Answer:
     def _repr_html_(self) -> str:
         from html import escape
 
+        from clsprobe.analysis.plots.style import display_text
         from clsprobe.analysis.plots.svg import render_svg
 
         headline = self.headline
-        paragraphs = [f"<b>{escape(headline.sentence)}</b>", *map(escape, (*headline.warnings, headline.advice))]
-        head = f"<h3>{escape(self.question)}</h3>" + "".join(f"<p>{text}</p>" for text in paragraphs if text)
+        lines = (*headline.warnings, headline.sentence, headline.advice)
+        paragraphs = [f"<p>{escape(display_text(line))}</p>" for line in lines if line]
+        head = f"<h3>{escape(display_text(self.question))}</h3>{''.join(paragraphs)}"
         figures = [
-            f"<figure>{render_svg(e.draw(), prefix=f'n{i}')}<figcaption>{escape(e.caption)}</figcaption></figure>"
-            for i, e in enumerate(self.exhibits)
-            if e.plot
+            f"<figure>{render_svg(exhibit.draw(), prefix=f'n{i}')}"
+            f"<figcaption>{escape(display_text(exhibit.caption))}</figcaption></figure>"
+            for i, exhibit in enumerate(self.exhibits)
+            if exhibit.plot
         ]
         return head + "".join(figures)
 
@@ -200,7 +203,12 @@ def _or_none(number: float) -> float | None:
 
 
 def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
-    """A verdict of an older version as an open answer that quotes the claim which it judged."""
+    """A verdict of an older version as an open answer that quotes the claim which it judged.
+
+    Over several tasks it had the smallest low and the largest high of all, which is no interval: left out.
+    """
+    if verdict.parts:
+        verdict = replace(verdict, effect=math.nan, low=math.nan, high=math.nan)
     effect = (
         "" if math.isnan(verdict.effect) else f" ({verdict.effect:+.3f}, {verdict.low:+.3f} to {verdict.high:+.3f})"
     )
@@ -226,7 +234,9 @@ class _Saved(BaseModel):
         """clsprobe 0.1 called the sentence `because`."""
         if not isinstance(content, dict) or "because" not in content:
             return content
-        parts = {task: cls._name_sentence(part) for task, part in content.get("parts", {}).items()}
+        parts = content.get("parts", {})
+        if isinstance(parts, dict):
+            parts = {task: cls._name_sentence(part) for task, part in parts.items()}
         return {**content, "sentence": content["because"], "parts": parts}
 
     question: str

@@ -49,6 +49,9 @@ class Estimate(Protocol):
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
 
+    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
+        """The number of texts at which half the interval that leaves out `tail` on either side is `distance`."""
+
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "the effect is not above the threshold": below `TAIL` where the 95 % interval is above."""
 
@@ -70,6 +73,11 @@ class NormalEstimate:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         half *= NORMAL.inv_cdf(tail) / NORMAL.inv_cdf(TAIL)
         return middle - half, middle + half
+
+    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
+        """The number of texts at which half the interval is `distance`."""
+        low, high = self.interval(tail)
+        return texts * ((high - low) / 2 / distance) ** 2
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "the effect is not above the threshold"."""
@@ -126,9 +134,10 @@ class Part:
 
     def needed(self, texts: int, count: int = 1) -> float:
         """The number of texts at which half the interval is as wide as the effect is away from the threshold."""
-        low, high = self.simultaneous(count).low, self.simultaneous(count).high
         distance = abs(self.effect - self.threshold)
-        return texts * ((high - low) / 2 / distance) ** 2 if distance else math.inf
+        if self.estimate is None or not distance:
+            return math.inf
+        return float(self.estimate.texts_needed(distance, texts, TAIL / count))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -243,8 +252,8 @@ class Verdict:
 
     @property
     def is_claim(self) -> bool:
-        """Whether a claim was tested, so that it counts among the answers of a page."""
-        return (bool(self.comparisons) and self.is_counted) or any(part.is_claim for part in self.parts.values())
+        """Whether a claim was tested, so that it counts among the answers of a page. One that is left out was not."""
+        return (self.is_counted and bool(self.comparisons)) or any(part.is_claim for part in self.parts.values())
 
     @property
     def label(self) -> str:
@@ -442,8 +451,9 @@ def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
     """The warning that there are few test texts; none where there are `FEWEST` or more. task: that they are of."""
     if texts >= FEWEST:
         return ()
+    counted = "1 test text" if texts == 1 else f"{texts} test texts"
     where = f" on {task}" if task else ""
-    return (f"Only {texts} test texts{where}: one text more or less right is {100 / texts:.1f} points.",)
+    return (f"Only {counted}{where}: one text more or less right is {100 / texts:.1f} points.",)
 
 
 def describe_need(verdict: Verdict) -> str:
@@ -451,7 +461,7 @@ def describe_need(verdict: Verdict) -> str:
     if verdict.outcome != "undecided" or math.isnan(verdict.needed):
         return ""
     if math.isinf(verdict.needed):
-        return f"More than {MOST:,} test texts would be needed to decide so small a difference from the threshold."
+        return f"More than {MOST:,} test texts, or more seeds, would be needed to decide at this effect."
     rounded = round(verdict.needed, -max(len(str(int(verdict.needed))) - 2, 0))
     count = max(int(rounded), verdict.texts + 1)
-    return f"About {count:,} test texts would decide at this effect ({verdict.texts:,} were used)."
+    return f"About {count:,} test texts could decide at this effect ({verdict.texts:,} were used)."

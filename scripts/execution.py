@@ -25,9 +25,9 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for sentence in study.prepare():
         if dry:
-            typer.echo(sentence)
+            typer.echo(printable(sentence))
         else:
-            log.info(sentence)
+            log.info(printable(sentence))
     if dry:
         return
     result = study.run(folder, others=further_studies(name))
@@ -41,14 +41,16 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
             "failed": [sentence for sentence, _ in failures],
             "verdicts": {key: headline.label for key, headline in headlines.items()},
             "answers": {key: headline.sentence for key, headline in headlines.items()},
+            "warnings": {key: list(headline.warnings) for key, headline in headlines.items()},
         }
     )
     for answer in result.answers.values():
         for note in answer.notes:
-            log.info("note: %s", note)
+            log.info("note: %s", printable(note))
     for key, headline in headlines.items():
-        lines = [headline.sentence, *(f"Warning: {warning}" for warning in headline.warnings), headline.advice]
-        log.info("\n%s\n  %s", result.answers[key].question, "\n  ".join(filter(None, map(printable, lines))))
+        lines = [*(f"Warning: {warning}" for warning in headline.warnings), headline.sentence, headline.advice]
+        question = printable(result.answers[key].question)
+        log.info("\n%s\n  %s", question, "\n  ".join(filter(None, map(printable, lines))))
     typer.echo(printable(str(folder.path / "report.html")))
     if failures:
         (what, error), *others = failures

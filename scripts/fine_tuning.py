@@ -3,7 +3,8 @@
     clsprobe fine-tuning --task file:trec --text-column text --label-column coarse
 
 1. For every readout, learning rate and seed the whole encoder is trained with one linear head on that readout, on the
-   same texts in the same order. The rate of each readout is chosen on dev.
+   same texts in the same order. The rate of each readout is chosen on dev; where that is the smallest or largest one,
+   the readout is trained with more rates, until it is not.
 2. Each is compared with a probe of the frozen encoder on the same readout, and with the commonest class.
 3. The verdict is about the positions: every single token other than [CLS] against [CLS], on the same test texts and
    seeds, which are crossed, against a margin declared beforehand.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,11 +22,11 @@ from pydantic import Field
 from clsprobe.analysis.contents import model_contents, probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
-from clsprobe.analysis.fine_tuning.plan import Plan
+from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
-from clsprobe.analysis.verdict import Part, Verdict
+from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, difference_in_words, points
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement
@@ -34,16 +36,22 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.folder import RunFolder
 
-READOUTS = ("cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "cls@last")
+READOUTS = (
+    "cls", "token[1]", "token[-1]", "sep", "random", "mean", "max", "cls@last", "new@first", "new@last",
+)  # fmt: skip
 QUICK_READOUTS = ("cls", "token[1]", "token[-1]", "mean")
+RATES_HELP = (
+    "learning rates of the encoder; dev chooses for each readout, and where it chooses the smallest or largest, up to "
+    f"{EXTENSIONS} beyond it are trained as well"
+)
 TOKENS_PER_SECOND = 900.0  # of one core training the embedded model; for --dry-run
 CANNOT = (
     "What this cannot show: fine-tuning moves every weight, so it tells what a position can be made to hold, not what "
-    "it held; the frozen probe beside it tells that. Nor can it separate being first from what pre-training did to the "
-    "token there: [CLS] has stood first in every text that the encoder has ever seen. A new token (new@first, "
-    "new@middle, new@last) has no such past, and [CLS] moved to the end (cls@last) keeps its past and loses its place; "
-    "but places were pre-trained too, and every token sees the whole text at every layer. One task and one encoder are "
-    "no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
+    "it held; the frozen probe beside it tells that. Names with @first and @last tell a token from its position: "
+    "[CLS], a token that the encoder has never seen (new) or a copy of a word (token[1]) has the first position or the "
+    "one behind the last, and every other token keeps its own. But neither is free of pre-training: [CLS] has had the "
+    "first position, and the first position [CLS], in every text that the encoder has seen. One task and one encoder "
+    "are no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
 )
 
 
@@ -62,10 +70,10 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     readouts: Names = Field(
         READOUTS,
-        description="what to train from; also attention, new@first, new@middle, new@last, token[1]@no_cls and others "
-        "without [CLS]",
+        description="what to train from; also attention, new@middle, token[1]@first, token[1]@last, token[1]@no_cls "
+        "and others without [CLS]",
     )
-    rates: Names = Field(("5e-5", "2e-4"), description="learning rates of the encoder; dev chooses for each readout")
+    rates: Names = Field(("5e-5", "2e-4"), description=RATES_HELP)
     epochs: int = Field(3, ge=1, le=1000, description="times that every training text is seen")
     train_texts: int = Field(2000, ge=32, le=10**9, description="at most so many training texts, half as many of dev")
     lora: int = Field(0, ge=0, le=1024, description="train adapters of this rank instead of the encoder (needs peft)")
@@ -89,7 +97,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
                 is_rate = False
             if not is_rate:
                 raise InputError("--rates", f"'{rate}' is no learning rate", "Give numbers below 1, such as 5e-5")
-        if len({float(rate) for rate in self.rates}) < len(self.rates):
+        if len({f"{float(rate):g}" for rate in self.rates}) < len(self.rates):
             raise InputError("--rates", "one rate is given twice", "Name each once")
         for name in self.readouts:
             parse_arrangement(name)
@@ -103,7 +111,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         readouts = list(dict.fromkeys("@".join(filter(None, parse_arrangement(name))) for name in names))
         n_seeds = 2 if quick and "seeds" not in explicit else self.seeds
         texts = 500 if quick and "train_texts" not in explicit else self.train_texts
-        rates, seeds = [float(rate) for rate in self.rates], list(range(self.seed, self.seed + n_seeds))
+        rates, seeds = [float(f"{float(rate):g}") for rate in self.rates], list(range(self.seed, self.seed + n_seeds))
         return Plan(readouts, rates, seeds, texts, self.epochs, self.lora)
 
     @cached_property
@@ -147,14 +155,15 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         assert self.inputs.description is not None
         trainings = len(plan.readouts) * len(plan.rates) * len(plan.seeds)
         sentences.append(
-            f"{counted(trainings * len(tasks), 'training')}: {counted(len(plan.readouts), 'readout')} x "
+            f"at least {counted(trainings * len(tasks), 'training')}: {counted(len(plan.readouts), 'readout')} x "
             f"{counted(len(plan.rates), 'rate')} x {counted(len(plan.seeds), 'seed')}, {self.epochs} epochs of "
-            f"{plan.train_texts:,} texts at most"
+            f"{plan.train_texts:,} texts at most; where dev chooses the smallest or largest rate of a readout, up to "
+            f"{EXTENSIONS} more beyond it follow"
         )
         size = self.inputs.description.layers * self.inputs.description.dim**2 / (6 * 384**2)
         tokens = sum(sum(len(text) for text in task.texts) / len(task.texts) / 4 + 2 for task in tasks)
         seconds = trainings * tokens * plan.train_texts * (self.epochs + 1) * size / TOKENS_PER_SECOND / 2
-        return [*sentences, f"about {max(seconds / 60, 0.5):.0f} minutes on two cores"]
+        return [*sentences, f"at least about {max(seconds / 60, 1):.0f} minutes on two cores"]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
         """Train and probe; with --checkpoints, only probe them."""
@@ -167,17 +176,59 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return measure.measure_fine_tuning(self, self.plan, corpus, description, folder)
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
-        """Yes if no other position is worse than [CLS] by the margin, no if one is worse; the latter after Holm, since
-        one of many is easily worse by chance."""
-        from clsprobe.analysis.fine_tuning.tables import compare_with_cls, worst_position
+        """Every other single token minus [CLS], within the margin. Left out where [CLS] is not clearly better than the
+        best single class: then nothing was learned that another position could lack."""
+        from clsprobe.analysis.fine_tuning import tables
 
-        worst, _, count = worst_position(compare_with_cls(rows, self.margin))
-        because = (
-            f"On {short(rows.task.iloc[0])}, {worst['name']} gets {worst.accuracy:.3f} of the test texts right, [CLS] "
-            f"{worst.of_cls:.3f}; it is the worst of {counted(count, 'other position')}."
+        scores = tables.score_tuned(rows)
+        cells = tables.choose_cells(scores)
+        parts = tables.make_parts(scores, cells, self.margin)
+        names = tables.positions(parts)
+        judged, task = [parts[name] for name in names], scores.task
+        noun = "pooling" if tables.is_pooled(names[0]) else "position"
+        others = f"the {len(names)} other {noun}s" if len(names) > 1 else f"the only other {noun}"
+        margin = f"{100 * self.margin:.0f} points"
+        as_well = f"does as well as [CLS] or better, within the margin of {margin}"
+        lowest = min(judged, key=lambda part: part.effect)
+
+        def say(outcome: Outcome, part: Part) -> str:
+            compared = difference_in_words(part.name, "[CLS]", part)
+            if outcome == "no":
+                return f"on {task}, fine-tuned, {compared}, more than the margin of {margin}"
+            if len(names) > 1:
+                compared = f"{'the lowest' if outcome == 'yes' else 'least certain'} is {part.name}: {compared}"
+            if outcome == "yes":
+                return f"on {task}, fine-tuned, {'each of ' if len(names) > 1 else ''}{others} {as_well}; {compared}"
+            count = f"{sum(part.p_yes >= TAIL for part in judged)} of " if len(names) > 1 else ""
+            return f"on {task}, fine-tuned, for {count}{others} it is open whether it {as_well}; {compared}"
+
+        verdict = Verdict.of(
+            judged,
+            say,
+            brief=f"{task} {lowest.name} {points(lowest.effect, True)} points",
+            warnings=scores.warnings(*(cells[name] for name in ("cls", *names))),
         )
-        part = Part.from_interval(worst["name"], worst.effect, worst.low, worst.high, -self.margin)
-        return Verdict.of([part], lambda outcome, part: because.removesuffix("."))
+        learned = tables.compare_with_best_class(scores, cells["cls"])
+        if learned.p_yes < TAIL:
+            return verdict
+        score = f"gets {cells['cls'].test:.3f} of the test texts right"
+        return verdict.left_out(
+            f"on {task}, [CLS] fine-tuned {score}, which is not clearly more than {learned.name} does "
+            f"({points(learned.effect, True)} points, {points(learned.low, True)} to {points(learned.high, True)})"
+        )
+
+    def _advise(self, parts: Mapping[str, Verdict]) -> str:
+        """How many seeds would decide what is undecided: where trainings differ, more texts do not help."""
+        from clsprobe.analysis.fine_tuning.tables import needed_seeds
+
+        undecided = [part for part in parts.values() if part.is_counted and part.outcome == "undecided"]
+        claims = [part.comparisons for part in undecided if part.comparisons]
+        used = max((claim[0].estimate.seeds for claim in claims), default=0)
+        if used < 2:  # a note says what one seed is worth
+            return ""
+        if (count := max(map(needed_seeds, claims))) > MOST_SEEDS:
+            return f"More than {MOST_SEEDS} seeds would be needed to decide on these test texts: add texts."
+        return f"About {count} seeds would decide at this effect ({used} were used): run it again with --seeds {count}."
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The differences from [CLS], fine-tuned against frozen, the effect of the rate, learning curves."""
@@ -186,11 +237,18 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         return fine_tuning_exhibits(measured.rows("predictions", task), measured.rows("steps", task), self.margin)
 
     def note(self, measured: Measured) -> list[str]:
-        """What fine-tuning cannot show, and a note on few seeds."""
-        if (seeds := measured.tables["steps"].seed.nunique()) >= 3:
-            return [CANNOT]
-        few = "Only one seed" if seeds == 1 else "Only two seeds"
-        return [CANNOT, f"{few}: the intervals know little of what another seed would give; take three or more."]
+        """What fine-tuning cannot show, rates that are not bracketed or diverged, and a note on few seeds."""
+        from clsprobe.analysis.fine_tuning.tables import describe_rates
+
+        notes = [CANNOT]
+        for task in measured.tasks:
+            where = f"On {short(task)}" if len(measured.tasks) > 1 else ""
+            notes += describe_rates(measured.rows("predictions", task), measured.rows("steps", task), where)
+        seeds = measured.tables["steps"].seed.nunique()
+        if seeds < 3:
+            few = "Only one seed" if seeds == 1 else "Only two seeds"
+            notes.append(f"{few}: the intervals know little of what another seed would give; take three or more.")
+        return notes
 
 
 if __name__ == "__main__":

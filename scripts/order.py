@@ -8,13 +8,14 @@
    (flatten), and these after a fixed random projection to the size of one vector, so that capacity is matched. Layer 0
    shows what the readout itself does to order, before any block has mixed the words.
 3. A readout keeps order if it tells more than every order-blind baseline by more than 2 points, at the layer chosen on
-   dev, on the same test texts. The verdict is about the flattened tokens at matched capacity: yes, they destroy it, if
-   they do not tell so much more than some baseline.
+   dev, on the same test texts. The verdict is about the flattened tokens at matched capacity: yes, flattening destroys
+   order, if they do not tell so much more than some baseline while the other readout that is best on dev does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -22,7 +23,7 @@ from pydantic import Field
 from clsprobe.analysis.settings import Names, Specs
 from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
-from clsprobe.analysis.verdict import Outcome, Part, Verdict, points
+from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ class Order(SweepStudy):
     question: ClassVar[str] = "Does flattening destroy order? Which readouts keep it?"
     claim: ClassVar[str] = (
         "Flattening destroys word order: projected to the size of one vector, flattened tokens tell no more (by 2 "
-        "points) than some baseline that sees no order"
+        "points) than some baseline that sees no order, where another readout tells more than all of them"
     )
     margin: ClassVar[float] = 0.02
     opening: ClassVar[str] = "Flattened tokens minus the closest baseline without order, in points"
@@ -79,6 +80,8 @@ class Order(SweepStudy):
 
         parts = scores.compare_with_baselines(cell, ORDER_BLIND, threshold=self.margin)
         closest = max(parts, key=lambda part: part.p_yes)
+        others = [scores.choose(other) for other in read_readouts(scores.rows) if other not in FLATTENED]
+        keeper = max(others, key=lambda other: other.dev)
         verdict = Verdict.of(
             parts,
             say,
@@ -87,6 +90,18 @@ class Order(SweepStudy):
             texts=scores.texts,
             warnings=scores.warnings(cell),
         )
+        p_kept = max(part.p_yes for part in scores.compare_with_baselines(keeper, ORDER_BLIND, threshold=self.margin))
+        if verdict.p_yes < TAIL <= p_kept:
+            what = "no more than a baseline without order, but no other readout certainly keeps order there either"
+            sentence = (
+                f"Undecided: on {task}, {name} {scores.describe_score(cell)}, {what}: nothing may be there to destroy."
+            )
+            verdict = replace(verdict, outcome="undecided", sentence=sentence)
+        verdict = replace(verdict, p_yes=max(verdict.p_yes, p_kept))
+        if 1 - scores.best_class_share <= self.margin:
+            return verdict.left_out(
+                f"on {task}, one class leaves fewer than {100 * self.margin:.0f} points to be gained"
+            )
         solved = scores.surface_ceiling(ORDER_BLIND[1:], SOLVED)
         return verdict.left_out(f"{solved[0]} solves {task} without order ({solved[1]:.3f})") if solved else verdict
 

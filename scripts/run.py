@@ -106,7 +106,8 @@ class Run(SweepStudy):
                 subject = scores.subject
             except MissingEvidence:
                 continue  # its verdict says so
-            notes += describe_boilerplate(measured.rows("boilerplate", task), scores.rows, subject)
+            if "boilerplate" in measured.tables:
+                notes += describe_boilerplate(measured.rows("boilerplate", task), scores.rows, subject)
             accuracies = accuracy_by_cell(scores.rows, [subject.readout]).set_index("layer").value
             if (last := int(accuracies.index.max())) != subject.layer:
                 gaps.append(

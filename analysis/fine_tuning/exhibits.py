@@ -4,31 +4,62 @@ from __future__ import annotations
 
 import pandas as pd
 
-from clsprobe.analysis.fine_tuning.tables import RATE, accuracies, compare_with_cls, learning_curves, sensitivity
+from clsprobe.analysis.fine_tuning.tables import (
+    RATE,
+    accuracies,
+    compare_with_cls,
+    cross_tokens_and_positions,
+    learning_curves,
+    sensitivity,
+)
 from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE, differences_exhibit
 
 
 def fine_tuning_exhibits(rows: pd.DataFrame, steps: pd.DataFrame, margin: float) -> list[Exhibit]:
-    """The differences from [CLS], fine-tuned and frozen accuracies, accuracy by learning rate, learning curves."""
+    """The differences from [CLS], tokens by positions, fine-tuned and frozen accuracies, accuracy by learning rate,
+    learning curves."""
     compared = compare_with_cls(rows, margin)
+    crossed, contrasts = cross_tokens_and_positions(rows)
     return [
-        Exhibit(
+        differences_exhibit(
             f"Fine-tuned from each readout, accuracy minus that from [CLS] ({compared.of_cls.iloc[0]:.3f}), over the "
-            f"same test texts and seeds, which are crossed, with 95 % intervals; the rate of each is chosen on dev. "
-            f'Shaded: the margin of {100 * margin:.0f} points. "yes": no worse than [CLS] by more than the margin.',
-            compared[["name", "effect", "low", "high", "outcome"]],
-            "differences",
-            {"margin": margin, "metric": "accuracy"},
+            f"same test texts and seeds, which are crossed; the rate of each is chosen on dev. The 95 % intervals hold "
+            f"for all single tokens at once (Bonferroni), and for all poolings. Shaded: the margin of "
+            f"{100 * margin:.0f} points. No worse, worse: than [CLS], by the margin, each corrected for the number of "
+            f"single tokens or poolings (Holm). That all of them are no worse needs no correction: it may be clear "
+            f"where some of them alone are undecided.",
+            compared[DIFFERENCES],
+            NO_WORSE,
+            margin=margin,
+            metric="accuracy",
+        ),
+        Exhibit(
+            "Is it the token or its position? Test accuracy, fine-tuned from [CLS], from a token that the encoder has "
+            "never seen, or from a copy of the first word, with the first position or with the one behind the last. "
+            "All other tokens are the same and keep their positions: what differs within a row is the position, within "
+            "a column the token.",
+            crossed,
+        ),
+        differences_exhibit(
+            "The same as differences: what the position changes for each token, and what the token changes at each "
+            "position, over the same test texts and seeds. The 95 % intervals hold for all of them at once "
+            "(Bonferroni).",
+            contrasts,
+            MORE,
+            margin=margin,
+            metric="accuracy",
         ),
         Exhibit(
             "Every readout, fine-tuned and frozen (a linear probe on the last layer of the encoder as it was): test "
-            "accuracy, mean over seeds; seeds, their standard deviation; p_equal, that it is as good as [CLS]; "
-            "p_apart, that it is apart by the margin or more; both corrected for their number (Holm).",
-            accuracies(rows, compared),
+            "accuracy, mean over seeds; edge, whether the chosen rate is the smallest or largest that was trained; "
+            "seeds, their standard deviation; p_no_worse and p_worse, small where it is no worse than [CLS], or worse, "
+            "by the margin; one-sided, corrected for the number of single tokens or poolings (Holm).",
+            accuracies(rows, steps, compared),
         ),
         Exhibit(
-            "What the learning rate does: test accuracy at every rate, mean over seeds, with 95 % intervals over the "
-            "texts.",
+            "What the learning rate does: test accuracy at every rate that did not diverge, mean over seeds, with 95 % "
+            "intervals over the texts. Beyond the rates of all readouts lie those added where dev chose an edge.",
             sensitivity(rows),
             "curves",
             {"metric": "accuracy", "along": RATE},

@@ -1,8 +1,9 @@
 """The trainings of a study, their frozen counterparts, and probes of the layers during training.
 
 1. `prepare_task` splits a task and leaves out texts that any readout lacks, so that all are trained on the same texts.
-2. `measure_fine_tuning` trains every readout, rate and seed, in parallel on a CPU, and adds the probe on the frozen
-   encoder and the commonest class. One training from [CLS] is probed at several moments.
+2. `measure_fine_tuning` trains every readout, rate and seed, in parallel on a CPU; then, as long as dev chooses the
+   smallest or largest rate of a readout, that readout with the next rate beyond it (`Plan.rates_beyond`). It adds the
+   probe on the frozen encoder and the commonest class. One training from [CLS] is probed at several moments.
 3. `measure_checkpoints` probes named models instead.
 """
 
@@ -12,13 +13,13 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,13 @@ from tqdm import tqdm
 
 from clsprobe.analysis.corpus import Corpus
 from clsprobe.analysis.fine_tuning.plan import Plan
-from clsprobe.analysis.fine_tuning.tables import TUNED, check_orders, choose_rates, results_of
+from clsprobe.analysis.fine_tuning.tables import (
+    TUNED,
+    check_orders,
+    choose_rates,
+    diverged_rates,
+    results_of,
+)
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.study import Measured, counted, short
 from clsprobe.analysis.sweep.grid import SplitTask
@@ -45,8 +52,8 @@ from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.split import sample_task, split
 from clsprobe.probes.tasks.task import Task
-from clsprobe.probes.training.arrangements import arrange_encoder, texts_with_readout
-from clsprobe.probes.training.fine_tune import Recipe, Tuned, fine_tune, schedule_batches
+from clsprobe.probes.training.arrangements import arrange_encoder, longest_text, texts_with_readout
+from clsprobe.probes.training.fine_tune import Diverged, Recipe, Step, Tuned, fine_tune, schedule_batches
 
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder
@@ -81,6 +88,8 @@ def measure_fine_tuning(
     settings: `FineTuning`'s. folder: where finished trainings are saved, so that an interrupted run resumes with them.
     """
     encoder = load_encoder(described, device=settings.device)
+    for name in plan.readouts:
+        arrange_encoder(encoder, name)  # an encoder that lacks a readout is an error before anything is trained
     max_length = _max_length(settings, encoder, plan.readouts)
     tasks = [prepare_task(settings, t, encoder, plan.readouts, plan.train_texts, max_length) for t in corpus.tasks]
     setup = Setup(plan, encoder, tasks, max_length, _precision(settings))
@@ -162,8 +171,8 @@ def _collect_measured(
 
 
 def _max_length(settings: Any, encoder: Encoder, readouts: Sequence[str]) -> int:
-    """Tokens of a text, the same for every readout: one fewer where a readout adds a new token."""
-    return encoder.description.limit(settings.max_length) - any(name.startswith("new@") for name in readouts)
+    """Tokens of a text, the same for every readout: as many as all of them have positions for."""
+    return min([encoder.description.limit(settings.max_length), *(longest_text(encoder, name) for name in readouts)])
 
 
 def _precision(settings: Any) -> str:
@@ -228,81 +237,139 @@ def prepare_task(
 # ---------------------------------------------------------------------------------------------------------- trainings
 
 
+class _Job(NamedTuple):
+    """One training. task: the index of its task."""
+
+    task: int
+    readout: str
+    rate: float
+    seed: int
+
+
 def _train_all(setup: Setup, folder: RunFolder | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions and steps of every training; those that an interrupted start finished are loaded."""
+    """Predictions and steps of every training; those that an interrupted start finished are loaded.
+
+    Raises InputError for a readout whose trainings have diverged at every rate.
+    """
     plan, encoder = setup.plan, setup.encoder
+    lengths = {
+        (task, seed): sum(
+            map(len, schedule_batches(encoder, split_task.of("train")[0], setup.recipe(0, seed), setup.max_length))
+        )
+        for task, split_task in enumerate(setup.tasks)
+        for seed in plan.seeds
+    }
+    if folder is not None:
+        folder.begin()  # only now: an error about texts or names leaves no files behind
+    work = (folder.make_work_folder(), folder.digest) if folder else None
     jobs = [
-        (task, readout, rate, seed)
-        for task in setup.tasks
+        _Job(task, readout, rate, seed)
+        for task in range(len(setup.tasks))
         for seed in plan.seeds
         for rate in plan.rates
         for readout in plan.readouts
     ]
-    total = 0
-    for task in setup.tasks:
-        for seed in plan.seeds:
-            epochs = schedule_batches(encoder, task.of("train")[0], setup.recipe(0, seed), setup.max_length)
-            total += sum(map(len, epochs)) * len(plan.rates) * len(plan.readouts)
-    if folder is not None:
-        folder.begin()  # only now: an error about texts or names leaves no files behind
-    work = (folder.make_work_folder(), folder.digest) if folder else None
-    log.info("training %s", counted(len(jobs), "encoder"))
-    threads = torch.get_num_threads()
-    n_parallel = _count_parallel(encoder, threads, len(jobs))
-    set_threads = partial(torch.set_num_threads, max(1, threads // n_parallel))
-    trained: dict[int, tuple[pd.DataFrame, pd.DataFrame]] = {}
-    with tqdm(total=total, desc="training", unit=" steps", delay=1, disable=None, leave=False) as bar:
-        pool = ThreadPoolExecutor(n_parallel, initializer=set_threads)
-        try:
-            futures = {pool.submit(_train, setup, *job, work, bar): i for i, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                trained[futures[future]] = future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            pool.shutdown()
-            torch.set_num_threads(threads)
-    in_order = zip(*(trained[i] for i in range(len(jobs))), strict=True)
-    predictions, steps = (pd.concat(tables, ignore_index=True) for tables in in_order)
+    trained: dict[_Job, tuple[pd.DataFrame, pd.DataFrame]] = {}
+    with tqdm(total=0, desc="training", unit=" steps", delay=1, disable=None, leave=False) as bar:
+        while jobs:
+            log.info("training %s", counted(len(jobs), "encoder"))
+            bar.total = (bar.total or 0) + sum(lengths[job.task, job.seed] for job in jobs)
+            trained |= _train_jobs(setup, jobs, work, bar)
+            jobs = _continue_rates(setup, trained)
+    predictions, steps = _collect_trained(trained.values())
     return predictions, check_orders(steps)
 
 
-def _train(
-    setup: Setup, task: SplitTask, readout: str, rate: float, seed: int, work: tuple[Path, str] | None, bar: tqdm
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _train_jobs(
+    setup: Setup, jobs: Sequence[_Job], work: tuple[Path, str] | None, bar: tqdm
+) -> dict[_Job, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Predictions and steps of some trainings, in their order, as many at a time as `_count_parallel` says."""
+    threads = torch.get_num_threads()
+    n_parallel = _count_parallel(setup.encoder, threads, len(jobs))
+    set_threads = partial(torch.set_num_threads, max(1, threads // n_parallel))
+    trained: dict[_Job, tuple[pd.DataFrame, pd.DataFrame]] = {}
+    pool = ThreadPoolExecutor(n_parallel, initializer=set_threads)
+    try:
+        futures = {pool.submit(_train, setup, job, work, bar): job for job in jobs}
+        for future in as_completed(futures):
+            trained[futures[future]] = future.result()
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
+        torch.set_num_threads(threads)
+    return {job: trained[job] for job in jobs}
+
+
+def _continue_rates(setup: Setup, trained: Mapping[_Job, tuple[pd.DataFrame, pd.DataFrame]]) -> list[_Job]:
+    """The trainings that are missing for a chosen rate to lie between two others. trained: all so far."""
+    jobs = []
+    for task in range(len(setup.tasks)):
+        predictions, _ = _collect_trained([tables for job, tables in trained.items() if job.task == task])
+        chosen = choose_rates(predictions)
+        for readout in setup.plan.readouts:
+            rates = {job.rate for job in trained if (job.task, job.readout) == (task, readout)}
+            rate = float(chosen[readout].removeprefix(TUNED)) if readout in chosen else min(rates)
+            beyond = [r for r in setup.plan.rates_beyond(rates, rate) if readout in chosen or r < rate]
+            if readout not in chosen and not beyond:
+                what = f"every training from {readout} has diverged"
+                raise InputError(f"--rates {rate:g}", what, "Give smaller ones")
+            jobs += [_Job(task, readout, r, seed) for r in beyond for seed in setup.plan.seeds]
+    return jobs
+
+
+def _collect_trained(tables: Iterable[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions and steps of many trainings, without the predictions at a rate at which any seed has diverged."""
+    each_predictions, each_steps = zip(*tables, strict=True)
+    steps = pd.concat(each_steps, ignore_index=True)
+    predictions = pd.concat([table for table in each_predictions if len(table)] or each_predictions, ignore_index=True)
+    diverged = [(task, readout, f"{TUNED}{rate:g}") for task, readout, rate in diverged_rates(steps)]
+    trainings = pd.MultiIndex.from_frame(predictions[["task", "readout", "probe"]])
+    return predictions[~trainings.isin(diverged)].reset_index(drop=True), steps
+
+
+def _train(setup: Setup, job: _Job, work: tuple[Path, str] | None, bar: tqdm) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions and steps of one training, resumed where it was interrupted.
 
-    work: the folder where both are saved, and the digest of the run, which covers everything that it reads.
+    One that diverges has no predictions, and the loss of its last step is NaN. work: the folder where both are saved,
+    and the digest of the run, which covers everything that it reads.
     """
-    name, saved = task.task.name, None
+    task, saved = setup.tasks[job.task], None
     if work is not None:
         folder, run_digest = work
-        identity = [run_digest, name, readout, rate, seed, setup.precision]
+        identity = [run_digest, task.task.name, job.readout, job.rate, job.seed, setup.precision]
         saved = folder / sha256(json.dumps(identity).encode()).hexdigest()[:16]
         if (predictions_path := saved.with_suffix(".predictions.parquet")).exists():
             steps = read_table(saved.with_suffix(".steps.parquet"))
             bar.update(len(steps))
             return read_table(predictions_path), steps
     checkpoint = saved and saved.with_suffix(".safetensors")
-    tuned = fine_tune(
-        setup.encoder,
-        readout,
-        *task.of("train"),
-        setup.recipe(rate, seed),
-        dev=task.of("dev"),
-        dtype=setup.precision,
-        max_length=setup.max_length,
-        checkpoint=checkpoint,
-        bar=bar,
-    )
-    evaluated = task.rows_of("dev", "test")
-    texts = task.texts
-    log2_proba = tuned.log_proba([texts[i] for i in evaluated]) / np.log(2)
-    cell = {"layer": len(setup.encoder.points) - 1, "readout": readout, "probe": f"{TUNED}{rate:g}", "seed": seed}
-    predictions = _tabulate(task, setup.encoder.name, evaluated, log2_proba, control="none", **cell)
-    steps = pd.DataFrame(tuned.log, columns=["step", "loss", "dev"])
-    steps = steps.assign(task=name, readout=readout, rate=rate, seed=seed, order=tuned.order)
+    evaluated, texts = task.rows_of("dev", "test"), task.texts
+    try:
+        tuned = fine_tune(
+            setup.encoder,
+            job.readout,
+            *task.of("train"),
+            setup.recipe(job.rate, job.seed),
+            dev=task.of("dev"),
+            dtype=setup.precision,
+            max_length=setup.max_length,
+            checkpoint=checkpoint,
+            bar=bar,
+        )
+        log2_proba = tuned.log_proba([texts[i] for i in evaluated]) / np.log(2)
+        learned = tuned.log
+    except Diverged as error:
+        log.info("%s", error)
+        tuned, evaluated = error.tuned, evaluated[:0]
+        log2_proba = np.zeros((0, 1))
+        learned = [*tuned.log, Step(len(tuned.log) + 1, np.nan, np.nan)]
+    cell = {"readout": job.readout, "probe": f"{TUNED}{job.rate:g}", "seed": job.seed}
+    layer = len(setup.encoder.points) - 1
+    predictions = _tabulate(task, setup.encoder.name, evaluated, log2_proba, control="none", layer=layer, **cell)
+    steps = pd.DataFrame(learned, columns=list(Step._fields))
+    steps = steps.assign(task=task.task.name, readout=job.readout, rate=job.rate, seed=job.seed, order=tuned.order)
     if saved and checkpoint:
         write_parquet(saved.with_suffix(".steps.parquet"), steps)
         write_parquet(saved.with_suffix(".predictions.parquet"), predictions)

@@ -249,7 +249,7 @@ def ranks(chunks: Iterable[np.ndarray], *, groups: int = 1) -> tuple[float, floa
     without = np.array([scatter.rank(squares / whole.count) for scatter in remaining])
     error = np.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error)
-    return value, max(value - half, 1.0), min(value + half, len(whole.products))
+    return value, max(value - half, 1.0), min(value + half, len(whole.products), whole.count - 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -286,8 +286,8 @@ def why_no_selectivity(results: pd.DataFrame) -> str | None:
     on_train, on_test = n_train / test.n_train.max(), n_test / test.n_test.max()
     if on_test < on_train / 2:
         return (
-            f"the split keeps words apart: {on_test:.0%} of the test texts hold exactly one word of the control task's "
-            f"list, and {on_train:.0%} of the training texts"
+            f"the words of train and test differ: {on_test:.0%} of the test texts hold exactly one word of the control "
+            f"task's list, and {on_train:.0%} of the training texts"
         )
     if n_test < MIN_CONTROL_TEXTS:
         return (

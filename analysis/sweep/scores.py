@@ -166,7 +166,7 @@ class TaskScores:
         measured = self._arrays["test"][0][self._first_complete]
         if self.is_of_numbers:
             return np.where(np.isnan(measured), np.nan, 0.0)  # the mean of test explains nothing
-        on_test = (self.rows.split == "test").to_numpy()
+        on_test = ((self.rows.split == "test") & self.rows.control.isin(["none", *BASELINES])).to_numpy()
         _, first = np.unique(self.rows.row.to_numpy()[on_test], return_index=True)
         labels = self.rows.label[on_test].iloc[first].astype(str).to_numpy()
         names, counts = np.unique(labels, return_counts=True)
@@ -313,13 +313,18 @@ class TaskScores:
         best_class = ChosenCell({"control": BEST_CLASS}, name, np.nan, np.nan, np.nan, np.nan, self.metric)
         return [*(self.choose(None, control) for control in controls), best_class]
 
+    @property
+    def best_class_share(self) -> float:
+        """The share of the commonest label among the test texts; 0 for numbers."""
+        return float(np.nanmean(self._best_class))
+
     def surface_ceiling(self, names: Sequence[str] = SURFACE, ceiling: float = CEILING) -> tuple[str, float] | None:
         """The name and test score of the best of these baselines, where it gets this share of what the best single
         class leaves, else None."""
         measured = [self.choose(None, control) for control in self.measured_controls(names)]
         if not measured:
             return None
-        best, majority = max(measured, key=lambda cell: cell.test), float(np.nanmean(self._best_class))
+        best, majority = max(measured, key=lambda cell: cell.test), self.best_class_share
         share = (best.test - majority) / (1 - majority) if majority < 1 else 0.0
         return (best.name, best.test) if share >= ceiling else None
 

@@ -70,6 +70,12 @@ class Description:
         """How this architecture is read; a guess where it is unknown."""
         return find_adapter(self.model_type)
 
+    @property
+    def first_position(self) -> int:
+        """The position id of the first token, 0 where positions are relative."""
+        reserved = self.adapter.reserved
+        return self.config.get("pad_token_id", 1) + 1 if reserved == "pad" else reserved or 0
+
     def limit(self, max_length: int | None) -> int:
         """The longest input in tokens where a user asks for `max_length`, None for the default."""
         return self.max_length if max_length is None else min(max_length, self.longest)

@@ -234,11 +234,13 @@ class Encoder:
         leaves hooks of transformers on the model (analysis.formation.attention removes them)."""
         import torch
 
-        types = {}
+        inputs = {}
         if batch.types is not None:
-            types["token_type_ids"] = batch.types
+            inputs["token_type_ids"] = batch.types
         elif self.adapter.cls_segment:
-            types["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
+            inputs["token_type_ids"] = (batch.special & (batch.ids == batch.cls_id)) * self.adapter.cls_segment
+        if batch.positions is not None:
+            inputs["position_ids"] = batch.positions
         with torch.set_grad_enabled(gradients), quiet_transformers():
             if self.adapter.before:
                 self.adapter.before(self.model, batch.ids.shape[1])
@@ -247,5 +249,5 @@ class Encoder:
                 attention_mask=batch.real.long(),
                 output_hidden_states=False,  # even if config.json sets it: hooks of transformers would stay
                 output_attentions=attentions,
-                **types,
+                **inputs,
             )

@@ -129,7 +129,8 @@ class Batch:
     ids: (batch, token) integers. real: (batch, token) True where a token belongs to the text, False on padding.
     special: (batch, token) True on tokens that the tokenizer added ([CLS], [SEP]). seeds: (batch,) integers, a stable
     hash of each text. cls_id, sep_id: the tokenizer's, None where it has none. types: (batch, token) which text of a
-    pair a token belongs to, None where no row is a pair or the model takes no token types.
+    pair a token belongs to, None where no row is a pair or the model takes no token types. positions: (batch, token)
+    position ids, None for those that the model itself gives.
     """
 
     ids: Tensor
@@ -139,6 +140,7 @@ class Batch:
     cls_id: int | None
     sep_id: int | None
     types: Tensor | None = None
+    positions: Tensor | None = None
 
     @cached_property
     def content(self) -> Tensor:

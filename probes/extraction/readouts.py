@@ -148,14 +148,19 @@ class RandomToken(Position):
         return batch.nth(batch.content, 1 + batch.seeds % count.clamp(min=1)).where(count > 0, -1)
 
 
-class New(Position):
-    """A token that `probes.training.arrangements` inserts and the encoder has never seen."""
+class Placed(Position):
+    """The token that `probes.training.arrangements` puts before all others, amid or behind them.
 
-    def __init__(self, where: str, token: int) -> None:
-        self.name, self.token = f"new@{where}", token
+    content: the content tokens that a text needs, of which it is a copy.
+    """
+
+    def __init__(self, name: str, place: str, content: int = 0) -> None:
+        self.name, self.place, self.content = name, place, content
 
     def position(self, batch: Batch) -> Tensor:
-        return batch.nth(batch.real & (batch.ids == self.token), batch.lengths * 0 + 1)
+        last = batch.lengths - 1
+        position = {"first": last * 0, "middle": last // 2, "last": last}[self.place]
+        return position.where(batch.content.sum(1) >= self.content, -1)
 
 
 class Mean(Weighted):
@@ -322,6 +327,10 @@ class Pooled(Readout):
 
 
 NAMED: dict[str, type[Readout]] = {readout.name: readout for readout in (Cls, Sep, RandomToken, Mean, Max, Pooled)}
+ARRANGED = (
+    "cls@last", "new@first", "new@middle", "new@last", "token[1]@first", "token[1]@last", "token[1]@no_cls",
+    "mean@no_cls",
+)  # fmt: skip
 OF_TOKENS: dict[str, type[Flatten]] = {readout.name: readout for readout in (Flatten, Projected, Attention)}
 
 
@@ -373,19 +382,25 @@ def parse_arrangement(name: str) -> tuple[str, str]:
     Only fine-tuning arranges tokens (`probes.training.arrangements`). Raises InputError for an unknown readout or
     arrangement.
     """
-    plain, sign, where = name.partition("@")
-    places = {"new": ("first", "middle", "last"), "cls": ("last",)}.get(plain, ("no_cls",))
-    if (sign and where not in places) or (plain == "new" and not sign):
-        known = ("new@first", "new@middle", "new@last", "cls@last", "token[1]@no_cls", "mean@no_cls")
-        raise unknown("--readouts", "readout", name, known)
-    if plain == "new":
-        return plain, where
-    (readout,) = parse_readouts([plain])
+    plain, sign, place = name.partition("@")
+    readout = None if plain == "new" else parse_readouts([plain])[0]
+    if readout is None:
+        places: tuple[str, ...] = ("first", "middle", "last")
+    elif isinstance(readout, Cls):
+        places = ("last",)
+    elif isinstance(readout, Token):
+        places = ("first", "last", "no_cls")
+    else:
+        places = ("no_cls",)
+    if (sign or readout is None) and place not in places:
+        raise unknown("--readouts", "readout", name, ARRANGED)
+    if readout is None:
+        return plain, place
     if isinstance(readout, Pooled):
         raise InputError(f"--readouts {name}", "has layers of its own", "Fine-tune from the pooling itself, as in mean")
     if any(part.depth > 1 for part in walk_readouts(readout)):
         raise InputError(f"--readouts {name}", "reads several layers", "Fine-tune from a readout of one layer")
-    return readout.name, where
+    return readout.name, place
 
 
 def walk_readouts(readout: Readout) -> Iterator[Readout]:

@@ -156,22 +156,29 @@ class Tuned:
     encoder: Encoder
     readout: Readout
     network: _Network
+    recipe: Recipe
     dtype: str
     max_length: int | None
     order: str = ""
     log: list[Step] = field(default_factory=list)
 
     def log_proba(self, texts: Sequence[str]) -> np.ndarray:
-        """(text, class), nats. Raises InputError for a text without the tokens that the readout reads."""
+        """(text, class), nats.
+
+        Raises InputError for a text without the tokens that the readout reads, and Diverged where the numbers are not
+        finite.
+        """
         rows = self.encoder.tokenize(texts, self.max_length)
         result = np.empty((len(rows), self.network.head.out_features))
         leaks = _padding_leaks(self.encoder)
         with evaluating(self.network.model), torch.no_grad():
             for rows_of_batch in plan_batches(rows.lengths, BUDGET[self.encoder.device.type], equal=leaks):
-                logits = self.logits(self.encoder.batch([rows[int(i)] for i in rows_of_batch]))
-                result[rows_of_batch] = logits.double().log_softmax(1).cpu().numpy()
-        if np.isnan(result).any():
-            raise InputError(self.readout.name, "some texts are shorter", "Leave this readout out")
+                batch = self.encoder.batch([rows[int(i)] for i in rows_of_batch])
+                if not self.readout.present(batch).all():
+                    raise InputError(self.readout.name, "some texts are shorter", "Leave this readout out")
+                result[rows_of_batch] = self.logits(batch).double().log_softmax(1).cpu().numpy()
+        if not np.isfinite(result).all():
+            raise Diverged(self)
         return result
 
     def logits(self, batch: Batch) -> Tensor:
@@ -191,6 +198,15 @@ class Tuned:
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.encoder.device.type, getattr(torch, self.dtype))
+
+
+class Diverged(InputError):
+    """A training whose loss or predictions are not finite. tuned: what it was after the last step of its log."""
+
+    def __init__(self, tuned: Tuned) -> None:
+        self.tuned = tuned
+        what = f"training from {tuned.readout.name} has diverged after step {len(tuned.log)}"
+        super().__init__(f"--rates {tuned.recipe.rate:g}", what, "Give a smaller one")
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -220,8 +236,8 @@ def fine_tune(
     `CHECKPOINT_SECONDS`. callback: called with the step and the `Tuned` after the steps in `callback_steps`; 0 is
     before the first. bar: a progress bar of steps, shared with other runs.
 
-    Raises InputError for a readout that the encoder lacks, fewer texts than a batch, a checkpoint of another run, a
-    full disk, and a loss that is not finite.
+    Raises InputError for a readout that the encoder lacks, fewer texts than a batch, a checkpoint of another run, and a
+    full disk; Diverged where the loss or the predictions of dev are not finite.
     """
     arranged, arranged_readout = arrange_encoder(encoder, readout)
     if arranged.model is encoder.model:
@@ -280,8 +296,7 @@ def fine_tune(
                 nats.backward()
                 loss += nats.item()
             if not np.isfinite(loss):
-                what = f"training from {readout} has diverged at step {step}"
-                raise InputError(f"--rates {recipe.rate:g}", what, "Give a smaller one")
+                raise Diverged(tuned)
             nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
             optimiser.step()
             optimiser.zero_grad()
@@ -330,7 +345,7 @@ def _prepare(
     with torch.no_grad():
         for parameter, value in zip((network.head.weight, network.head.bias), start, strict=True):
             parameter.copy_(value)
-    return Tuned(encoder, readout, network, dtype, max_length)
+    return Tuned(encoder, readout, network, recipe, dtype, max_length)
 
 
 def _add_adapters(model: Any, rank: int, name: str) -> None:

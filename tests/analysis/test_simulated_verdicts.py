@@ -31,6 +31,7 @@ def test_few_of_many_verdicts_are_wrong(name):
 def test_every_study_that_tests_a_claim_is_simulated():
     assert {type(world.study).__name__ for world in WORLDS.values()} >= {
         "Aggregate",
+        "FineTuning",
         "Formation",
         "Order",
         "Poolings",

@@ -16,7 +16,7 @@ from tables import first, measured, predictions
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Answer, Exhibit, correct_answers
-from clsprobe.analysis.verdict import Verdict
+from clsprobe.analysis.verdict import Verdict, warn_of_few_texts
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
@@ -227,6 +227,7 @@ def test_few_test_texts_are_said_first():
     rows = predictions({("none", 3, name): (first(0.9, 40), first(0.9, 40)) for name in ("cls", "mean")})
     (warning,) = Poolings().judge(rows).warnings
     assert warning == "Only 40 test texts on made: label: one text more or less right is 2.5 points."
+    assert warn_of_few_texts(1) == ("Only 1 test text: one text more or less right is 100.0 points.",)
 
 
 def test_vectors_of_a_file_are_called_by_its_name():
@@ -247,10 +248,10 @@ def test_what_is_undecided_comes_with_the_command_that_decides():
     rows = make_predictions(0.9, 0.89, task="grammar:tense")
     answer = Poolings(task="grammar:tense", layers="3").answer(measured(predictions=rows))
     needed, command = re.fullmatch(
-        r"About ([\d,]+) test texts would .* Try: (clsprobe .*)", answer.verdict.advice
+        r"About ([\d,]+) test texts could .* Try: (clsprobe .*)", answer.verdict.advice
     ).groups()
-    size = int(command.rpartition(":")[2].split()[0])
-    assert command == f"clsprobe poolings --task grammar:tense:{size} --layers 3"
+    size = int(re.search(r"tense:(\d+)", command)[1])
+    assert command == f"clsprobe poolings --task grammar:tense:{size} --layers 3 --out out/poolings-more"
     assert size / 3 == pytest.approx(int(needed.replace(",", "")) / 400 * 1000, rel=0.1)
     of_file = Poolings(task="file:a.csv", max_texts=100).answer(measured(predictions=make_predictions(0.9, 0.89)))
     assert "If the source has so many, try: clsprobe poolings --task file:a.csv --max-texts" in of_file.verdict.advice
@@ -264,6 +265,15 @@ def test_the_answers_of_a_run_are_corrected_for_their_number():
     p = [answer.verdict.p for answer in answers.values()]
     assert [answer.p for answer in answers.values()] == pytest.approx(stats_of_holm(p))
     assert all(answer.answers == 2 for answer in answers.values())
+
+
+def test_an_answer_that_decides_nothing_is_not_among_those_that_are_corrected_for():
+    tables = measured(predictions=make_predictions(0.9, 0.9))
+    tables = dataclasses.replace(tables, facts={**tables.facts, "solved": {"file:made:label": ["length"]}})
+    answers = correct_answers({"a": Aggregate().answer(tables), "b": Poolings().answer(tables)})
+    assert [answer.answers for answer in answers.values()] == [1, 1]
+    assert np.isnan(answers["a"].p)
+    assert answers["b"].p == answers["b"].verdict.p
 
 
 def stats_of_holm(p: list[float]) -> list[float]:

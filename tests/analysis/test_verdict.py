@@ -209,7 +209,7 @@ def test_the_number_of_texts_that_would_decide():
     """Half the interval is 1.96 errors, which shrink with the root of the number."""
     verdict = judge(make_part(0.01, 0.01), texts=500)
     assert verdict.needed == math.ceil(500 * 1.96**2)
-    assert describe_need(verdict) == "About 1,900 test texts would decide at this effect (500 were used)."
+    assert describe_need(verdict) == "About 1,900 test texts could decide at this effect (500 were used)."
     assert judge(make_part(0.01, 0.01, threshold=0.02), texts=500).needed == verdict.needed
     two = judge(make_part(0.01, 0.01), make_part(0.005, 0.01), texts=500)
     assert two.needed == math.ceil(500 * (1.96 * 2) ** 2)  # both must pass

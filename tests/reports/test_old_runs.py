@@ -15,6 +15,8 @@ from house import ROOT
 
 from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
+from clsprobe.probes.errors import InputError
+from clsprobe.reports.page import render_page
 
 RUNS = sorted((ROOT / "tests" / "data" / "runs_of_0_1").iterdir())
 
@@ -57,3 +59,26 @@ def test_a_page_is_made_of_the_answers_that_a_run_lists(tmp_path):
     (run / "answers" / "draft.json").write_text("mine")
     assert call("report", run, "--out", page) == 0
     assert "What kind of space is it?" in page.read_text(encoding="utf-8")
+
+
+def read_poolings(folder, **verdict):
+    """The answer `poolings` of an old run, with other values in its verdict."""
+    for path in (ROOT / "tests" / "data" / "runs_of_0_1" / "run" / "answers").glob("poolings.*"):
+        shutil.copy(path, folder / path.name)
+    content = json.loads((folder / "poolings.json").read_text(encoding="utf-8"))
+    content["verdict"] |= verdict
+    (folder / "poolings.json").write_text(json.dumps(content), encoding="utf-8")
+    return Answer.load(folder / "poolings.json")
+
+
+def test_an_old_answer_over_several_tasks_has_no_interval(tmp_path):
+    task = {"outcome": "yes", "because": "On a, mean is better.", "effect": 0.2, "low": 0.1, "high": 0.3, "parts": {}}
+    answer = read_poolings(tmp_path, outcome="yes", because="Of 2 tasks: yes on 2.", parts={"x:a": task, "x:b": task})
+    assert answer.verdict.sentence.endswith("It was found: yes. Of 2 tasks: yes on 2.")
+    assert "Random-effects mean" not in render_page({"poolings": answer})
+
+
+@pytest.mark.parametrize("parts", [None, [], 3])
+def test_an_old_answer_whose_tasks_are_damaged_is_refused(tmp_path, parts):
+    with pytest.raises(InputError, match=r"verdict\.parts"):
+        read_poolings(tmp_path, parts=parts)

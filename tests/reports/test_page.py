@@ -186,10 +186,12 @@ def test_a_page_corrects_its_answers_for_their_number() -> None:
     assert "p = 0.16 among the 4 answers of this page (Holm)." in page
 
 
-def test_warnings_stand_under_the_answer_in_red() -> None:
+def test_warnings_stand_before_the_answer_in_red() -> None:
     verdict = dataclasses.replace(answer(20).verdict, warnings=("Only 12 test texts.",), advice="Try: clsprobe run")
     page = render_page({"a": dataclasses.replace(answer(20), verdict=verdict)})
-    assert page.index('class="because"') < page.index('<p class="warning">Only 12 test texts.</p>')
+    assert page.index('<p class="warning">Only 12 test texts.</p>') < page.index('class="because"')
+    several = render_page({"a": dataclasses.replace(answer(20), verdict=verdict), "b": answer(20)})
+    assert "Only 12 test texts." in several[several.index("<nav") : several.index("</nav>")]
     assert '<p class="advice">Try: clsprobe run</p>' in page
     assert re.search(r"\.warning \{[^}]*color: var\(--alarm\)", page)
 

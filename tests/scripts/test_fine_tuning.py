@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -11,8 +12,18 @@ import pytest
 from tables import first, measured, predictions
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.fine_tuning import measure
-from clsprobe.analysis.fine_tuning.tables import RATE, TUNED, check_orders, choose_rates, compare_with_cls
+from clsprobe.analysis.fine_tuning import measure, plan
+from clsprobe.analysis.fine_tuning.plan import Plan
+from clsprobe.analysis.fine_tuning.tables import (
+    RATE,
+    TUNED,
+    check_orders,
+    choose_rates,
+    compare_with_cls,
+    cross_tokens_and_positions,
+    describe_rates,
+    find_edges,
+)
 from clsprobe.analysis.study import Answer
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.trajectory import Trajectory
@@ -47,7 +58,7 @@ def test_every_other_position_has_to_be_as_good(token, outcome):
     verdict = FineTuning().judge(table)
     assert verdict.outcome == outcome
     assert verdict.low <= verdict.effect <= verdict.high
-    assert "the worst of 2 other positions" in verdict.because
+    assert [part.name for part in verdict.comparisons] == ["token[1]", "sep"]
 
 
 def test_two_seeds_are_undecided_unless_it_is_clear():
@@ -59,6 +70,21 @@ def test_two_seeds_are_undecided_unless_it_is_clear():
     assert judged == ["yes", "undecided", "no", "undecided"]
 
 
+def test_undecided_says_how_many_seeds_would_decide():
+    """Seeds that differ by as much as these; from two to the number that is said, the interval narrows as promised."""
+    study = FineTuning(task="file:d.csv", seeds=2)
+    verdict = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.91, 0.9]}}, n=4000))
+    assert verdict.outcome == "undecided"
+    assert study._advise({"a": verdict}) == (
+        "About 3 seeds would decide at this effect (2 were used): run it again with --seeds 3."
+    )
+    more = study.judge(tuned({"cls": {1e-4: [0.9] * 3}, "sep": {1e-4: [0.9113, 0.9, 0.9037]}}, n=4000))
+    assert more.outcome == "yes"
+    close = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.9, 0.859]}}))
+    assert "More than 30 seeds" in study._advise({"a": close})
+    assert study._advise({"a": more}) == ""
+
+
 def test_one_of_many_is_easily_worse_by_chance():
     """Holm: what is clear of one readout alone is not clear of the worst of thirty."""
     cls = {1e-4: [0.9, 0.9, 0.9]}
@@ -66,9 +92,93 @@ def test_one_of_many_is_easily_worse_by_chance():
     alone = compare_with_cls(tuned({"cls": cls, "sep": worse}), FineTuning.margin)
     many = {f"token[{k}]": {1e-4: [0.9, 0.9, 0.9]} for k in range(1, 40)}
     among = compare_with_cls(tuned({"cls": cls, "sep": worse} | many), FineTuning.margin).set_index("name")
-    assert alone.outcome.tolist() == ["no"]
+    assert alone.outcome.tolist() == ["worse"]
     assert among.outcome["sep"] == "undecided"
-    assert among.p_equal["sep"] > alone.p_equal.iloc[0]
+    assert among.p_worse["sep"] > alone.p_worse.iloc[0]
+    assert among.high["sep"] - among.low["sep"] > alone.high[0] - alone.low[0]
+
+
+def test_one_of_many_is_easily_no_worse_by_chance():
+    """The other way round; the poolings, which are no rivals, are a family of their own."""
+    cls, close = {1e-4: [0.9, 0.9, 0.9]}, {1e-4: [0.893, 0.895, 0.897]}
+    poolings = {"mean": close}
+    alone = compare_with_cls(tuned({"cls": cls, "sep": close} | poolings), FineTuning.margin).set_index("name")
+    many = {f"token[{k}]": {1e-4: [0.9, 0.86, 0.9]} for k in range(1, 40)}
+    among = compare_with_cls(tuned({"cls": cls, "sep": close} | many | poolings), FineTuning.margin).set_index("name")
+    assert alone.outcome.tolist() == ["no worse", "no worse"]
+    assert (among.outcome["sep"], among.outcome["mean"]) == ("undecided", "no worse")
+
+
+SENTENCES = {
+    "yes": "Yes: on made: label, fine-tuned, each of the 2 other positions does as well as [CLS] or better, within the "
+    "margin of 2 points; the lowest is token[1]: token[1] minus [CLS] is 0.0 points (",
+    "no": "No: on made: label, fine-tuned, token[1] is worse than [CLS] by 10.0 points (",
+    "undecided": "Undecided: on made: label, fine-tuned, for 1 of the 2 other positions it is open whether it does as "
+    "well as [CLS] or better, within the margin of 2 points; least certain is token[1]: token[1] is worse than [CLS] "
+    "by 2.0 points (",
+}
+
+
+@pytest.mark.parametrize(("score", "outcome"), [(0.9, "yes"), (0.8, "no"), (0.88, "undecided")])
+def test_the_sentence_answers_the_question_in_its_direction(score, outcome):
+    others = {"token[1]": {1e-4: [score] * 3}, "sep": {1e-4: [0.9] * 3}}
+    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.9] * 3}} | others))
+    assert verdict.outcome == outcome
+    assert verdict.sentence.startswith(SENTENCES[outcome])
+
+
+def test_better_than_cls_is_yes():
+    """Whoever sees the sentence alone is not led to the opposite."""
+    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.7] * 3}, "sep": {1e-4: [0.9] * 3}}))
+    assert verdict.sentence.startswith("Yes: on made: label, fine-tuned, the only other position does as well as [CLS]")
+    assert "sep is better than [CLS] by 20.0 points" in verdict.sentence
+
+
+def test_a_readout_that_predicts_one_class_never_works_as_well():
+    """[CLS] finds 60 of the 1,200 texts of the rarer class, and sep none: worse by 1.5 points, within the margin."""
+    table = tuned({"cls": {1e-4: [1.0] * 3}, "sep": {1e-4: [1.0] * 3}}, n=4000)
+    text = table.row - table.groupby("split").row.transform("min")
+    table["label"] = np.where(text < 2800, "a", "b")
+    table["predicted"] = np.where((table.readout == "cls") & (text >= 3940), "b", "a")
+    verdict = FineTuning().judge(table)
+    assert verdict.low > -FineTuning.margin
+    assert verdict.outcome == "undecided"
+    assert verdict.warnings == ("On made: label, sep (layer 6) predicts one class for all 4,000 test texts.",)
+    table.loc[(table.readout == "sep") & (text == 3999), "predicted"] = "b"
+    assert FineTuning().judge(table).outcome == "yes"
+
+
+def test_what_learned_nothing_is_no_measure_of_the_others():
+    """[CLS] at the share of the commonest class: the task decides nothing, whatever the others do."""
+    for score in (0.5, 0.9, 0.3):
+        verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.5] * 3}, "sep": {1e-4: [score] * 3}}))
+        assert verdict.label == "left out"
+        assert "[CLS] fine-tuned gets 0.500 of the test texts right, which is not clearly more" in verdict.sentence
+
+
+# --------------------------------------------------------------------------------------------- tokens and positions
+
+
+def test_token_and_position_are_told_apart():
+    """Planted: the position costs 20 points whatever the token, the new token 5 whatever the position."""
+    places = {"cls": 0.9, "cls@last": 0.7, "new@first": 0.85, "new@last": 0.65, "token[1]@first": 0.9, "mean": 0.9}
+    table, differences = cross_tokens_and_positions(tuned({name: {1e-4: [s] * 3} for name, s in places.items()}))
+    assert table.set_index("token").T.round(3).to_dict("list") == {
+        "[CLS]": [0.9, 0.7],
+        "new token": [0.85, 0.65],
+        "first word": [0.9, pytest.approx(np.nan, nan_ok=True)],
+    }
+    effects = differences.set_index("name").effect.round(3).to_dict()
+    assert effects == {
+        "[CLS]: last minus first": -0.2,
+        "new token: last minus first": -0.2,
+        "first: new token minus [CLS]": -0.05,
+        "last: new token minus [CLS]": -0.05,
+        "first: first word minus [CLS]": 0.0,
+    }
+    assert differences.outcome.tolist() == ["less", "less", "less", "less", "undecided"]
+    for part in cross_tokens_and_positions(tuned({"cls": {1e-4: [0.9]}, "sep": {1e-4: [0.9]}})):
+        assert part.empty
 
 
 def test_dev_chooses_the_rate_of_each_readout():
@@ -82,10 +192,13 @@ def test_the_exhibits_hold_the_numbers():
     scores = {"cls": {1e-4: [0.9, 0.9], 1e-3: [0.7, 0.8]}, "sep": {1e-4: [0.88, 0.92], 1e-3: [0.8, 0.8]}}
     study, table = FineTuning(), tuned(scores)
     steps = pd.DataFrame(
-        {"task": "file:made:label", "readout": "cls", "rate": 1e-4, "seed": [0, 1], "step": 1, "dev": [0.5, 0.7]}
-    )
+        {"task": "file:made:label", "readout": "cls", "rate": 1e-4, "seed": [0, 1], "step": 1, "loss": 1.0,
+         "dev": [0.5, 0.7]}
+    )  # fmt: skip
     tables = measured(predictions=table, steps=steps)
-    differences, numbers, rates, curves = study.show(tables, "file:made:label")
+    differences, crossed, contrasts, numbers, rates, curves = study.show(tables, "file:made:label")
+    assert crossed.table.empty
+    assert contrasts.table.empty
     assert curves.table.value.tolist() == [pytest.approx(0.6)]
     assert differences.table.name.tolist() == ["sep"]
     rows = numbers.table.set_index("readout")
@@ -98,9 +211,63 @@ def test_the_exhibits_hold_the_numbers():
     assert set(rates.table[RATE]) == {100.0, 1000.0}
     for exhibit in (differences, rates):
         exhibit.draw()
-    cannot, few = study.note(tables)
+    cannot, edge, few = study.note(tables)
     assert "cannot show" in cannot
+    assert edge.startswith("Dev chooses the only rate that was trained for cls (0.0001)")
     assert "two seeds" in few
+
+
+# ------------------------------------------------------------------------------------------------------------- rates
+
+
+PLAN = Plan(readouts=("cls",), rates=(5e-5, 2e-4), seeds=(0,), train_texts=100, epochs=1, lora=0)
+
+
+def bracket(plan: Plan, best: float) -> list[float]:
+    """All rates that are trained for a readout that is the better, the nearer its rate is to `best`."""
+    rates = list(plan.rates)
+    while beyond := plan.rates_beyond(rates, min(rates, key=lambda rate: abs(np.log(max(rate, 1e-12) / best)))):
+        rates += beyond
+    return sorted(rates)
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "trained"),
+    [
+        ((5e-5, 2e-4), 2e-4, [5e-5, 2e-4, 8e-4]),  # the edge is the best: one more on its side says so
+        ((2e-4, 5e-5), 1e-9, [7.8125e-07, 3.125e-06, 1.25e-05, 5e-5, 2e-4]),  # not bracketed: three more
+        ((5e-5, 2e-4), 1, [5e-5, 2e-4, 8e-4, 3.2e-3, 1.28e-2]),
+        ((1e-4, 2e-4, 1e-3), 2e-4, [1e-4, 2e-4, 1e-3]),
+        ((1e-4, 2e-4, 1e-3), 1e-4, [5e-5, 1e-4, 2e-4, 1e-3]),  # by the ratio of that end
+        ((1e-4, 2e-4, 1e-3), 4e-3, [1e-4, 2e-4, 1e-3, 5e-3, 2.5e-2]),
+        ((1e-4,), 1e-4, [2.5e-5, 1e-4, 4e-4]),
+        ((0.3,), 1, [0.075, 0.3]),  # no rate reaches 1
+        ((0, 1e-4), 1e-12, [0, 1e-4]),  # below 0 is none
+        ((0, 1e-4), 1e-4, [0, 1e-4, 4e-4]),
+        ((0,), 1e-4, [0]),
+    ],
+)
+def test_rates_are_added_until_the_best_is_no_edge(rates, best, trained):
+    assert bracket(replace(PLAN, rates=rates), best) == pytest.approx(trained)
+
+
+def test_rates_at_an_edge_are_said():
+    """The column, and a sentence; a rate that diverged bounds the others."""
+    scores = {"cls": {1e-4: [0.9], 1e-3: [0.8]}, "sep": {1e-4: [0.8], 1e-3: [0.9]}, "mean": {1e-4: [0.9], 1e-3: [0.8]}}
+    scores |= {"max": {0.0: [0.9], 1e-3: [0.8]}}
+    table = tuned(scores)
+    rates = [(name, rate, 0.5) for name, each in scores.items() for rate in each] + [("cls", 1e-5, 0.5)]
+    steps = pd.DataFrame(rates, columns=["readout", "rate", "loss"]).assign(task="file:made:label", seed=0)
+    assert find_edges(table, steps) == {"cls": "", "sep": "largest", "mean": "smallest", "max": ""}
+    assert describe_rates(table, steps, "On made") == [
+        "On made, dev chooses the largest rate that was trained for sep (0.001): a larger one may suit it better than "
+        "what is shown.",
+        "On made, dev chooses the smallest rate that was trained for mean (0.0001): a smaller one may suit it better "
+        "than what is shown.",
+    ]
+    diverged = pd.concat([steps, steps.iloc[[3]].assign(rate=1e-2, loss=np.nan)])
+    assert find_edges(table, diverged)["sep"] == ""
+    assert describe_rates(table, diverged)[-1] == "Trainings diverged, and are left out: sep at 0.01."
 
 
 def test_readouts_that_saw_other_orders_are_refused():
@@ -174,11 +341,11 @@ def test_p_and_interval_decide_alike():
     random = np.random.default_rng(1)
     for effect in (0.0, 0.03, 0.06, 0.1):
         a, b = crossed_samples(random, 4, 400, of_seeds=0.01, of_texts=0.5, effect=effect)
-        _, low, high = stats.paired_difference(a, b)
-        assert (stats.difference_p(a, b) < 0.05) == (low > 0 or high < 0)
-        assert (stats.equivalence_p(a, b, 0.05) < 0.025) == (low > -0.05 and high < 0.05)
-        assert (stats.compare(b.to_numpy(float), a.to_numpy(float)).p_below(-0.05) < 0.025) == (low > 0.05)
-        assert (stats.compare(a.to_numpy(float), b.to_numpy(float)).p_below(-0.05) < 0.025) == (high < -0.05)
+        difference = stats.compare(a.to_numpy(float), b.to_numpy(float))
+        low, high = difference.interval()
+        for threshold in (-0.05, 0.0, 0.05):
+            assert (difference.p_above(threshold) < 0.025) == (low > threshold)
+            assert (difference.p_below(threshold) < 0.025) == (high < threshold)
 
 
 # ------------------------------------------------------------------------------------------------------- trajectory
@@ -265,8 +432,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def small(data, model, one_thread, monkeypatch):
-    """The command on a small model and task; returns its exit code."""
+    """The command on a small model and task, without rates beyond the planned ones; returns its exit code."""
     from clsprobe.cli import main
+
+    monkeypatch.setattr(plan, "EXTENSIONS", 0)
 
     def run(*flags: str) -> int:
         rates = [] if "--rates" in flags else ["--rates", "1e-3,1e-4"]
@@ -282,31 +451,49 @@ def small(data, model, one_thread, monkeypatch):
     return run
 
 
+def trained_rates(folder) -> dict[str, set[float]]:
+    """Readout -> the rates of its predictions."""
+    table = pd.read_parquet(folder / "predictions.parquet")
+    table = table[table.probe.str.startswith(TUNED)]
+    return {name: {float(p.removeprefix(TUNED)) for p in of.probe} for name, of in table.groupby("readout")}
+
+
 def test_the_whole_of_it(small, tmp_path, monkeypatch):
-    """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted."""
-    few = ["--readouts", "cls,token1,mean", "--rates", "1e-3"]
+    """An interrupted start goes on with the trainings it lacks, and ends as one that was not interrupted.
+
+    It is interrupted twice: among the planned trainings, and among those at rates beyond them, of which one diverges.
+    """
+    few = ["--readouts", "cls,token1", "--rates", "1e-3"]
     monkeypatch.setattr(measure, "MOMENTS", (0.0, 0.3, 1.0))
-    assert small(*few, "--out", str(tmp_path / "whole")) == 0
-    begun, real = [], measure.fine_tune
+    monkeypatch.setattr(plan, "EXTENSIONS", 1)
+    begun, stops, real = [], [], measure.fine_tune
 
-    def breaks_off(encoder, readout, *rest, **more):
-        begun.append(readout)
-        if len(begun) == 4:
+    def train(encoder, readout, texts, y, recipe, **more):
+        begun.append((readout, recipe.rate, recipe.seed))
+        if len(begun) in stops:
             raise KeyboardInterrupt
-        return real(encoder, readout, *rest, **more)
+        recipe = replace(recipe, rate=1e30) if (readout, recipe.rate) == ("token[1]", 4e-3) and recipe.seed else recipe
+        return real(encoder, readout, texts, y, recipe, **more)
 
-    monkeypatch.setattr(measure, "fine_tune", breaks_off)
-    assert small(*few, "--out", str(tmp_path / "twice")) == 130
-    assert small(*few, "--out", str(tmp_path / "twice")) == 0
-    assert len(begun) <= 6 + 1 + 2  # six trainings and the trajectory; those that were done are not done again
-    tables = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("whole", "twice")]
-    pd.testing.assert_frame_equal(*tables)
+    monkeypatch.setattr(measure, "fine_tune", train)
+    assert small(*few, "--out", str(tmp_path / "whole")) == 0
+    whole, begun[:], stops[:] = list(begun), [], [3, 9]
+    assert len(whole) == len(set(whole)) + 1 == 4 + 2 * 4 + 1  # planned, beyond, the trajectory once more
+    assert [small(*few, "--out", str(tmp_path / "twice")) for _ in range(3)] == [130, 130, 0]
+    assert len(begun) <= len(whole) + 4  # those that were done are not done again
+    for name in ("predictions.parquet", "tables/steps.parquet"):
+        tables = [pd.read_parquet(tmp_path / folder / name) for folder in ("whole", "twice")]
+        pd.testing.assert_frame_equal(*tables)
     assert not (tmp_path / "twice" / "trainings").exists()
+    probes = trained_rates(tmp_path / "whole")
+    assert probes["cls"] == {0.001, 0.00025, 0.004}
+    assert probes["token[1]"] == {0.001, 0.00025}  # that which diverged is no result
 
     results = pd.read_parquet(tmp_path / "whole" / "results.parquet")
     assert set(results.control) == {"none", "majority"}
     answer = Answer.load(tmp_path / "whole" / "answers" / "fine_tuning.json")
     assert "single token" in answer.claim
+    assert any("Trainings diverged, and are left out: token[1] at 0.004" in note for note in answer.notes)
     along = Answer.load(tmp_path / "whole" / "answers" / "trajectory.json")
     grid = along.exhibits[0].table
     assert list(dict.fromkeys(grid.readout)) == ["0 %", "30 %", "100 %"]
@@ -380,18 +567,20 @@ def test_fewer_texts_than_a_batch_and_no_room_are_one_line(small, tmp_path, caps
     capsys.readouterr()
     assert small("--max-texts", "40", "--out", str(tmp_path / "few")) == 2
     assert "fewer than a batch of 32" in capsys.readouterr().err
+    disk_usage = checkpoint.shutil.disk_usage
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10})())
-    assert small("--out", str(tmp_path / "full")) == 2
+    few = ["--readouts", "cls,mean", "--rates", "1e-3"]
+    assert small(*few, "--out", str(tmp_path / "full")) == 2
     assert "no room for checkpoints" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert small("--out", str(tmp_path / "full")) == 0
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
+    assert small(*few, "--out", str(tmp_path / "full")) == 0
 
 
 def test_without_arguments_it_is_quick():
-    plan = FineTuning().plan
-    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (4, 2, [0, 1], 500)
-    plan = FineTuning(task="file:trec").plan
-    assert (len(plan.readouts), len(plan.rates), plan.seeds, plan.train_texts) == (9, 2, [0, 1, 2], 2000)
+    planned = FineTuning().plan
+    assert (len(planned.readouts), len(planned.rates), planned.seeds, planned.train_texts) == (4, 2, [0, 1], 500)
+    planned = FineTuning(task="file:trec").plan
+    assert (len(planned.readouts), len(planned.rates), planned.seeds, planned.train_texts) == (10, 2, [0, 1, 2], 2000)
     assert FineTuning(task="file:trec", quick=True, seeds=4).plan.seeds == [0, 1, 2, 3]
     lines = FineTuning().prepare()
-    assert any("16 trainings" in line for line in lines)
+    assert any("at least 16 trainings" in line for line in lines)

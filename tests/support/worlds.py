@@ -18,10 +18,12 @@ from tables import measured
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
+from clsprobe.analysis.fine_tuning.tables import TUNED
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
 from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.table import PREDICTIONS, concat_predictions
+from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
 from clsprobe.geometry import Geometry
 from clsprobe.order import Order
@@ -142,6 +144,12 @@ def _readouts(**accuracies) -> dict[Cell, float | tuple[float, float]]:
     return _read(**accuracies) | BASELINES
 
 
+def _tuned(constant: tuple[str, ...] = (), **accuracies: float) -> Callable[[np.random.Generator], Measured]:
+    """Fine-tuned from these readouts, at one rate and under one seed."""
+    cells = {("none", 6, name): value for name, value in accuracies.items()}
+    return _sweep(cells, constant=constant, probes=dict.fromkeys(accuracies, f"{TUNED}0.0001"))
+
+
 YES, NO, NEITHER = frozenset({"no", "mixed"}), frozenset({"yes", "mixed"}), frozenset({"yes", "no", "mixed"})
 SOLVED = {TASK: ["length"]}
 LENGTH = {("length", -1, "none"): 0.99}
@@ -236,6 +244,20 @@ WORLDS: dict[str, World] = {
         NEITHER,
         "undecided",
     ),
+}
+
+# every other position, fine-tuned, against [CLS]: yes where all are worse by no more than the margin
+WORLDS |= {
+    f"fine-tuning: {name}": World(FineTuning(), _tuned(**cells), *outcomes)
+    for name, cells, *outcomes in (
+        ("all are better", {"cls": 0.85, "sep": 0.93, "token1": 0.93}, YES, "yes"),
+        ("one is worse", {"cls": 0.9, "sep": 0.8, "token1": 0.93}, NO, "no"),
+        ("all are at the margin", {"cls": 0.82, "sep": 0.8, "token1": 0.8, "token2": 0.8, "random": 0.8}, NEITHER),
+        ("one is at the margin", {"cls": 0.82, "sep": 0.8, "token1": 0.95, "token2": 0.95}, NEITHER),
+        ("nothing was learned", {"cls": 0.5, "sep": 0.5, "token1": 0.5}, NEITHER, "undecided"),
+        ("[CLS] predicts one class", {"cls": 0.5, "sep": 0.5, "constant": ("cls",)}, NEITHER, "undecided"),
+        ("another predicts one class", {"cls": 0.8, "sep": 0.5, "constant": ("sep",)}, NO, "no"),
+    )
 }
 
 

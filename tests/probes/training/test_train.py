@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -23,14 +24,14 @@ from clsprobe import Extractor, InputError, LogisticProbe, load_encoder
 from clsprobe.probes.tasks.task import pair
 from clsprobe.probes.training import checkpoint
 from clsprobe.probes.training import fine_tune as training
-from clsprobe.probes.training.arrangements import ArrangedEncoder, arrange_encoder
+from clsprobe.probes.training.arrangements import ArrangedEncoder, arrange_encoder, longest_text
 from clsprobe.probes.training.fine_tune import Recipe, epoch_batches, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 READOUTS = (
     "cls", "token[1]", "token[2]", "token[-1]", "sep", "random", "mean", "max", "attention", "new@first", "new@middle",
-    "new@last", "token[1]@no_cls", "cls@last",
+    "new@last", "token[1]@no_cls", "cls@last", "token[1]@first", "token[1]@last",
 )  # fmt: skip
 FAST = Recipe(rate=1e-3, epochs=2, batch=16)
 
@@ -57,25 +58,33 @@ def equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"),
+    ("name", "tokens", "positions"),
     [
-        ("cls", "[CLS] red cat runs [SEP]"),
-        ("mean", "[CLS] red cat runs [SEP]"),
-        ("cls@last", "red cat runs [SEP] [CLS]"),
-        ("token[1]@no_cls", "red cat runs [SEP]"),
-        ("new@first", "NEW [CLS] red cat runs [SEP]"),
-        ("new@middle", "[CLS] red NEW cat runs [SEP]"),
-        ("new@last", "[CLS] red cat runs NEW [SEP]"),
+        ("cls", "[CLS] red cat runs [SEP]", None),
+        ("mean", "[CLS] red cat runs [SEP]", None),
+        ("cls@last", "red cat runs [SEP] [CLS]", [1, 2, 3, 4, 5]),
+        ("token[1]@no_cls", "red cat runs [SEP]", [1, 2, 3, 4]),
+        ("new@first", "NEW red cat runs [SEP]", None),
+        ("new@middle", "red cat NEW runs [SEP]", [1, 2, 3, 3, 4]),
+        ("new@last", "red cat runs [SEP] NEW", [1, 2, 3, 4, 5]),
+        ("token[1]@first", "RED red cat runs [SEP]", None),
+        ("token[-1]@last", "red cat runs [SEP] RUNS", [1, 2, 3, 4, 5]),
     ],
 )
-def test_the_tokens_that_the_encoder_reads(encoder, name, tokens):
-    arranged, _ = arrange_encoder(encoder, name)
+def test_the_tokens_that_the_encoder_reads_and_their_positions(encoder, name, tokens, positions):
+    """Whatever is put in (in capitals), the other tokens have the positions 1, 2, ... that they have behind [CLS]."""
+    arranged, readout = arrange_encoder(encoder, name)
     (row,) = arranged.tokenize(["red cat runs"])
     table = arranged.model.get_input_embeddings().weight
     words = ["NEW" if i == len(encoder.tokenizer) else encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in row.ids]
-    assert " ".join(words) == tokens
-    assert [word in ("[CLS]", "[SEP]", "NEW") for word in words] == row.special.tolist()
+    assert [word.lower() for word in words] == tokens.lower().split()
+    assert [word.isupper() or word == "[SEP]" for word in tokens.split()] == row.special.tolist()
     assert len(table) == len(encoder.tokenizer) + ("NEW" in tokens)
+    batch = arranged.batch([row])
+    assert (None if batch.positions is None else batch.positions[0].tolist()) == positions
+    if name not in ("mean", "token[1]@no_cls"):
+        slots = [i for i, word in enumerate(tokens.split()) if word.isupper() and word != "[SEP]"]
+        assert readout.position(batch).tolist() == slots
 
 
 def test_token_types_of_a_pair_and_a_new_token_in_an_empty_text(encoder):
@@ -83,20 +92,89 @@ def test_token_types_of_a_pair_and_a_new_token_in_an_empty_text(encoder):
     (moved,) = arrange_encoder(encoder, "cls@last")[0].tokenize([text])
     assert moved.types.tolist() == [0, 0, 0, 1, 1, 0]
     (new,) = arrange_encoder(encoder, "new@middle")[0].tokenize([text])
-    assert new.types.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert new.types.tolist() == [0, 0, 0, 0, 1, 1]
     (empty,) = arrange_encoder(encoder, "new@last")[0].tokenize([""])
-    assert len(empty.ids) == 3
+    assert len(empty.ids) == 2
 
 
-def test_a_new_token_does_not_shorten_the_text(encoder):
-    long = " ".join(["cat"] * 100)
-    limit = encoder.description.max_length
-    plain, new = (
-        arrange_encoder(encoder, name)[0].tokenize([long, "cat"], limit - 1) for name in ("cls", "new@middle")
-    )
-    assert new.lengths.tolist() == [limit, 4]
-    assert plain.lengths.tolist() == [limit - 1, 3]
-    assert arrange_encoder(encoder, "new@first")[0].tokenize([long], limit).lengths.max() == limit
+@pytest.mark.parametrize(("kind", "spare"), [("bert", 1), ("roberta", 1), ("gpt2", 2)])
+def test_the_longest_text_has_positions_for_every_arrangement(tmp_path, kind, spare):
+    """In GPT-2, which has no [CLS] to take out, the new token makes the text longer as well."""
+    model = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    longest = model.description.longest
+    assert longest_text(model, "mean") == longest
+    for name in ("new@first", "new@last"):
+        assert longest_text(model, name) == longest - spare
+        arranged, _ = arrange_encoder(model, name)
+        rows = arranged.tokenize([" ".join(["cat"] * 100), "cat"], longest)
+        assert rows.lengths.max() == longest - 1
+        batch = arranged.batch(rows[:])
+        with torch.no_grad():
+            assert arranged.forward(batch)[0].isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------- positions
+
+
+def last_hidden(encoder, batch) -> torch.Tensor:
+    """(token, dim) of the only text."""
+    with torch.no_grad():
+        return encoder.forward(batch)[0][0]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_the_slot_does_nothing_and_the_position_id_everything(tmp_path, kind):
+    """Tokens permuted with their position ids give permuted outputs; without them every token changes."""
+    encoder = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    batch = encoder.batch(encoder.tokenize(["the red cat sees a very big dog"]))
+    order = torch.randperm(batch.ids.shape[1], generator=torch.Generator().manual_seed(0))
+    positions = encoder.description.first_position + torch.arange(batch.ids.shape[1])[None]
+    permuted = replace(batch, ids=batch.ids[:, order], special=batch.special[:, order])
+    expected = last_hidden(encoder, batch)
+    assert torch.equal(last_hidden(encoder, replace(batch, positions=positions)), expected)
+    with_ids = last_hidden(encoder, replace(permuted, positions=positions[:, order]))
+    assert torch.allclose(with_ids, expected[order], atol=1e-5)
+    without_ids = (last_hidden(encoder, permuted) - expected[order]).abs().amax(1)
+    assert without_ids.min() > 0.01
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "distilbert", "mpnet", "deberta-v2", "longformer", "modernbert", "gpt2", "t5"]
+)
+def test_the_other_tokens_keep_their_positions(tmp_path, kind):
+    """A new token that they cannot see may stand first or last: they do not notice.
+
+    The twin moves it without giving position ids: where ids decide, all tokens notice.
+    """
+    encoder = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    (first, _), (last, _) = (arrange_encoder(encoder, f"new@{place}") for place in ("first", "last"))
+    text = "the red cat sees a very big dog in the house"
+    batches = [arranged.batch(arranged.tokenize([text])) for arranged in (first, last)]
+    for batch, slot in zip(batches, (0, -1), strict=True):
+        batch.real[0, slot] = False
+    expected = last_hidden(first, batches[0])[1:]
+    moved = last_hidden(last, batches[1])[:-1]
+    assert torch.allclose(moved, expected, atol=1e-5)
+    twin = last_hidden(last, replace(batches[1], positions=None))[:-1]
+    changed = (twin - expected).abs().amax(1)
+    assert changed.max() < 1e-5 if kind in ("modernbert", "t5") else changed.min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bart", ["cls@last", "new@last"]),  # its encoder takes no position ids
+        ("mobilebert", ["mean@no_cls"]),  # it mixes neighbours
+        ("deberta-v2", ["new@middle"]),  # distances between words would grow
+        ("t5", ["new@middle"]),
+        ("xlnet", ["cls@last", "new@first"]),  # its [CLS] is last anyway
+    ],
+)
+def test_an_encoder_whose_tokens_cannot_keep_their_positions_is_an_error(tmp_path, kind, names):
+    encoder = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
+    for name in names:
+        with pytest.raises(InputError, match=f"--readouts {name}: .*(keep their positions|not stand first)"):
+            arrange_encoder(encoder, name)
 
 
 def test_the_new_token_starts_as_the_mean_and_the_encoder_is_unchanged(encoder):
@@ -114,7 +192,9 @@ def test_the_new_token_starts_as_the_mean_and_the_encoder_is_unchanged(encoder):
     assert not any(module._forward_hooks for module in encoder.model.modules())
 
 
-@pytest.mark.parametrize("name", ["cls@first", "new", "new@end", "mean@last", "clss", "cls@no_cls", "last4(cls)"])
+@pytest.mark.parametrize(
+    "name", ["cls@first", "new", "new@end", "mean@last", "token[1]@middle", "clss", "cls@no_cls", "last4(cls)"]
+)
 def test_an_unknown_readout_is_an_error(encoder, name):
     with pytest.raises(InputError, match="--readouts"):
         arrange_encoder(encoder, name)
@@ -132,7 +212,7 @@ def test_a_readout_that_the_model_lacks_is_an_error(tmp_path, kind, name):
 def test_other_architectures_learn_too(tmp_path, kind):
     """In a model with a final norm, the readout follows it, and the norm is trained."""
     untuned = load_encoder(str(models.save(kind, tmp_path / kind)), device="cpu")
-    for name in ("token[-1]", "new@middle"):
+    for name in ("token[-1]", "max" if kind == "xlnet" else "new@last"):
         tuned = fine_tune(untuned, name, *TRAIN, Recipe(rate=1e-3, epochs=1, batch=32), dev=DEV)
         assert np.isfinite([step.loss for step in tuned.log]).all()
     if untuned.norm is not None:
@@ -257,7 +337,6 @@ def test_shuffled_labels_are_at_chance(encoder):
 def test_without_attention_only_the_last_token_learns_its_label(encoder):
     """Attention with zero weights passes nothing between tokens, and gets no gradient."""
     from copy import deepcopy
-    from dataclasses import replace
 
     model = deepcopy(encoder.model)
     with torch.no_grad():
@@ -515,6 +594,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(encoder, tmp_path, monkeypatch):
     assert equal_weights(copy_weights(uninterrupted), copy_weights(resumed))
 
 
+def test_a_copy_of_a_word_is_read_by_an_extractor_where_there_is_one(encoder):
+    arranged, readout = arrange_encoder(encoder, "token[2]@last")
+    vectors = Extractor(arranged, [readout], layers=[2])(["red cat", "cat", "red red cat"]).cell(2, "token[2]@last")
+    assert np.isnan(vectors).all(1).tolist() == [False, True, False]
+    with pytest.raises(InputError, match="shorter"):
+        fine_tune(encoder, "token[2]@last", ["cat"] * 40, np.arange(40) % 2, Recipe(), dev=DEV)
+
+
 def test_fewer_texts_than_a_batch_are_an_error(encoder):
     with pytest.raises(InputError, match="31 training texts are fewer than a batch of 32"):
         fine_tune(encoder, "cls", TRAIN[0][:31], TRAIN[1][:31], Recipe(), dev=DEV)
@@ -531,9 +618,10 @@ def test_a_rate_that_diverges_is_an_error(encoder):
 
 
 def test_an_arranged_encoder_works_in_an_extractor(encoder):
-    arranged, readout = arrange_encoder(encoder, "new@middle")
+    arranged, readout = arrange_encoder(encoder, "cls@last")
     assert isinstance(arranged, ArrangedEncoder)
-    states = Extractor(arranged, ["cls", "token[1]", readout], layers=[0, 2])(TRAIN[0][:10])
+    states = Extractor(arranged, ["token[1]", readout], layers=[0, 2])(TRAIN[0][:10])
     plain = Extractor(encoder, ["cls", "token[1]"], layers=[0, 2])(TRAIN[0][:10])
-    assert np.allclose(states.cell(0, "cls"), plain.cell(0, "cls"), atol=1e-5)
-    assert np.abs(states.cell(2, "cls") - plain.cell(2, "cls")).max() > 1e-3
+    assert np.allclose(states.cell(0, "token[1]"), plain.cell(0, "token[1]"), atol=1e-5)  # its position is the same
+    assert np.abs(states.cell(2, "token[1]") - plain.cell(2, "token[1]")).max() > 1e-3
+    assert np.abs(states.cell(0, "cls@last") - plain.cell(0, "cls")).max() > 1e-3
