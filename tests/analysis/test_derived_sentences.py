@@ -57,5 +57,4 @@ def test_the_headlines_of_a_page_follow_from_the_tables(accuracy, doubted):
 
 
 def test_every_study_can_be_derived():
-    """`fine_tuning` trains encoders: its tables come with the next change."""
     assert {world.study.name() for world in ALL.values()} == set(STUDIES)

@@ -11,6 +11,7 @@ To add a study: a function (rows, facts) -> `Task` in `STUDIES`, and what it lis
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ CONTROLS = {
 }
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 BEST_CLASS = ("best class", -1, "none")
-MARGIN, LEVEL = 0.02, 0.025
+MARGIN, LEVEL, MOST_SEEDS = 0.02, 0.025, 30
 FIXED_PROBE = (
     "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
     "the edges are used, not where nothing could be read any more"
@@ -83,9 +84,9 @@ class Effect:
     variances: tuple[float, ...]
     freedoms: tuple[float, ...]
 
-    def half(self, tail: float = LEVEL) -> float:
-        """Half the interval that leaves out `tail` on either side."""
-        variances = np.array(self.variances)
+    def half(self, tail: float = LEVEL, texts: float = 1.0) -> float:
+        """Half the interval that leaves out `tail` on either side, with so many times the texts."""
+        variances = np.array([self.variances[0] / texts, *self.variances[1:]])
         return float(variances @ stats.t.isf(tail, self.freedoms) / np.sqrt(variances.sum()))
 
     def ends(self, tail: float = LEVEL) -> tuple[float, float]:
@@ -107,7 +108,7 @@ def subtract(a: np.ndarray, b: np.ndarray) -> Effect:
     if len(by_seed) > 1:
         variances.append(by_seed.var(ddof=1) / len(by_seed))
         freedoms.append(len(by_seed) - 1)
-    return Effect(by_text.mean(), centre, tuple(variances), tuple(freedoms))
+    return Effect(difference.mean(), centre, tuple(variances), tuple(freedoms))
 
 
 def read_effect(value: float, low: float, high: float) -> Effect:
@@ -140,13 +141,16 @@ class Part:
 
     def needed(self, texts: int, tail: float) -> float:
         """The texts with which half the interval is as wide as the effect is away from the threshold."""
-        return texts * (self.effect.half(tail) / self.excess) ** 2 if self.excess else math.inf
+        distance = abs(self.excess)
+        if self.effect.half(tail, 1e6) >= distance:
+            return math.inf
+        return texts * optimize.brentq(lambda times: self.effect.half(tail, times) - distance, 1e-9, 1e6)
 
 
 @dataclass(frozen=True)
 class Task:
     """What is printed about one task, or about all. word: the outcome. p: of yes, no and mixed. need: the clause on the
-    texts that would decide, and whether there may be so many."""
+    texts that would decide, and whether there may be so many. seeds: that would decide, and that were used."""
 
     sentence: str
     word: str = "undecided"
@@ -154,6 +158,7 @@ class Task:
     brief: str = ""
     warnings: tuple[str, ...] = ()
     need: tuple[str, bool] | None = None
+    seeds: tuple[int, int] | None = None
     is_open: bool = False
     is_claim: bool = False
     advice: str = ""
@@ -199,14 +204,11 @@ def judge(
 
 def describe_need(count: float, texts: int) -> tuple[str, bool]:
     if count > 1_000_000:
-        return (
-            "more than 1,000,000 test texts would be needed to decide so small a difference from the threshold.",
-            False,
-        )
+        return "more than 1,000,000 test texts, or more seeds, would be needed to decide at this effect.", False
     count = max(math.ceil(count), texts + 1)
     unit = 10 ** max(len(str(count)) - 2, 0)
     count = max(round(count / unit) * unit, texts + 1)
-    return f"about {count:,} test texts would decide at this effect ({texts:,} were used).", True
+    return f"about {count:,} test texts could decide at this effect ({texts:,} were used).", True
 
 
 # --------------------------------------------------------------------------------------------------- several answers
@@ -245,7 +247,8 @@ def unite(tasks: Mapping[str, Task], study: str) -> Task:
         counts = ", ".join(f"{w} on {len(names)} ({enumerate_all(names)})" for w, names in groups.items())
         conclusion = f"{word.capitalize()}: of {len(tasks)} tasks {counts}. "
     briefs = [task.brief for task in tasks.values() if task.brief]
-    effects = f"{opening}{': ' * bool(opening)}{enumerate_all(briefs, '; ', '; ...', '.')}" if briefs else ""
+    effects = enumerate_all(briefs, "; ", "; ...", ".") if briefs else ""
+    effects = f"{opening}: {effects}" if opening and briefs else effects[:1].upper() + effects[1:]
     return Task(
         f"{conclusion}{effects}".strip(),
         word,
@@ -264,6 +267,11 @@ def derive_answer(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping
     clauses = [f"{shorten(name)}: {clause}" if len(tasks) > 1 else clause[0].upper() + clause[1:]
                for name, (clause, _) in needs.items()]  # fmt: skip
     clauses += [ADD_TEXTS] if any(can_be for _, can_be in needs.values()) else []
+    if seeds := [task.seeds for task in tasks.values() if task.seeds]:
+        count, used = (max(column) for column in zip(*seeds, strict=True))
+        few = f"About {count} seeds would decide at this effect ({used} were used): run it again with --seeds {count}."
+        many = f"More than {MOST_SEEDS} seeds would be needed to decide on these test texts: add texts."
+        clauses.append(few if count <= MOST_SEEDS else many)
     return replace(answer, advice=" ".join(clauses), tasks=tasks)
 
 
@@ -298,9 +306,22 @@ def span(ends: tuple[float, float], form: Callable[[float], str] = signed) -> st
     return f"{form(ends[0])} to {form(ends[1])}"
 
 
+def describe_difference(a: str, b: str, effect: float, ranges: Sequence[tuple[float, float]], more: str = "") -> str:
+    """Two sides in words. ranges: the interval that says which, and others."""
+    low, high = ranges[0]
+    if low > 0:
+        return f"{a} is better than {b} by {plain(effect)} points ({'; '.join(span(r, plain) for r in ranges)}{more})"
+    if high < 0:
+        turned = "; ".join(span((-high, -low), plain) for low, high in ranges)
+        return f"{a} is worse than {b} by {plain(-effect)} points ({turned}{more})"
+    return f"{a} minus {b} is {signed(effect)} points ({'; '.join(map(span, ranges))}{more})"
+
+
 def describe_few(texts: int, task: str) -> tuple[str, ...]:
-    percent = 100 / texts
-    return (f"Only {texts} test texts on {task}: one text more or less right is {percent:.1f} points.",) * (texts < 50)
+    if texts >= 50:
+        return ()
+    counted = "1 test text" if texts == 1 else f"{texts} test texts"
+    return (f"Only {counted} on {task}: one text more or less right is {100 / texts:.1f} points.",)
 
 
 # ------------------------------------------------------------------------------------------- studies over predictions
@@ -388,16 +409,7 @@ class Table:
             scores = [[self.score((c[0], layer, c[2])) for layer in self.tied(c)] for c in (a, b)]
             ranges.append((min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])))
             more = " over these layers"
-        if ends[0] > 0:
-            what = f"is better than {part.name} by {plain(part.effect.value)}"
-            texts = [span(ends, plain) for ends in ranges]
-        elif ends[1] < 0:
-            what = f"is worse than {part.name} by {plain(-part.effect.value)}"
-            texts = [span((-high, -low), plain) for low, high in ranges]
-        else:
-            what = f"minus {part.name} is {signed(part.effect.value)}"
-            texts = [span(ends) for ends in ranges]
-        return f"{self.name(a)} {what} points ({'; '.join(texts)}{more})"
+        return describe_difference(self.name(a), part.name, part.effect.value, ranges, more)
 
     def describe_one_class(self, *cells: Cell) -> str:
         names = [NAMES.get(cell[2], cell[2]) for cell in cells if cell in self.of_one_class]
@@ -513,8 +525,85 @@ def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     closest = max(parts, key=lambda part: part.p_yes)
     brief = f"{table.task} {signed(closest.effect.value)}"
     answer = judge(parts, say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cell))
+    # destroyed only where order was there: another readout, the best on dev, has more than every such baseline
+    others = [table.choose(name) for name in dict.fromkeys(c[2] for c in table.of("none")) if "flatten" not in name]
+    keeper = max(others, key=lambda other: table.right(other, "dev").mean())
+    p_kept = max(part.p_yes for part in table.parts(keeper, BLIND, MARGIN))
+    if answer.p[0] < LEVEL <= p_kept:
+        sentence = (
+            f"Undecided: on {table.task}, {table.name(cell)} gets {table.score(cell):.3f} of the test texts right, no "
+            f"more than a baseline without order, but no other readout certainly keeps order there either: nothing may "
+            f"be there to destroy."
+        )
+        answer = replace(answer, sentence=sentence, word="undecided")
+    answer = replace(answer, p=(max(answer.p[0], p_kept), *answer.p[1:]))
+    if 1 - table.score(BEST_CLASS) <= MARGIN:
+        return answer.left_out(f"on {table.task}, one class leaves fewer than 2 points to be gained")
     share, name, score = table.share_of_surface(BLIND[1:])
     return answer.left_out(f"{name} solves {table.task} without order ({score:.3f})") if share >= 0.5 else answer
+
+
+def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    rows = rows[rows.probe.astype(str).str.startswith("fine-tuned")]
+    dev = rows[rows.split == "dev"]
+    dev = dev.assign(right=dev.label.astype(str) == dev.predicted.astype(str))
+    rates = dev.groupby(["readout", "probe"], observed=True)[["right", "log2_probability"]].mean()
+    rates = rates.sort_values(["right", "log2_probability"]).reset_index().drop_duplicates("readout", keep="last")
+    chosen = dict(zip(rates.readout, rates.probe, strict=True))
+    table = Table(rows[rows.readout.map(chosen).astype(str) == rows.probe.astype(str)])
+    cells = {cell[2]: cell for cell in table.of("none")}
+    learned = table.part(cells["cls"], BEST_CLASS)
+    others = [name for name in cells if name != "cls"]
+    names = [name for name in others if not is_pooled(name)] or others
+    parts = [replace(table.part(cells[n], cells["cls"], -MARGIN), name=NAMES.get(n, n)) for n in names]
+    kind = "pooling" if is_pooled(names[0]) else "position"
+    all_of_them = f"the {len(names)} other {kind}s" if len(names) > 1 else f"the only other {kind}"
+    as_well = "does as well as [CLS] or better, within the margin of 2 points"
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        compared = describe_difference(part.name, "[CLS]", part.effect.value, [ends])
+        lead, several = f"on {table.task}, fine-tuned,", len(names) > 1
+        if state == "fails":
+            return f"{lead} {compared}, more than the margin of 2 points"
+        least = f"{'the lowest' if state == 'holds' else 'least certain'} is {part.name}: " if several else ""
+        if state == "holds":
+            return f"{lead} {'each of ' * several}{all_of_them} {as_well}; {least}{compared}"
+        count = f"{sum(part.p_yes >= LEVEL for part in parts)} of " if several else ""
+        return f"{lead} for {count}{all_of_them} it is open whether it {as_well}; {least}{compared}"
+
+    lowest = min(parts, key=lambda part: part.effect.value)
+    brief = f"{table.task} {lowest.name} {signed(lowest.effect.value)} points"
+    answer = judge(parts, say, brief=brief, warnings=table.warnings(*(cells[name] for name in ("cls", *names))))
+    if learned.p_yes >= LEVEL:
+        return answer.left_out(
+            f"on {table.task}, [CLS] fine-tuned gets {table.score(cells['cls']):.3f} of the test texts right, which is "
+            f"not clearly more than the best single class does ({signed(learned.effect.value)} points, "
+            f"{span(learned.effect.ends())})"
+        )
+    return replace(answer, seeds=count_seeds(parts)) if answer.word == "undecided" else answer
+
+
+def is_pooled(readout: str) -> bool:
+    return re.split(r"[@(\[]", readout)[0] in ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
+
+
+def count_seeds(parts: Sequence[Part]) -> tuple[int, int] | None:
+    """How many seeds would decide, `MOST_SEEDS` + 1 where more would, and how many there were; None of a single one."""
+    used = len(parts[0].effect.freedoms) > 1 and int(parts[0].effect.freedoms[1]) + 1
+    below = [part for part in parts if part.excess < 0]
+    tail = LEVEL / len(parts) if below else LEVEL
+
+    def decides(part: Part, count: int) -> bool:
+        (of_texts, of_seeds), (freedom, _) = part.effect.variances, part.effect.freedoms
+        effect = replace(part.effect, variances=(of_texts, of_seeds * used / count), freedoms=(freedom, count - 1))
+        return effect.half(tail) <= abs(effect.centre - part.threshold)
+
+    counts = [
+        next((count for count in range(used + 1, MOST_SEEDS + 1) if decides(part, count)), MOST_SEEDS + 1)
+        for part in below or parts
+        if used and part.p_yes >= LEVEL
+    ]
+    return ((min if below else max)(counts), used) if counts else None
 
 
 # -------------------------------------------------------------------------------------------- studies over other tables
@@ -700,6 +789,7 @@ STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame, Mapping[str, Any]], Task],
     "poolings": ("predictions", derive_poolings, ()),
     "positions": ("predictions", derive_positions, ()),
     "order": ("predictions", derive_order, BLIND),
+    "fine_tuning": ("predictions", derive_fine_tuning, ()),
     "reconstruct": ("reconstructions", derive_reconstruct, ()),
     "formation": ("knockout", derive_formation, ()),
     "trajectory": ("trajectory", derive_trajectory, ()),
