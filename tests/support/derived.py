@@ -53,6 +53,7 @@ LISTED = {
             "not certain whether the best other position tells as much",
         ),
     ),
+    "fine_tuning": ("The lowest of the others minus [CLS]", None),
     "order": ("Flattened tokens minus the closest baseline without order, in points", None),
     "formation": (
         "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
