@@ -273,13 +273,15 @@ def correctness(predictions: pd.DataFrame, *, split: str = "test", **where: obje
 class Difference:
     """The mean of a - b over the same texts, see `compare`: an `analysis.verdict.Estimate`.
 
-    effect: the mean. centre: of its intervals. variance, freedom: (factor,) of the mean, over texts and over seeds.
+    effect: the mean. centre: of its intervals, whose ends lie within `largest` of 0. variance, freedom: (factor,) of
+    the mean, over texts and over seeds.
     """
 
     effect: float
     centre: float
     variance: np.ndarray
     freedom: np.ndarray
+    largest: float = np.inf
 
     @property
     def seeds(self) -> int:
@@ -289,7 +291,7 @@ class Difference:
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
         half_width = _half_width(tail, self.variance, self.freedom)
-        return self.centre - half_width, self.centre + half_width
+        return max(self.centre - half_width, -self.largest), min(self.centre + half_width, self.largest)
 
     def texts_needed(self, distance: float, texts: int, tail: float) -> float:
         """The number of texts at which half the interval is `distance`; infinite where seeds alone make it wider."""
@@ -335,7 +337,8 @@ def compare(a: np.ndarray, b: np.ndarray, *, shares: bool = True) -> Difference:
     if seeds > 1:
         variance.append(np.nanmean(difference, 1).var(ddof=1) / seeds)
         freedom.append(seeds - 1)
-    return Difference(float(total.sum() / counts.sum()), float(centre), np.array(variance), np.array(freedom))
+    effect, largest = float(total.sum() / counts.sum()), 1.0 if shares else np.inf
+    return Difference(effect, float(centre), np.array(variance), np.array(freedom), largest)
 
 
 def _compare_tables(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:

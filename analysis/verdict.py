@@ -112,7 +112,7 @@ class Part:
     def of(cls, name: str, estimate: Estimate, threshold: float = 0.0) -> Part:
         """The part of an estimate."""
         low, high = estimate.interval()
-        p_yes, p_no = estimate.p_above(threshold), estimate.p_below(threshold)
+        p_yes, p_no = (1.0 if math.isnan(p) else p for p in (estimate.p_above(threshold), estimate.p_below(threshold)))
         return cls(name, estimate.effect, low, high, threshold, p_yes, p_no, estimate)
 
     @classmethod
@@ -239,7 +239,11 @@ class Verdict:
 
     def left_out(self, reason: str) -> Verdict:
         """The verdict of a task that decides nothing. reason: a sentence without an end."""
-        sentence = f"{self.sentence} This decides nothing: {reason}." if self.is_open else f"Left out: {reason}."
+        sentence = f"Left out: {reason}."
+        if self.is_open:
+            sentence = (
+                f"{capitalise(reason)}, so that this decides nothing: {self.sentence[0].lower()}{self.sentence[1:]}"
+            )
         decides_nothing: Any = {"outcome": "undecided", "p_yes": 1.0, "p_no": 1.0, "needed": math.nan, "warnings": ()}
         return replace(self, sentence=sentence, is_counted=False, **decides_nothing)
 
@@ -341,7 +345,7 @@ def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict]) -> str:
     """ "No, on all 3 tasks." or "Undecided: of 3 tasks yes on 2 (...), undecided on 1 (...)." """
     groups = _group(parts)
     if list(groups) == [outcome]:
-        return f"{outcome.capitalize()}, on all {len(parts)} tasks."
+        return f"{outcome.capitalize()}, on {'both' if len(parts) == 2 else f'all {len(parts)}'} tasks."
     counts = ", ".join(f"{word} on {len(names)} ({_enumerate(names)})" for word, names in groups.items())
     return f"{outcome.capitalize()}: of {len(parts)} tasks {counts}."
 
@@ -423,28 +427,37 @@ def capitalise(sentence: str) -> str:
 
 
 def points(value: float, signed: bool = False) -> str:
-    """A difference in points: 0.04 -> "4.0"; signed: "+4.0"."""
-    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    """A difference in points: 0.04 -> "4.0"; signed: "+4.0". Halves are rounded the same on every machine."""
+    number = round(100 * value, 6)
+    text = f"{number:+.1f}" if signed else f"{number:.1f}"
     return text.replace("-0.0", "0.0").replace("+0.0", "0.0") if float(text) == 0 else text
 
 
-def difference_in_words(a: str, b: str, part: Part, over: tuple[float, float] | None = None) -> str:
+def difference_in_words(
+    a: str, b: str, part: Part, over: tuple[float, float] | None = None, *, unit: str = "points"
+) -> str:
     """A clause that compares two names by their difference: "a is better than b by 4.0 points (0.1 to 8.0)".
 
-    Where the interval holds 0 it gives the difference instead. over: the smallest and the largest difference over the
-    layers that the names list.
+    Where the interval holds 0 it gives the difference instead. over, unit: see `amount_in_words`.
     """
-    ends = [(part.low, part.high), *([over] if over else [])]
-    if part.low > 0 or part.high < 0:
-        word, effect = ("better", part.effect) if part.low > 0 else ("worse", -part.effect)
-        if word == "worse":
-            ends = [(-high, -low) for low, high in ends]
-        ranges = [f"{points(low)} to {points(high)}" for low, high in ends]
-        clause = f"{a} is {word} than {b} by {points(effect)} points"
-    else:
-        ranges = [f"{points(low, True)} to {points(high, True)}" for low, high in ends]
-        clause = f"{a} minus {b} is {points(part.effect, True)} points"
-    return f"{clause} ({'; '.join(ranges)}{' over these layers' if over else ''})"
+    if part.low > 0:
+        return f"{a} is better than {b} by {amount_in_words(part, over, unit=unit)}"
+    if part.high < 0:
+        return f"{a} is worse than {b} by {amount_in_words(part, over, unit=unit)}"
+    return f"{a} minus {b} is {amount_in_words(part, over, unit=unit, signed=True)}"
+
+
+def amount_in_words(
+    part: Part, over: tuple[float, float] | None = None, *, unit: str = "points", signed: bool = False
+) -> str:
+    """ "4.0 points (0.1 to 8.0; -1.0 to 9.5 over these layers)", of a negative effect its opposite, or with signs.
+
+    over: the smallest and the largest difference over the layers that the sentence names. unit: of the metric.
+    """
+    sign = -1 if part.effect < 0 and not signed else 1
+    ends = [sorted((sign * low, sign * high)) for low, high in ((part.low, part.high), *([over] if over else []))]
+    ranges = "; ".join(f"{points(low, signed)} to {points(high, signed)}" for low, high in ends)
+    return f"{points(sign * part.effect, signed)} {unit} ({ranges}{' over these layers' if over else ''})"
 
 
 def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
@@ -453,7 +466,7 @@ def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
         return ()
     counted = "1 test text" if texts == 1 else f"{texts} test texts"
     where = f" on {task}" if task else ""
-    return (f"Only {counted}{where}: one text more or less right is {100 / texts:.1f} points.",)
+    return (f"Only {counted}{where}: every figure may be far from what more texts would give.",)
 
 
 def describe_need(verdict: Verdict) -> str:

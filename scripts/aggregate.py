@@ -55,15 +55,19 @@ class Aggregate(SweepStudy):
 
         def say(outcome: Outcome, part: Part) -> str:
             is_of_mean = part.name == against_mean.name
-            rival, over = (scores.name(mean), scores.range_over_layers(cls, mean)) if is_of_mean else (part.name, None)
-            compared = f"on {task}, {difference_in_words(name, rival, part, over)}"
+            rival, over = part.name, scores.range_over_baseline(cls, part)
+            if is_of_mean:
+                rival, over = scores.name(mean), scores.range_over_layers(cls, mean)
+            compared = difference_in_words(name, rival, part, over, unit=scores.unit)
             if outcome == "yes":
-                return f"{compared}; it is better than every baseline, and no worse than mean pooling by {limit}"
+                better = f"better than {scores.every_baseline()}, and than mean pooling or within {limit} of it"
+                return f"on {task}, [CLS] is {better}; the closest comparison: {compared}"
             if outcome == "no":
-                return f"{compared}, more than the {limit} allowed" if is_of_mean else compared
+                return f"on {task}, {compared}{f', more than the {limit} allowed' if is_of_mean else ''}"
             if one_class:
-                return f"{compared}; {one_class}"
-            return f"{compared}, {f'which may be within the {limit} allowed' if is_of_mean else 'which may be chance'}"
+                return f"on {task}, {one_class}: no comparison with {rival} can hold"
+            doubt = f"which may be within the {limit} allowed" if is_of_mean else "which may be chance"
+            return f"on {task}, {compared}, {doubt}"
 
         return Verdict.of(
             [*parts, against_mean],

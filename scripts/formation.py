@@ -26,7 +26,16 @@ from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.study import Exhibit, Measured, Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
-from clsprobe.analysis.verdict import TAIL, MissingEvidence, Outcome, Part, Verdict, points, warn_of_few_texts
+from clsprobe.analysis.verdict import (
+    TAIL,
+    MissingEvidence,
+    Outcome,
+    Part,
+    Verdict,
+    amount_in_words,
+    points,
+    warn_of_few_texts,
+)
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
 
@@ -158,12 +167,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
                     "depends on what [CLS] takes from the other tokens, and it is not certain whether more in "
                     f"{above} or in {below}"
                 )
+            costlier = above if part.effect >= 0 else below
             return (
                 f"on {task}, the probe of [CLS] at layer {layer} {what}: it gets "
                 f"{scores[0]} of the test texts right, {scores[2]} where [CLS] is cut off in {below}, {scores[3]} in "
-                f"{above}, {scores[1]} in {everywhere}; the cut in {above} costs {points(part.effect, True)} points "
-                f"({points(part.low, True)} to {points(part.high, True)}) more, with a margin of "
-                f"{100 * self.margin:.0f}. {LIMIT}"
+                f"{above}, {scores[1]} in {everywhere}; the cut in {costlier} costs {amount_in_words(part)} more, "
+                f"with a margin of {100 * self.margin:.0f}. {LIMIT}"
             )
 
         part = Part.of("cut off in the upper half, not the lower", stats.compare(lower, upper), self.margin)

@@ -23,7 +23,7 @@ from pydantic import Field
 from clsprobe.analysis.settings import Names, Specs
 from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
-from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, points
+from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, amount_in_words, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,17 +71,17 @@ class Order(SweepStudy):
         task, name = scores.task, scores.name(cell)
 
         def say(outcome: Outcome, part: Part) -> str:
-            difference = f"{points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+            over = scores.range_over_baseline(cell, part)
+            difference = amount_in_words(part, over, unit=scores.unit, signed=True)
+            baselines = scores.every_baseline(ORDER_BLIND).replace("baseline", "baseline without order", 1)
             what = {
-                "no": f"at least {difference} over the baselines without order, the closest of which is {part.name}",
+                "no": f"more than {baselines}: {difference} over the closest, {part.name}",
                 "yes": f"{difference} over {part.name}, which sees no order: not {100 * self.margin:.0f} points more",
             }.get(outcome, f"{difference} over {part.name}, which sees no order")
             return f"on {task}, {name} {scores.describe_score(cell)}, {what}"
 
         parts = scores.compare_with_baselines(cell, ORDER_BLIND, threshold=self.margin)
         closest = max(parts, key=lambda part: part.p_yes)
-        others = [scores.choose(other) for other in read_readouts(scores.rows) if other not in FLATTENED]
-        keeper = max(others, key=lambda other: other.dev)
         verdict = Verdict.of(
             parts,
             say,
@@ -90,7 +90,7 @@ class Order(SweepStudy):
             texts=scores.texts,
             warnings=scores.warnings(cell),
         )
-        p_kept = max(part.p_yes for part in scores.compare_with_baselines(keeper, ORDER_BLIND, threshold=self.margin))
+        p_kept = self._test_others(scores)
         if verdict.p_yes < TAIL <= p_kept:
             what = "no more than a baseline without order, but no other readout certainly keeps order there either"
             sentence = (
@@ -104,6 +104,14 @@ class Order(SweepStudy):
             )
         solved = scores.surface_ceiling(ORDER_BLIND[1:], SOLVED)
         return verdict.left_out(f"{solved[0]} solves {task} without order ({solved[1]:.3f})") if solved else verdict
+
+    def _test_others(self, scores: TaskScores) -> float:
+        """The p of "the other readout that is best on dev does not keep order": without one there is no sign of any."""
+        cells = [scores.choose(name) for name in read_readouts(scores.rows) if name not in FLATTENED]
+        if not cells:
+            return 1.0
+        best = max(cells, key=lambda cell: cell.dev)
+        return max(part.p_yes for part in scores.compare_with_baselines(best, ORDER_BLIND, threshold=self.margin))
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The difference of each readout from the baseline, at its best layer and at layer 0, and the curves."""

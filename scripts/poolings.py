@@ -46,14 +46,13 @@ class Poolings(SweepStudy):
         limit, one_class = f"{100 * self.margin:.0f} points", scores.describe_constant(mean, cls)
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = f"on {task}, {difference_in_words(name_of_mean, name_of_cls, part, over)}"
-            if outcome == "no":
-                return compared if part.low > 0 else f"{compared}, no worse by more than {limit}"
-            if outcome == "yes":
-                return compared
-            return (
-                f"{compared}; {one_class}" if one_class else f"{compared}: it may be worse by more than {limit}, or not"
-            )
+            compared = difference_in_words(name_of_mean, name_of_cls, part, over, unit=scores.unit)
+            if outcome == "no" and part.low <= 0:
+                return f"on {task}, not by more than {limit}: {compared}"
+            if outcome == "undecided":
+                doubt = one_class or f"it may be worse by more than {limit}, or not"
+                return f"on {task}, {compared}: {doubt}"
+            return f"on {task}, {compared}"
 
         part = scores.compare(mean, cls, threshold=-self.margin)
         return Verdict.of(

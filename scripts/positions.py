@@ -65,7 +65,7 @@ class Positions(SweepStudy):
         }
 
         def say(outcome: Outcome, part: Part) -> str:
-            compared = difference_in_words(name_of_best, name_of_cls, part, over)
+            compared = difference_in_words(name_of_best, name_of_cls, part, over, unit=scores.unit)
             return f"on {task}, {compared}: {meanings[outcome]}"
 
         part = scores.compare(best, cls, threshold=-self.margin)

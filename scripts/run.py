@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from clsprobe.analysis.study import Exhibit, Measured, short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
-from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, points
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ class Run(SweepStudy):
     question: ClassVar[str] = "What does the [CLS] vector know, and at which layer?"
     claim: ClassVar[str] = "[CLS], read at the layer that dev chooses, tells more about the label than every baseline"
     margin: ClassVar[float] = 0.0
-    opening: ClassVar[str] = "Right on test, at the layer that dev chooses"
+    opening: ClassVar[str] = "Score on test, at the layer that dev chooses"
     statements: ClassVar[Mapping[Outcome, str]] = {
         "yes": "more than every baseline",
         "no": "less than a baseline",
@@ -58,17 +58,18 @@ class Run(SweepStudy):
         scores = self.read_scores(rows)
         subject, task = scores.subject, scores.task
         name, score = scores.name(subject), scores.describe_score(subject)
+        one_class = scores.describe_constant(subject)
 
         def say(outcome: Outcome, part: Part) -> str:
-            effect, low, high = part.effect, part.low, part.high
+            over, unit = scores.range_over_baseline(subject, part), scores.unit
             if outcome == "yes":
-                by = f"{points(effect)} points ({points(low)} to {points(high)})"
-                comparison = f"more than every baseline, by {by} over the closest, {part.name}"
+                by = amount_in_words(part, over, unit=unit)
+                comparison = f"more than {scores.every_baseline()}, by {by} over the closest, {part.name}"
             elif outcome == "no":
-                comparison = f"less than {part.name}, by {points(-effect)} points ({points(-high)} to {points(-low)})"
+                comparison = f"less than {part.name}, by {amount_in_words(part, over, unit=unit)}"
             else:
-                difference = f"{points(effect, True)} points ({points(low, True)} to {points(high, True)})"
-                comparison = f"not certainly more than {part.name}: {difference}"
+                difference = amount_in_words(part, over, unit=unit, signed=True)
+                comparison = f"not certainly more than {part.name}: {one_class or difference}"
             return f"on {task}, {name} {score}, {comparison}"
 
         return Verdict.of(

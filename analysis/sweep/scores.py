@@ -95,7 +95,7 @@ class TaskScores:
     def __init__(self, rows: pd.DataFrame) -> None:
         self.rows = rows
         self.is_of_numbers = stats.of_numbers(rows)
-        self.metric = "R2" if self.is_of_numbers else "accuracy"
+        self.metric, self.unit = ("R2", "points of R2") if self.is_of_numbers else ("accuracy", "points")
         self._best: dict[str, pd.DataFrame] = {}
 
     @property
@@ -111,6 +111,14 @@ class TaskScores:
         return {Cell(*key): i for i, key in enumerate(keys)}, indices
 
     @property
+    def _predicted(self) -> pd.Series:
+        """(row of the table,) what is predicted: classes, or numbers without their rounding errors."""
+        if not self.is_of_numbers:
+            return self.rows.predicted
+        true, predicted = (self.rows[column] for column in NUMBERS)
+        return (predicted / (true.std() or 1.0)).round(6)
+
+    @property
     def _cells(self) -> dict[Cell, int]:
         """Cell -> its index in `_arrays`."""
         return self._indexed[0]
@@ -121,7 +129,7 @@ class TaskScores:
         cells, cell = self._indexed
         seeds, seed = np.unique(self.rows.seed.to_numpy(), return_inverse=True)
         values = stats.scores(self.rows).to_numpy(float)
-        codes = pd.factorize(self.rows[NUMBERS[1] if self.is_of_numbers else "predicted"])[0]
+        codes = pd.factorize(self._predicted)[0]
         arrays = {}
         for side in SIDES:
             chosen = (self.rows.split == side).to_numpy()
@@ -251,15 +259,17 @@ class TaskScores:
     def _count_seeds(self, control: str) -> int:
         """The number of seeds under which there are predictions of a control."""
         cells = [*self._select_cells(control).values()]
-        return int(sum(is_measured[cells].any(0) for is_measured in self._is_measured.values()).astype(bool).sum())
+        return int(np.any([is_measured[cells].any(0) for is_measured in self._is_measured.values()], axis=0).sum())
 
     def tied_layers(self, cell: ChosenCell) -> list[int]:
         """The layers of this readout that dev cannot tell from the chosen one: those whose paired 95 % dev interval
-        against it holds 0."""
+        against it holds 0. One vector for all texts, as [CLS] of layer 0, is none of them."""
         best, layers = self.scores(cell.where, "dev"), [cell.layer]
         for same, index in self._select_cells(cell.where["control"], cell.readout).items():
             other = self._arrays["dev"][0][index]
             if same.layer == cell.layer or (np.isnan(other) != np.isnan(best)).any():  # the probe failed there
+                continue
+            if self._is_constant(index):
                 continue
             low, high = stats.compare(other, best, shares=not self.is_of_numbers).interval()
             if low <= 0 <= high:
@@ -274,7 +284,10 @@ class TaskScores:
 
     def is_constant(self, cell: ChosenCell) -> bool:
         """Whether a cell predicts one and the same class, or number, for all test texts, under every seed."""
-        predicted = self._arrays["test"][1][self._index(cell.where)]
+        return self._is_constant(self._index(cell.where))
+
+    def _is_constant(self, index: int) -> bool:
+        predicted = self._arrays["test"][1][index]
         return all(len(np.unique(codes[codes >= 0])) <= 1 for codes in predicted)
 
     def describe_constant(self, *cells: ChosenCell) -> str:
@@ -302,11 +315,15 @@ class TaskScores:
 
         Raises MissingEvidence where no baseline was measured on dev and test, under every seed.
         """
-        return [self.compare(cell, baseline, threshold=threshold) for baseline in self._baselines(tuple(names))]
+        return [self.compare(cell, baseline, threshold=threshold) for baseline in self._baselines(names)]
 
-    def _baselines(self, names: tuple[str, ...]) -> list[ChosenCell]:
+    def _measured_baselines(self, names: Sequence[str]) -> list[str]:
+        """Those of the baselines with predictions on dev and on test, under every seed."""
         most = max(self._count_seeds(cell.control) for cell in self._cells)
-        controls = [name for name in self.measured_controls(names) if self._count_seeds(name) == most]
+        return [name for name in self.measured_controls(names) if self._count_seeds(name) == most]
+
+    def _baselines(self, names: Sequence[str]) -> list[ChosenCell]:
+        controls = self._measured_baselines(names)
         if not controls:
             raise MissingEvidence("there are no predictions of any baseline on dev and test")
         name = "the mean of the test numbers" if self.is_of_numbers else "the best single class"
@@ -357,21 +374,41 @@ class TaskScores:
         return f"{name} ({format_layers(self.tied_layers(cell))})"
 
     def describe_score(self, cell: ChosenCell) -> str:
-        """ "gets 0.940 of the test texts right", or what it explains of numbers."""
+        """ "gets 0.940 of the test texts right", or what it explains of numbers; with the range over the layers that
+        dev cannot tell apart."""
+        span = self.scores_over_layers(cell)
+        score = f"{cell.test:.3f}{'' if span is None else f' ({span[0]:.3f} to {span[1]:.3f} over these layers)'}"
         if cell.metric == "accuracy":
-            return f"gets {cell.test:.3f} of the test texts right"
-        return f"explains {cell.test:.3f} of the variance of the test texts' numbers"
+            return f"gets {score} of the test texts right"
+        return f"explains {score} of the variance of the test texts' numbers"
+
+    def scores_over_layers(self, cell: ChosenCell) -> tuple[float, float] | None:
+        """The smallest and the largest test score over the layers that dev cannot tell apart; None where it can, and of
+        baselines."""
+        layers = self.tied_layers(cell) if cell.is_readout else []
+        if len(layers) < 2:
+            return None
+        scores = [float(np.nanmean(self.scores({**cell.where, "layer": layer}))) for layer in layers]
+        return min(scores), max(scores)
 
     def range_over_layers(self, a: ChosenCell, b: ChosenCell) -> tuple[float, float] | None:
-        """The smallest and the largest difference of their test scores over the layers that dev cannot tell apart; None
-        where it can."""
-        scores = [
-            [float(np.nanmean(self.scores({**cell.where, "layer": layer}))) for layer in self.tied_layers(cell)]
-            for cell in (a, b)
-        ]
-        if max(map(len, scores)) == 1:
+        """The smallest and the largest difference of their test scores over these layers."""
+        spans = self.scores_over_layers(a), self.scores_over_layers(b)
+        if spans == (None, None):
             return None
-        return min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])
+        (low_a, high_a), (low_b, high_b) = (span or (cell.test,) * 2 for span, cell in zip(spans, (a, b), strict=True))
+        return low_a - high_b, high_a - low_b
+
+    def range_over_baseline(self, cell: ChosenCell, part: Part) -> tuple[float, float] | None:
+        """The smallest and the largest difference from the baseline of a part over these layers."""
+        span = self.scores_over_layers(cell)
+        return span and (span[0] - (cell.test - part.effect), span[1] - (cell.test - part.effect))
+
+    def every_baseline(self, names: Sequence[str] = BASELINES) -> str:
+        """ "every baseline", or which of them were not measured on dev and test, under every seed."""
+        measured = self._measured_baselines(names)
+        missing = [self._names[name] for name in names if name not in measured]
+        return f"every baseline measured (without {', '.join(missing)})" if missing else "every baseline"
 
     def warnings(self, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
         """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface

@@ -40,7 +40,7 @@ ADD_TEXTS = "Add texts to the source, and run the same command with --overwrite.
 # study -> what it lists for every one of several tasks, and what it states of them where its question is open
 LISTED = {
     "run": (
-        "Right on test, at the layer that dev chooses",
+        "Score on test, at the layer that dev chooses",
         ("more than every baseline", "less than a baseline", "not certainly more than every baseline"),
     ),
     "aggregate": ("[CLS] minus mean pooling, and minus its closest baseline, in points", None),
@@ -84,6 +84,7 @@ class Effect:
     centre: float
     variances: tuple[float, ...]
     freedoms: tuple[float, ...]
+    largest: float = math.inf
 
     def half(self, tail: float = LEVEL, texts: float = 1.0) -> float:
         """Half the interval that leaves out `tail` on either side, with so many times the texts."""
@@ -91,7 +92,7 @@ class Effect:
         return float(variances @ stats.t.isf(tail, self.freedoms) / np.sqrt(variances.sum()))
 
     def ends(self, tail: float = LEVEL) -> tuple[float, float]:
-        return self.centre - self.half(tail), self.centre + self.half(tail)
+        return max(self.centre - self.half(tail), -self.largest), min(self.centre + self.half(tail), self.largest)
 
     def p(self, distance: float) -> float:
         """The tail for which the centre lies half an interval, less or more, from where it is tested."""
@@ -109,7 +110,7 @@ def subtract(a: np.ndarray, b: np.ndarray) -> Effect:
     if len(by_seed) > 1:
         variances.append(by_seed.var(ddof=1) / len(by_seed))
         freedoms.append(len(by_seed) - 1)
-    return Effect(difference.mean(), centre, tuple(variances), tuple(freedoms))
+    return Effect(difference.mean(), centre, tuple(variances), tuple(freedoms), 1.0)
 
 
 def read_effect(value: float, low: float, high: float) -> Effect:
@@ -166,7 +167,9 @@ class Task:
     tasks: Mapping[str, Task] = field(default_factory=dict)
 
     def left_out(self, reason: str) -> Task:
-        sentence = f"{self.sentence} This decides nothing: {reason}." if self.is_open else f"Left out: {reason}."
+        lead = f"{reason[0].upper()}{reason[1:]}, so that this decides nothing"
+        finding = f"{self.sentence[0].lower()}{self.sentence[1:]}"
+        sentence = f"{lead}: {finding}" if self.is_open else f"Left out: {reason}."
         return Task(sentence, "left out", brief=self.brief, is_open=self.is_open)
 
 
@@ -243,7 +246,7 @@ def unite(tasks: Mapping[str, Task], study: str) -> Task:
         clauses = "; ".join(f"{said[w]} {enumerate_all(names)}" for w, names in groups.items() if w in said)
         conclusion = f"{clauses[0].upper()}{clauses[1:]}. " if clauses else ""
     elif list(groups) == [word]:
-        conclusion = f"{word.capitalize()}, on all {len(tasks)} tasks. "
+        conclusion = f"{word.capitalize()}, on {'both' if len(tasks) == 2 else f'all {len(tasks)}'} tasks. "
     else:
         counts = ", ".join(f"{w} on {len(names)} ({enumerate_all(names)})" for w, names in groups.items())
         conclusion = f"{word.capitalize()}: of {len(tasks)} tasks {counts}. "
@@ -295,34 +298,21 @@ def derive_headlines(answers: Mapping[str, Task]) -> dict[str, str]:
 
 
 def plain(number: float) -> str:
-    text = f"{100 * number:.1f}"
+    text = f"{round(100 * number, 6):.1f}"
     return "0.0" if float(text) == 0 else text
 
 
 def signed(number: float) -> str:
-    return plain(number) if plain(number) == "0.0" else f"{100 * number:+.1f}"
+    return plain(number) if plain(number) == "0.0" else f"{round(100 * number, 6):+.1f}"
 
 
 def span(ends: tuple[float, float], form: Callable[[float], str] = signed) -> str:
     return f"{form(ends[0])} to {form(ends[1])}"
 
 
-def describe_difference(a: str, b: str, effect: float, ranges: Sequence[tuple[float, float]], more: str = "") -> str:
-    """Two sides in words. ranges: the interval that says which, and others."""
-    low, high = ranges[0]
-    if low > 0:
-        return f"{a} is better than {b} by {plain(effect)} points ({'; '.join(span(r, plain) for r in ranges)}{more})"
-    if high < 0:
-        turned = "; ".join(span((-high, -low), plain) for low, high in ranges)
-        return f"{a} is worse than {b} by {plain(-effect)} points ({turned}{more})"
-    return f"{a} minus {b} is {signed(effect)} points ({'; '.join(map(span, ranges))}{more})"
-
-
 def describe_few(texts: int, task: str) -> tuple[str, ...]:
-    if texts >= 50:
-        return ()
-    counted = "1 test text" if texts == 1 else f"{texts} test texts"
-    return (f"Only {counted} on {task}: one text more or less right is {100 / texts:.1f} points.",)
+    few = f"Only {texts} test texts on {task}: every figure may be far from what more texts would give."
+    return (few,) * (texts < 50)
 
 
 # ------------------------------------------------------------------------------------------- studies over predictions
@@ -369,11 +359,11 @@ class Table:
         return max(cells, key=lambda cell: (self.right(cell, "dev").mean(), -self.bits[cell], -cell[1]))
 
     def tied(self, cell: Cell) -> list[int]:
-        """The layers that dev cannot tell from the chosen one."""
+        """The layers that dev cannot tell from the chosen one, without those where all texts have one vector."""
         layers = [cell[1]]
         for other in self.of(cell[0], cell[2]):
             low, high = subtract(self.right(other, "dev"), self.right(cell, "dev")).ends()
-            layers += [other[1]] if other != cell and low <= 0 <= high else []
+            layers += [other[1]] if other != cell and low <= 0 <= high and other not in self.of_one_class else []
         return sorted(layers)
 
     def name(self, cell: Cell) -> str:
@@ -402,15 +392,44 @@ class Table:
         baselines = [self.choose(None, name) for name in names if self.of(name)]
         return [self.part(cell, baseline, threshold) for baseline in [*baselines, BEST_CLASS]]
 
-    def compared(self, part: Part, ends: tuple[float, float]) -> str:
-        """Two cells in words, over the layers of readouts that dev cannot tell apart."""
-        a, b = part.cells
-        ranges, more = [ends], ""
-        if b[0] == "none" and max(len(self.tied(a)), len(self.tied(b))) > 1:
-            scores = [[self.score((c[0], layer, c[2])) for layer in self.tied(c)] for c in (a, b)]
-            ranges.append((min(scores[0]) - max(scores[1]), max(scores[0]) - min(scores[1])))
-            more = " over these layers"
-        return describe_difference(self.name(a), part.name, part.effect.value, ranges, more)
+    def spread(self, cell: Cell) -> tuple[float, float] | None:
+        """The scores of a readout over the layers that dev cannot tell apart."""
+        if cell[0] != "none" or len(self.tied(cell)) < 2:
+            return None
+        scores = [self.score((cell[0], layer, cell[2])) for layer in self.tied(cell)]
+        return min(scores), max(scores)
+
+    def over(self, a: Cell, b: Cell) -> tuple[float, float] | None:
+        if not (self.spread(a) or self.spread(b)):
+            return None
+        (low_a, high_a), (low_b, high_b) = (self.spread(cell) or (self.score(cell),) * 2 for cell in (a, b))
+        return low_a - high_b, high_a - low_b
+
+    def amount(self, part: Part, ends: tuple[float, float], form: Callable[[float], str] = plain) -> str:
+        """ "4.0 points (0.1 to 8.0; 1.0 to 5.0 over these layers)"."""
+        sign = -1 if form is plain and part.effect.value < 0 else 1
+        over = self.over(*part.cells)
+        texts = [span(tuple(sorted((sign * x, sign * y))), form) for x, y in ((*ends,), *([over] if over else []))]
+        more = " over these layers" if over else ""
+        return f"{form(sign * part.effect.value)} points ({'; '.join(texts)}{more})"
+
+    def compared(self, part: Part, ends: tuple[float, float], names: tuple[str, str] | None = None) -> str:
+        """Two cells in words. names: instead of those with their layers."""
+        a, b = names or [self.name(cell) for cell in part.cells]
+        if ends[0] > 0:
+            return f"{a} is better than {b} by {self.amount(part, ends)}"
+        if ends[1] < 0:
+            return f"{a} is worse than {b} by {self.amount(part, ends)}"
+        return f"{a} minus {b} is {self.amount(part, ends, signed)}"
+
+    def scored(self, cell: Cell) -> str:
+        spread = self.spread(cell)
+        more = f" ({spread[0]:.3f} to {spread[1]:.3f} over these layers)" if spread else ""
+        return f"gets {self.score(cell):.3f}{more} of the test texts right"
+
+    def every(self, names: Sequence[str], noun: str = "baseline") -> str:
+        missing = [CONTROLS[name] for name in names if not self.of(name)]
+        return f"every {noun} measured (without {', '.join(missing)})" if missing else f"every {noun}"
 
     def describe_one_class(self, *cells: Cell) -> str:
         names = [NAMES.get(cell[2], cell[2]) for cell in cells if cell in self.of_one_class]
@@ -436,17 +455,16 @@ class Table:
 def derive_run(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     table = Table(rows)
     cell = table.choose("cls" if table.of("none", "cls") else None)
-    name, score = table.name(cell), table.score(cell)
+    name, score, one_class = table.name(cell), table.score(cell), table.describe_one_class(cell)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        value = part.effect.value
         comparison = {
-            "holds": f"more than every baseline, by {plain(value)} points ({span(ends, plain)}) over the closest, "
+            "holds": f"more than {table.every(tuple(CONTROLS))}, by {table.amount(part, ends)} over the closest, "
             f"{part.name}",
-            "fails": f"less than {part.name}, by {plain(-value)} points ({span((-ends[1], -ends[0]), plain)})",
-            "undecided": f"not certainly more than {part.name}: {signed(value)} points ({span(ends)})",
+            "fails": f"less than {part.name}, by {table.amount(part, ends)}",
+            "undecided": f"not certainly more than {part.name}: {one_class or table.amount(part, ends, signed)}",
         }[state]
-        return f"on {table.task}, {name} gets {score:.3f} of the test texts right, {comparison}"
+        return f"on {table.task}, {name} {table.scored(cell)}, {comparison}"
 
     brief = f"{table.task} {score:.3f} {name.removeprefix('[CLS] ')}"
     warnings = table.warnings(cell, surface=True)
@@ -461,12 +479,16 @@ def derive_aggregate(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     one_class = table.describe_one_class(cls)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        holds = "; it is better than every baseline, and no worse than mean pooling by 2 points"
-        fails = ", more than the 2 points allowed" if part is of_mean else ""
-        doubt = ", which may be within the 2 points allowed" if part is of_mean else ", which may be chance"
-        doubt = f"; {one_class}" if one_class else doubt
-        end = {"holds": holds, "fails": fails, "undecided": doubt}[state]
-        return f"on {table.task}, {table.compared(part, ends)}{end}"
+        compared = table.compared(part, ends)
+        better = f"better than {table.every(tuple(CONTROLS))}, and than mean pooling or within 2 points of it"
+        doubt = "which may be within the 2 points allowed" if part is of_mean else "which may be chance"
+        rival = table.name(mean) if part is of_mean else part.name
+        clause = {
+            "holds": f"[CLS] is {better}; the closest comparison: {compared}",
+            "fails": f"{compared}{', more than the 2 points allowed' if part is of_mean else ''}",
+            "undecided": f"{one_class}: no comparison with {rival} can hold" if one_class else f"{compared}, {doubt}",
+        }[state]
+        return f"on {table.task}, {clause}"
 
     closest = min(part.effect.value for part in parts)
     brief = f"{table.task} {signed(of_mean.effect.value)} and {signed(closest)}"
@@ -480,9 +502,9 @@ def derive_poolings(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     part, one_class = table.part(mean, cls, -MARGIN), table.describe_one_class(mean, cls)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        doubt = f"; {one_class}" if one_class else ": it may be worse by more than 2 points, or not"
-        end = {"holds": "" if ends[0] > 0 else ", no worse by more than 2 points", "fails": "", "undecided": doubt}
-        return f"on {table.task}, {table.compared(part, ends)}{end[state]}"
+        doubt = one_class or "it may be worse by more than 2 points, or not"
+        lead = "not by more than 2 points: " if state == "holds" and ends[0] <= 0 else ""
+        return f"on {table.task}, {lead}{table.compared(part, ends)}{f': {doubt}' if state == 'undecided' else ''}"
 
     brief = f"{table.task} {signed(part.effect.value)} ({span(part.effect.ends())})"
     return judge([part], say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cls, mean))
@@ -514,29 +536,24 @@ def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     parts = table.parts(cell, BLIND, MARGIN)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        difference = f"{signed(part.effect.value)} points ({span(ends)})"
+        difference = f"{table.amount(part, ends, signed)} over"
         what = {
-            "holds": f"at least {difference} over the baselines without order, the closest of which is {part.name}",
-            "fails": f"{difference} over {part.name}, which sees no order: not 2 points more",
-            "undecided": f"{difference} over {part.name}, which sees no order",
+            "holds": f"more than {table.every(BLIND, 'baseline without order')}: {difference} the closest, {part.name}",
+            "fails": f"{difference} {part.name}, which sees no order: not 2 points more",
+            "undecided": f"{difference} {part.name}, which sees no order",
         }[state]
-        right = f"gets {table.score(cell):.3f} of the test texts right"
-        return f"on {table.task}, {table.name(cell)} {right}, {what}"
+        return f"on {table.task}, {table.name(cell)} {table.scored(cell)}, {what}"
 
     closest = max(parts, key=lambda part: part.p_yes)
     brief = f"{table.task} {signed(closest.effect.value)}"
     answer = judge(parts, say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cell))
-    # destroyed only where order was there: another readout, the best on dev, has more than every such baseline
-    others = [table.choose(name) for name in dict.fromkeys(c[2] for c in table.of("none")) if "flatten" not in name]
-    keeper = max(others, key=lambda other: table.right(other, "dev").mean())
-    p_kept = max(part.p_yes for part in table.parts(keeper, BLIND, MARGIN))
+    names = dict.fromkeys(other[2] for other in table.of("none") if not other[2].startswith("flatten"))
+    others = sorted((table.choose(name) for name in names), key=lambda other: -table.right(other, "dev").mean())
+    p_kept = max(part.p_yes for part in table.parts(others[0], BLIND, MARGIN)) if others else 1.0
     if answer.p[0] < LEVEL <= p_kept:
-        sentence = (
-            f"Undecided: on {table.task}, {table.name(cell)} gets {table.score(cell):.3f} of the test texts right, no "
-            f"more than a baseline without order, but no other readout certainly keeps order there either: nothing may "
-            f"be there to destroy."
-        )
-        answer = replace(answer, sentence=sentence, word="undecided")
+        what = "no more than a baseline without order, but no other readout certainly keeps order there either"
+        finding = f"Undecided: on {table.task}, {table.name(cell)} {table.scored(cell)}, {what}"
+        answer = replace(answer, word="undecided", sentence=f"{finding}: nothing may be there to destroy.")
     answer = replace(answer, p=(max(answer.p[0], p_kept), *answer.p[1:]))
     if 1 - table.score(BEST_CLASS) <= MARGIN:
         return answer.left_out(f"on {table.task}, one class leaves fewer than 2 points to be gained")
@@ -562,7 +579,7 @@ def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     as_well = "does as well as [CLS] or better, within the margin of 2 points"
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        compared = describe_difference(part.name, "[CLS]", part.effect.value, [ends])
+        compared = table.compared(part, ends, (part.name, "[CLS]"))
         lead, several = f"on {table.task}, fine-tuned,", len(names) > 1
         if state == "fails":
             return f"{lead} {compared}, more than the margin of 2 points"
@@ -707,11 +724,12 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         elif state == "fails":
             as_much = f"depends as much on {what} in {lower} as in {upper}"
             depends = as_much if ends[0] > -MARGIN else f"depends no more on {what} in {upper} than in {lower}"
+        sign, costlier = (-1, lower) if part.effect.value < 0 else (1, upper)
         return (
             f"on {task}, the probe of [CLS] at layer {layer} {depends}: it gets {score['intact']} of the test texts "
             f"right, {score['lower']} where [CLS] is cut off in {lower}, {score['upper']} in {upper}, {score['all']} "
-            f"in {where['all']}; the cut in {upper} costs {signed(part.effect.value)} points ({span(ends)}) more, with "
-            f"a margin of 2. {FIXED_PROBE}"
+            f"in {where['all']}; the cut in {costlier} costs {plain(sign * part.effect.value)} points "
+            f"({span(tuple(sorted(sign * end for end in ends)), plain)}) more, with a margin of 2. {FIXED_PROBE}"
         )
 
     part = Part("", subtract(cut["lower"], cut["upper"]), MARGIN)
@@ -790,11 +808,11 @@ STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame, Mapping[str, Any]], Task],
     "poolings": ("predictions", derive_poolings, ()),
     "positions": ("predictions", derive_positions, ()),
     "order": ("predictions", derive_order, BLIND),
-    "fine_tuning": ("predictions", derive_fine_tuning, ()),
     "reconstruct": ("reconstructions", derive_reconstruct, ()),
     "formation": ("knockout", derive_formation, ()),
     "trajectory": ("trajectory", derive_trajectory, ()),
     "geometry": ("measured", derive_geometry, ()),
+    "fine_tuning": ("predictions", derive_fine_tuning, ()),
 }
 
 

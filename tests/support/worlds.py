@@ -236,6 +236,12 @@ WORLDS: dict[str, World] = {
         YES,
         "yes",
     ),
+    "order: nothing was there to destroy": World(
+        Order(),
+        _sweep({("none", 3, "cls"): 0.5} | dict.fromkeys(FLAT, 0.44) | dict.fromkeys(BASELINES, 0.5)),
+        NEITHER,
+        "undecided",
+    ),
     "order: kept by the margin": World(
         Order(),
         _sweep(CLS | dict.fromkeys(FLAT, 0.62) | dict.fromkeys(BASELINES, 0.6)),
