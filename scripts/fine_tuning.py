@@ -64,6 +64,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         "points)"
     )
     margin: ClassVar[float] = 0.02
+    opening: ClassVar[str] = "The lowest of the others minus [CLS]"
     aliases: ClassVar[tuple[str, ...]] = ("finetune",)
     tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -214,6 +215,21 @@ def test_the_number_of_texts_that_would_decide():
     assert two.needed == math.ceil(500 * (1.96 * 2) ** 2)  # both must pass
     assert "More than 1,000,000 test texts" in describe_need(judge(make_part(1e-6), texts=500))
     assert describe_need(judge(make_part(0.05), texts=500)) == ""
+
+
+def test_no_number_of_texts_decides_where_a_part_cannot_pass():
+    """A readout that predicts one class has p 1, whatever its effect."""
+    cannot_hold, cannot_fail = (
+        dataclasses.replace(make_part(e), **{p: 1.0}) for e, p in ((0.05, "p_yes"), (-0.05, "p_no"))
+    )
+    for part in (cannot_hold, cannot_fail):
+        verdict = judge(part, texts=500)
+        assert (verdict.outcome, describe_need(verdict)) == ("undecided", "")
+    both = judge(cannot_hold, make_part(-0.01, 0.01), texts=500)  # the other may still fail
+    assert both.needed == judge(make_part(0.05), make_part(-0.01, 0.01), texts=500).needed
+    assert judge(cannot_hold, dataclasses.replace(make_part(0.0, name="the closest"), p_yes=1.0)).sentence == (
+        "Undecided: the closest by 0.0."
+    )
 
 
 @pytest.mark.parametrize(

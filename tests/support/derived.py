@@ -11,6 +11,7 @@ To add a study: a function (rows, facts) -> `Task` in `STUDIES`, and what it lis
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ CONTROLS = {
 }
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 BEST_CLASS = ("best class", -1, "none")
-MARGIN, LEVEL = 0.02, 0.025
+MARGIN, LEVEL, MOST_SEEDS = 0.02, 0.025, 30
 FIXED_PROBE = (
     "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
     "the edges are used, not where nothing could be read any more"
@@ -52,6 +53,7 @@ LISTED = {
             "not certain whether the best other position tells as much",
         ),
     ),
+    "fine_tuning": ("The lowest of the others minus [CLS]", None),
     "order": ("Flattened tokens minus the closest baseline without order, in points", None),
     "formation": (
         "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
@@ -84,9 +86,9 @@ class Effect:
     freedoms: tuple[float, ...]
     largest: float = math.inf
 
-    def half(self, tail: float = LEVEL) -> float:
-        """Half the interval that leaves out `tail` on either side."""
-        variances = np.array(self.variances)
+    def half(self, tail: float = LEVEL, texts: float = 1.0) -> float:
+        """Half the interval that leaves out `tail` on either side, with so many times the texts."""
+        variances = np.array([self.variances[0] / texts, *self.variances[1:]])
         return float(variances @ stats.t.isf(tail, self.freedoms) / np.sqrt(variances.sum()))
 
     def ends(self, tail: float = LEVEL) -> tuple[float, float]:
@@ -108,7 +110,7 @@ def subtract(a: np.ndarray, b: np.ndarray) -> Effect:
     if len(by_seed) > 1:
         variances.append(by_seed.var(ddof=1) / len(by_seed))
         freedoms.append(len(by_seed) - 1)
-    return Effect(by_text.mean(), centre, tuple(variances), tuple(freedoms), 1.0)
+    return Effect(difference.mean(), centre, tuple(variances), tuple(freedoms), 1.0)
 
 
 def read_effect(value: float, low: float, high: float) -> Effect:
@@ -140,23 +142,17 @@ class Part:
         return self.effect.p(self.threshold - self.effect.centre) if self.can_fail else 1.0
 
     def needed(self, texts: int, tail: float) -> float:
-        """The texts with which half the interval is as wide as the effect is away from the threshold; those of seeds
-        stay what they are."""
-        effect, distance = self.effect, abs(self.excess)
-
-        def excess(log: float) -> float:
-            variances = (effect.variances[0] / math.exp(log), *effect.variances[1:])
-            return replace(effect, variances=variances).half(tail) - distance
-
-        if not distance or excess(math.log(1e6)) >= 0:
+        """The texts with which half the interval is as wide as the effect is away from the threshold."""
+        distance = abs(self.excess)
+        if self.effect.half(tail, 1e6) >= distance:
             return math.inf
-        return texts * math.exp(optimize.brentq(excess, math.log(1e-9), math.log(1e6)))
+        return texts * optimize.brentq(lambda times: self.effect.half(tail, times) - distance, 1e-9, 1e6)
 
 
 @dataclass(frozen=True)
 class Task:
     """What is printed about one task, or about all. word: the outcome. p: of yes, no and mixed. need: the clause on the
-    texts that would decide, and whether there may be so many."""
+    texts that would decide, and whether there may be so many. seeds: that would decide, and that were used."""
 
     sentence: str
     word: str = "undecided"
@@ -164,6 +160,7 @@ class Task:
     brief: str = ""
     warnings: tuple[str, ...] = ()
     need: tuple[str, bool] | None = None
+    seeds: tuple[int, int] | None = None
     is_open: bool = False
     is_claim: bool = False
     advice: str = ""
@@ -211,10 +208,7 @@ def judge(
 
 def describe_need(count: float, texts: int) -> tuple[str, bool]:
     if count > 1_000_000:
-        return (
-            "more than 1,000,000 test texts, or more seeds, would be needed to decide at this effect.",
-            False,
-        )
+        return "more than 1,000,000 test texts, or more seeds, would be needed to decide at this effect.", False
     count = max(math.ceil(count), texts + 1)
     unit = 10 ** max(len(str(count)) - 2, 0)
     count = max(round(count / unit) * unit, texts + 1)
@@ -257,7 +251,8 @@ def unite(tasks: Mapping[str, Task], study: str) -> Task:
         counts = ", ".join(f"{w} on {len(names)} ({enumerate_all(names)})" for w, names in groups.items())
         conclusion = f"{word.capitalize()}: of {len(tasks)} tasks {counts}. "
     briefs = [task.brief for task in tasks.values() if task.brief]
-    effects = f"{opening}{': ' * bool(opening)}{enumerate_all(briefs, '; ', '; ...', '.')}" if briefs else ""
+    effects = enumerate_all(briefs, "; ", "; ...", ".") if briefs else ""
+    effects = f"{opening}: {effects}" if opening and briefs else effects[:1].upper() + effects[1:]
     return Task(
         f"{conclusion}{effects}".strip(),
         word,
@@ -276,6 +271,11 @@ def derive_answer(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping
     clauses = [f"{shorten(name)}: {clause}" if len(tasks) > 1 else clause[0].upper() + clause[1:]
                for name, (clause, _) in needs.items()]  # fmt: skip
     clauses += [ADD_TEXTS] if any(can_be for _, can_be in needs.values()) else []
+    if seeds := [task.seeds for task in tasks.values() if task.seeds]:
+        count, used = (max(column) for column in zip(*seeds, strict=True))
+        few = f"About {count} seeds would decide at this effect ({used} were used): run it again with --seeds {count}."
+        many = f"More than {MOST_SEEDS} seeds would be needed to decide on these test texts: add texts."
+        clauses.append(few if count <= MOST_SEEDS else many)
     return replace(answer, advice=" ".join(clauses), tasks=tasks)
 
 
@@ -413,9 +413,9 @@ class Table:
         more = " over these layers" if over else ""
         return f"{form(sign * part.effect.value)} points ({'; '.join(texts)}{more})"
 
-    def compared(self, part: Part, ends: tuple[float, float]) -> str:
-        """Two cells in words."""
-        a, b = (self.name(cell) for cell in part.cells)
+    def compared(self, part: Part, ends: tuple[float, float], names: tuple[str, str] | None = None) -> str:
+        """Two cells in words. names: instead of those with their layers."""
+        a, b = names or [self.name(cell) for cell in part.cells]
         if ends[0] > 0:
             return f"{a} is better than {b} by {self.amount(part, ends)}"
         if ends[1] < 0:
@@ -559,6 +559,69 @@ def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         return answer.left_out(f"on {table.task}, one class leaves fewer than 2 points to be gained")
     share, name, score = table.share_of_surface(BLIND[1:])
     return answer.left_out(f"{name} solves {table.task} without order ({score:.3f})") if share >= 0.5 else answer
+
+
+def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
+    rows = rows[rows.probe.astype(str).str.startswith("fine-tuned")]
+    dev = rows[rows.split == "dev"]
+    dev = dev.assign(right=dev.label.astype(str) == dev.predicted.astype(str))
+    rates = dev.groupby(["readout", "probe"], observed=True)[["right", "log2_probability"]].mean()
+    rates = rates.sort_values(["right", "log2_probability"]).reset_index().drop_duplicates("readout", keep="last")
+    chosen = dict(zip(rates.readout, rates.probe, strict=True))
+    table = Table(rows[rows.readout.map(chosen).astype(str) == rows.probe.astype(str)])
+    cells = {cell[2]: cell for cell in table.of("none")}
+    learned = table.part(cells["cls"], BEST_CLASS)
+    others = [name for name in cells if name != "cls"]
+    names = [name for name in others if not is_pooled(name)] or others
+    parts = [replace(table.part(cells[n], cells["cls"], -MARGIN), name=NAMES.get(n, n)) for n in names]
+    kind = "pooling" if is_pooled(names[0]) else "position"
+    all_of_them = f"the {len(names)} other {kind}s" if len(names) > 1 else f"the only other {kind}"
+    as_well = "does as well as [CLS] or better, within the margin of 2 points"
+
+    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
+        compared = table.compared(part, ends, (part.name, "[CLS]"))
+        lead, several = f"on {table.task}, fine-tuned,", len(names) > 1
+        if state == "fails":
+            return f"{lead} {compared}, more than the margin of 2 points"
+        least = f"{'the lowest' if state == 'holds' else 'least certain'} is {part.name}: " if several else ""
+        if state == "holds":
+            return f"{lead} {'each of ' * several}{all_of_them} {as_well}; {least}{compared}"
+        count = f"{sum(part.p_yes >= LEVEL for part in parts)} of " if several else ""
+        return f"{lead} for {count}{all_of_them} it is open whether it {as_well}; {least}{compared}"
+
+    lowest = min(parts, key=lambda part: part.effect.value)
+    brief = f"{table.task} {lowest.name} {signed(lowest.effect.value)} points"
+    answer = judge(parts, say, brief=brief, warnings=table.warnings(*(cells[name] for name in ("cls", *names))))
+    if learned.p_yes >= LEVEL:
+        return answer.left_out(
+            f"on {table.task}, [CLS] fine-tuned gets {table.score(cells['cls']):.3f} of the test texts right, which is "
+            f"not clearly more than the best single class does ({signed(learned.effect.value)} points, "
+            f"{span(learned.effect.ends())})"
+        )
+    return replace(answer, seeds=count_seeds(parts)) if answer.word == "undecided" else answer
+
+
+def is_pooled(readout: str) -> bool:
+    return re.split(r"[@(\[]", readout)[0] in ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
+
+
+def count_seeds(parts: Sequence[Part]) -> tuple[int, int] | None:
+    """How many seeds would decide, `MOST_SEEDS` + 1 where more would, and how many there were; None of a single one."""
+    used = len(parts[0].effect.freedoms) > 1 and int(parts[0].effect.freedoms[1]) + 1
+    below = [part for part in parts if part.excess < 0]
+    tail = LEVEL / len(parts) if below else LEVEL
+
+    def decides(part: Part, count: int) -> bool:
+        (of_texts, of_seeds), (freedom, _) = part.effect.variances, part.effect.freedoms
+        effect = replace(part.effect, variances=(of_texts, of_seeds * used / count), freedoms=(freedom, count - 1))
+        return effect.half(tail) <= abs(effect.centre - part.threshold)
+
+    counts = [
+        next((count for count in range(used + 1, MOST_SEEDS + 1) if decides(part, count)), MOST_SEEDS + 1)
+        for part in below or parts
+        if used and part.p_yes >= LEVEL
+    ]
+    return ((min if below else max)(counts), used) if counts else None
 
 
 # -------------------------------------------------------------------------------------------- studies over other tables
@@ -736,49 +799,6 @@ def derive_geometry(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         briefs.append(f"{name} {rank:.1f} and {without:.3f}".strip())
     brief = f"{shorten(rows.task.iloc[0])} {', '.join(briefs)}"
     return Task(f"{where}: {'; '.join(clauses)}.", brief=brief, is_open=True)
-
-
-def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    rows = rows[(rows.control != "none") | rows.probe.str.startswith("fine-tuned ")]
-    table = Table(rows)
-    cls, names = table.choose("cls"), dict.fromkeys(cell[2] for cell in table.of("none"))
-    pooled = ("mean", "max", "attention", "flatten", "flatten_projected", "cat")
-    others = [name for name in names if name != "cls"]
-    single = [name for name in others if name.partition("@")[0].partition("(")[0].partition("[")[0] not in pooled]
-    noun, judged = ("position", single) if single else ("pooling", others)
-    parts = [replace(table.part(table.choose(name), cls, -MARGIN), name=name) for name in judged]
-    as_well = "does as well as [CLS] or better, within the margin of 2 points"
-    several = len(parts) > 1
-    which = f"the {len(parts)} other {noun}s" if several else f"the only other {noun}"
-
-    def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        value, name = part.effect.value, part.name
-        compared = f"{name} minus [CLS] is {signed(value)} points ({span(ends)})"
-        if ends[0] > 0:
-            compared = f"{name} is better than [CLS] by {plain(value)} points ({span(ends, plain)})"
-        elif ends[1] < 0:
-            compared = f"{name} is worse than [CLS] by {plain(-value)} points ({span((-ends[1], -ends[0]), plain)})"
-        if state == "fails":
-            return f"on {table.task}, fine-tuned, {compared}, more than the margin of 2 points"
-        if several:
-            compared = f"{'the lowest' if state == 'holds' else 'least certain'} is {name}: {compared}"
-        if state == "holds":
-            return f"on {table.task}, fine-tuned, {'each of ' * several}{which} {as_well}; {compared}"
-        count = f"{sum(part.p_yes >= LEVEL for part in parts)} of " * several
-        return f"on {table.task}, fine-tuned, for {count}{which} it is open whether it {as_well}; {compared}"
-
-    lowest = min(parts, key=lambda part: part.effect.value)
-    brief = f"{table.task} {lowest.name} {signed(lowest.effect.value)} points"
-    warnings = table.warnings(cls, *(table.choose(name) for name in judged))
-    answer = judge(parts, say, brief=brief, warnings=warnings)
-    learned = table.part(cls, BEST_CLASS)
-    if learned.p_yes < LEVEL:
-        return answer
-    more = f"{signed(learned.effect.value)} points, {span(learned.effect.ends())}"
-    return answer.left_out(
-        f"on {table.task}, [CLS] fine-tuned gets {table.score(cls):.3f} of the test texts right, which is not clearly "
-        f"more than the best single class does ({more})"
-    )
 
 
 # study -> the table that it judges, what it says of a task, and the baselines that may solve one by construction

@@ -144,16 +144,19 @@ def _readouts(**accuracies) -> dict[Cell, float | tuple[float, float]]:
     return _read(**accuracies) | BASELINES
 
 
-def _tuned(constant: tuple[str, ...] = (), **accuracies: float) -> Callable[[np.random.Generator], Measured]:
-    """Fine-tuned from these readouts, at one rate and under one seed."""
+def _tuned(
+    constant: tuple[str, ...] = (), seeds: int = 1, **accuracies: float
+) -> Callable[[np.random.Generator], Measured]:
+    """Fine-tuned from these readouts, at one rate."""
     cells = {("none", 6, name): value for name, value in accuracies.items()}
-    return _sweep(cells, constant=constant, probes=dict.fromkeys(accuracies, f"{TUNED}0.0001"))
+    return _sweep(cells, constant=constant, seeds=seeds, probes=dict.fromkeys(accuracies, f"{TUNED}0.0001"))
 
 
 YES, NO, NEITHER = frozenset({"no", "mixed"}), frozenset({"yes", "mixed"}), frozenset({"yes", "no", "mixed"})
 SOLVED = {TASK: ["length"]}
 LENGTH = {("length", -1, "none"): 0.99}
 FLAT = {("none", layer, "flatten_projected"): 0.8 for layer in (2, 3)}
+CLS = {("none", 3, "cls"): 0.8}
 
 WORLDS: dict[str, World] = {
     # [CLS] against every baseline, and against the mean
@@ -226,10 +229,10 @@ WORLDS: dict[str, World] = {
         NEITHER,
     ),
     # flattened tokens against baselines without order: yes where they destroy it
-    "order: kept": World(Order(), _sweep({("none", 3, "cls"): 0.8} | FLAT | dict.fromkeys(BASELINES, 0.5)), NO, "no"),
+    "order: kept": World(Order(), _sweep(CLS | FLAT | dict.fromkeys(BASELINES, 0.5)), NO, "no"),
     "order: destroyed": World(
         Order(),
-        _sweep({("none", 3, "cls"): 0.8} | FLAT | dict.fromkeys(FLAT, 0.44) | dict.fromkeys(BASELINES, 0.5)),
+        _sweep(CLS | FLAT | dict.fromkeys(FLAT, 0.44) | dict.fromkeys(BASELINES, 0.5)),
         YES,
         "yes",
     ),
@@ -241,7 +244,7 @@ WORLDS: dict[str, World] = {
     ),
     "order: kept by the margin": World(
         Order(),
-        _sweep({("none", 3, "cls"): 0.8} | dict.fromkeys(FLAT, 0.62) | dict.fromkeys(BASELINES, 0.6)),
+        _sweep(CLS | dict.fromkeys(FLAT, 0.62) | dict.fromkeys(BASELINES, 0.6)),
         NEITHER,
     ),
     "order: a bag of words solves it": World(
@@ -419,7 +422,7 @@ READ: dict[str, World] = {
             _tasks(_sweep(_readouts(cls=0.8, mean=0.76)), _sweep(_readouts(cls=0.8))),
         ),
         (
-            "aggregate: yes, no and left out",
+            "aggregate: yes, no and left out on three tasks",
             Aggregate(),
             _tasks(
                 _sweep(_readouts(cls=0.8, mean=0.76)),
@@ -454,18 +457,33 @@ READ: dict[str, World] = {
             _sweep(_read(cls=(0.5, 0.6), sep=0.5), constant=("sep",), shares=(0.6, 0.9)),
         ),
         (
-            "order: kept, destroyed and solved",
+            "order: kept, destroyed and solved on three tasks",
             Order(),
             _tasks(
-                _sweep(FLAT | dict.fromkeys(BASELINES, 0.5)),
-                _sweep(dict.fromkeys(FLAT, 0.45) | dict.fromkeys(BASELINES, 0.5)),
-                _sweep(FLAT | {("bag_of_words", -1, "none"): 0.9}),
+                _sweep(CLS | FLAT | dict.fromkeys(BASELINES, 0.5)),
+                _sweep(CLS | dict.fromkeys(FLAT, 0.45) | dict.fromkeys(BASELINES, 0.5)),
+                _sweep(CLS | FLAT | {("bag_of_words", -1, "none"): 0.9}),
             ),
+        ),
+        (
+            "order: nothing to destroy, one class for nearly all, on two tasks",
+            Order(),
+            _tasks(
+                _sweep(dict.fromkeys([*CLS, *FLAT], 0.45) | dict.fromkeys(BASELINES, 0.6)),
+                _sweep(CLS | FLAT | dict.fromkeys(BASELINES, 0.8), shares=(0.99, 0.995)),
+            ),
+        ),
+        ("fine-tuning: five seeds", FineTuning(), _tuned(cls=0.82, sep=0.815, token1=0.85, seeds=5)),
+        ("fine-tuning: two seeds", FineTuning(), _tuned(cls=0.82, sep=0.8, seeds=2)),
+        (
+            "fine-tuning: mean alone, on two tasks",
+            FineTuning(),
+            _tasks(_tuned(cls=0.8, mean=0.85), _tuned(cls=0.5, mean=0.5)),
         ),
         ("reconstruct: few texts are new", Reconstruct(), _reconstruct(0.6, novelty=0.1)),
         ("reconstruct: corrections alone", Reconstruct(), _reconstruct(0.1, gated=True)),
         (
-            "formation: late, early and nothing to lose",
+            "formation: late, early and nothing to lose on three tasks",
             Formation(),
             _tasks(_cut(0.85, 0.5, 0.84, 0.6), _cut(0.85, 0.5, 0.6, 0.84), _cut(0.5, 0.5, 0.5, 0.5)),
         ),
@@ -473,7 +491,7 @@ READ: dict[str, World] = {
         ("formation: no more late than early", Formation(), _cut(0.95, 0.5, 0.9, 0.92, texts=2000)),
         ("formation: read at layer 1", Formation(), _cut(0.85, 0.5, texts=40)),
         (
-            "trajectory: a gain, a loss, neither",
+            "trajectory: a gain, a loss and neither on three tasks",
             Trajectory(),
             _tasks(_train(0.6, 0.8), _train(0.8, 0.6), _train(0.7, 0.7)),
         ),
