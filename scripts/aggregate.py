@@ -47,20 +47,24 @@ class Aggregate(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] minus every baseline, and minus the mean within the margin."""
+        from clsprobe.analysis.sweep import wording
+
         scores = self.read_scores(rows)
         cls, mean, task = scores.choose("cls"), scores.choose("mean"), scores.task
-        name, parts = scores.name(cls), scores.compare_with_baselines(cls)
-        one_class = scores.describe_constant(cls)
+        name, parts = wording.name_cell(scores, cls), scores.compare_with_baselines(cls)
+        one_class = wording.describe_constant(scores, cls)
         against_mean, limit = scores.compare(cls, mean, threshold=-self.margin), f"{100 * self.margin:.0f} points"
 
         def say(outcome: Outcome, part: Part) -> str:
             is_of_mean = part.name == against_mean.name
             rival, over = part.name, scores.range_over_baseline(cls, part)
             if is_of_mean:
-                rival, over = scores.name(mean), scores.range_over_layers(cls, mean)
+                rival, over = wording.name_cell(scores, mean), scores.range_over_layers(cls, mean)
             compared = difference_in_words(name, rival, part, over, unit=scores.unit)
             if outcome == "yes":
-                better = f"better than {scores.every_baseline()}, and than mean pooling or within {limit} of it"
+                better = (
+                    f"better than {wording.describe_baselines(scores)}, and than mean pooling or within {limit} of it"
+                )
                 return f"on {task}, [CLS] is {better}; the closest comparison: {compared}"
             if outcome == "no":
                 return f"on {task}, {compared}{f', more than the {limit} allowed' if is_of_mean else ''}"
@@ -74,7 +78,7 @@ class Aggregate(SweepStudy):
             say,
             brief=f"{task} {points(against_mean.effect, True)} and {points(min(part.effect for part in parts), True)}",
             texts=scores.texts,
-            warnings=scores.warnings(cls, mean, surface=True),
+            warnings=wording.list_warnings(scores, cls, mean, surface=True),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:

@@ -45,14 +45,6 @@ RATES_HELP = (
     f"{EXTENSIONS} beyond it are trained as well"
 )
 TOKENS_PER_SECOND = 900.0  # of one core training the embedded model; for --dry-run
-CANNOT = (
-    "What this cannot show: fine-tuning moves every weight, so it tells what a position can be made to hold, not what "
-    "it held; the frozen probe beside it tells that. Names with @first and @last tell a token from its position: "
-    "[CLS], a token that the encoder has never seen (new) or a copy of a word (token[1]) has the first position or the "
-    "one behind the last, and every other token keeps its own. But neither is free of pre-training: [CLS] has had the "
-    "first position, and the first position [CLS], in every text that the encoder has seen. One task and one encoder "
-    "are no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
-)
 
 
 class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
@@ -180,6 +172,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         """Every other single token minus [CLS], within the margin. Left out where [CLS] is not clearly better than the
         best single class: then nothing was learned that another position could lack."""
         from clsprobe.analysis.fine_tuning import tables
+        from clsprobe.analysis.sweep import wording
 
         scores = tables.score_tuned(rows)
         cells = tables.choose_cells(scores)
@@ -207,7 +200,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             judged,
             say,
             brief=f"{task} {lowest.name} {points(lowest.effect, True)} points",
-            warnings=scores.warnings(*(cells[name] for name in ("cls", *names))),
+            warnings=wording.list_warnings(scores, *(cells[name] for name in ("cls", *names))),
         )
         learned = tables.compare_with_best_class(scores, cells["cls"])
         if learned.p_yes < TAIL:
@@ -239,6 +232,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
 
     def note(self, measured: Measured) -> list[str]:
         """What fine-tuning cannot show, rates that are not bracketed or diverged, and a note on few seeds."""
+        from clsprobe.analysis.fine_tuning.exhibits import CANNOT
         from clsprobe.analysis.fine_tuning.tables import describe_rates
 
         notes = [CANNOT]

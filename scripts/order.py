@@ -65,20 +65,22 @@ class Order(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The flattened tokens minus every order-blind baseline, all chosen on dev."""
+        from clsprobe.analysis.sweep import wording
+
         scores = self.read_scores(rows)
         flattened = [name for name in FLATTENED if name in read_readouts(scores.rows)]
         cell = scores.choose(flattened[0] if flattened else FLATTENED[0])
-        task, name = scores.task, scores.name(cell)
+        task, name = scores.task, wording.name_cell(scores, cell)
 
         def say(outcome: Outcome, part: Part) -> str:
             over = scores.range_over_baseline(cell, part)
             difference = amount_in_words(part, over, unit=scores.unit, signed=True)
-            baselines = scores.every_baseline(ORDER_BLIND).replace("baseline", "baseline without order", 1)
+            baselines = wording.describe_baselines(scores, ORDER_BLIND, "baseline without order")
             what = {
                 "no": f"more than {baselines}: {difference} over the closest, {part.name}",
                 "yes": f"{difference} over {part.name}, which sees no order: not {100 * self.margin:.0f} points more",
             }.get(outcome, f"{difference} over {part.name}, which sees no order")
-            return f"on {task}, {name} {scores.describe_score(cell)}, {what}"
+            return f"on {task}, {name} {wording.describe_score(scores, cell)}, {what}"
 
         parts = scores.compare_with_baselines(cell, ORDER_BLIND, threshold=self.margin)
         closest = max(parts, key=lambda part: part.p_yes)
@@ -88,14 +90,13 @@ class Order(SweepStudy):
             turned=True,
             brief=f"{task} {points(closest.effect, True)}",
             texts=scores.texts,
-            warnings=scores.warnings(cell),
+            warnings=wording.list_warnings(scores, cell),
         )
         p_kept = self._test_others(scores)
         if verdict.p_yes < TAIL <= p_kept:
             what = "no more than a baseline without order, but no other readout certainly keeps order there either"
-            sentence = (
-                f"Undecided: on {task}, {name} {scores.describe_score(cell)}, {what}: nothing may be there to destroy."
-            )
+            finding = f"on {task}, {name} {wording.describe_score(scores, cell)}, {what}"
+            sentence = f"Undecided: {finding}: nothing may be there to destroy."
             verdict = replace(verdict, outcome="undecided", sentence=sentence)
         verdict = replace(verdict, p_yes=max(verdict.p_yes, p_kept))
         if 1 - scores.best_class_share <= self.margin:

@@ -39,11 +39,13 @@ class Poolings(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """Mean minus [CLS]; the claim is about mean alone."""
+        from clsprobe.analysis.sweep import wording
+
         scores = self.read_scores(rows)
         mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
-        name_of_mean, name_of_cls = scores.name(mean), scores.name(cls)
+        name_of_mean, name_of_cls = wording.name_cell(scores, mean), wording.name_cell(scores, cls)
         over = scores.range_over_layers(mean, cls)
-        limit, one_class = f"{100 * self.margin:.0f} points", scores.describe_constant(mean, cls)
+        limit, one_class = f"{100 * self.margin:.0f} points", wording.describe_constant(scores, mean, cls)
 
         def say(outcome: Outcome, part: Part) -> str:
             compared = difference_in_words(name_of_mean, name_of_cls, part, over, unit=scores.unit)
@@ -62,7 +64,7 @@ class Poolings(SweepStudy):
             brief=f"{task} {points(part.effect, True)} ({points(part.low, True)} to {points(part.high, True)})",
             estimand=f"mean minus cls in {cls.metric}",
             texts=scores.texts,
-            warnings=scores.warnings(cls, mean),
+            warnings=wording.list_warnings(scores, cls, mean),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:

@@ -49,18 +49,20 @@ class Positions(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """The other position that is best on dev, minus [CLS]."""
+        from clsprobe.analysis.sweep import wording
+
         scores = self.read_scores(rows)
         rivals = [scores.choose(name) for name in other_positions(read_readouts(scores.rows))]
         if not rivals:
             raise MissingEvidence("there are no predictions of a readout to compare with cls")
         cls, best = scores.choose("cls"), max(rivals, key=lambda cell: cell.dev)
         task, margin = scores.task, f"{100 * self.margin:.0f} points"
-        name_of_best, name_of_cls = scores.name(best), scores.name(cls)
+        name_of_best, name_of_cls = wording.name_cell(scores, best), wording.name_cell(scores, cls)
         over = scores.range_over_layers(best, cls)
         meanings = {
             "yes": f"this other position, the best on dev, tells as much as [CLS] (within {margin})",
             "no": f"this other position, the best on dev, tells less than [CLS] (by more than {margin})",
-            "undecided": scores.describe_constant(best, cls)
+            "undecided": wording.describe_constant(scores, best, cls)
             or "it is not certain that this other position, the best on dev, tells as much",
         }
 
@@ -76,7 +78,7 @@ class Positions(SweepStudy):
             brief=f"{task} {name_of_best} {points(part.effect, True)}",
             estimand=f"{best.readout} minus cls in {cls.metric}",
             texts=scores.texts,
-            warnings=scores.warnings(cls, best),
+            warnings=wording.list_warnings(scores, cls, best),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:

@@ -55,16 +55,18 @@ class Run(SweepStudy):
 
     def judge(self, rows: pd.DataFrame) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus every baseline, all chosen on dev."""
+        from clsprobe.analysis.sweep import wording
+
         scores = self.read_scores(rows)
         subject, task = scores.subject, scores.task
-        name, score = scores.name(subject), scores.describe_score(subject)
-        one_class = scores.describe_constant(subject)
+        name, score = wording.name_cell(scores, subject), wording.describe_score(scores, subject)
+        one_class = wording.describe_constant(scores, subject)
 
         def say(outcome: Outcome, part: Part) -> str:
             over, unit = scores.range_over_baseline(subject, part), scores.unit
             if outcome == "yes":
                 by = amount_in_words(part, over, unit=unit)
-                comparison = f"more than {scores.every_baseline()}, by {by} over the closest, {part.name}"
+                comparison = f"more than {wording.describe_baselines(scores)}, by {by} over the closest, {part.name}"
             elif outcome == "no":
                 comparison = f"less than {part.name}, by {amount_in_words(part, over, unit=unit)}"
             else:
@@ -78,7 +80,7 @@ class Run(SweepStudy):
             is_open=True,
             brief=f"{task} {subject.test:.3f} {name.removeprefix('[CLS] ')}",
             texts=scores.texts,
-            warnings=scores.warnings(subject, surface=True),
+            warnings=wording.list_warnings(scores, subject, surface=True),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:

@@ -15,6 +15,15 @@ from clsprobe.analysis.fine_tuning.tables import (
 from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE, differences_exhibit
 
+CANNOT = (
+    "What this cannot show: fine-tuning moves every weight, so it tells what a position can be made to hold, not what "
+    "it held; the frozen probe beside it tells that. Names with @first and @last tell a token from its position: "
+    "[CLS], a token that the encoder has never seen (new) or a copy of a word (token[1]) has the first position or the "
+    "one behind the last, and every other token keeps its own. But neither is free of pre-training: [CLS] has had the "
+    "first position, and the first position [CLS], in every text that the encoder has seen. One task and one encoder "
+    "are no law: one that was trained through mean pooling, as the embedded one, starts nearer to some readouts."
+)
+
 
 def fine_tuning_exhibits(rows: pd.DataFrame, steps: pd.DataFrame, margin: float) -> list[Exhibit]:
     """The differences from [CLS], tokens by positions, fine-tuned and frozen accuracies, accuracy by learning rate,

@@ -15,7 +15,8 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.plan import MOST_SEEDS
 from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE
-from clsprobe.analysis.sweep.scores import BEST_CLASS, READOUT_NAMES, ChosenCell, TaskScores
+from clsprobe.analysis.sweep.scores import BEST_CLASS, ChosenCell, TaskScores
+from clsprobe.analysis.sweep.wording import READOUT_NAMES
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 from clsprobe.analysis.verdict import TAIL, MissingEvidence, Part, holm
 

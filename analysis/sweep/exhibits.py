@@ -21,6 +21,7 @@ from clsprobe.analysis.sweep.choose import (
     summary,
 )
 from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
+from clsprobe.analysis.sweep.wording import name_cell
 from clsprobe.analysis.verdict import Part
 
 DIFFERENCES = ["name", "effect", "low", "high", "outcome"]
@@ -164,7 +165,7 @@ def compare_with_cls(scores: TaskScores, readouts: Sequence[str], margin: float)
     for readout in readouts:
         other = scores.choose(readout)
         part = scores.compare(other, cls, threshold=-margin)
-        compared.append((*difference_row(scores.name(other), part, NO_WORSE), other.dev))
+        compared.append((*difference_row(name_cell(scores, other), part, NO_WORSE), other.dev))
     table = pd.DataFrame(compared, columns=COMPARED)
     return table.sort_values("dev", ascending=False, kind="stable", ignore_index=True)
 
@@ -183,7 +184,7 @@ def comparison_exhibits(scores: TaskScores, readouts: Sequence[str], margin: flo
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
     cls = scores.choose("cls")
     differences = differences_exhibit(
-        f"{cls.metric.capitalize()} of each readout minus that of {scores.name(cls)}, which is {cls.test:.3f}, "
+        f"{cls.metric.capitalize()} of each readout minus that of {name_cell(scores, cls)}, which is {cls.test:.3f}, "
         f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that "
         f"dev cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by "
         f"the margin, each readout taken alone.",

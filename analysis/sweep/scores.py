@@ -4,7 +4,7 @@
    of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot tell from it.
 2. `compare`: one test score minus another, as a part of a verdict; `compare_with_baselines`: a cell minus every
    baseline, the best single class of test among them. A readout that predicts one class never gets a yes.
-3. `name`, `describe_score`, `range_over_layers`, `warnings`: what the sentences are made of.
+3. `range_over_layers`: what the layers that dev cannot tell apart do to a difference. Words: `wording`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.analysis.verdict import MissingEvidence, Part, warn_of_few_texts
+from clsprobe.analysis.verdict import MissingEvidence, Part
 
 SIDES = ("dev", "test")
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers
@@ -29,7 +29,6 @@ SURFACE = ("length", "bag_of_words")  # baselines that read the text without an 
 CEILING = 0.95  # of (score - majority) / (1 - majority): a task that a surface baseline solves
 DRAWS = 3  # untrained encoders for a mean; fewer are single draws
 UNNAMED = "vector"  # the readout of vectors without a name
-READOUT_NAMES = {"cls": "[CLS]", "mean": "mean pooling", "max": "max pooling", "attention": "attention pooling"}
 CONTROL_NAMES = {  # control -> its name on the page
     "majority": "majority class",
     "length": "text length",
@@ -205,7 +204,7 @@ class TaskScores:
         cells = self._select_cells(control, readout)
         missing = [side for side in SIDES if not self._is_measured[side][[*cells.values()]].any()]
         if missing:
-            name = readout or self._names.get(control, "any readout")
+            name = readout or self.control_names.get(control, "any readout")
             raise MissingEvidence(f"there are no predictions of {name} on {' and '.join(missing)}")
         if len(cells) == 1:
             ((top, index),) = cells.items()
@@ -216,7 +215,7 @@ class TaskScores:
             top = Cell(control, int(chosen.layer), str(chosen.readout), str(chosen.probe))
             dev = float(chosen.dev)
         cell = f"{top.readout} at layer {top.layer}" if control in ("none", "untrained", "shuffled") else ""
-        if top.readout == UNNAMED and self._has_single_layer:
+        if top.readout == UNNAMED and self.has_single_layer:
             cell = "" if self._name_control(control) else "the vector"
         name = ", ".join(filter(None, [self._name_control(control), cell]))
         return ChosenCell(top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric)
@@ -290,14 +289,6 @@ class TaskScores:
         predicted = self._arrays["test"][1][index]
         return all(len(np.unique(codes[codes >= 0])) <= 1 for codes in predicted)
 
-    def describe_constant(self, *cells: ChosenCell) -> str:
-        """Which of these readouts predict one and the same class, as a clause; "" where none does."""
-        names = [READOUT_NAMES.get(cell.readout, cell.readout) for cell in cells if self.is_constant(cell)]
-        if not names:
-            return ""
-        what = "number" if self.is_of_numbers else "class"
-        return f"{' and '.join(names)} predict{'s' * (len(names) == 1)} one {what} for all test texts"
-
     def compare(self, a: ChosenCell, b: ChosenCell, *, threshold: float = 0.0) -> Part:
         """Cell a minus cell b, above the threshold. A readout that predicts one class is not held better than another
         cell, nor as good."""
@@ -317,13 +308,13 @@ class TaskScores:
         """
         return [self.compare(cell, baseline, threshold=threshold) for baseline in self._baselines(names)]
 
-    def _measured_baselines(self, names: Sequence[str]) -> list[str]:
+    def measured_baselines(self, names: Sequence[str]) -> list[str]:
         """Those of the baselines with predictions on dev and on test, under every seed."""
         most = max(self._count_seeds(cell.control) for cell in self._cells)
         return [name for name in self.measured_controls(names) if self._count_seeds(name) == most]
 
     def _baselines(self, names: Sequence[str]) -> list[ChosenCell]:
-        controls = self._measured_baselines(names)
+        controls = self.measured_baselines(names)
         if not controls:
             raise MissingEvidence("there are no predictions of any baseline on dev and test")
         name = "the mean of the test numbers" if self.is_of_numbers else "the best single class"
@@ -345,42 +336,24 @@ class TaskScores:
         share = (best.test - majority) / (1 - majority) if majority < 1 else 0.0
         return (best.name, best.test) if share >= ceiling else None
 
-    # --------------------------------------------------------------------------------------------------- words
+    # ------------------------------------------------------------------------------------------- names and ranges
 
     @property
-    def _names(self) -> dict[str, str]:
+    def control_names(self) -> dict[str, str]:
         """CONTROL_NAMES for the kind of labels."""
         return CONTROL_NAMES | NUMBER_CONTROL_NAMES if self.is_of_numbers else CONTROL_NAMES
 
     def _name_control(self, control: str) -> str | None:
         """The name of a control in a sentence: whether untrained encoders are a mean or single draws is said."""
         if control != "untrained":
-            return self._names.get(control)
+            return self.control_names.get(control)
         draws = self._count_seeds(control)
         return f"untrained encoder (mean of {draws} draws)" if draws >= DRAWS else "untrained encoder (as drawn)"
 
     @property
-    def _has_single_layer(self) -> bool:
+    def has_single_layer(self) -> bool:
+        """Whether readouts were read at one layer only."""
         return len({cell.layer for cell in self._select_cells("none")}) == 1
-
-    def name(self, cell: ChosenCell) -> str:
-        """A readout in a sentence: "[CLS] (layers 1, 4 to 6)", with the layers that dev cannot tell apart; the file
-        where its vectors have no name."""
-        name = READOUT_NAMES.get(cell.readout, cell.readout)
-        if cell.readout == UNNAMED:
-            name = f"the vector in {self.rows.model.iloc[0]}"
-            if self._has_single_layer:
-                return name
-        return f"{name} ({format_layers(self.tied_layers(cell))})"
-
-    def describe_score(self, cell: ChosenCell) -> str:
-        """ "gets 0.940 of the test texts right", or what it explains of numbers; with the range over the layers that
-        dev cannot tell apart."""
-        span = self.scores_over_layers(cell)
-        score = f"{cell.test:.3f}{'' if span is None else f' ({span[0]:.3f} to {span[1]:.3f} over these layers)'}"
-        if cell.metric == "accuracy":
-            return f"gets {score} of the test texts right"
-        return f"explains {score} of the variance of the test texts' numbers"
 
     def scores_over_layers(self, cell: ChosenCell) -> tuple[float, float] | None:
         """The smallest and the largest test score over the layers that dev cannot tell apart; None where it can, and of
@@ -403,34 +376,3 @@ class TaskScores:
         """The smallest and the largest difference from the baseline of a part over these layers."""
         span = self.scores_over_layers(cell)
         return span and (span[0] - (cell.test - part.effect), span[1] - (cell.test - part.effect))
-
-    def every_baseline(self, names: Sequence[str] = BASELINES) -> str:
-        """ "every baseline", or which of them were not measured on dev and test, under every seed."""
-        measured = self._measured_baselines(names)
-        missing = [self._names[name] for name in names if name not in measured]
-        return f"every baseline measured (without {', '.join(missing)})" if missing else "every baseline"
-
-    def warnings(self, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
-        """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
-        baseline solves."""
-        texts, warnings = self.texts, [*warn_of_few_texts(self.texts, self.task)]
-        for cell in cells:
-            if self.is_constant(cell):
-                what = "number" if self.is_of_numbers else "class"
-                warnings.append(f"On {self.task}, {self.name(cell)} predicts one {what} for all {texts:,} test texts.")
-        if surface and (solved := self.surface_ceiling()):
-            what = f"{solved[0]} alone gets {solved[1]:.3f}"
-            warnings.append(f"On {self.task}, {what}: there is hardly anything left that a vector could add.")
-        return tuple(warnings)
-
-
-def format_layers(layers: Sequence[int]) -> str:
-    """ "layer 5", or "layers 1, 4 to 6"."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][-1] + 1:
-            spans[-1].append(layer)
-        else:
-            spans.append([layer])
-    parts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans]
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(parts)}"
