@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -21,8 +23,9 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.tables import TUNED
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
 from clsprobe.analysis.geometry.measures import COLUMNS
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.study import Answer, Measured, Study
 from clsprobe.analysis.table import PREDICTIONS, concat_predictions
+from clsprobe.analysis.verdict import Verdict
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
 from clsprobe.geometry import Geometry
@@ -515,6 +518,21 @@ READ: dict[str, World] = {
         ),
     )
 }
+
+
+def answer_in_words(study: Study, measured: Measured) -> Answer:
+    """The answer of a study without exhibits and notes, which take most of the time."""
+    nothing = {"show": lambda self, measured, task: [], "note": lambda self, measured: []}
+    with patch.multiple(type(study), **nothing):
+        return study.answer(measured)
+
+
+@cache
+def judge(name: str) -> tuple[Measured, Verdict]:
+    """A draw of a world, and what its study says of it."""
+    world = (WORLDS | READ)[name]
+    measured = world.draw(np.random.default_rng(7))
+    return measured, answer_in_words(world.study, measured).verdict
 
 
 def count_outcomes(name: str, draws: int) -> Counter[str]:
