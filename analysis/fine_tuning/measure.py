@@ -88,8 +88,7 @@ def measure_fine_tuning(
     settings: `FineTuning`'s. folder: where finished trainings are saved, so that an interrupted run resumes with them.
     """
     encoder = load_encoder(described, device=settings.device)
-    for name in plan.readouts:
-        arrange_encoder(encoder, name)  # an encoder that lacks a readout is an error before anything is trained
+    plan, refusals = _choose_readouts(encoder, plan, is_default="readouts" not in settings.model_fields_set)
     max_length = _max_length(settings, encoder, plan.readouts)
     tasks = [prepare_task(settings, t, encoder, plan.readouts, plan.train_texts, max_length) for t in corpus.tasks]
     setup = Setup(plan, encoder, tasks, max_length, _precision(settings))
@@ -119,7 +118,26 @@ def measure_fine_tuning(
     if trajectories:
         tables["trajectory"] = pd.concat(trajectories, ignore_index=True)
     measured = _collect_measured(tables, corpus, tasks, encoder, setup.precision)
-    return replace(measured, notes=[*measured.notes, *(f"{what}." for what in failures)], failures=failures)
+    notes = [*refusals, *measured.notes, *(f"{what}." for what in failures)]
+    return replace(measured, notes=notes, failures=failures)
+
+
+def _choose_readouts(encoder: Encoder, plan: Plan, *, is_default: bool) -> tuple[Plan, list[str]]:
+    """The plan with the readouts that the encoder has, and notes on default ones whose tokens it cannot move.
+
+    Raises InputError for others: before anything is trained.
+    """
+    readouts, notes = [], []
+    for name in plan.readouts:
+        try:
+            arrange_encoder(encoder, name)
+        except InputError as error:
+            if not (is_default and "@" in name):
+                raise
+            notes.append(f"{name} is left out: {error.what}.")
+        else:
+            readouts.append(name)
+    return replace(plan, readouts=readouts), notes
 
 
 def measure_checkpoints(

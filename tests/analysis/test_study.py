@@ -226,8 +226,8 @@ def test_layers_that_dev_cannot_tell_apart_are_all_named():
 def test_few_test_texts_are_said_first():
     rows = predictions({("none", 3, name): (first(0.9, 40), first(0.9, 40)) for name in ("cls", "mean")})
     (warning,) = Poolings().judge(rows).warnings
-    assert warning == "Only 40 test texts on made: label: one text more or less right is 2.5 points."
-    assert warn_of_few_texts(1) == ("Only 1 test text: one text more or less right is 100.0 points.",)
+    assert warning == "Only 40 test texts on made: label: every figure may be far from what more texts would give."
+    assert warn_of_few_texts(1) == ("Only 1 test text: every figure may be far from what more texts would give.",)
 
 
 def test_vectors_of_a_file_are_called_by_its_name():

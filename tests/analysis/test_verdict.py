@@ -107,7 +107,7 @@ def unite(*effects: float, **more) -> Verdict:
     ("effects", "outcome", "start"),
     [
         ((0.05, 0.04, 0.05), "yes", "Yes, on all 3 tasks. A +0.05; b +0.04; c +0.05."),
-        ((-0.05, -0.04), "no", "No, on all 2 tasks. "),
+        ((-0.05, -0.04), "no", "No, on both tasks. "),
         ((0.05, -0.05, 0.0), "mixed", "Mixed: of 3 tasks yes on 1 (a: label), no on 1 (b: label), undecided on 1 (c: "),
         ((0.05, 0.05, 0.0), "undecided", "Undecided: of 3 tasks yes on 2 (a: label, b: label), undecided on 1 (c: lab"),
         ((0.021, -0.021, 0.0), "undecided", "Undecided: of 3 tasks yes on 1"),  # not after Holm over the tasks

@@ -26,6 +26,8 @@ from clsprobe.analysis.fine_tuning.tables import (
 )
 from clsprobe.analysis.study import Answer
 from clsprobe.fine_tuning import FineTuning
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.errors import InputError
 from clsprobe.trajectory import Trajectory
 
 
@@ -584,3 +586,15 @@ def test_without_arguments_it_is_quick():
     assert FineTuning(task="file:trec", quick=True, seeds=4).plan.seeds == [0, 1, 2, 3]
     lines = FineTuning().prepare()
     assert any("at least 16 trainings" in line for line in lines)
+
+
+def test_a_default_readout_that_the_encoder_cannot_move_is_left_out(tmp_path):
+    """BART takes no position ids: named, `cls@last` is an error; by default it is left out, and a note says so."""
+    encoder = load_encoder(models.save("bart", tmp_path / "MODEL"), device="cpu")
+    named = Plan(["cls", "mean", "cls@last"], [1e-4], [0], 32, 1, 0)
+    chosen, notes = measure._choose_readouts(encoder, named, is_default=True)
+    assert chosen.readouts == ["cls", "mean"]
+    (note,) = notes
+    assert note.startswith("cls@last is left out: the other tokens cannot keep their positions in ")
+    with pytest.raises(InputError, match="cannot keep their positions"):
+        measure._choose_readouts(encoder, named, is_default=False)

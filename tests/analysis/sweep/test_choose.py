@@ -215,8 +215,8 @@ def test_a_split_that_keeps_words_apart_has_no_selectivity():
     rows = with_control_task(labelled=lambda row: row % 3 == 0)
     results = results_of(rows).assign(n_train=lambda table: np.where(table.control == "none", 1000, 700))
     assert choose.why_no_selectivity(results) == (
-        "the split keeps words apart: 33% of the test texts hold exactly one word of the control task's list, and 70% "
-        "of the training texts"
+        "the words of train and test differ: 33% of the test texts hold exactly one word of the control task's list, "
+        "and 70% of the training texts"
     )
     assert choose.selectivity(results, rows).empty
     together = results.assign(n_train=lambda table: np.where(table.control == "none", 1000, 600))

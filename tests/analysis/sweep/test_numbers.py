@@ -369,7 +369,9 @@ def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(cls - bag)
     assert verdict.low < verdict.effect < verdict.high
-    assert f"3) explains {cls:.3f} of the variance of the test texts' numbers" in verdict.sentence
+    assert f"3) explains {cls:.3f}" in verdict.sentence
+    assert "of the variance of the test texts' numbers" in verdict.sentence
+    assert "points of R2" in verdict.sentence
     assert "the mean of the test numbers" in {part.name for part in verdict.comparisons}
 
 
