@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 from tables import measured
 
 from clsprobe.aggregate import Aggregate
@@ -72,7 +72,7 @@ def draw_predictions(
         on_dev, at_test = accuracy if isinstance(accuracy, tuple) else (accuracy, accuracy)
         latent = np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n)
         is_constant = control == "majority" or readout in constant
-        hits.append(is_first if is_constant else latent < norm.ppf(np.where(on_test, at_test, on_dev)))
+        hits.append(is_first if is_constant else latent < np.where(on_test, ndtri(at_test), ndtri(on_dev)))
     controls, layers, readouts = zip(*cells, strict=True)
     count = len(cells)
     frames = {
@@ -304,7 +304,7 @@ def _draw_correct(random: np.random.Generator, *accuracies: float, n: int = 400)
     """(text,) whether a probe is right, for every accuracy, on the same texts."""
     difficulty = random.normal(size=n)
     return [
-        np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n) < norm.ppf(accuracy)
+        np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n) < ndtri(accuracy)
         for accuracy in accuracies
     ]
 
