@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 
-import numpy as np
 import pandas as pd
 import pytest
 from derived import BEST_CLASS, BLIND, CONTROLS, NAMES
-from worlds import READ, WORLDS
+from worlds import READ, WORLDS, judge
 
-from clsprobe.analysis.study import Measured, short
-from clsprobe.analysis.verdict import Verdict
+from clsprobe.analysis.study import short
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = WORLDS | READ
@@ -60,20 +57,6 @@ TURNED = (  # words that turn a sentence round
     (r"depends (?:no more|as much) on (.+?) (?:as|than) in ", r"depends more on \1 than in "),
 )
 DIRECTION = r"\b(Yes|No|better|worse|more|less|inferior|easier|harder|late|early)\b"
-
-
-@pytest.fixture(autouse=True)
-def sentences_alone(monkeypatch):
-    """Exhibits and notes are not read here, and take most of the time."""
-    for world in ALL.values():
-        monkeypatch.setattr(type(world.study), "show", lambda self, measured, task: [])
-        monkeypatch.setattr(type(world.study), "note", lambda self, measured: [])
-
-
-@cache
-def judge(name: str) -> tuple[Measured, Verdict]:
-    measured = ALL[name].draw(np.random.default_rng(7))
-    return measured, ALL[name].study.answer(measured).verdict
 
 
 # ------------------------------------------------------------------------------------------------------- the reader

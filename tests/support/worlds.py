@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 from tables import measured
 
 from clsprobe.aggregate import Aggregate
@@ -21,8 +23,9 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.tables import TUNED
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
 from clsprobe.analysis.geometry.measures import COLUMNS
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.study import Answer, Measured, Study
 from clsprobe.analysis.table import PREDICTIONS, concat_predictions
+from clsprobe.analysis.verdict import Verdict
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
 from clsprobe.geometry import Geometry
@@ -69,7 +72,7 @@ def draw_predictions(
         on_dev, at_test = accuracy if isinstance(accuracy, tuple) else (accuracy, accuracy)
         latent = np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n)
         is_constant = control == "majority" or readout in constant
-        hits.append(is_first if is_constant else latent < norm.ppf(np.where(on_test, at_test, on_dev)))
+        hits.append(is_first if is_constant else latent < np.where(on_test, ndtri(at_test), ndtri(on_dev)))
     controls, layers, readouts = zip(*cells, strict=True)
     count = len(cells)
     frames = {
@@ -301,7 +304,7 @@ def _draw_correct(random: np.random.Generator, *accuracies: float, n: int = 400)
     """(text,) whether a probe is right, for every accuracy, on the same texts."""
     difficulty = random.normal(size=n)
     return [
-        np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n) < norm.ppf(accuracy)
+        np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n) < ndtri(accuracy)
         for accuracy in accuracies
     ]
 
@@ -515,6 +518,21 @@ READ: dict[str, World] = {
         ),
     )
 }
+
+
+def answer_in_words(study: Study, measured: Measured) -> Answer:
+    """The answer of a study without exhibits and notes, which take most of the time."""
+    nothing = {"show": lambda self, measured, task: [], "note": lambda self, measured: []}
+    with patch.multiple(type(study), **nothing):
+        return study.answer(measured)
+
+
+@cache
+def judge(name: str) -> tuple[Measured, Verdict]:
+    """A draw of a world, and what its study says of it."""
+    world = (WORLDS | READ)[name]
+    measured = world.draw(np.random.default_rng(7))
+    return measured, answer_in_words(world.study, measured).verdict
 
 
 def count_outcomes(name: str, draws: int) -> Counter[str]:
