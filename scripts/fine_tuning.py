@@ -205,11 +205,9 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         learned = tables.compare_with_best_class(scores, cells["cls"])
         if learned.p_yes < TAIL:
             return verdict
-        score = f"gets {cells['cls'].test:.3f} of the test texts right"
-        return verdict.left_out(
-            f"on {task}, [CLS] fine-tuned {score}, which is not clearly more than {learned.name} does "
-            f"({points(learned.effect, True)} points, {points(learned.low, True)} to {points(learned.high, True)})"
-        )
+        score = f"gets {cells['cls'].test:.3f} of the test texts right, not clearly more than {learned.name}"
+        more = f"({points(learned.effect, True)} points, {points(learned.low, True)} to {points(learned.high, True)})"
+        return verdict.left_out(f"on {task}, [CLS] fine-tuned {score} {more}")
 
     def _advise(self, parts: Mapping[str, Verdict]) -> str:
         """How many seeds would decide what is undecided: where trainings differ, more texts do not help."""
@@ -241,7 +239,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             notes += describe_rates(measured.rows("predictions", task), measured.rows("steps", task), where)
         seeds = measured.tables["steps"].seed.nunique()
         if seeds < 3:
-            few = "Only one seed" if seeds == 1 else "Only two seeds"
+            few = f"Only {counted(seeds, 'seed')}"
             notes.append(f"{few}: the intervals know little of what another seed would give; take three or more.")
         return notes
 

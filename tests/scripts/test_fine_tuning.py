@@ -155,7 +155,7 @@ def test_what_learned_nothing_is_no_measure_of_the_others():
     for score in (0.5, 0.9, 0.3):
         verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.5] * 3}, "sep": {1e-4: [score] * 3}}))
         assert verdict.label == "left out"
-        assert "[CLS] fine-tuned gets 0.500 of the test texts right, which is not clearly more" in verdict.sentence
+        assert "[CLS] fine-tuned gets 0.500 of the test texts right, not clearly more" in verdict.sentence
 
 
 # --------------------------------------------------------------------------------------------- tokens and positions

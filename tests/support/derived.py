@@ -594,8 +594,8 @@ def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     answer = judge(parts, say, brief=brief, warnings=table.warnings(*(cells[name] for name in ("cls", *names))))
     if learned.p_yes >= LEVEL:
         return answer.left_out(
-            f"on {table.task}, [CLS] fine-tuned gets {table.score(cells['cls']):.3f} of the test texts right, which is "
-            f"not clearly more than the best single class does ({signed(learned.effect.value)} points, "
+            f"on {table.task}, [CLS] fine-tuned gets {table.score(cells['cls']):.3f} of the test texts right, not "
+            f"clearly more than the best single class ({signed(learned.effect.value)} points, "
             f"{span(learned.effect.ends())})"
         )
     return replace(answer, seeds=count_seeds(parts)) if answer.word == "undecided" else answer
