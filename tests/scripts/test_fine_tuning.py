@@ -216,7 +216,7 @@ def test_the_exhibits_hold_the_numbers():
     cannot, edge, few = study.note(tables)
     assert "cannot show" in cannot
     assert edge.startswith("Dev chooses the only rate that was trained for cls (0.0001)")
-    assert "two seeds" in few
+    assert "Only 2 seeds" in few
 
 
 # ------------------------------------------------------------------------------------------------------------- rates
