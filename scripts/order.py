@@ -96,7 +96,7 @@ class Order(SweepStudy):
         if verdict.p_yes < TAIL <= p_kept:
             what = "no more than a baseline without order, but no other readout certainly keeps order there either"
             finding = f"on {task}, {name} {wording.describe_score(scores, cell)}, {what}"
-            sentence = f"Undecided: {finding}: nothing may be there to destroy."
+            sentence = f"Undecided: {finding}: there may be no order to destroy."
             verdict = replace(verdict, outcome="undecided", sentence=sentence)
         verdict = replace(verdict, p_yes=max(verdict.p_yes, p_kept))
         if 1 - scores.best_class_share <= self.margin:

@@ -553,7 +553,7 @@ def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     if answer.p[0] < LEVEL <= p_kept:
         what = "no more than a baseline without order, but no other readout certainly keeps order there either"
         finding = f"Undecided: on {table.task}, {table.name(cell)} {table.scored(cell)}, {what}"
-        answer = replace(answer, word="undecided", sentence=f"{finding}: nothing may be there to destroy.")
+        answer = replace(answer, word="undecided", sentence=f"{finding}: there may be no order to destroy.")
     answer = replace(answer, p=(max(answer.p[0], p_kept), *answer.p[1:]))
     if 1 - table.score(BEST_CLASS) <= MARGIN:
         return answer.left_out(f"on {table.task}, one class leaves fewer than 2 points to be gained")
