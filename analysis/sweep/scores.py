@@ -170,18 +170,17 @@ class TaskScores:
 
     @cached_property
     def _best_class(self) -> np.ndarray:
-        measured = self._arrays["test"][0][self._first_complete]
+        real = [index for cell, index in self._cells.items() if cell.control in ("none", *BASELINES)]
+        missing = np.isnan(self._arrays["test"][0][real]).all(0)  # (seed, text) without a label of the task itself
         if self.is_of_numbers:
-            return np.where(np.isnan(measured), np.nan, 0.0)  # the mean of test explains nothing
-        on_test = ((self.rows.split == "test") & self.rows.control.isin(["none", *BASELINES])).to_numpy()
-        _, first = np.unique(self.rows.row.to_numpy()[on_test], return_index=True)
-        labels = self.rows.label[on_test].iloc[first].astype(str).to_numpy()
-        names, counts = np.unique(labels, return_counts=True)
-        return np.where(np.isnan(measured), np.nan, labels == names[counts.argmax()])
-
-    @property
-    def _first_complete(self) -> int:
-        return int((~np.isnan(self._arrays["test"][0])).sum((1, 2)).argmax())
+            return np.where(missing, np.nan, 0.0)  # the mean of test explains nothing
+        on_test = (self.rows.split == "test").to_numpy()
+        texts, row = np.unique(self.rows.row.to_numpy()[on_test]), self.rows.row.to_numpy()
+        on_test = on_test & self.rows.control.isin(["none", *BASELINES]).to_numpy()
+        labels = np.full(len(texts), "", object)
+        labels[np.searchsorted(texts, row[on_test])] = self.rows.label[on_test].astype(str).to_numpy()
+        names, counts = np.unique(labels[~missing.all(0)].astype(str), return_counts=True)
+        return np.where(missing, np.nan, labels == names[counts.argmax()])
 
     @property
     def texts(self) -> int:

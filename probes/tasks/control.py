@@ -70,8 +70,11 @@ def word_type(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) 
 
 def word_type_texts(texts: Sequence[str], y: np.ndarray, side: np.ndarray, seed: int) -> np.ndarray:
     """The labels y (text,) of the texts that `word_type` labels; no label for the others, and for a class that none of
-    these texts in train has."""
-    labelled = has_label(word_type(texts, y, side, seed))
+    these texts in train has. None at all where that control task has one label only, and is no task."""
+    drawn = word_type(texts, y, side, seed)
+    labelled = has_label(drawn)
+    if len(np.unique(drawn[labelled & (side == "train")])) < 2:
+        labelled[:] = False
     if y.dtype.kind != "f":
         labelled &= np.isin(y, y[labelled & (side == "train")])
     return np.where(labelled, y, np.array(_missing(y), y.dtype))

@@ -344,7 +344,7 @@ def test_a_run_reads_pooled_beside_the_others(tmp_path, capsys):
     results = pd.read_parquet(tmp_path / "out" / "results.parquet")
     assert set(results[results.readout == "pooled"].layer) == {2}
     differences = pd.read_parquet(tmp_path / "out" / "answers" / "poolings.00.parquet")
-    assert differences.name.str.startswith("pooled at").sum() == 1
+    assert differences.name.str.startswith("pooled (layer").sum() == 1
     (tmp_path / "model" / "modules.json").unlink()
     assert call(*command, "--out", tmp_path / "other") == 2
     assert "no modules.json" in capsys.readouterr().err
