@@ -82,7 +82,7 @@ class Aggregate(SweepStudy):
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """[CLS] of every layer against the best baseline and against mean, and the curves."""
+        """[CLS] of every layer against the closest baseline and against mean, and the curves."""
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
         scores = self.read_scores(measured.rows("predictions", task))

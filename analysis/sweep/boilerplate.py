@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,13 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.sources.tables import quote
 from clsprobe.analysis.study import counted, short
-from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.analysis.sweep.scores import ChosenCell
 from clsprobe.probes.errors import printable
 from clsprobe.probes.tasks.duplicates import normalise
 from clsprobe.probes.tasks.task import readable
+
+if TYPE_CHECKING:
+    from clsprobe.analysis.sweep.grid import SplitTask
 
 BOILERPLATE = ("task", "row", "phrase", "label", "texts", "of_label")  # columns of the table
 WORDS = 5  # words and punctuation marks of a phrase

@@ -336,11 +336,15 @@ def test_drawing_a_table_without_a_plot_is_an_error():
         Exhibit("numbers", pd.DataFrame({"a": np.arange(3)})).draw()
 
 
-def test_judging_needs_no_torch():
+def test_answering_needs_no_torch():
     code = (
         "import sys\nsys.path.insert(0, 'tests/support')\nfrom tables import *\n"
-        "from clsprobe.poolings import Poolings\n"
-        "t = predictions({('none', 3, r): (first(s), first(s)) for r, s in (('cls', .9), ('mean', .8))})\n"
-        "Poolings().judge(t); sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+        "from clsprobe.poolings import Poolings\nfrom clsprobe.run import Run\n"
+        "cells = {('none', 3, r): (first(s), first(s)) for r, s in (('cls', .9), ('mean', .8))}\n"
+        "t = predictions(cells | {('majority', -1, 'none'): (first(.5), first(.5))})\n"
+        "b = pd.DataFrame(columns=['task', 'row', 'phrase', 'label', 'texts', 'of_label'])\n"
+        "Poolings().answer(measured(predictions=t))\nRun().judge(t)\n"
+        "Run().note(measured(predictions=t, boilerplate=b))\n"
+        "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
