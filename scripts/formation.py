@@ -6,8 +6,9 @@
 2. Knockout decides: the attention of [CLS] to all other tokens is cut in every window of lower layers, other edges in
    every single layer, and the probe predicts the same test texts. The mean over tokens shows what the same cuts do to a
    readout that does not depend on [CLS].
-3. Erasure shows where the property is *held*: LEACE removes it from [CLS], or from the words, at one layer, and the
-   forward pass continues. Random directions of the same variance are the control.
+3. Erasure removes the property from [CLS], or from the words, at one layer, as far as a linear probe can read it
+   (LEACE), and the forward pass continues. Probes that are trained again show what is left there and at the end;
+   random directions of the same variance are the control.
 4. Attention and attribution are exhibits, with their agreement with the knockout over the layers.
 
 The answer compares the two halves of the layers below the probe: in which of them does cutting off [CLS] cost more?
@@ -69,7 +70,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens"
+        "results", "predictions", "knockout", "erasure", "leakage", "reliability", "profiles", "agreement", "tokens"
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -183,7 +184,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
         return [
             *exhibits.knockout_exhibits(measured.rows("knockout", task), self.margin),
-            *exhibits.erasure_exhibits(measured.rows("erasure", task), measured.rows("leakage", task), self.margin),
+            *exhibits.erasure_exhibits(*(measured.rows(name, task) for name in ("erasure", "leakage", "reliability"))),
             *exhibits.explanation_exhibits(
                 *(measured.rows(name, task) for name in ("profiles", "agreement", "tokens"))
             ),

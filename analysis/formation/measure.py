@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from clsprobe.analysis.encoding import encode_inputs
 from clsprobe.analysis.formation import attribution, erasure, knockout
 from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
+from clsprobe.analysis.formation.reliability import label_properties
+from clsprobe.analysis.sources import load_pairs
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
@@ -30,6 +32,7 @@ from clsprobe.probes.extraction.states import States
 from clsprobe.probes.interventions.changes import check_changes
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.registry import find_probe
+from clsprobe.probes.tasks.task import Task
 
 log = logging.getLogger("clsprobe")
 
@@ -39,7 +42,7 @@ STRIPS = 8  # of these texts, those shown word by word
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, erasure, leakage (every seed); profiles, agreement, tokens (the first seed).
+    """The tables of a sweep; knockout, erasure, leakage, reliability (every seed); profiles, agreement, tokens (the first seed).
 
     settings: those of a sweep. Raises InputError for an encoder whose forward pass cannot be changed.
     """
@@ -58,10 +61,12 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
             continue  # every cell is among the failures
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
         of_task: dict[str, list[pd.DataFrame]] = {}
+        other_labels = _find_other_labels(settings.task, task, inputs.tasks)
         try:
             for seed in settings.every_seed:
                 split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
                 tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
+                tables |= _erase(encoder, split, states, settings.probes[0], cells[0], other_labels, seed)
                 if seed == settings.seed:
                     explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
                     tables |= explained
@@ -87,15 +92,40 @@ def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
 def _intervene(
     encoder: Encoder, split: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables knockout, erasure and leakage of one task and seed."""
+    """The table knockout of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
     cuts = knockout.list_windows([EVERYTHING], layer)
     cuts += [knockout.Window(edges, block, block) for edges in OTHERS for block in range(1, layer + 1)]
-    places = [erasure.Place("cls", block) for block in range(1, layer)]
-    places += [erasure.Place("content", block) for block in range(layer)]
-    predictions = knockout.predict_cut(encoder, split, states, probe, cells, cuts, seed=seed)
-    erased, leakage = erasure.predict_erased(encoder, split, states, probe, cells[0], places, seed=seed)
-    return {"knockout": predictions, "erasure": erased, "leakage": leakage}
+    return {"knockout": knockout.predict_cut(encoder, split, states, probe, cells, cuts, seed=seed)}
+
+
+def _erase(
+    encoder: Encoder,
+    split: SplitTask,
+    states: States,
+    probe_name: str,
+    cell: Cell,
+    other_labels: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Tables erasure, leakage and reliability of one task and seed."""
+    places = [erasure.Place("cls", layer) for layer in range(1, cell[0])]
+    places += [erasure.Place("content", layer) for layer in range(cell[0])]
+    properties = label_properties(split, other_labels)
+    return erasure.measure_erasure(encoder, split, states, find_probe(probe_name), cell, places, properties, seed=seed)
+
+
+def _find_other_labels(specs: Sequence[str], task: Task, tasks: Sequence[Task]) -> dict[str, Mapping[str, str]]:
+    """Other property -> text -> label: those that the source of a task knows, and the other tasks of the run."""
+    others: dict[str, Mapping[str, str]] = {
+        other.name: dict(zip(other.texts, other.y.astype(str).tolist(), strict=True))
+        for other in tasks
+        if other != task
+    }
+    for spec in specs:
+        if pairs := load_pairs(spec).get(task.name):
+            others |= pairs.other_labels
+    return others
 
 
 def _explain(
