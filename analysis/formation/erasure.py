@@ -9,9 +9,9 @@
 4. Erasers are fitted on one half of train, and probes on the other (`reliability.halve_train`): on the eraser's own
    texts nothing linear is left by construction, on others its errors are. The *leakage* is the test accuracy of a
    linear and of an MLP probe trained on erased vectors.
-5. The hidden states, without what LEACE or the first control removes, enter the next block. At the end both probes are trained again, on the vectors of a network
-   in which the property was erased, and read what is left there. The *fixed* probe, trained on intact vectors, is read
-   as well: its loss is the shift of the vectors, erased or not.
+5. The hidden states without what LEACE, or the first control, removes enter the next block. At the end both probes are
+   trained again, on the vectors of a network in which the property was erased, and read what is left there. The *fixed*
+   probe, trained on intact vectors, is read as well: its loss is the shift of the vectors, whatever they hold.
 6. `analysis.formation.reliability` says how complete and how selective every erasure was, in both places.
 """
 
@@ -363,9 +363,9 @@ def _measure_reliability(
 def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
     """The accuracy of every probe after every erasure, and its change from no erasure and from random directions.
 
-    Columns task, probe, kind, tokens, layer, value; effect, low, high: minus the accuracy of the same probe without erasure;
-    beyond, beyond low, beyond high: minus that of random directions of the same variance. 95 % intervals, paired over
-    test texts.
+    Columns task, probe, kind, tokens, layer, value; effect, low, high: minus the accuracy of the same probe without
+    erasure; beyond, beyond low, beyond high: minus that of random directions of the same variance. 95 % intervals,
+    paired over test texts.
     """
     table = []
     for (task, probe), rows in predictions.groupby(["task", "probe"], sort=False):

@@ -96,10 +96,10 @@ def erasure_exhibits(erased: pd.DataFrame, leakage: pd.DataFrame, reliability: p
         Exhibit(
             "What is left of the property where LEACE erased it, from [CLS] or from the words of one layer: test "
             "accuracy of a linear and of an MLP probe, each trained on the erased vectors, and of the same probes on "
-            "intact ones; with 95 % intervals. LEACE removes what a linear "
-            "probe can read, and no more: what the MLP reads beyond the linear probe was never erased. The erasers are fitted on "
-            "one half of train and the probes trained on the other; on an eraser's own texts nothing linear is left "
-            "by construction, on others its errors are. A probe shows the least that is left: another may read more.",
+            "intact ones; with 95 % intervals. LEACE removes what a linear probe can read, and no more: what the MLP "
+            "reads beyond the linear probe was never erased. The erasers are fitted on one half of train and the "
+            "probes trained on the other; on an eraser's own texts nothing linear is left by construction, on others "
+            "its errors are. A probe shows the least that is left: another may read more.",
             drawn.assign(readout=names)[["readout", "layer", "value", "low", "high"]],
             "curves",
             {"metric": "accuracy", "baselines": {"most frequent class": majority}},
