@@ -42,7 +42,9 @@ STRIPS = 8  # of these texts, those shown word by word
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, erasure, leakage, reliability (every seed); profiles, agreement, tokens (the first seed).
+    """The tables of a sweep; knockout, erasure, leakage, reliability (of every seed); profiles, agreement, tokens.
+
+    The last three are those of the first seed.
 
     settings: those of a sweep. Raises InputError for an encoder whose forward pass cannot be changed.
     """
@@ -120,7 +122,7 @@ def _find_other_labels(specs: Sequence[str], task: Task, tasks: Sequence[Task]) 
     others: dict[str, Mapping[str, str]] = {
         other.name: dict(zip(other.texts, other.y.astype(str).tolist(), strict=True))
         for other in tasks
-        if other != task
+        if other is not task
     }
     for spec in specs:
         if pairs := load_pairs(spec).get(task.name):
