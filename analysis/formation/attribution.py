@@ -3,7 +3,7 @@
 1. A `Target` is the number F that is explained: a readout of a layer, times a direction. `compute_direction` takes the
    direction from a linear probe.
 2. `attribute` measures the contribution of every token's embedding to F, against a baseline of the same length in which
-   all content tokens are mask tokens and special tokens stay.
+   one embedding stands for all content tokens (`BASELINES`) and special tokens stay.
        integrated_gradients  the mean gradient on the line from the baseline (Sundararajan, Taly & Yan 2017), by
                              Gauss-Legendre quadrature as in captum
        input_x_gradient      the gradient at the text only: first order, one pass (Shrikumar et al. 2016)
@@ -14,7 +14,8 @@
    is False for texts that stay above it.
 4. `measure_infidelity` (Yeh et al. 2019) tests whether the scores predict the effect of removing several tokens,
    `compare_randomised` (Adebayo et al. 2018) whether an encoder with random weights has the same scores.
-   `measure_agreement` is the rank correlation of two tables of scores, text by text.
+   `measure_agreement` is the rank correlation of two tables of scores, text by text. `compare_with_twins` sets the
+   scores of the words that a minimal pair changes against the change of F.
 
 A hook on the embedding table replaces word embeddings; position and segment embeddings stay. Texts and steps share
 batches, and layers above the target's are not run.
@@ -31,8 +32,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from tqdm import tqdm
 
+from clsprobe.analysis.verdict import TAIL
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = ("integrated_gradients", "input_x_gradient", "feature_ablation")
+BASELINES = ("mask", "padding", "zero", "mean")  # the embedding of a token, no embedding, the mean of all of them
 STEPS, MOST = 32, 512
 TOLERANCE = 0.01  # of the change of F, above which scores are incomplete
+FEWEST = 5  # clusters below which there is no interval
 ROUNDING = 1e-6  # of the size of F's terms: the float32 error of a sum that should be 0
 
 Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 1 the text's own token, 0 the baseline's
@@ -56,9 +61,10 @@ Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 
 class Target:
     """A number F for every text: the readout of a layer, times a direction.
 
-    direction: (width,), or (text, width) with one for every text, such as that of its label. Texts are truncated to
-    `max_length` tokens, by default the encoder's limit. Raises InputError for a layer or a readout that the encoder
-    lacks, for a direction of another width, and for an encoder without a table of token embeddings.
+    direction: (width,), or (text, width) with one for every text, such as that of its label. baseline: what stands for
+    the content tokens in the baseline, one of `BASELINES`. Texts are truncated to `max_length` tokens, by default the
+    encoder's limit. Raises InputError for a layer, a readout or a baseline that there is not, for a direction of
+    another width, and for an encoder without a table of token embeddings.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Target:
         *,
         layer: int,
         readout: str | Readout = "cls",
+        baseline: str = BASELINES[0],
         max_length: int | None = None,
     ) -> None:
         self.encoder, self.layer = encoder, layer
@@ -82,7 +89,8 @@ class Target:
             what = f"has {self.direction.shape[-1]} numbers, {self.readout.name} at layer {layer} has {width}"
             raise InputError("the direction", what, "Take it from a probe of that cell")
         self._table = _embedding_table(encoder)
-        self._baseline = _find_baseline(encoder, self._table)
+        self.baseline = baseline
+        self._baseline = _embed_baseline(encoder, self._table, baseline)
         self._running = threading.local()  # the batch of a thread, and the sums read from it
 
     def rows(self, texts: Sequence[str]) -> Rows:
@@ -195,13 +203,20 @@ def _embedding_table(encoder: Encoder) -> Any:
     return table
 
 
-def _find_baseline(encoder: Encoder, table: Any) -> Tensor:
-    """(dim,) the embedding of the baseline token: the mask token, else padding, else unknown."""
-    candidates = (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "unk"))
-    for token_id in candidates:
+@torch.no_grad()
+def _embed_baseline(encoder: Encoder, table: Any, baseline: str) -> Tensor:
+    """(dim,) the embedding of a baseline. Without a mask token, padding is taken, else the unknown token, else zero."""
+    if baseline not in BASELINES:
+        raise unknown("baseline", "name", baseline, BASELINES)
+    if baseline == "mean":
+        ids = torch.arange(len(table.weight), device=encoder.device)
+        total = torch.stack([table(part[None])[0].double().sum(0) for part in ids.split(8192)]).sum(0)
+        return (total / len(ids)).to(table.weight.dtype)
+    tokens = {"mask": ("mask", "pad", "unk"), "padding": ("pad", "unk"), "zero": ()}[baseline]
+    for token_id in (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in tokens):
         if token_id is not None:
-            with torch.no_grad():
-                return table(torch.tensor([[token_id]], device=encoder.device))[0, 0]
+            embedding: Tensor = table(torch.tensor([[token_id]], device=encoder.device))[0, 0]
+            return embedding
     return torch.zeros_like(table.weight[0])
 
 
@@ -212,24 +227,27 @@ def _repeat_rows(batch: Batch, row_indices: Tensor) -> Batch:
 
 
 def compute_direction(
-    probe: LogisticProbe | RidgeProbe, label: Any = None, *, cell: int = 0, label_set: int = 0
+    probe: LogisticProbe | RidgeProbe, label: Any = None, *, against: Any = None, cell: int = 0, label_set: int = 0
 ) -> np.ndarray:
     """(dim,) the gradient of a fitted linear probe at a cell, in the units of the vectors before standardisation.
 
-    For a classifier: of the log odds of `label` (by default the last class) against the mean of the other classes. For
-    a regressor: of its prediction. label: one of its `classes_`, or a code if it was fitted on codes. cell, label_set:
-    indices into those it was fitted on. Raises ValueError for an unknown label, or one without training texts.
+    For a classifier: of the log odds of `label` (by default the last class) against the label `against`, by default the
+    mean of the other classes. For a regressor: of its prediction. label, against: of its `classes_`, or codes if it was
+    fitted on codes. cell, label_set: indices into those it was fitted on. Raises ValueError for an unknown label, or one
+    without training texts.
     """
     coef = np.asarray(probe.coef_[cell, label_set], np.float64) / probe.scale_[cell]
     if isinstance(probe, RidgeProbe):
         return coef
     labels = getattr(probe, "classes_", np.arange(len(coef))).tolist()
     seen = np.isfinite(coef).all(-1)
-    chosen = len(labels) - 1 if label is None else labels.index(label) if label in labels else -1
-    if chosen < 0 or not seen[chosen]:
-        raise ValueError(f"{label!r} is no class of this probe: {[k for k, s in zip(labels, seen, strict=True) if s]}")
-    seen[chosen] = False
-    return coef[chosen] - coef[seen].mean(0)
+    trained = [name for name, is_seen in zip(labels, seen, strict=True) if is_seen]
+    label = labels[-1] if label is None else label
+    for name in (label, against):
+        if name is not None and name not in trained:
+            raise ValueError(f"{name!r} is no class of this probe: {trained}")
+    others = [name for name in trained if name != label] if against is None else [against]
+    return coef[labels.index(label)] - coef[[labels.index(name) for name in others]].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
@@ -391,7 +409,9 @@ def compare_randomised(target: Target, texts: Sequence[str], table: pd.DataFrame
         encoder.description, device=encoder.device.type, dtype=str(encoder.dtype).removeprefix("torch."), untrained=seed
     )
     layer, readout, limit = target.layer, target.readout, target.max_length
-    random_target = Target(untrained, target.direction, layer=layer, readout=readout, max_length=limit)
+    random_target = Target(
+        untrained, target.direction, layer=layer, readout=readout, baseline=target.baseline, max_length=limit
+    )
     method = table["method"].iloc[0] if len(table) else METHODS[0]
     return measure_agreement(table, attribute(random_target, texts, method))
 
@@ -411,6 +431,63 @@ def measure_agreement(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         ranks = merged[["score_one", "score_other"]].pipe(transform).groupby(merged["text"]).rank()
         columns[name] = _correlate(ranks, merged["text"].to_numpy(), columns["text"])
     return pd.DataFrame(columns)
+
+
+def compare_with_twins(
+    target: Target, pairs: Sequence[tuple[str, str]], differing: Sequence[np.ndarray], method: str = METHODS[0]
+) -> pd.DataFrame:
+    """What the scores give to the words that differ between the texts of a minimal pair, and by how much F changes.
+
+    pairs: of equal token count, and so with one baseline. differing: for every pair, the indices of the tokens that
+    differ. The target has one direction for all texts. Columns pair; change, F of the second text less F of the first;
+    scores, those of the differing tokens of the second text less those of the first; complete, of both texts. Complete
+    scores of *all* tokens add up to the change; how much of it those of the differing tokens make up is the finding.
+    """
+    table = attribute(target, [text for pair in pairs for text in pair], method)
+    changed = pd.MultiIndex.from_tuples(
+        [(2 * i + side, token) for i, tokens in enumerate(differing) for side in (0, 1) for token in tokens]
+    )
+    is_changed = pd.MultiIndex.from_frame(table[["text", "token_index"]]).isin(changed)
+    by_text = table.assign(score=table.score.where(is_changed, 0.0)).groupby("text")
+    texts = by_text.agg(score=("score", "sum"), value=("value", "first"), complete=("complete", "all"))
+    first, second = texts.iloc[::2].reset_index(drop=True), texts.iloc[1::2].reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "pair": np.arange(len(pairs)),
+            "change": second["value"] - first["value"],
+            "scores": second["score"] - first["score"],
+            "complete": first["complete"] & second["complete"],
+        }
+    )
+
+
+def summarise_twins(table: pd.DataFrame, clusters: Sequence[str]) -> pd.DataFrame:
+    """How far the scores of the differing words agree with the change of F, with 95 % intervals over clusters.
+
+    table: of `compare_with_twins`. clusters: (pair,), such as the lemma of the word that differs. Rows correlation (of
+    Pearson), slope (of the change on the scores, least squares with an intercept) and share (the mean of the scores as
+    a share of the mean change); columns value, low, high: a delete-one jackknife over clusters with a t of clusters - 1
+    degrees of freedom, NaN for fewer than five clusters or where a number is not defined.
+    """
+    scores, change = table["scores"].to_numpy(np.float64), table["change"].to_numpy(np.float64)
+
+    def measure(rows: np.ndarray) -> np.ndarray:
+        x, y = scores[rows], change[rows]
+        if len(x) < 2:
+            return np.full(3, np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            (var_x, cov), (_, var_y) = np.cov(x, y)
+            return np.array([cov / np.sqrt(var_x * var_y), cov / var_x, x.mean() / y.mean()])
+
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    value = measure(np.ones(len(scores), bool))
+    half = np.full(3, np.nan)
+    if (count := len(names)) >= FEWEST:
+        without = np.stack([measure(cluster != number) for number in range(count)])
+        half = stats.t.isf(TAIL, count - 1) * np.sqrt((count - 1) / count * ((without - value) ** 2).sum(0))
+    low, high = value - half, value + half
+    low[0], high[0] = np.maximum(low[0], -1), np.minimum(high[0], 1)
+    return pd.DataFrame({"measure": ["correlation", "slope", "share"], "value": value, "low": low, "high": high})
 
 
 def _correlate(ranks: pd.DataFrame, text_of: np.ndarray, texts: np.ndarray) -> np.ndarray:

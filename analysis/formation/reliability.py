@@ -73,7 +73,7 @@ class IndependentProbe:
     priors: dict[str, np.ndarray]
 
     def probabilities(self, X: np.ndarray) -> dict[str, np.ndarray]:
-        """property -> (cell, text, class) of vectors (cell, text, dim). A probe of one cell reads any number of cells."""
+        """property -> (cell, text, class) of vectors (cell, text, dim); a probe of one cell reads any number."""
         log_proba = self.mlp.log_proba_cells(np.asarray(X, np.float32))
         return {
             name: np.exp(log_proba[:, label_set, :, : len(prior)])
