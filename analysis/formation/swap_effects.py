@@ -1,0 +1,111 @@
+"""What swaps between minimal pairs show, from their table alone. Imports no torch.
+
+1. A text's log-odds towards its twin's label rise by some amount if the whole text is exchanged for its twin. The
+   *effect* of a swap is the share of this rise that the swap brings: a ratio of two means over texts.
+2. `compute_effects` gives the effect of every swap at every layer, `compute_rises` its rise from layer to layer.
+3. Sentences with one lemma resemble each other: intervals are those of a delete-one jackknife over lemmas, with a t of
+   lemmas - 1 degrees of freedom (the CV3 of MacKinnon, Nielsen & Webb 2023, doi 10.1002/jae.2990).
+
+Over both texts of a pair, the effect of swapping [CLS] and that of swapping all other tokens add up to 1: the [CLS] of
+one text with the other tokens of its twin is the first swap in the twin and the second in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from clsprobe.analysis.verdict import TAIL
+
+INTACT, WHOLE = "none", "whole text"
+CLS, OTHERS, SAME_LABEL = SWAPPED = "[CLS]", "all other tokens", "[CLS], same label"
+SWAPS = ("task", "layer", "swap", "read at", "seed", "pair", "lemma", "label", "twin_label", "log_odds")
+FEWEST = 5  # lemmas below which there is no interval
+
+
+@dataclass(frozen=True, eq=False)
+class Ratios:
+    """Ratios of sums over clusters. numerators: (cluster, ratio). denominators: (cluster,)."""
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+    def estimate(self, weights: np.ndarray | None = None, tail: float = TAIL) -> dict[str, np.ndarray]:
+        """value, low, high (combination,) of linear combinations of the ratios, by default of each alone.
+
+        weights: (ratio, combination). low and high are NaN for fewer than `FEWEST` clusters.
+        """
+        weights = np.eye(self.numerators.shape[1]) if weights is None else weights
+        count, total, whole = len(self.denominators), self.numerators.sum(0), self.denominators.sum()
+        value = total / whole @ weights
+        if count < FEWEST:
+            return {"value": value, "low": np.full_like(value, np.nan), "high": np.full_like(value, np.nan)}
+        without = (total - self.numerators) / (whole - self.denominators)[:, None] @ weights
+        half = t.isf(tail, count - 1) * np.sqrt((count - 1) / count * ((without - value) ** 2).sum(0))
+        return {"value": value, "low": value - half, "high": value + half}
+
+
+def compute_effects(swaps: pd.DataFrame) -> pd.DataFrame:
+    """The effect of every swap at every layer, with its 95 % interval over lemmas.
+
+    swaps: columns `SWAPS`, rows of one task. Columns swap, layer, texts ("all", then those of either label), value,
+    low, high.
+    """
+    tables = []
+    for swap in SWAPPED:
+        for texts, rows in _split_labels(swaps):
+            changes = _sum_changes(rows, swap)
+            table = pd.DataFrame({"swap": swap, "layer": changes.columns, "texts": texts})
+            tables.append(table.assign(**Ratios(changes.to_numpy(), _sum_changes(rows).to_numpy()[:, 0]).estimate()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def compute_rises(swaps: pd.DataFrame) -> pd.DataFrame:
+    """By how much the effect of swapping [CLS] rises in every block.
+
+    swaps: columns `SWAPS`, rows of one task. Columns block, value, low, high: 95 % intervals over lemmas, simultaneous
+    over the blocks (Bonferroni); largest: False where the rise is certainly smaller than that of some other block.
+    """
+    changes = _sum_changes(swaps, CLS)
+    ratios = Ratios(changes.to_numpy(), _sum_changes(swaps).to_numpy()[:, 0])
+    blocks = changes.columns[1:].to_numpy()
+    steps = np.diff(np.eye(len(blocks) + 1), axis=0).T  # (layer, block): 1 at the block's own layer, -1 below it
+    table = pd.DataFrame({"block": blocks, **ratios.estimate(steps, TAIL / len(blocks))})
+    first = steps[:, [int(table.value.argmax())]]
+    lead = ratios.estimate(first - steps, TAIL / max(len(blocks) - 1, 1))
+    return table.assign(largest=~(lead["low"] > 0))
+
+
+def measure_change(swaps: pd.DataFrame) -> dict[str, float]:
+    """value, low, high of the mean change of the log-odds between a text and its twin, with a 95 % interval.
+
+    swaps: columns `SWAPS`, rows of one task.
+    """
+    intact = swaps[swaps.swap == INTACT]
+    counts = pd.Series(name_clusters(intact.lemma, intact.pair)).value_counts().sort_index()
+    estimate = Ratios(_sum_changes(swaps).to_numpy(), counts.to_numpy(float)).estimate()
+    return {name: float(number[0]) for name, number in estimate.items()}
+
+
+def name_clusters(lemmas: Sequence[str], pairs: Iterable[int] | None = None) -> list[str]:
+    """The lemma of every row, or its pair where no single word carries the label. pairs: by default one per row."""
+    return [lemma or f"pair {i}" for lemma, i in zip(lemmas, range(len(lemmas)) if pairs is None else pairs, strict=True)]
+
+
+def _split_labels(swaps: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield "all", swaps
+    for label in sorted(swaps.label.unique()):
+        yield str(label), swaps[swaps.label == label]
+
+
+def _sum_changes(swaps: pd.DataFrame, swap: str = WHOLE) -> pd.DataFrame:
+    """(cluster, layer) the change of the log-odds by a swap, summed over the texts of a lemma."""
+    texts = ["pair", "label"]
+    intact = swaps[swaps.swap == INTACT].set_index(texts)
+    log_odds = swaps[swaps.swap == swap].set_index([*texts, "layer"]).log_odds.unstack("layer")
+    changes = log_odds.reindex(intact.index).sub(intact.log_odds, axis=0)
+    return changes.groupby(name_clusters(intact.lemma, intact.index.get_level_values("pair"))).sum()
