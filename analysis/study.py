@@ -312,7 +312,7 @@ class Study(BaseModel, ABC):
     statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
     rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
     aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
-    judged: ClassVar[str] = "predictions"  # the table whose rows `judge` reads
+    judged: ClassVar[str] = "predictions"  # the table that holds rows of every task which `judge` can judge
     tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
 
     @abstractmethod
@@ -320,8 +320,8 @@ class Study(BaseModel, ABC):
         """The only slow step. folder: where work may be saved that a resumed run should not repeat."""
 
     @abstractmethod
-    def judge(self, rows: pd.DataFrame) -> Verdict:
-        """The verdict of one task from its rows in the table `judged`. Pure."""
+    def judge(self, measured: Measured, task: str) -> Verdict:
+        """The verdict of one task, which has rows in the table `judged`. Pure."""
 
     @abstractmethod
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
@@ -422,7 +422,8 @@ class Study(BaseModel, ABC):
         )
 
     def _judge_task(self, measured: Measured, task: str) -> Verdict:
-        verdict = self.judge(self._judged_rows(measured, task))
+        self._check_judged(measured, task)
+        verdict = self.judge(measured, task)
         solvers = [name for name in measured.facts.get("solved", {}).get(task, ()) if name in self.rivals]
         if not solvers:
             return verdict
@@ -448,14 +449,13 @@ class Study(BaseModel, ABC):
         return " ".join(sentences)
 
     def _show_task(self, measured: Measured, task: str) -> list[Exhibit]:
-        self._judged_rows(measured, task)
+        self._check_judged(measured, task)
         return self.show(measured, task)
 
-    def _judged_rows(self, measured: Measured, task: str) -> pd.DataFrame:
-        rows = measured.rows(self.judged, task)
-        if rows.empty:
+    def _check_judged(self, measured: Measured, task: str) -> None:
+        """Raise MissingEvidence for a task without rows in the table `judged`."""
+        if measured.rows(self.judged, task).empty:
             raise MissingEvidence(f"nothing of it is in the table {self.judged}")
-        return rows
 
     def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
         """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""

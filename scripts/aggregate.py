@@ -45,11 +45,11 @@ class Aggregate(SweepStudy):
         """[CLS], and mean: an aggregate by construction."""
         return {"cls", "mean"} <= set(readouts)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """[CLS] minus every baseline, and minus the mean within the margin."""
         from clsprobe.analysis.sweep import wording
 
-        scores = self.read_scores(rows)
+        scores = self.read_scores(measured, task)
         cls, mean, task = scores.choose("cls"), scores.choose("mean"), scores.task
         name, parts = wording.name_cell(scores, cls), scores.compare_with_baselines(cls)
         one_class = wording.describe_constant(scores, cls)
@@ -85,7 +85,7 @@ class Aggregate(SweepStudy):
         """[CLS] of every layer against the closest baseline and against mean, and the curves."""
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
-        scores = self.read_scores(measured.rows("predictions", task))
+        scores = self.read_scores(measured, task)
         cls = scores.choose("cls")
         by_layer = differences_exhibit(
             f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the baseline which it "

@@ -32,8 +32,6 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from clsprobe.analysis.folder import RunFolder
 
 READOUTS = (
@@ -168,13 +166,13 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         assert description is not None
         return measure.measure_fine_tuning(self, self.plan, corpus, description, folder)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """Every other single token minus [CLS], within the margin. Left out where [CLS] is not clearly better than the
         best single class: then nothing was learned that another position could lack."""
         from clsprobe.analysis.fine_tuning import tables
         from clsprobe.analysis.sweep import wording
 
-        scores = tables.score_tuned(rows)
+        scores = tables.score_tuned(measured.rows(self.judged, task))
         cells = tables.choose_cells(scores)
         parts = tables.make_parts(scores, cells, self.margin)
         names = tables.positions(parts)

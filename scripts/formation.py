@@ -40,8 +40,6 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from clsprobe.analysis.folder import RunFolder
 
 
@@ -118,14 +116,14 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
         return measure_formation(self, self.inputs)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """Cut off in the lower half minus cut off in the upper half, where a cut of all layers costs something."""
         import numpy as np
 
         from clsprobe.analysis import stats
         from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, tabulate_correct
 
-        task, rows = short(rows.task.iloc[0]), rows[rows.readout == "cls"]
+        task, rows = short(task), measured.rows(self.judged, task).query("readout == 'cls'")
         if rows.empty:
             raise MissingEvidence("[CLS] was not read after a cut")
         layer = int(rows.layer.iloc[0])

@@ -89,11 +89,12 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
 
         return measure_geometry(self, self.inputs, layer=self.at)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """Effective rank and mean cosines of the described readouts, as a sentence."""
         from clsprobe.analysis.geometry.exhibits import describe_cell, select_measure, summarise_cell
         from clsprobe.analysis.geometry.measures import choose_described
 
+        rows = measured.rows(self.judged, task)
         layer = self._layer(rows)
         cells = rows[rows.layer == layer]
         described = choose_described(list(select_measure(cells, "self_similarity").readout.unique()))

@@ -63,11 +63,11 @@ class Order(SweepStudy):
         """[CLS] and the flattened tokens."""
         return "cls" in readouts and any(name in readouts for name in FLATTENED)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """The flattened tokens minus every order-blind baseline, all chosen on dev."""
         from clsprobe.analysis.sweep import wording
 
-        scores = self.read_scores(rows)
+        scores = self.read_scores(measured, task)
         flattened = [name for name in FLATTENED if name in read_readouts(scores.rows)]
         cell = scores.choose(flattened[0] if flattened else FLATTENED[0])
         task, name = scores.task, wording.name_cell(scores, cell)

@@ -19,7 +19,7 @@ from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 class Poolings(SweepStudy):
@@ -37,11 +37,11 @@ class Poolings(SweepStudy):
         """Both [CLS] and mean."""
         return {"cls", "mean"} <= set(readouts)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """Mean minus [CLS]; the claim is about mean alone."""
         from clsprobe.analysis.sweep import wording
 
-        scores = self.read_scores(rows)
+        scores = self.read_scores(measured, task)
         mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
         name_of_mean, name_of_cls = wording.name_cell(scores, mean), wording.name_cell(scores, cls)
         over = scores.range_over_layers(mean, cls)
@@ -72,7 +72,7 @@ class Poolings(SweepStudy):
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
         from clsprobe.probes.extraction.readouts import is_position
 
-        scores = self.read_scores(measured.rows("predictions", task))
+        scores = self.read_scores(measured, task)
         poolings = [name for name in read_readouts(scores.rows) if not is_position(name)]
         return comparison_exhibits(scores, poolings, self.margin)
 

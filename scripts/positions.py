@@ -20,7 +20,7 @@ from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, difference_in_words, points
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 POSITIONS = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random")
 
@@ -47,11 +47,11 @@ class Positions(SweepStudy):
         """[CLS] and another position."""
         return "cls" in readouts and len(other_positions(readouts)) > 0
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """The other position that is best on dev, minus [CLS]."""
         from clsprobe.analysis.sweep import wording
 
-        scores = self.read_scores(rows)
+        scores = self.read_scores(measured, task)
         rivals = [scores.choose(name) for name in other_positions(read_readouts(scores.rows))]
         if not rivals:
             raise MissingEvidence("there are no predictions of a readout to compare with cls")
@@ -85,7 +85,7 @@ class Positions(SweepStudy):
         """The differences of all positions from [CLS], and the curves."""
         from clsprobe.analysis.sweep.exhibits import comparison_exhibits
 
-        scores = self.read_scores(measured.rows("predictions", task))
+        scores = self.read_scores(measured, task)
         return comparison_exhibits(scores, other_positions(read_readouts(scores.rows)), self.margin)
 
     def note(self, measured: Measured) -> list[str]:

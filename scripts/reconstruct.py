@@ -31,8 +31,6 @@ from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from clsprobe.analysis.folder import RunFolder
 
 DECODERS = ("bag", "slot", "sequence")
@@ -130,7 +128,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
 
         return measure_reconstruction(self, self.inputs, folder)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """The share of the errors of the best blind decoder that [CLS] puts right: yes above the margin, never no.
 
         That something can be recovered is not refuted by decoders that do not recover it.
@@ -138,6 +136,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         from clsprobe.analysis.reconstruction.exhibits import select_best_blind, select_judged, select_last_stage
         from clsprobe.analysis.reconstruction.scores import NOVEL, measure_gain, measure_recovery
 
+        rows = measured.rows(self.judged, task)
         judged = select_judged(rows)
         cls = judged[judged.readout == "cls"]
         written, (blind, blind_name) = select_last_stage(cls), select_best_blind(cls)

@@ -18,7 +18,7 @@ from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 class Run(SweepStudy):
@@ -53,11 +53,11 @@ class Run(SweepStudy):
             return f"What do the vectors of {measured.facts['model']['model']} know?"
         return f"What do {', '.join(readouts)} know, and at which layer?"
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """[CLS] (or the best readout, if [CLS] was not read) minus every baseline, all chosen on dev."""
         from clsprobe.analysis.sweep import wording
 
-        scores = self.read_scores(rows)
+        scores = self.read_scores(measured, task)
         subject, task = scores.subject, scores.task
         name, score = wording.name_cell(scores, subject), wording.describe_score(scores, subject)
         one_class = wording.describe_constant(scores, subject)
@@ -87,7 +87,7 @@ class Run(SweepStudy):
         """Grid, curves, baselines and confusions; gains, bits, disagreements; maps."""
         from clsprobe.analysis.sweep import exhibits
 
-        scores = self.read_scores(measured.rows("predictions", task))
+        scores = self.read_scores(measured, task)
         return [
             *exhibits.grid_exhibits(scores),
             exhibits.summary_exhibit(scores.rows, measured.tables["results"]),
@@ -105,7 +105,7 @@ class Run(SweepStudy):
         gaps, notes = [], []
         for task in measured.tasks:
             try:
-                scores = self.read_scores(measured.rows("predictions", task))
+                scores = self.read_scores(measured, task)
                 subject = scores.subject
             except MissingEvidence:
                 continue  # its verdict says so

@@ -25,8 +25,6 @@ from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from clsprobe.analysis.folder import RunFolder
 
 CANNOT = (
@@ -82,8 +80,9 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
 
         return measure_checkpoints(self, self.corpus, self.models, self.train_texts)
 
-    def judge(self, rows: pd.DataFrame) -> Verdict:
+    def judge(self, measured: Measured, task: str) -> Verdict:
         """[CLS] (mean if there is none) at the last layer, last checkpoint minus first, on the same test texts."""
+        rows = measured.rows(self.judged, task)
         readout, name = ("cls", "[CLS]") if (rows.readout == "cls").any() else ("mean", "mean")
         cells = rows[(rows.readout == readout) & (rows.layer == rows.layer.max())].sort_values("order")
         if cells.empty:

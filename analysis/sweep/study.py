@@ -81,11 +81,11 @@ class SweepStudy(SweepSettings, Study):
 
         return judged_rows(rows, self.probes)
 
-    def read_scores(self, rows: pd.DataFrame) -> TaskScores:
+    def read_scores(self, measured: Measured, task: str) -> TaskScores:
         """The scores of the judged ones among the predictions of one task."""
         from clsprobe.analysis.sweep.scores import TaskScores
 
-        return TaskScores(self.judged_rows(rows))
+        return TaskScores(self.judged_rows(measured.rows("predictions", task)))
 
 
 def read_readouts(predictions: pd.DataFrame) -> list[str]:

@@ -35,7 +35,7 @@ class Run(Study):
         (folder.make_work_folder() / HALF).write_bytes(b"x")
         return Measured({"results": TABLE, "projection": TABLE}, {"rows": {}}, notes=[self.data])
 
-    def judge(self, rows):
+    def judge(self, measured, task):
         raise NotImplementedError
 
     def show(self, measured, task):

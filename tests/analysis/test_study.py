@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from house import ROOT
-from tables import first, measured, predictions
+from tables import first, judge, measured, predictions
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
@@ -38,7 +38,7 @@ def make_predictions(cls: float, mean: float, token: float = 0.5, bag: float = 0
 
 @pytest.mark.parametrize(("mean", "outcome"), [(0.95, "no"), (0.9, "no"), (0.89, "undecided"), (0.7, "yes")])
 def test_poolings_asks_whether_mean_is_inferior(mean, outcome):
-    verdict = Poolings().judge(make_predictions(0.9, mean))
+    verdict = judge(Poolings(), make_predictions(0.9, mean))
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(mean - 0.9)
     assert verdict.low <= verdict.effect <= verdict.high
@@ -52,7 +52,7 @@ def test_positions_judges_the_position_chosen_on_dev():
             ("none", 3, "token[1]"): (first(0.85), first(0.7)),
         }
     )
-    verdict = Positions().judge(rows)
+    verdict = judge(Positions(), rows)
     assert verdict.outcome == "no"
     assert verdict.label == "described"  # why is no yes-or-no question
     assert verdict.sentence.startswith(
@@ -61,9 +61,9 @@ def test_positions_judges_the_position_chosen_on_dev():
 
 
 def test_run_judges_cls_against_every_baseline():
-    assert Run().judge(make_predictions(0.9, 0.5)).outcome == "yes"
-    assert Run().judge(make_predictions(0.6, 0.9, bag=0.6)).outcome == "undecided"
-    assert Run().judge(make_predictions(0.5, 0.9, bag=0.7)).outcome == "no"
+    assert judge(Run(), make_predictions(0.9, 0.5)).outcome == "yes"
+    assert judge(Run(), make_predictions(0.6, 0.9, bag=0.6)).outcome == "undecided"
+    assert judge(Run(), make_predictions(0.5, 0.9, bag=0.7)).outcome == "no"
 
 
 def test_the_untrained_encoder_is_compared_with_the_same_probe():
@@ -72,7 +72,7 @@ def test_the_untrained_encoder_is_compared_with_the_same_probe():
     )
     other_probe = rows.assign(probe="other:Probe")
     other_probe.loc[other_probe.control == "untrained", "predicted"] = other_probe.label  # always right
-    verdict = Run(probes="logistic,other:Probe").judge(pd.concat([rows, other_probe]))
+    verdict = judge(Run(probes="logistic,other:Probe"), pd.concat([rows, other_probe]))
     assert (verdict.outcome, round(verdict.effect, 3)) == ("yes", 0.2)
 
 
@@ -113,7 +113,7 @@ def test_several_tasks_are_judged_separately():
     ],
 )
 def test_aggregate_compares_cls_with_the_baselines_and_the_mean(cls, mean, bag, outcome):
-    assert Aggregate().judge(make_predictions(cls, mean, bag=bag)).outcome == outcome
+    assert judge(Aggregate(), make_predictions(cls, mean, bag=bag)).outcome == outcome
 
 
 @pytest.mark.parametrize(("flat", "outcome"), [(0.8, "no"), (0.52, "undecided"), (0.3, "yes")])
@@ -127,7 +127,7 @@ def test_order_asks_whether_flattening_destroys_it(flat, outcome):
             ("untrained", 2, "cls"): (first(0.99), first(0.99)),  # it sees order, so it is not a baseline
         }
     )
-    assert Order().judge(rows).outcome == outcome
+    assert judge(Order(), rows).outcome == outcome
     for exhibit in Order().show(measured(predictions=rows), "file:made:label"):
         exhibit.draw()
 
@@ -163,7 +163,7 @@ def test_a_readout_of_one_class_gets_no_yes():
         > 0.1
     )  # what dev's baseline alone would say
     for study in (Run(), Aggregate(), Poolings()):
-        verdict = study.judge(rows)
+        verdict = judge(study, rows)
         assert verdict.outcome == "undecided"
         assert "On made: label, [CLS] (layer 3) predicts one class for all 400 test texts." in verdict.warnings
 
@@ -172,7 +172,7 @@ def test_the_best_class_of_test_is_a_baseline():
     rows = make_predictions(0.72, 0.7, bag=0.5)
     test = rows.split == "test"
     rows.loc[test & (rows.row < 1280), "label"] = "a"  # 70 % and more are of one class
-    parts = {part.name: part for part in Run().judge(rows).comparisons}
+    parts = {part.name: part for part in judge(Run(), rows).comparisons}
     share = (rows[test].drop_duplicates("row").label == "a").mean()
     right = (rows.label == rows.predicted)[test & (rows.readout == "cls")].mean()
     assert parts["the best single class"].effect == pytest.approx(right - share)
@@ -198,7 +198,7 @@ def test_order_leaves_out_a_task_that_is_solved_without_it():
             ("bag_of_words", -1, "none"): (first(0.8), first(0.8)),
         }
     )
-    verdict = Order().judge(rows)
+    verdict = judge(Order(), rows)
     assert verdict.label == "left out"
     assert verdict.sentence == "Left out: bag of words solves made: label without order (0.800)."
 
@@ -207,7 +207,7 @@ def test_untrained_encoders_are_a_mean_of_three_or_as_drawn():
     cells = {("none", 3, "cls"): (first(0.9), first(0.9)), ("untrained", 3, "cls"): (first(0.6), first(0.6))}
     for seeds, name in ((1, "untrained encoder (as drawn)"), (3, "untrained encoder (mean of 3 draws)")):
         rows = pd.concat([predictions(cells, seed=seed) for seed in range(seeds)], ignore_index=True)
-        assert any(part.name.startswith(name) for part in Run().judge(rows).comparisons)
+        assert any(part.name.startswith(name) for part in judge(Run(), rows).comparisons)
 
 
 def test_layers_that_dev_cannot_tell_apart_are_all_named():
@@ -216,7 +216,7 @@ def test_layers_that_dev_cannot_tell_apart_are_all_named():
         for layer, dev, test in ((1, 0.9, 0.8), (2, 0.5, 0.5), (4, 0.9, 0.82), (5, 0.907, 0.85), (6, 0.9, 0.9))
     }
     rows = predictions(cells | {("none", 3, "mean"): (first(0.9, 150), first(0.9))})
-    verdict = Poolings().judge(rows)
+    verdict = judge(Poolings(), rows)
     assert verdict.sentence.startswith(
         "No: on made: label, mean pooling (layer 3) is better than [CLS] (layers 1, 4 to 6) by 5.0 points (2"
     )
@@ -225,7 +225,7 @@ def test_layers_that_dev_cannot_tell_apart_are_all_named():
 
 def test_few_test_texts_are_said_first():
     rows = predictions({("none", 3, name): (first(0.9, 40), first(0.9, 40)) for name in ("cls", "mean")})
-    (warning,) = Poolings().judge(rows).warnings
+    (warning,) = judge(Poolings(), rows).warnings
     assert warning == "Only 40 test texts on made: label: every figure may be far from what more texts would give."
     assert warn_of_few_texts(1) == ("Only 1 test text: every figure may be far from what more texts would give.",)
 
@@ -286,8 +286,8 @@ def stats_of_holm(p: list[float]) -> list[float]:
 def test_judging_and_showing_are_pure(study):
     rows = make_predictions(0.9, 0.8)
     before = rows.copy()
-    first_verdict, exhibits = study().judge(rows), study().show(measured(predictions=rows), "file:made:label")
-    assert study().judge(rows) == first_verdict
+    first_verdict, exhibits = judge(study(), rows), study().show(measured(predictions=rows), "file:made:label")
+    assert judge(study(), rows) == first_verdict
     pd.testing.assert_frame_equal(rows, before)
     for exhibit in exhibits:
         exhibit.draw()
@@ -304,7 +304,7 @@ def test_a_saved_answer_is_restored(tmp_path):
     answer = Answer(
         study.question,
         study.claim,
-        study.judge(rows),
+        judge(study, rows),
         tuple(study.show(measured(predictions=rows), "file:made:label")),
         ("a note",),
         {"Settings": {"a": 1}},
@@ -343,7 +343,7 @@ def test_answering_needs_no_torch():
         "cells = {('none', 3, r): (first(s), first(s)) for r, s in (('cls', .9), ('mean', .8))}\n"
         "t = predictions(cells | {('majority', -1, 'none'): (first(.5), first(.5))})\n"
         "b = pd.DataFrame(columns=['task', 'row', 'phrase', 'label', 'texts', 'of_label'])\n"
-        "Poolings().answer(measured(predictions=t))\nRun().judge(t)\n"
+        "Poolings().answer(measured(predictions=t))\njudge(Run(), t)\n"
         "Run().note(measured(predictions=t, boilerplate=b))\n"
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )

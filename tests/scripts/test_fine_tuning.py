@@ -9,7 +9,7 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
-from tables import first, measured, predictions
+from tables import first, judge, measured, predictions
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning import measure, plan
@@ -57,7 +57,7 @@ def tuned(scores: dict[str, dict[float, list[float]]], n: int = 400) -> pd.DataF
 def test_every_other_position_has_to_be_as_good(token, outcome):
     others = {"sep": {1e-4: [0.9, 0.9, 0.9]}, "mean": {1e-4: [0.5, 0.5, 0.5]}}  # a pooling is no position
     table = tuned({"cls": {1e-4: [0.9, 0.9, 0.9]}, "token[1]": {1e-4: token}} | others)
-    verdict = FineTuning().judge(table)
+    verdict = judge(FineTuning(), table)
     assert verdict.outcome == outcome
     assert verdict.low <= verdict.effect <= verdict.high
     assert [part.name for part in verdict.comparisons] == ["token[1]", "sep"]
@@ -66,7 +66,7 @@ def test_every_other_position_has_to_be_as_good(token, outcome):
 def test_two_seeds_are_undecided_unless_it_is_clear():
     cls = {1e-4: [0.9, 0.9]}
     judged = [
-        FineTuning().judge(tuned({"cls": cls, "sep": {1e-4: scores}})).outcome
+        judge(FineTuning(), tuned({"cls": cls, "sep": {1e-4: scores}})).outcome
         for scores in ([0.9, 0.9], [0.88, 0.9], [0.6, 0.6], [0.8, 0.85])
     ]
     assert judged == ["yes", "undecided", "no", "undecided"]
@@ -75,14 +75,14 @@ def test_two_seeds_are_undecided_unless_it_is_clear():
 def test_undecided_says_how_many_seeds_would_decide():
     """Seeds that differ by as much as these; from two to the number that is said, the interval narrows as promised."""
     study = FineTuning(task="file:d.csv", seeds=2)
-    verdict = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.91, 0.9]}}, n=4000))
+    verdict = judge(study, tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.91, 0.9]}}, n=4000))
     assert verdict.outcome == "undecided"
     assert study._advise({"a": verdict}) == (
         "About 3 seeds would decide at this effect (2 were used): run it again with --seeds 3."
     )
-    more = study.judge(tuned({"cls": {1e-4: [0.9] * 3}, "sep": {1e-4: [0.9113, 0.9, 0.9037]}}, n=4000))
+    more = judge(study, tuned({"cls": {1e-4: [0.9] * 3}, "sep": {1e-4: [0.9113, 0.9, 0.9037]}}, n=4000))
     assert more.outcome == "yes"
-    close = study.judge(tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.9, 0.859]}}))
+    close = judge(study, tuned({"cls": {1e-4: [0.9, 0.9]}, "sep": {1e-4: [0.9, 0.859]}}))
     assert "More than 30 seeds" in study._advise({"a": close})
     assert study._advise({"a": more}) == ""
 
@@ -124,14 +124,14 @@ SENTENCES = {
 @pytest.mark.parametrize(("score", "outcome"), [(0.9, "yes"), (0.8, "no"), (0.88, "undecided")])
 def test_the_sentence_answers_the_question_in_its_direction(score, outcome):
     others = {"token[1]": {1e-4: [score] * 3}, "sep": {1e-4: [0.9] * 3}}
-    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.9] * 3}} | others))
+    verdict = judge(FineTuning(), tuned({"cls": {1e-4: [0.9] * 3}} | others))
     assert verdict.outcome == outcome
     assert verdict.sentence.startswith(SENTENCES[outcome])
 
 
 def test_better_than_cls_is_yes():
     """Whoever sees the sentence alone is not led to the opposite."""
-    verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.7] * 3}, "sep": {1e-4: [0.9] * 3}}))
+    verdict = judge(FineTuning(), tuned({"cls": {1e-4: [0.7] * 3}, "sep": {1e-4: [0.9] * 3}}))
     assert verdict.sentence.startswith("Yes: on made: label, fine-tuned, the only other position does as well as [CLS]")
     assert "sep is better than [CLS] by 20.0 points" in verdict.sentence
 
@@ -142,18 +142,18 @@ def test_a_readout_that_predicts_one_class_never_works_as_well():
     text = table.row - table.groupby("split").row.transform("min")
     table["label"] = np.where(text < 2800, "a", "b")
     table["predicted"] = np.where((table.readout == "cls") & (text >= 3940), "b", "a")
-    verdict = FineTuning().judge(table)
+    verdict = judge(FineTuning(), table)
     assert verdict.low > -FineTuning.margin
     assert verdict.outcome == "undecided"
     assert verdict.warnings == ("On made: label, sep (layer 6) predicts one class for all 4,000 test texts.",)
     table.loc[(table.readout == "sep") & (text == 3999), "predicted"] = "b"
-    assert FineTuning().judge(table).outcome == "yes"
+    assert judge(FineTuning(), table).outcome == "yes"
 
 
 def test_what_learned_nothing_is_no_measure_of_the_others():
     """[CLS] at the share of the commonest class: the task decides nothing, whatever the others do."""
     for score in (0.5, 0.9, 0.3):
-        verdict = FineTuning().judge(tuned({"cls": {1e-4: [0.5] * 3}, "sep": {1e-4: [score] * 3}}))
+        verdict = judge(FineTuning(), tuned({"cls": {1e-4: [0.5] * 3}, "sep": {1e-4: [score] * 3}}))
         assert verdict.label == "left out"
         assert "[CLS] fine-tuned gets 0.500 of the test texts right, not clearly more" in verdict.sentence
 
@@ -377,7 +377,7 @@ def make_trajectory(gain, low, high, readout="cls"):
     ],
 )
 def test_the_trajectory_says_what_cls_has_gained_or_lost(gain, outcome, what):
-    verdict = Trajectory().judge(make_trajectory(*gain))
+    verdict = judge(Trajectory(), make_trajectory(*gain))
     assert (verdict.outcome, verdict.label) == (outcome, "described")
     what = what.format(moments="the end of the training than at the start")
     assert verdict.sentence.startswith(f"On b: c, the label {what}, by a linear probe on [CLS] of layer 6: it gets 0.5")
@@ -388,7 +388,7 @@ def test_the_trajectory_says_what_cls_has_gained_or_lost(gain, outcome, what):
 
 
 def test_without_cls_the_trajectory_is_that_of_mean():
-    sentence = Trajectory().judge(make_trajectory(0.3, 0.2, 0.4, readout="mean")).sentence
+    sentence = judge(Trajectory(), make_trajectory(0.3, 0.2, 0.4, readout="mean")).sentence
     assert "a linear probe on mean of layer 6" in sentence
     assert "[CLS]" not in sentence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tables import measured
+from tables import judge, measured
 
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, KEY, PREDICTIONS, Window, measure_agreement
 from clsprobe.formation import Formation
@@ -47,7 +47,7 @@ USED = "this says where the edges are used, not where nothing could be read any 
     ids=["late", "early", "alike", "not late", "uncertain"],
 )  # fmt: skip
 def test_the_answer_says_in_which_half_cutting_costs_more(layer, below, above, values, outcome, statement):
-    verdict = Formation().judge(predictions(layer, **values, n=1000))
+    verdict = judge(Formation(), predictions(layer, **values, n=1000))
     assert verdict.outcome == outcome
     assert verdict.label == "described"
     taken = "what [CLS] takes from the other tokens"
@@ -66,23 +66,23 @@ def test_the_answer_says_in_which_half_cutting_costs_more(layer, below, above, v
 
 
 def test_where_there_is_nothing_to_lose_no_half_is_named():
-    verdict = Formation().judge(predictions(4, intact=0.51, off=0.5, lower=0.5, upper=0.51))
+    verdict = judge(Formation(), predictions(4, intact=0.51, off=0.5, lower=0.5, upper=0.51))
     assert "it cannot be said in which layers [CLS] gathers what its probe at layer 4 reads" in verdict.sentence
     assert "0.510 of the test texts right, and 0.500 where [CLS] is cut off" in verdict.sentence
     assert not verdict.is_claim
 
 
 def test_a_single_layer_has_no_halves():
-    verdict = Formation().judge(predictions(1, upper=0.5, lower=0.5))
+    verdict = judge(Formation(), predictions(1, upper=0.5, lower=0.5))
     assert "dev reads [CLS] at layer 1, which has no lower and no upper half below it" in verdict.sentence
     assert "0.900 of the test texts right, and 0.500 where [CLS] is cut off there" in verdict.sentence
     assert not verdict.is_claim
 
 
 def test_few_test_texts_are_warned_of():
-    (warning,) = Formation().judge(predictions(4, n=40)).warnings
+    (warning,) = judge(Formation(), predictions(4, n=40)).warnings
     assert warning.startswith("Only 40 test texts on made: label")
-    assert not Formation().judge(predictions(4, n=50)).warnings
+    assert not judge(Formation(), predictions(4, n=50)).warnings
 
 
 def test_a_cut_off_cls_that_still_tells_texts_apart_is_not_passed_over():

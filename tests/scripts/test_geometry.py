@@ -436,7 +436,7 @@ def interval(table: pd.DataFrame, measure: str, readout: str, decimals: int) -> 
 
 
 def test_the_answer_is_a_sentence_that_names_the_coordinate(one_coordinate):
-    verdict = Geometry().judge(one_coordinate)
+    verdict = tables.judge(Geometry(), one_coordinate)
     cosines = {(name, measure): interval(one_coordinate, measure, name, 3)
                for name in ("cls", "mean") for measure in ("self_similarity", "without_massive")}  # fmt: skip
     rank = {name: interval(one_coordinate, "effective_rank", name, 1) for name in ("cls", "mean")}
@@ -455,13 +455,13 @@ def test_the_answer_is_a_sentence_that_names_the_coordinate(one_coordinate):
 def test_a_layer_can_be_named():
     cells = states({(layer, name): draw(50, 4, seed=layer) for layer in (0, 1) for name in ("cls", "mean")})
     table = geometry(cells, np.arange(50), layer=0).assign(task="file:made:label")
-    sentence = make_study(Geometry, {"at": "0"}).judge(table).sentence
+    sentence = tables.judge(make_study(Geometry, {"at": "0"}), table).sentence
     assert "(50 texts, layer 0): in [CLS] the effective rank is " in sentence
     assert "nan" not in sentence
 
 
 def test_one_vector_for_all_texts_is_said():
-    sentence = Geometry().judge(make_table({(0, "cls"): np.ones((50, 4)), (0, "mean"): draw(50, 4)})).sentence
+    sentence = tables.judge(Geometry(), make_table({(0, "cls"): np.ones((50, 4)), (0, "mean"): draw(50, 4)})).sentence
     assert "layer 0): in [CLS] every text has one and the same vector; in mean the effective rank is " in sentence
 
 

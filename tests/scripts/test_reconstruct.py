@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from tables import judge
 from transformers import AutoModel, AutoModelForCausalLM
 
 from clsprobe import Extractor, load_encoder
@@ -168,7 +169,7 @@ def make_table(cls, *, mean=0.5, blind=0.2, novel=0.5, n=200, gated=()):
 
 
 def test_recovered_texts_are_a_yes():
-    verdict = Reconstruct().judge(make_table(0.85))
+    verdict = judge(Reconstruct(), make_table(0.85))
     assert verdict.outcome == "yes"
     assert verdict.effect == pytest.approx((0.85 - 0.2) / 0.8, abs=0.03)
     assert verdict.low <= verdict.effect <= verdict.high
@@ -182,7 +183,7 @@ def test_recovered_texts_are_a_yes():
 @pytest.mark.parametrize("cls", [0.3, 0.6, 0.2])
 def test_decoders_that_do_not_recover_the_texts_refute_nothing(cls):
     """However certain it is that these decoders stay below the margin."""
-    verdict = Reconstruct().judge(make_table(cls))
+    verdict = judge(Reconstruct(), make_table(cls))
     assert verdict.outcome == "undecided"
     assert verdict.p_no == 1
     assert verdict.effect == pytest.approx((cls - 0.2) / 0.8, abs=0.03)
@@ -195,7 +196,7 @@ def test_decoders_that_do_not_recover_the_texts_refute_nothing(cls):
 
 
 def test_the_gate_is_said_where_it_replaced_the_decoder():
-    verdict = Reconstruct().judge(make_table(0.9, gated=("cls",)))
+    verdict = judge(Reconstruct(), make_table(0.9, gated=("cls",)))
     assert verdict.outcome == "undecided"
     assert np.isnan([verdict.effect, verdict.low, verdict.high]).all()  # the blind decoder compared with itself
     assert verdict.sentence == (
@@ -203,14 +204,14 @@ def test_the_gate_is_said_where_it_replaced_the_decoder():
         "gain anything from [CLS] on dev, so the blind one was used, whose gain of 0 bits is this rule's and not "
         "measured; its texts, as re-ranking and corrections left them, put nothing right in 100 new test texts."
     )
-    assert Reconstruct().judge(make_table(0.9, gated=("mean",))).outcome == "yes"  # of another readout
+    assert judge(Reconstruct(), make_table(0.9, gated=("mean",))).outcome == "yes"  # of another readout
 
 
 def test_what_the_search_makes_of_blind_texts_is_measured():
     table = make_table(0.9, gated=("cls",))
     searched = (table.readout == "cls") & (table.source == "re-ranked")
     table.loc[searched, "likeness"] += np.where(np.arange(searched.sum()) % 2, 0.1, 0)
-    verdict = Reconstruct().judge(table)
+    verdict = judge(Reconstruct(), table)
     assert verdict.outcome == "undecided"
     assert 0 < verdict.low < verdict.effect < verdict.high < 0.1
     assert f"left them, put right {verdict.effect:.2f} ({verdict.low:.2f} to {verdict.high:.2f}) of" in verdict.sentence
@@ -263,7 +264,7 @@ def test_texts_that_train_nearly_has_are_not_judged():
     table = make_table(0.9)
     known = table.novelty < reconstruction.NOVEL
     table.loc[known & (table.source == "re-ranked"), "likeness"] = 0.0
-    assert Reconstruct().judge(table).outcome == "yes"
+    assert judge(Reconstruct(), table).outcome == "yes"
     assert select_judged(table).row.nunique() == 100
     assert select_judged(make_table(0.9, novel=0.0)).row.nunique() == 200  # all texts if none is new
 
@@ -409,7 +410,7 @@ def test_tables_say_what_is_gated_and_how_many_texts_were_learned_from():
         assert rows.groupby("readout").gated.agg(["min", "max"]).to_numpy().tolist() == [[True, True], [False, False]]
     gated = table[table.gated & (table.source == "vector")]
     np.testing.assert_allclose(gated.bits, gated.blind, atol=1e-9)
-    verdict = Reconstruct().judge(table.assign(novelty=0.5))
+    verdict = judge(Reconstruct(), table.assign(novelty=0.5))
     assert verdict.outcome == "undecided"
     assert (
         "not reached by these decoders with 60 training texts: at no layer read did the bag decoder" in verdict.sentence

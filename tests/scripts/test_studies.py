@@ -73,7 +73,7 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, measure):
     assert set(measured.tables) == set(study.tables)
     assert not measured.failures
     for task in measured.tasks:
-        verdict = study.judge(measured.rows(study.judged, task))
+        verdict = study.judge(measured, task)
         assert isinstance(verdict, Verdict)
         assert np.isnan(verdict.effect) or verdict.low <= verdict.effect <= verdict.high
         assert verdict.sentence.endswith(".")

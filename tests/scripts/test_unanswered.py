@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from commands import call
 from safetensors.numpy import save_file
-from tables import first, measured, predictions
+from tables import first, judge, measured, predictions
 
 from clsprobe import execution
 from clsprobe.aggregate import Aggregate
@@ -215,12 +215,12 @@ def test_a_cell_that_failed_under_one_seed_is_not_compared():
     cells |= {("none", 2, "mean"): (first(1.0), first(1.0)), ("majority", -1, "none"): (first(0.5), first(0.5))}
     table = pd.concat([predictions(cells), predictions(cells, seed=1)], ignore_index=True)
     failed = table[(table.seed == 0) | (table.layer != 2)]
-    assert "mean pooling (layer 2) is better than [CLS] (layer 3) by 10.0 points" in Poolings().judge(table).sentence
-    assert "mean pooling (layer 3) minus [CLS] (layer 3) is 0.0 points" in Poolings().judge(failed).sentence
+    assert "mean pooling (layer 2) is better than [CLS] (layer 3) by 10.0 points" in judge(Poolings(), table).sentence
+    assert "mean pooling (layer 3) minus [CLS] (layer 3) is 0.0 points" in judge(Poolings(), failed).sentence
     with pytest.raises(MissingEvidence, match="no predictions of mean"):
-        Poolings().judge(table[(table.seed == 0) | (table.readout != "mean")])
+        judge(Poolings(), table[(table.seed == 0) | (table.readout != "mean")])
     with pytest.raises(MissingEvidence, match="failed in every cell under one of the seeds"):
-        Run().judge(table[(table.seed == 0) | (table.control != "none")])
+        judge(Run(), table[(table.seed == 0) | (table.control != "none")])
 
 
 def test_a_task_without_an_answer_leaves_the_other_tasks():
@@ -262,7 +262,7 @@ def test_a_missing_effect_survives_the_disk(tmp_path):
 def test_what_is_missing_is_an_error_of_its_own():
     rows = predictions({("none", 3, "cls"): (first(0.9), first(0.9))})
     with pytest.raises(MissingEvidence, match="no predictions of any baseline on dev and test"):
-        Run().judge(rows)
+        judge(Run(), rows)
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are Unicode")

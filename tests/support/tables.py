@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from clsprobe.analysis.study import Measured
+from clsprobe.analysis.study import Measured, Study
 from clsprobe.analysis.table import PREDICTIONS
+from clsprobe.analysis.verdict import Verdict
 
 Cell = tuple[str, int, str]  # control, layer, readout
 
@@ -55,3 +56,9 @@ def measured(**tables: pd.DataFrame) -> Measured:
     tasks = dict.fromkeys(first_table.task.unique()) if "task" in first_table else {"texts": None}
     facts = {"rows": {task: {} for task in tasks}, "read": {}, "model": {"model": "made"}, "versions": {}}
     return Measured(tables, facts)
+
+
+def judge(study: Study, rows: pd.DataFrame, **tables: pd.DataFrame) -> Verdict:
+    """The verdict of a study on the task of these rows of its table `judged`. tables: others that it reads."""
+    everything = measured(**{study.judged: rows, **tables})
+    return study.judge(everything, everything.tasks[0])

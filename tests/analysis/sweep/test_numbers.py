@@ -16,7 +16,7 @@ from commands import call
 from scipy.stats import spearmanr
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
-from tables import measured
+from tables import judge, measured
 from vectors import make_states
 
 from clsprobe.aggregate import Aggregate
@@ -365,7 +365,7 @@ def test_the_layer_is_chosen_by_r2_on_dev():
 
 @pytest.mark.parametrize(("cls", "bag", "outcome"), [(0.8, 0.5, "yes"), (0.8, 0.8, "undecided"), (0.4, 0.8, "no")])
 def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
-    verdict = Run().judge(make_table(cls, bag=bag))
+    verdict = judge(Run(), make_table(cls, bag=bag))
     assert verdict.outcome == outcome
     assert verdict.effect == pytest.approx(cls - bag)
     assert verdict.low < verdict.effect < verdict.high
@@ -378,12 +378,12 @@ def test_run_judges_numbers_by_their_r2(cls, bag, outcome):
 @pytest.mark.parametrize(("mean", "outcome"), [(0.95, "no"), (0.5, "yes")])
 def test_readouts_are_compared_on_numbers_too(mean, outcome):
     rows = make_table(0.8, mean)
-    assert Poolings().judge(rows).outcome == outcome
+    assert judge(Poolings(), rows).outcome == outcome
     tables, task = measured(predictions=rows), rows.task.iloc[0]
     differences, curves = Poolings().show(tables, task)
     assert differences.arguments["metric"] == curves.arguments["metric"] == "R2"
     assert differences.caption.startswith("R2 of each readout minus that of [CLS] (layer 3), which is 0.800")
-    assert Aggregate().judge(rows).outcome == outcome  # worse than the mean, or better
+    assert judge(Aggregate(), rows).outcome == outcome  # worse than the mean, or better
     assert {
         exhibit.arguments["metric"] for exhibit in Aggregate().show(measured(predictions=rows), rows.task.iloc[0])
     } == {"R2"}
