@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.formation import erasure
+from clsprobe.analysis.formation import erasure, swap_effects
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, compute_effects
 from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.verdict import Part
@@ -126,4 +126,91 @@ def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens
             "token_strips",
             {"metric": "attribution"},
         ),
+    ]
+
+
+def swap_exhibits(swaps: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibit]:
+    """What a swap of [CLS] between twins carries, layer by layer, and how complete and selective it is.
+
+    Rows of one task each, columns `swap_effects.SWAPS` and `swap_effects.RELIABILITY`. No exhibits without rows.
+    """
+    if swaps.empty:
+        return []
+    labels, unit = " and ".join(sorted(swaps.label.unique())), swap_effects.name_unit(swaps)
+    unseen = f", with {swap_effects.count_clusters(swaps)} lemmas that the probe did not learn from"
+    pairs = (
+        f"{swaps.pair.nunique()} minimal pairs: sentences with the labels {labels}, otherwise the same"
+        f"{unseen if unit == 'lemmas' else ''}"
+    )
+    change = swap_effects.measure_change(swaps)
+    if not change["low"] > 0:
+        what = f"Swaps are not shown: {swap_effects.describe_swaps(swaps)}. These are {pairs}."
+        return [Exhibit(what, pd.DataFrame([change]))]
+    table = swap_effects.compute_effects(swaps)
+    curves = table[table.texts == "all"].assign(readout=lambda rows: rows.swap.map(_SWAPS))
+    start = curves.value[(curves.swap == swap_effects.CLS) & (curves.layer == 0)].abs().iloc[0]
+    same_start = start < 1e-3  # 0 up to rounding
+    last = int(swaps["read at"].iloc[0])
+    return [
+        Exhibit(
+            f"Where does [CLS] receive what its probe reads? {pairs}. In one layer, that of the axis, [CLS] of a "
+            "sentence is replaced by that of its twin, and the network runs on to the probe, a fixed linear one of "
+            f"[CLS] at layer {last}. Value: the share of the twins' difference that is swapped with it, of "
+            f"{change['value']:.2f} nats of log-odds ({change['low']:.2f} to {change['high']:.2f}); 95 % intervals over "
+            f"{unit}. What is missing from 1 at a layer, [CLS] receives from the other tokens in the blocks above. A low "
+            "value does not say that [CLS] of that layer tells nothing of the label, but that the probe reads it from "
+            "elsewhere. By construction the line of [CLS] is "
+            f"{'0 at layer 0, where all texts have the same [CLS], and ' if same_start else ''}1 at layer {last}, and "
+            "the line of all other tokens is what is left to 1. What counts is where it rises. "
+            f"{'' if same_start else 'At layer 0 the texts of this encoder differ in [CLS]. '}"
+            "A swap with another text of the same label should bring nothing; "
+            f"at layer {last} it brings 0 on average by construction.",
+            curves[["layer", "readout", "value", "low", "high"]].reset_index(drop=True),
+            "curves",
+            {"metric": "share of the twins' difference"},
+        ),
+        Exhibit(
+            "The rise of the line of [CLS] in every block, with 95 % intervals that hold for all blocks at once. "
+            "largest: whether it may be the largest rise.",
+            swap_effects.compute_rises(swaps),
+        ),
+        *_swap_reliability(swap_effects.compute_reliability(reliability), last, unit),
+    ]
+
+
+_SWAPS = {  # as a reader calls them
+    swap_effects.CLS: "[CLS] of the twin",
+    swap_effects.OTHERS: "all other tokens of the twin",
+    swap_effects.SAME_LABEL: "[CLS], same label",
+}
+
+
+def _swap_reliability(table: pd.DataFrame, last: int, unit: str) -> list[Exhibit]:
+    """table: of `swap_effects.compute_reliability`."""
+    complete = table[table.measure == swap_effects.COMPLETENESS].set_index("swap")
+    whole, intact = (
+        f"{row.value:.2f} ({row.low:.2f} to {row.high:.2f})"
+        for row in (complete.loc[name] for name in (swap_effects.WHOLE, swap_effects.INTACT))
+    )
+    read = table[table.measure == swap_effects.ABOVE_MAJORITY]
+    unread = read.property[~(read.low > 0)].tolist()
+    lines = table[table.swap.isin(_SWAPS) & ~table.property.isin(unread)]
+    if lines.empty:
+        return []
+    names = [
+        f"{'complete' if row.measure == swap_effects.COMPLETENESS else f'{row.property} kept'}, "
+        f"{'twin' if row.swap == swap_effects.CLS else 'same label'}"
+        for row in lines.itertuples()
+    ]
+    left_out = f" Left out, as it does not certainly read them there: {', '.join(unread)}." if unread else ""
+    return [
+        Exhibit(
+            f"The same swaps, as an MLP sees them that was trained on intact [CLS] of layer {last}. Completeness "
+            '("complete"): 1 less the total variation between its distribution of the label and certainty of the '
+            f'twin\'s; a swap of the whole text reaches {whole}, no swap {intact}. Selectivity ("kept"): how little its '
+            f"distribution of another property of the sentence changes, 1 if not at all. 95 % intervals over {unit} (Canby et al. 2024).{left_out}",
+            lines.assign(readout=names)[["layer", "readout", "value", "low", "high"]].reset_index(drop=True),
+            "curves",
+            {"metric": "completeness and selectivity"},
+        )
     ]

@@ -12,7 +12,8 @@ one text with the other tokens of its twin is the first swap in the twin and the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,10 @@ from clsprobe.analysis.verdict import TAIL
 
 INTACT, WHOLE = "none", "whole text"
 CLS, OTHERS, SAME_LABEL = SWAPPED = "[CLS]", "all other tokens", "[CLS], same label"
-SWAPS = ("task", "layer", "swap", "read at", "seed", "pair", "lemma", "label", "twin_label", "log_odds")
+COMPLETENESS, SELECTIVITY, ABOVE_MAJORITY = "completeness", "selectivity", "accuracy above the majority"
+KEY = ("task", "layer", "swap", "read at", "seed", "pair", "lemma", "label", "twin_label")
+SWAPS = (*KEY, "log_odds")
+RELIABILITY = (*KEY, "measure", "property", "value")
 FEWEST = 5  # lemmas below which there is no interval
 
 
@@ -91,9 +95,62 @@ def measure_change(swaps: pd.DataFrame) -> dict[str, float]:
     return {name: float(number[0]) for name, number in estimate.items()}
 
 
+def compute_reliability(reliability: pd.DataFrame) -> pd.DataFrame:
+    """Means over texts of what an independent probe measures, with 95 % intervals over lemmas.
+
+    reliability: columns `RELIABILITY`, rows of one task. Columns swap, layer, measure, property, value, low, high.
+    """
+    table = []
+    rows = reliability.dropna(subset="value")
+    for key, part in rows.groupby(["swap", "layer", "measure", "property"], sort=False):
+        sums = part.value.groupby(name_clusters(part.lemma, part.pair)).agg(["sum", "size"]).to_numpy(float)
+        estimate = Ratios(sums[:, :1], sums[:, 1]).estimate()
+        table.append((*key, *(number[0] for number in estimate.values())))
+    return pd.DataFrame(table, columns=["swap", "layer", "measure", "property", "value", "low", "high"])
+
+
+def describe_swaps(swaps: pd.DataFrame) -> str:
+    """A clause on where the effect of swapping [CLS] rises. swaps: columns `SWAPS`, rows of one task."""
+    last, pairs, change = int(swaps["read at"].iloc[0]), swaps.pair.nunique(), measure_change(swaps)
+    if not change["low"] > 0:
+        few = f" of {count_clusters(swaps)} {name_unit(swaps)}" if math.isnan(change["low"]) else ""
+        return (
+            f"the probe of [CLS] at layer {last} does not certainly tell the twins of {pairs} minimal pairs{few} apart "
+            f"(they differ by {_in_words(change, '.2f')} nats of log-odds), so that swaps between them show nothing"
+        )
+    effects, rises = compute_effects(swaps), compute_rises(swaps)
+    effects = effects[(effects.swap == CLS) & (effects.texts == "all")].set_index("layer")
+    blocks = rises.block[rises.largest].tolist()
+    below, above = (_in_words(effects.loc[layer].to_dict(), ".0%") for layer in (blocks[0] - 1, blocks[-1]))
+    numbers = " or ".join(map(str, blocks))
+    return (
+        f"swapped between the twins of {pairs} minimal pairs, [CLS] of layer {blocks[0] - 1} carries {below} of their "
+        f"difference as the probe at layer {last} reads it, and [CLS] of layer {blocks[-1]} {above}: the largest part "
+        f"comes to [CLS] from the other tokens in block {numbers}{', it is not certain in which' if blocks[1:] else ''}"
+    )
+
+
+def name_unit(swaps: pd.DataFrame) -> str:
+    """What the intervals are over: lemmas, or pairs where no single word carries the label."""
+    return "lemmas" if swaps.lemma.any() else "pairs"
+
+
+def count_clusters(swaps: pd.DataFrame) -> int:
+    """The number of lemmas, or of pairs where no single word carries the label."""
+    return len(set(name_clusters(swaps.lemma, swaps.pair)))
+
+
+def _in_words(estimate: Mapping[str, float], form: str) -> str:
+    """ "7 % (5 % to 9 %)"; without an interval where the value is exact by construction."""
+    value, low, high = (format(estimate[name] + 0.0, form).replace("%", " %") for name in ("value", "low", "high"))
+    return value if low == value == high else f"{value} ({low} to {high})"
+
+
 def name_clusters(lemmas: Sequence[str], pairs: Iterable[int] | None = None) -> list[str]:
     """The lemma of every row, or its pair where no single word carries the label. pairs: by default one per row."""
-    return [lemma or f"pair {i}" for lemma, i in zip(lemmas, range(len(lemmas)) if pairs is None else pairs, strict=True)]
+    return [
+        lemma or f"pair {i}" for lemma, i in zip(lemmas, range(len(lemmas)) if pairs is None else pairs, strict=True)
+    ]
 
 
 def _split_labels(swaps: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

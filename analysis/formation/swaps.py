@@ -5,15 +5,17 @@
 2. `compute_swapped_vectors` runs both texts of a pair in one batch. At every layer the [CLS] of a text is replaced by
    that of its twin, and the rest of the network runs on up to the probe's layer. The same swap with a text of the
    *same* label is the null: it brings another sentence's [CLS], but not the other label.
-3. `measure_swaps` reads all of them with a fixed linear probe, trained on intact vectors: its log-odds.
-4. `analysis.formation.swap_effects` says what share of the twins' difference each swap brings.
+3. `measure_swaps` reads all of them with a fixed linear probe, trained on intact vectors of the task: its log-odds.
+4. An independent MLP says whether the swap brings the twin's label (completeness) and leaves other properties of the
+   sentence alone (selectivity), see `reliability`.
+5. `swap_effects` says what share of the twins' difference each swap brings.
 
 Interchange interventions: Vig et al. (2020, arXiv 2004.12265), Geiger et al. (2021, arXiv 2106.02997).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -22,11 +24,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from clsprobe.analysis.formation.reliability import completeness, fit_independent_probe, selectivity
 from clsprobe.analysis.formation.swap_effects import (
+    ABOVE_MAJORITY,
     CLS,
+    COMPLETENESS,
     INTACT,
     OTHERS,
+    RELIABILITY,
     SAME_LABEL,
+    SELECTIVITY,
     SWAPS,
     WHOLE,
     name_clusters,
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST = 200  # pairs that are swapped
+Swap = tuple[str, int]  # its kind, and the layer where it is made
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +121,7 @@ def find_differing_tokens(encoder: Encoder, chosen: ChosenPairs) -> list[np.ndar
     return [np.flatnonzero(rows[i].ids != rows[i + 1].ids) for i in range(0, len(rows), 2)]
 
 
-def compute_swapped_vectors(
-    encoder: Encoder, chosen: ChosenPairs, layer: int
-) -> dict[tuple[str, int], np.ndarray]:
+def compute_swapped_vectors(encoder: Encoder, chosen: ChosenPairs, layer: int) -> dict[Swap, np.ndarray]:
     """[CLS] of `layer` after every swap: (swap, layer of the swap) -> (pair, 2, dim).
 
     `INTACT` and `WHOLE` are swaps at `layer`, the others at every layer from 0. Raises InputError where the encoder's
@@ -128,7 +134,9 @@ def compute_swapped_vectors(
     vectors = {key: np.empty(shape, np.float32) for key in keys}
     with (
         evaluating(encoder.model),
-        tqdm(total=len(keys) * len(chosen.texts), desc="swapping", unit=" pairs", delay=1, disable=None, leave=False) as bar,
+        tqdm(
+            total=len(keys) * len(chosen.texts), desc="swapping", unit=" pairs", delay=1, disable=None, leave=False
+        ) as bar,
     ):
         for pairs in chosen.batches:
             rows = encoder.tokenize([text for side in (0, 1) for text in chosen.texts[pairs, side]])
@@ -164,25 +172,123 @@ def _swap_rows(hidden: Tensor, selected: Tensor, sources: np.ndarray) -> Tensor:
 
 
 def measure_swaps(
-    encoder: Encoder, split: SplitTask, states: States, chosen: ChosenPairs, layer: int, *, seed: int = 0
-) -> pd.DataFrame:
-    """The log-odds (nats) of the twin's label against the text's own after every swap, columns `SWAPS`.
+    encoder: Encoder,
+    split: SplitTask,
+    states: States,
+    pairs: MinimalPairs,
+    layer: int,
+    *,
+    most: int = MOST,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Tables ``swaps`` (columns `SWAPS`) and ``swap_reliability`` (columns `RELIABILITY`), see `swap_effects`.
 
-    They are those of a linear probe of [CLS] at `layer`, trained on the intact vectors of the task. "layer" is that of
-    the swap, "read at" that of the probe.
+    pairs: of the task; up to `most` of them are used. layer: that of the probes of [CLS], which are trained on intact
+    vectors of the task. Both tables are empty where no pair can be swapped (`choose_pairs`).
     """
+    texts = [text for side in ("train", "dev") for text in split.of(side)[0]]
+    chosen = choose_pairs(encoder, pairs, texts, max_length=states.source["max_length"], most=most)
+    if not len(chosen.texts):
+        return {"swaps": pd.DataFrame(columns=list(SWAPS)), "swap_reliability": pd.DataFrame(columns=list(RELIABILITY))}
     vectors = compute_swapped_vectors(encoder, chosen, layer)
-    X, X_dev = (features(states, [(layer, "cls")], split.state_rows[split.rows_of(side)]) for side in ("train", "dev"))
-    y, y_dev = (split.y[split.rows_of(side), None] for side in ("train", "dev"))
-    probe = LogisticProbe().fit_cells(X, y, dev=(X_dev, y_dev), strengths=STRENGTHS)
+    keys = pd.DataFrame(
+        {
+            "task": split.task.name,
+            "read at": layer,
+            "seed": seed,
+            "pair": np.repeat(np.arange(len(chosen.texts)), 2),
+            "lemma": chosen.lemmas.astype(str).repeat(2),
+            "label": chosen.labels * len(chosen.texts),
+            "twin_label": chosen.labels[::-1] * len(chosen.texts),
+        }
+    )
+    log_odds = _compute_log_odds(split, states, layer, chosen.labels, vectors)
+    reliability = _measure_reliability(split, states, layer, pairs, chosen, vectors, seed)
+    return {
+        "swaps": pd.concat(
+            [keys.assign(layer=below, swap=swap, log_odds=nats) for (swap, below), nats in log_odds.items()],
+            ignore_index=True,
+        )[list(SWAPS)],
+        "swap_reliability": pd.concat(
+            [
+                keys.assign(layer=below, swap=swap, measure=measure, property=name, value=values)
+                for swap, below, measure, name, values in reliability
+            ],
+            ignore_index=True,
+        )[list(RELIABILITY)],
+    }
+
+
+def _compute_log_odds(
+    split: SplitTask, states: States, layer: int, labels: tuple[str, str], vectors: dict[Swap, np.ndarray]
+) -> dict[Swap, np.ndarray]:
+    """(text,) nats for the twin's label against the text's own, by a linear probe of [CLS] at `layer`; the two texts of
+    a pair follow each other."""
+    (X, y), dev = (_read_side(split, states, layer, side) for side in ("train", "dev"))
+    probe = LogisticProbe().fit_cells(X, y[:, None], dev=(dev[0], dev[1][:, None]), strengths=STRENGTHS)
+    first, second = (split.classes.tolist().index(label) for label in labels)
+    log_odds = {}
+    for swap, values in vectors.items():
+        nats = probe.log_proba_cells(values.reshape(1, -1, values.shape[-1]))[0, 0]
+        log_odds[swap] = ((nats[:, second] - nats[:, first]).reshape(-1, 2) * (1, -1)).ravel()
+    return log_odds
+
+
+def _read_side(split: SplitTask, states: States, layer: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = split.rows_of(side)
+    return features(states, [(layer, "cls")], split.state_rows[rows]), split.y[rows]
+
+
+def _measure_reliability(
+    split: SplitTask,
+    states: States,
+    layer: int,
+    pairs: MinimalPairs,
+    chosen: ChosenPairs,
+    vectors: dict[Swap, np.ndarray],
+    seed: int,
+) -> Iterator[tuple[str, int, str, str, np.ndarray]]:
+    """Swap, its layer, measure, property and values (text,) for every measure of a swap of [CLS]."""
+    (X, y), (X_dev, y_dev) = (_read_side(split, states, layer, side) for side in ("train", "dev"))
+    train, dev, texts = split.of("train")[0], split.of("dev")[0], chosen.texts.ravel().tolist()
+    own, others = split.task.label, _read_other_labels(pairs, train)
+    classes = {name: sorted({label for text in train if (label := read(text))}) for name, read in others.items()}
+
+    def encode(name: str, texts: Sequence[str]) -> np.ndarray:
+        """(text,) class codes, -1 for a text without one."""
+        code = {label: i for i, label in enumerate(classes[name])}
+        return np.array([code.get(others[name](text) or "", -1) for text in texts])
+
+    others = {name: read for name, read in others.items() if len(classes[name]) > 1}
+    probe = fit_independent_probe(
+        X,
+        {own: y} | {name: encode(name, train) for name in others},
+        X_dev,
+        {own: y_dev} | {name: encode(name, dev) for name in others},
+        seed=seed,
+    )
     first, second = (split.classes.tolist().index(label) for label in chosen.labels)
-    count, tables = len(chosen.texts), []
-    for (swap, below), values in vectors.items():
-        nats = probe.log_proba_cells(values.reshape(1, 2 * count, -1))[0, 0]
-        log_odds = (nats[:, second] - nats[:, first]).reshape(count, 2) * (1, -1)
-        for side in (0, 1):
-            key = {"task": split.task.name, "layer": below, "swap": swap, "read at": layer, "seed": seed}
-            labels = {"label": chosen.labels[side], "twin_label": chosen.labels[1 - side]}
-            rows = {"pair": np.arange(count), "lemma": chosen.lemmas.astype(str), **labels, "log_odds": log_odds[:, side]}
-            tables.append(pd.DataFrame(key | rows))
-    return pd.concat(tables, ignore_index=True)[list(SWAPS)]
+    codes = {own: np.tile([first, second], len(chosen.texts))} | {name: encode(name, texts) for name in others}
+    twins = np.eye(len(split.classes))[np.tile([second, first], len(chosen.texts))]
+    probabilities = {
+        swap: {name: p[0] for name, p in probe.probabilities(values.reshape(1, -1, values.shape[-1])).items()}
+        for swap, values in vectors.items()
+        if swap[0] != OTHERS
+    }
+    intact = probabilities[INTACT, layer]
+    for name, p in intact.items():
+        counts = np.bincount(codes[name][codes[name] >= 0], minlength=p.shape[1])
+        gain = (p.argmax(1) == codes[name]).astype(float) - (codes[name] == counts.argmax())
+        yield INTACT, layer, ABOVE_MAJORITY, name, np.where(codes[name] < 0, np.nan, gain)
+    for swap, after in probabilities.items():
+        yield *swap, COMPLETENESS, own, completeness(after[own], twins)
+        for name in others:
+            yield *swap, SELECTIVITY, name, selectivity(intact[name], after[name])
+
+
+def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, Callable[[str], str | None]]:
+    """Other property -> its label of a text, None where it does not apply: those that the source knows, and whether the
+    text has more words than half of `train`."""
+    median = float(np.median([len(text.split()) for text in train]))
+    known = {name: labels.get for name, labels in pairs.other_labels.items()}
+    return known | {"sentence_length": lambda text: "long" if len(text.split()) > median else "short"}

@@ -289,9 +289,7 @@ def _noun_number(relation: str) -> Callable[[Sentence], _Row]:
         if s.children(nouns[0], "conj"):
             raise _LeftOut(f"the {role} is coordinated")
         names = {"Sing": "singular", "Plur": "plural"}
-        return _Row(
-            _feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold(), carrier=nouns[0]
-        )
+        return _Row(_feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold(), carrier=nouns[0])
 
     return row
 
@@ -448,9 +446,7 @@ PROPERTIES = {
     "subject_number": Property(
         _per_sentence(_noun_number("nsubj")), resplit=True, inflect=Inflector.change_subject_number
     ),
-    "object_number": Property(
-        _per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number
-    ),
+    "object_number": Property(_per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number),
     "odd_man_out": Property(_corrupt_half("replaced", _replace_word)),
     "coordination_inversion": Property(_corrupt_half("inverted", _invert_clauses)),
     "root_pos": Property(_per_sentence(_root_pos)),

@@ -122,7 +122,12 @@ class Inflector:
     def _numbered_verbs(self) -> set[tuple[str | None, ...]]:
         """Kinds of finite verbs that have the feature Number somewhere."""
         return {
-            (s.upos[i], s.lemmas[i] if s.upos[i] == "AUX" else "", s.features[i].get("Tense"), s.features[i].get("Mood"))
+            (
+                s.upos[i],
+                s.lemmas[i] if s.upos[i] == "AUX" else "",
+                s.features[i].get("Tense"),
+                s.features[i].get("Mood"),
+            )
             for s, i in self._words()
             if s.upos[i] in _FINITE and s.features[i].get("VerbForm") == "Fin" and "Number" in s.features[i]
         }
