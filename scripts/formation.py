@@ -24,6 +24,7 @@ from pydantic import Field
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
+from clsprobe.analysis.sources import MinimalPairs, load_pairs
 from clsprobe.analysis.study import Exhibit, Measured, Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.analysis.verdict import (
@@ -69,7 +70,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens"
+        "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens",
+        "swaps", "swap_reliability",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -96,9 +98,15 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             raise InputError("--layers", what, "Name higher ones")
         return inputs
 
+    @cached_property
+    def minimal_pairs(self) -> dict[str, MinimalPairs]:
+        """Task -> its minimal pairs, for the tasks whose source makes any."""
+        return {name: pairs for spec in self.task for name, pairs in load_pairs(spec).items()}
+
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""
-        return super().contents() | self.inputs.contents | probe_contents(self.probes)
+        pairs = {f"minimal pairs of {name}": pairs.digest for name, pairs in self.minimal_pairs.items()}
+        return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
         """Describe the sweep, and estimate the time of the interventions."""
@@ -187,10 +195,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             *exhibits.explanation_exhibits(
                 *(measured.rows(name, task) for name in ("profiles", "agreement", "tokens"))
             ),
+            *exhibits.swap_exhibits(measured, task),
         ]
 
     def note(self, measured: Measured) -> list[str]:
         """The self-check, and what a cut can and cannot show."""
+        from clsprobe.analysis.formation import exhibits
         from clsprobe.analysis.formation.knockout import EVERYTHING, compute_effects
 
         if "knockout" not in measured.tables:
@@ -209,6 +219,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             else "still tells texts apart: it sees words before the first layer"
         )
         return [
+            *exhibits.swap_notes(measured),
             f"Self-check: cut off in every layer, [CLS] {what} ({values}).",
             f"{LIMIT}.",
         ]

@@ -9,7 +9,7 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.formation import erasure, swap_effects
 from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, compute_effects
-from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.study import Exhibit, Measured, short
 from clsprobe.analysis.verdict import Part
 
 EDGES = {  # as a reader calls them
@@ -129,12 +129,20 @@ def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens
     ]
 
 
-def swap_exhibits(swaps: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibit]:
+def swap_notes(measured: Measured) -> list[str]:
+    """A sentence for every task on where the effect of swapping [CLS] between twins rises."""
+    if "swaps" not in measured.tables:
+        return []
+    every_task = measured.tables["swaps"].groupby("task", sort=False)
+    return [f"{short(str(task))}: {swap_effects.describe_swaps(swaps)}." for task, swaps in every_task]
+
+
+def swap_exhibits(measured: Measured, task: str) -> list[Exhibit]:
     """What a swap of [CLS] between twins carries, layer by layer, and how complete and selective it is.
 
-    Rows of one task each, columns `swap_effects.SWAPS` and `swap_effects.RELIABILITY`. No exhibits without rows.
+    Tables swaps and swap_reliability (`swap_effects.SWAPS`, `swap_effects.RELIABILITY`). None for a task without pairs.
     """
-    if swaps.empty:
+    if "swaps" not in measured.tables or (swaps := measured.rows("swaps", task)).empty:
         return []
     labels, unit = " and ".join(sorted(swaps.label.unique())), swap_effects.name_unit(swaps)
     unseen = f", with {swap_effects.count_clusters(swaps)} lemmas that the probe did not learn from"
@@ -156,10 +164,10 @@ def swap_exhibits(swaps: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibi
             f"Where does [CLS] receive what its probe reads? {pairs}. In one layer, that of the axis, [CLS] of a "
             "sentence is replaced by that of its twin, and the network runs on to the probe, a fixed linear one of "
             f"[CLS] at layer {last}. Value: the share of the twins' difference that is swapped with it, of "
-            f"{change['value']:.2f} nats of log-odds ({change['low']:.2f} to {change['high']:.2f}); 95 % intervals over "
-            f"{unit}. What is missing from 1 at a layer, [CLS] receives from the other tokens in the blocks above. A low "
-            "value does not say that [CLS] of that layer tells nothing of the label, but that the probe reads it from "
-            "elsewhere. By construction the line of [CLS] is "
+            f"{change['value']:.2f} nats of log-odds ({change['low']:.2f} to {change['high']:.2f}); 95 % intervals "
+            f"over {unit}. What is missing from 1 at a layer, [CLS] receives from the other tokens in the blocks "
+            "above. A low value does not say that [CLS] of that layer tells nothing of the label, but that the probe "
+            "reads it from elsewhere. By construction the line of [CLS] is "
             f"{'0 at layer 0, where all texts have the same [CLS], and ' if same_start else ''}1 at layer {last}, and "
             "the line of all other tokens is what is left to 1. What counts is where it rises. "
             f"{'' if same_start else 'At layer 0 the texts of this encoder differ in [CLS]. '}"
@@ -174,7 +182,7 @@ def swap_exhibits(swaps: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibi
             "largest: whether it may be the largest rise.",
             swap_effects.compute_rises(swaps),
         ),
-        *_swap_reliability(swap_effects.compute_reliability(reliability), last, unit),
+        *_swap_reliability(swap_effects.compute_reliability(measured.rows("swap_reliability", task)), last, unit),
     ]
 
 
@@ -207,8 +215,9 @@ def _swap_reliability(table: pd.DataFrame, last: int, unit: str) -> list[Exhibit
         Exhibit(
             f"The same swaps, as an MLP sees them that was trained on intact [CLS] of layer {last}. Completeness "
             '("complete"): 1 less the total variation between its distribution of the label and certainty of the '
-            f'twin\'s; a swap of the whole text reaches {whole}, no swap {intact}. Selectivity ("kept"): how little its '
-            f"distribution of another property of the sentence changes, 1 if not at all. 95 % intervals over {unit} (Canby et al. 2024).{left_out}",
+            f'twin\'s; a swap of the whole text reaches {whole}, no swap {intact}. Selectivity ("kept"): how little '
+            "its distribution of another property of the sentence changes, 1 if not at all. 95 % intervals over "
+            f"{unit} (Canby et al. 2024).{left_out}",
             lines.assign(readout=names)[["layer", "readout", "value", "low", "high"]].reset_index(drop=True),
             "curves",
             {"metric": "completeness and selectivity"},

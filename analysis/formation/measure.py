@@ -13,9 +13,10 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import encode_inputs
-from clsprobe.analysis.formation import attribution, erasure, knockout
+from clsprobe.analysis.formation import attribution, erasure, knockout, swaps
 from clsprobe.analysis.formation.attention import measure_mixing
 from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
+from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
@@ -39,9 +40,10 @@ STRIPS = 8  # of these texts, those shown word by word
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, erasure, leakage (every seed); profiles, agreement, tokens (the first seed).
+    """The tables of a sweep; knockout, erasure, leakage (every seed); profiles, agreement, tokens, swaps,
+    swap_reliability (the first seed).
 
-    settings: those of a sweep. Raises InputError for an encoder whose forward pass cannot be changed.
+    settings: those of the study. Raises InputError for an encoder whose forward pass cannot be changed.
     """
     check_changes(load_encoder(inputs.description, device=settings.device))  # before anything slow
     (states,) = encode_inputs(settings, inputs)
@@ -74,6 +76,16 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
         else:
             for name, blocks in of_task.items():
                 parts.setdefault(name, []).extend(blocks)
+        try:
+            split = split_task(task, states, settings.seed, drop=drop, allow_overlap=settings.allow_overlap)
+            pairs = settings.minimal_pairs.get(task.name)
+            swapped, note = _swap(encoder, split, states, pairs, cells[0], settings.seed)
+            notes += [f"{short(task.name)}: {note}"] if note else []
+            for name, table in swapped.items():
+                parts.setdefault(name, []).append(table)
+        except Exception as error:
+            failures.append(f"the swaps in {task.name} failed: {type(error).__name__}: {error}")
+            notes.append(f"{failures[-1]}.")
     measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
     return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
 
@@ -155,6 +167,21 @@ def _explain(
     for table in explained.values():
         table.insert(0, "task", task)
     return explained, note
+
+
+def _swap(
+    encoder: Encoder, split: SplitTask, states: States, pairs: MinimalPairs | None, cell: Cell, seed: int
+) -> tuple[dict[str, pd.DataFrame], str]:
+    """Tables swaps and swap_reliability of one task, and a note if there is no pair to swap."""
+    if pairs is None:
+        return {}, "swaps are not shown, because its source makes no minimal pairs of this property."
+    tables = swaps.measure_swaps(encoder, split, states, pairs, cell[0], seed=seed)
+    if tables["swaps"].empty:
+        return {}, (
+            "swaps are not shown, because there are no two minimal pairs of equal token count whose word with the "
+            "label was in no training text."
+        )
+    return tables, ""
 
 
 def _profile(values: np.ndarray) -> dict[str, np.ndarray]:
