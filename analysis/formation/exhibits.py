@@ -145,25 +145,24 @@ def swap_exhibits(measured: Measured, task: str) -> list[Exhibit]:
     if "swaps" not in measured.tables or (swaps := measured.rows("swaps", task)).empty:
         return []
     labels, unit = " and ".join(sorted(swaps.label.unique())), swap_effects.name_unit(swaps)
-    unseen = f", with {swap_effects.count_clusters(swaps)} lemmas that the probe did not learn from"
+    unseen = f", of {swap_effects.count_clusters(swaps)} lemmas that the probe did not learn from"
     pairs = (
-        f"{swaps.pair.nunique()} minimal pairs: sentences with the labels {labels}, otherwise the same"
-        f"{unseen if unit == 'lemmas' else ''}"
+        f"{swaps.pair.nunique()} minimal pairs, sentences with the labels {labels} that differ only in what the label "
+        f"demands{unseen if unit == 'lemmas' else ''}"
     )
     change = swap_effects.measure_change(swaps)
     if not change["low"] > 0:
-        what = f"Swaps are not shown: {swap_effects.describe_swaps(swaps)}. These are {pairs}."
+        what = f"Swaps are not shown: {swap_effects.describe_swaps(swaps)}. These are the {pairs}."
         return [Exhibit(what, pd.DataFrame([change]))]
-    table = swap_effects.compute_effects(swaps)
-    curves = table[table.texts == "all"].assign(readout=lambda rows: rows.swap.map(_SWAPS))
+    curves = swap_effects.compute_effects(swaps).assign(readout=lambda table: table.swap.map(_SWAPS))
     start = curves.value[(curves.swap == swap_effects.CLS) & (curves.layer == 0)].abs().iloc[0]
     same_start = start < 1e-3  # 0 up to rounding
     last = int(swaps["read at"].iloc[0])
     return [
         Exhibit(
-            f"Where does [CLS] receive what its probe reads? {pairs}. In one layer, that of the axis, [CLS] of a "
-            "sentence is replaced by that of its twin, and the network runs on to the probe, a fixed linear one of "
-            f"[CLS] at layer {last}. Value: the share of the twins' difference that is swapped with it, of "
+            f"Where does [CLS] receive what its probe reads? Swaps within {pairs}. In one layer, that of the axis, "
+            "[CLS] of a sentence is replaced by that of its twin, and the network runs on to the probe, a fixed linear "
+            f"one of [CLS] at layer {last}. Value: the share of the twins' difference that is swapped with it, of "
             f"{change['value']:.2f} nats of log-odds ({change['low']:.2f} to {change['high']:.2f}); 95 % intervals "
             f"over {unit}. What is missing from 1 at a layer, [CLS] receives from the other tokens in the blocks "
             "above. A low value does not say that [CLS] of that layer tells nothing of the label, but that the probe "

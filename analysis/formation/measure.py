@@ -175,13 +175,19 @@ def _swap(
     """Tables swaps and swap_reliability of one task, and a note if there is no pair to swap."""
     if pairs is None:
         return {}, "swaps are not shown, because its source makes no minimal pairs of this property."
-    tables = swaps.measure_swaps(encoder, split, states, pairs, cell[0], seed=seed)
-    if tables["swaps"].empty:
+    texts, limit = [text for side in ("train", "dev") for text in split.of(side)[0]], states.source["max_length"]
+    chosen = swaps.choose_pairs(encoder, pairs, texts, max_length=limit)
+    if not len(chosen.texts):
         return {}, (
             "swaps are not shown, because there are no two minimal pairs of equal token count whose word with the "
             "label was in no training text."
         )
-    return tables, ""
+    layer, _ = cell
+    vectors = swaps.compute_swapped_vectors(encoder, chosen, layer)
+    return {
+        "swaps": swaps.measure_swaps(split, states, chosen, vectors, layer, seed=seed),
+        "swap_reliability": swaps.measure_reliability(split, states, pairs, chosen, vectors, layer, seed=seed),
+    }, ""
 
 
 def _profile(values: np.ndarray) -> dict[str, np.ndarray]:

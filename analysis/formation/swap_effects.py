@@ -13,7 +13,7 @@ one text with the other tokens of its twin is the first swap in the twin and the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,16 +56,11 @@ class Ratios:
 def compute_effects(swaps: pd.DataFrame) -> pd.DataFrame:
     """The effect of every swap at every layer, with its 95 % interval over lemmas.
 
-    swaps: columns `SWAPS`, rows of one task. Columns swap, layer, texts ("all", then those of either label), value,
-    low, high.
+    swaps: columns `SWAPS`, rows of one task. Columns swap, layer, value, low, high.
     """
-    tables = []
-    for swap in SWAPPED:
-        for texts, rows in _split_labels(swaps):
-            changes = _sum_changes(rows, swap)
-            table = pd.DataFrame({"swap": swap, "layer": changes.columns, "texts": texts})
-            tables.append(table.assign(**Ratios(changes.to_numpy(), _sum_changes(rows).to_numpy()[:, 0]).estimate()))
-    return pd.concat(tables, ignore_index=True)
+    changes = _list_changes(swaps)
+    table = changes[[*SWAPPED]].columns.to_frame(index=False)
+    return table.assign(**_divide_changes(changes, [*SWAPPED]).estimate())
 
 
 def compute_rises(swaps: pd.DataFrame) -> pd.DataFrame:
@@ -74,9 +69,8 @@ def compute_rises(swaps: pd.DataFrame) -> pd.DataFrame:
     swaps: columns `SWAPS`, rows of one task. Columns block, value, low, high: 95 % intervals over lemmas, simultaneous
     over the blocks (Bonferroni); largest: False where the rise is certainly smaller than that of some other block.
     """
-    changes = _sum_changes(swaps, CLS)
-    ratios = Ratios(changes.to_numpy(), _sum_changes(swaps).to_numpy()[:, 0])
-    blocks = changes.columns[1:].to_numpy()
+    changes = _list_changes(swaps)
+    ratios, blocks = _divide_changes(changes, [CLS]), changes[CLS].columns[1:].to_numpy()
     steps = np.diff(np.eye(len(blocks) + 1), axis=0).T  # (layer, block): 1 at the block's own layer, -1 below it
     table = pd.DataFrame({"block": blocks, **ratios.estimate(steps, TAIL / len(blocks))})
     first = steps[:, [int(table.value.argmax())]]
@@ -89,9 +83,8 @@ def measure_change(swaps: pd.DataFrame) -> dict[str, float]:
 
     swaps: columns `SWAPS`, rows of one task.
     """
-    intact = swaps[swaps.swap == INTACT]
-    counts = pd.Series(name_clusters(intact.lemma, intact.pair)).value_counts().sort_index()
-    estimate = Ratios(_sum_changes(swaps).to_numpy(), counts.to_numpy(float)).estimate()
+    by_cluster = _list_changes(swaps)[WHOLE].groupby(level="cluster")
+    estimate = Ratios(by_cluster.sum().to_numpy(), by_cluster.size().to_numpy(float)).estimate()
     return {name: float(number[0]) for name, number in estimate.items()}
 
 
@@ -119,9 +112,10 @@ def describe_swaps(swaps: pd.DataFrame) -> str:
             f"(they differ by {_in_words(change, '.2f')} nats of log-odds), so that swaps between them show nothing"
         )
     effects, rises = compute_effects(swaps), compute_rises(swaps)
-    effects = effects[(effects.swap == CLS) & (effects.texts == "all")].set_index("layer")
+    effects = effects[effects.swap == CLS].set_index("layer")
     blocks = rises.block[rises.largest].tolist()
     below, above = (_in_words(effects.loc[layer].to_dict(), ".0%") for layer in (blocks[0] - 1, blocks[-1]))
+    above = "all of it by construction" if blocks[-1] == last else above
     numbers = " or ".join(map(str, blocks))
     return (
         f"swapped between the twins of {pairs} minimal pairs, [CLS] of layer {blocks[0] - 1} carries {below} of their "
@@ -146,23 +140,19 @@ def _in_words(estimate: Mapping[str, float], form: str) -> str:
     return value if low == value == high else f"{value} ({low} to {high})"
 
 
-def name_clusters(lemmas: Sequence[str], pairs: Iterable[int] | None = None) -> list[str]:
-    """The lemma of every row, or its pair where no single word carries the label. pairs: by default one per row."""
-    return [
-        lemma or f"pair {i}" for lemma, i in zip(lemmas, range(len(lemmas)) if pairs is None else pairs, strict=True)
-    ]
+def name_clusters(lemmas: Iterable[str], pairs: Iterable[int]) -> list[str]:
+    """The lemma of every row, or its pair where no single word carries the label."""
+    return [lemma or f"pair {pair}" for lemma, pair in zip(lemmas, pairs, strict=True)]
 
 
-def _split_labels(swaps: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield "all", swaps
-    for label in sorted(swaps.label.unique()):
-        yield str(label), swaps[swaps.label == label]
+def _list_changes(swaps: pd.DataFrame) -> pd.DataFrame:
+    """The change of the log-odds by every swap: rows cluster, pair, label; columns swap, layer (both sorted)."""
+    table = swaps.assign(cluster=name_clusters(swaps.lemma, swaps.pair))
+    log_odds = table.set_index(["cluster", "pair", "label", "swap", "layer"]).log_odds.unstack(["swap", "layer"])
+    return log_odds.sub(log_odds[INTACT].iloc[:, 0], axis=0).sort_index(axis=1)
 
 
-def _sum_changes(swaps: pd.DataFrame, swap: str = WHOLE) -> pd.DataFrame:
-    """(cluster, layer) the change of the log-odds by a swap, summed over the texts of a lemma."""
-    texts = ["pair", "label"]
-    intact = swaps[swaps.swap == INTACT].set_index(texts)
-    log_odds = swaps[swaps.swap == swap].set_index([*texts, "layer"]).log_odds.unstack("layer")
-    changes = log_odds.reindex(intact.index).sub(intact.log_odds, axis=0)
-    return changes.groupby(name_clusters(intact.lemma, intact.index.get_level_values("pair"))).sum()
+def _divide_changes(changes: pd.DataFrame, names: list[str]) -> Ratios:
+    """The changes by these swaps at their layers as shares of that by the whole text. changes: of `_list_changes`."""
+    sums = changes.groupby(level="cluster").sum()
+    return Ratios(sums[names].to_numpy(), sums[WHOLE].to_numpy()[:, 0])

@@ -6,8 +6,8 @@
    that of its twin, and the rest of the network runs on up to the probe's layer. The same swap with a text of the
    *same* label is the null: it brings another sentence's [CLS], but not the other label.
 3. `measure_swaps` reads all of them with a fixed linear probe, trained on intact vectors of the task: its log-odds.
-4. An independent MLP says whether the swap brings the twin's label (completeness) and leaves other properties of the
-   sentence alone (selectivity), see `reliability`.
+4. `measure_reliability` lets an independent MLP say whether a swap brings the twin's label (completeness) and leaves
+   other properties of the sentence alone (selectivity).
 5. `swap_effects` says what share of the twins' difference each swap brings.
 
 Interchange interventions: Vig et al. (2020, arXiv 2004.12265), Geiger et al. (2021, arXiv 2106.02997).
@@ -15,7 +15,7 @@ Interchange interventions: Vig et al. (2020, arXiv 2004.12265), Geiger et al. (2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -90,7 +90,9 @@ def choose_pairs(
     lengths = rows.full_lengths.reshape(-1, 2)
     usable = (lengths[:, 0] == lengths[:, 1]) & (lengths[:, 0] <= (max_length or encoder.description.max_length))
     usable &= [not lemma or lemma not in trained_lemmas for lemma in pairs.lemmas]
-    table = pd.DataFrame({"length": lengths[:, 0], "lemma": name_clusters(pairs.lemmas)})[usable]
+    table = pd.DataFrame({"length": lengths[:, 0], "lemma": name_clusters(pairs.lemmas, range(len(pairs.lemmas)))})[
+        usable
+    ]
     table = table.iloc[np.argsort(table.groupby("lemma").cumcount(), kind="stable")[:most]]
     chosen, partners, batches = list[int](), list[int](), list[np.ndarray]()
     for length, group in table.sort_values("lemma", kind="stable").groupby("length"):
@@ -116,7 +118,7 @@ def _balance_lemmas(lemmas: pd.Series) -> pd.Series:
 
 def find_differing_tokens(encoder: Encoder, chosen: ChosenPairs) -> list[np.ndarray]:
     """For every pair, the indices of the tokens in which its two texts differ: what an attribution of the difference of
-    their log-odds (swap `WHOLE` less `INTACT` in the table of `measure_swaps`) should name."""
+    their log-odds (`measure_swaps`) should name."""
     rows = encoder.tokenize(chosen.texts.ravel().tolist())
     return [np.flatnonzero(rows[i].ids != rows[i + 1].ids) for i in range(0, len(rows), 2)]
 
@@ -172,118 +174,111 @@ def _swap_rows(hidden: Tensor, selected: Tensor, sources: np.ndarray) -> Tensor:
 
 
 def measure_swaps(
-    encoder: Encoder,
+    split: SplitTask,
+    states: States,
+    chosen: ChosenPairs,
+    vectors: Mapping[Swap, np.ndarray],
+    layer: int,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The log-odds (nats) of the twin's label against the text's own after every swap, columns `SWAPS`.
+
+    They are those of a linear probe of [CLS] at `layer`, trained on the intact vectors of the task. vectors: of
+    `compute_swapped_vectors`. The change from `INTACT` to `WHOLE` is what an attribution to `find_differing_tokens`
+    should explain.
+    """
+    (X, y), (X_dev, y_dev) = (_read_side(split, states, layer, side) for side in ("train", "dev"))
+    probe = LogisticProbe().fit_cells(X, y[:, None], dev=(X_dev, y_dev[:, None]), strengths=STRENGTHS)
+    first, second = _find_codes(split, chosen)
+    keys, tables = _list_texts(split, chosen, layer, seed), []
+    for (swap, swap_layer), values in vectors.items():
+        nats = probe.log_proba_cells(values.reshape(1, len(keys), -1))[0, 0]
+        log_odds = ((nats[:, second] - nats[:, first]).reshape(-1, 2) * (1, -1)).ravel()
+        tables.append(keys.assign(layer=swap_layer, swap=swap, log_odds=log_odds))
+    return pd.concat(tables, ignore_index=True)[list(SWAPS)]
+
+
+def measure_reliability(
     split: SplitTask,
     states: States,
     pairs: MinimalPairs,
+    chosen: ChosenPairs,
+    vectors: Mapping[Swap, np.ndarray],
     layer: int,
     *,
-    most: int = MOST,
     seed: int = 0,
-) -> dict[str, pd.DataFrame]:
-    """Tables ``swaps`` (columns `SWAPS`) and ``swap_reliability`` (columns `RELIABILITY`), see `swap_effects`.
+) -> pd.DataFrame:
+    """Completeness and selectivity (`reliability`) of every swap of [CLS], text by text, columns `RELIABILITY`.
 
-    pairs: of the task; up to `most` of them are used. layer: that of the probes of [CLS], which are trained on intact
-    vectors of the task. Both tables are empty where no pair can be swapped (`choose_pairs`).
+    By an MLP of [CLS] at `layer`, trained on the intact vectors of the task, on its labels, on the other labels that
+    `pairs` knows, and on the length of the sentences. vectors: of `compute_swapped_vectors`. For `INTACT` also the
+    accuracy of each property, less that of its most frequent class among these texts.
     """
-    texts = [text for side in ("train", "dev") for text in split.of(side)[0]]
-    chosen = choose_pairs(encoder, pairs, texts, max_length=states.source["max_length"], most=most)
-    if not len(chosen.texts):
-        return {"swaps": pd.DataFrame(columns=list(SWAPS)), "swap_reliability": pd.DataFrame(columns=list(RELIABILITY))}
-    vectors = compute_swapped_vectors(encoder, chosen, layer)
-    keys = pd.DataFrame(
+    (X, y), (X_dev, y_dev) = (_read_side(split, states, layer, side) for side in ("train", "dev"))
+    train, dev, texts = split.of("train")[0], split.of("dev")[0], chosen.texts.ravel().tolist()
+    own, others = split.task.label, _read_other_labels(pairs, train)
+    classes = {name: sorted({label for text in train if (label := read(text))}) for name, read in others.items()}
+    others = {name: read for name, read in others.items() if len(classes[name]) > 1}
+
+    def encode(name: str, texts: Sequence[str]) -> np.ndarray:
+        """(text,) class codes, -1 for a text without a label."""
+        code = {label: i for i, label in enumerate(classes[name])}
+        return np.array([code.get(others[name](text) or "", -1) for text in texts])
+
+    y_train, y_stop = (
+        {own: labels} | {name: encode(name, of) for name in others} for labels, of in ((y, train), (y_dev, dev))
+    )
+    probe = fit_independent_probe(X, y_train, X_dev, y_stop, seed=seed)
+    first, second = _find_codes(split, chosen)
+    codes = {own: np.tile([first, second], len(chosen.texts))} | {name: encode(name, texts) for name in others}
+    twins = np.eye(len(split.classes))[np.tile([second, first], len(chosen.texts))]
+    keys, tables = _list_texts(split, chosen, layer, seed), []
+
+    def add(swap: Swap, measure: str, name: str, values: np.ndarray) -> None:
+        place = {"layer": swap[1], "swap": swap[0], "measure": measure, "property": name}
+        tables.append(keys.assign(**place, value=values)[codes[name] >= 0])
+
+    intact = probe.probabilities(vectors[INTACT, layer].reshape(1, len(keys), -1))
+    for name, (p,) in intact.items():
+        most_frequent = np.bincount(codes[name][codes[name] >= 0]).argmax()
+        gain = (p.argmax(1) == codes[name]).astype(float) - (codes[name] == most_frequent)
+        add((INTACT, layer), ABOVE_MAJORITY, name, gain)
+    for swap, values in vectors.items():
+        if swap[0] == OTHERS:
+            continue
+        after = probe.probabilities(values.reshape(1, len(keys), -1))
+        add(swap, COMPLETENESS, own, completeness(after[own][0], twins))
+        for name in others:
+            add(swap, SELECTIVITY, name, selectivity(intact[name][0], after[name][0]))
+    return pd.concat(tables, ignore_index=True)[list(RELIABILITY)]
+
+
+def _list_texts(split: SplitTask, chosen: ChosenPairs, layer: int, seed: int) -> pd.DataFrame:
+    """The columns of every text, the two texts of a pair after each other."""
+    count = len(chosen.texts)
+    return pd.DataFrame(
         {
             "task": split.task.name,
             "read at": layer,
             "seed": seed,
-            "pair": np.repeat(np.arange(len(chosen.texts)), 2),
+            "pair": np.repeat(np.arange(count), 2),
             "lemma": chosen.lemmas.astype(str).repeat(2),
-            "label": chosen.labels * len(chosen.texts),
-            "twin_label": chosen.labels[::-1] * len(chosen.texts),
+            "label": chosen.labels * count,
+            "twin_label": chosen.labels[::-1] * count,
         }
     )
-    log_odds = _compute_log_odds(split, states, layer, chosen.labels, vectors)
-    reliability = _measure_reliability(split, states, layer, pairs, chosen, vectors, seed)
-    return {
-        "swaps": pd.concat(
-            [keys.assign(layer=below, swap=swap, log_odds=nats) for (swap, below), nats in log_odds.items()],
-            ignore_index=True,
-        )[list(SWAPS)],
-        "swap_reliability": pd.concat(
-            [
-                keys.assign(layer=below, swap=swap, measure=measure, property=name, value=values)
-                for swap, below, measure, name, values in reliability
-            ],
-            ignore_index=True,
-        )[list(RELIABILITY)],
-    }
 
 
-def _compute_log_odds(
-    split: SplitTask, states: States, layer: int, labels: tuple[str, str], vectors: dict[Swap, np.ndarray]
-) -> dict[Swap, np.ndarray]:
-    """(text,) nats for the twin's label against the text's own, by a linear probe of [CLS] at `layer`; the two texts of
-    a pair follow each other."""
-    (X, y), dev = (_read_side(split, states, layer, side) for side in ("train", "dev"))
-    probe = LogisticProbe().fit_cells(X, y[:, None], dev=(dev[0], dev[1][:, None]), strengths=STRENGTHS)
-    first, second = (split.classes.tolist().index(label) for label in labels)
-    log_odds = {}
-    for swap, values in vectors.items():
-        nats = probe.log_proba_cells(values.reshape(1, -1, values.shape[-1]))[0, 0]
-        log_odds[swap] = ((nats[:, second] - nats[:, first]).reshape(-1, 2) * (1, -1)).ravel()
-    return log_odds
+def _find_codes(split: SplitTask, chosen: ChosenPairs) -> tuple[int, int]:
+    """The codes of the two labels of the pairs."""
+    classes = split.classes.tolist()
+    return classes.index(chosen.labels[0]), classes.index(chosen.labels[1])
 
 
 def _read_side(split: SplitTask, states: States, layer: int, side: str) -> tuple[np.ndarray, np.ndarray]:
     rows = split.rows_of(side)
     return features(states, [(layer, "cls")], split.state_rows[rows]), split.y[rows]
-
-
-def _measure_reliability(
-    split: SplitTask,
-    states: States,
-    layer: int,
-    pairs: MinimalPairs,
-    chosen: ChosenPairs,
-    vectors: dict[Swap, np.ndarray],
-    seed: int,
-) -> Iterator[tuple[str, int, str, str, np.ndarray]]:
-    """Swap, its layer, measure, property and values (text,) for every measure of a swap of [CLS]."""
-    (X, y), (X_dev, y_dev) = (_read_side(split, states, layer, side) for side in ("train", "dev"))
-    train, dev, texts = split.of("train")[0], split.of("dev")[0], chosen.texts.ravel().tolist()
-    own, others = split.task.label, _read_other_labels(pairs, train)
-    classes = {name: sorted({label for text in train if (label := read(text))}) for name, read in others.items()}
-
-    def encode(name: str, texts: Sequence[str]) -> np.ndarray:
-        """(text,) class codes, -1 for a text without one."""
-        code = {label: i for i, label in enumerate(classes[name])}
-        return np.array([code.get(others[name](text) or "", -1) for text in texts])
-
-    others = {name: read for name, read in others.items() if len(classes[name]) > 1}
-    probe = fit_independent_probe(
-        X,
-        {own: y} | {name: encode(name, train) for name in others},
-        X_dev,
-        {own: y_dev} | {name: encode(name, dev) for name in others},
-        seed=seed,
-    )
-    first, second = (split.classes.tolist().index(label) for label in chosen.labels)
-    codes = {own: np.tile([first, second], len(chosen.texts))} | {name: encode(name, texts) for name in others}
-    twins = np.eye(len(split.classes))[np.tile([second, first], len(chosen.texts))]
-    probabilities = {
-        swap: {name: p[0] for name, p in probe.probabilities(values.reshape(1, -1, values.shape[-1])).items()}
-        for swap, values in vectors.items()
-        if swap[0] != OTHERS
-    }
-    intact = probabilities[INTACT, layer]
-    for name, p in intact.items():
-        counts = np.bincount(codes[name][codes[name] >= 0], minlength=p.shape[1])
-        gain = (p.argmax(1) == codes[name]).astype(float) - (codes[name] == counts.argmax())
-        yield INTACT, layer, ABOVE_MAJORITY, name, np.where(codes[name] < 0, np.nan, gain)
-    for swap, after in probabilities.items():
-        yield *swap, COMPLETENESS, own, completeness(after[own], twins)
-        for name in others:
-            yield *swap, SELECTIVITY, name, selectivity(intact[name], after[name])
 
 
 def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, Callable[[str], str | None]]:
