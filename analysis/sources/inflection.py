@@ -75,6 +75,8 @@ class Inflector:
         (form,) = forms
         if s.forms[word].isupper() and len(s.forms[word]) > 1:
             return form.upper()
+        if any(map(str.isupper, s.forms[word][1:])):
+            return None
         if not s.forms[word][:1].isupper():
             return form
         if self.bank.has_dotless_i and form[0] in "iı":
