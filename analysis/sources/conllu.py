@@ -80,13 +80,14 @@ def load_pairs(rest: str) -> dict[str, MinimalPairs]:
     """
     requested, stem, bank, _ = _read_spec(rest)
     names = [name for name, prop in PROPERTIES.items() if prop.inflect and requested in (name, "all")]
-    return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], bank) for name in names}
-
-
-def _make_pairs(prop: Property, bank: Treebank) -> MinimalPairs:
-    assert prop.inflect is not None
     inflector = Inflector(bank)
-    labels: tuple[str, str] = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
+    return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], inflector) for name in names}
+
+
+def _make_pairs(prop: Property, inflector: Inflector) -> MinimalPairs:
+    assert prop.inflect is not None
+    bank = inflector.bank
+    labels = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
     texts, lemmas, carriers = list[tuple[str, str]](), list[str](), dict[str, str]()
     for s, row in zip(bank.sentences, prop.build_rows(bank), strict=True):
         if isinstance(row, str):
