@@ -9,7 +9,8 @@
 3. Not every attention accepts such a mask. `check_changes` tests an encoder before its first change: with the edges to
    [CLS] cut in a block, [CLS] must not depend on the other tokens, and the other tokens must not change.
 
-Attention knockout: Geva et al. (2023). Restoring what an intact pass computed in a corrupted one: Meng et al. (2022). Do not use an Extractor with a cache here: its keys do not include changes.
+Attention knockout: Geva et al. (2023). Restoring in a changed pass what the intact one computed: Meng et al. (2022). Do
+not use an Extractor with a cache here: its keys do not include changes.
 `probes.interventions.passes` has the hooks, `probes.interventions.replaying` runs many texts from recorded passes.
 """
 
@@ -137,8 +138,8 @@ def restore_attention(encoder: Encoder, layers: Collection[int]) -> Iterator[Non
     """Within the block, [CLS] receives in the blocks `layers` what the attention of the intact pass wrote for it.
 
     Only the output of the attention is replaced, before it is added to the residual stream; the state of [CLS] is that
-    of the changed pass. Applies to passes that continue from a `RecordedPass`. Raises InputError for unknown layers, and
-    for an encoder whose attention has no output of its own (`find_attention_outputs`).
+    of the changed pass. Applies to passes that continue from a `RecordedPass`. Raises InputError for unknown layers,
+    and for an encoder whose attention has no output of its own (`find_attention_outputs`).
     """
     restored = _check_blocks(encoder, layers, first=1)
     if find_attention_outputs(encoder) is None:

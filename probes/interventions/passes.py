@@ -121,8 +121,8 @@ def _hook_attention(encoder: Encoder, after: Callable[[Tensor], Tensor | None]) 
 
 @contextmanager
 def change_attention(encoder: Encoder, change: Callable[[int, RecordedPass, Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, ``change(layer, recorded, output)`` replaces the attention output of every block, in passes that
-    continue from a recorded one."""
+    """Within the block, ``change(layer, recorded, output)`` replaces the attention output of every block, in passes
+    that continue from a recorded one."""
 
     def after(output: Tensor) -> Tensor | None:
         running: _Pass | None = getattr(_thread, "running", None)
@@ -158,9 +158,7 @@ class RecordedPass:
     block wrote for [CLS]; empty where `find_attention_outputs` finds no module.
     """
 
-    def __init__(
-        self, encoder: Encoder, batch: Batch, recorded: list[BoundArguments], attention: list[Tensor]
-    ) -> None:
+    def __init__(self, encoder: Encoder, batch: Batch, recorded: list[BoundArguments], attention: list[Tensor]) -> None:
         self.encoder, self.batch, self._recorded, self.attention = encoder, batch, recorded, attention
         self.hidden: list[Tensor] = [next(iter(arguments.arguments.values())) for arguments in recorded]
         self.hidden.append(self.run(len(recorded) - 1, self.hidden[-1], len(recorded)))

@@ -329,11 +329,7 @@ def test_a_whole_pass_is_not_restored(loaded):
 
 def test_an_attention_whose_output_is_not_found_is_refused_in_one_line(loaded, monkeypatch):
     encoder = loaded("bert")
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(InputError, match="no module of a known name that ends their attention"),
-    ):
-        patch.setattr(changes, "find_attention_outputs", lambda encoder: None)
-        with restore_attention(encoder, [1]):
-            pass
     assert len(find_attention_outputs(encoder)) == 3
+    monkeypatch.setattr(changes, "find_attention_outputs", lambda encoder: None)
+    with pytest.raises(InputError, match="no module of a known name that ends their attention"):
+        restore_attention(encoder, [1]).__enter__()
