@@ -1,9 +1,10 @@
-"""Measures of the formation study: a sweep that chooses the layer of [CLS], then knockout and erasure below it."""
+"""Measures of the formation study: a sweep that chooses the layer of [CLS], then knockout and erasure below it, and the
+same cuts in untrained encoders."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,18 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import encode_inputs
 from clsprobe.analysis.formation import attribution, erasure, knockout, swaps
 from clsprobe.analysis.formation.attention import measure_mixing
-from clsprobe.analysis.formation.knockout import EVERYTHING, Cell
+from clsprobe.analysis.formation.cuts import (
+    DRAWS,
+    EVERYTHING,
+    INTACT,
+    ONLY,
+    RESTORED,
+    Window,
+    compute_losses,
+    list_windows,
+    split_halves,
+)
+from clsprobe.analysis.formation.knockout import Cell
 from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import judged_rows
@@ -29,6 +41,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.interventions.changes import check_changes
+from clsprobe.probes.interventions.passes import find_attention_outputs
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.registry import find_probe
 
@@ -40,7 +53,7 @@ STRIPS = 8  # of these texts, those shown word by word
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, erasure, leakage (every seed); profiles, agreement, tokens, swaps,
+    """The tables of a sweep; knockout, retrained, erasure, leakage (every seed); profiles, agreement, tokens, swaps,
     swap_reliability (the first seed).
 
     settings: those of the study. Raises InputError for an encoder whose forward pass cannot be changed.
@@ -51,7 +64,14 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
     encoder = load_encoder(inputs.description, device=settings.device, dtype=states.source["dtype"])
     drop = states.truncated if settings.long_rows == "drop" else None
     parts: dict[str, list[pd.DataFrame]] = {}
+    cut: dict[str, list[tuple[int, SplitTask]]] = {}  # task -> layer and split, of every seed
     notes, failures = [*sweep.notes], [*sweep.failures]
+    if find_attention_outputs(encoder) is None:
+        kind = encoder.description.model_type
+        notes.append(
+            f"What attention wrote for [CLS] could not be restored: the blocks of model_type '{kind}' have no module "
+            "of a known name that ends their attention."
+        )
     for task in inputs.tasks:
         try:
             rows = judged_rows(sweep.rows("predictions", task.name), settings.probes)
@@ -61,8 +81,10 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
         of_task: dict[str, list[pd.DataFrame]] = {}
         try:
+            splits = []
             for seed in settings.every_seed:
                 split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
+                splits.append((cells[0][0], split))
                 tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
                 if seed == settings.seed:
                     explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
@@ -74,6 +96,7 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
             failures.append(f"the interventions in {task.name} failed: {type(error).__name__}: {error}")
             notes.append(f"{failures[-1]}.")
         else:
+            cut[task.name] = splits
             for name, blocks in of_task.items():
                 parts.setdefault(name, []).extend(blocks)
         try:
@@ -86,6 +109,11 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
         except Exception as error:
             failures.append(f"the swaps in {task.name} failed: {type(error).__name__}: {error}")
             notes.append(f"{failures[-1]}.")
+    try:
+        parts.setdefault("retrained", []).extend(_cut_untrained(settings, inputs, states, cut))
+    except Exception as error:
+        failures.append(f"the cuts in untrained encoders failed: {type(error).__name__}: {error}")
+        notes.append(f"{failures[-1]}.")
     measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
     return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
 
@@ -99,29 +127,66 @@ def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
 def _intervene(
     encoder: Encoder, split: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables knockout, erasure and leakage of one task and seed."""
+    """Tables knockout, retrained, erasure and leakage of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
-    cuts = knockout.list_windows([EVERYTHING], layer)
-    cuts += [knockout.Window(edges, block, block) for edges in OTHERS for block in range(1, layer + 1)]
+    blocks = [(block, block) for block in range(1, layer + 1)]
+    spans = dict.fromkeys([*blocks, *split_halves(layer)] if layer > 1 else blocks)
+    cuts = [Window(EVERYTHING, *span) for span in dict.fromkeys([*spans, (1, layer)])]
+    cuts += [Window(edges, *block) for edges in OTHERS for block in blocks]
     places = [erasure.Place("cls", block) for block in range(1, layer)]
     places += [erasure.Place("content", block) for block in range(layer)]
-    predictions = knockout.predict_cut(encoder, split, states, probe, cells, cuts, seed=seed)
+    readouts = [name for _, name in cells]
+    predictions = knockout.predict_cut(encoder, split, states, probe, layer, readouts, cuts, seed=seed)
+    windows = [INTACT, *list_windows([EVERYTHING, ONLY], layer)]
+    if find_attention_outputs(encoder) is not None:
+        windows += [Window(RESTORED, *span) for span in spans]
+    retrained = knockout.predict_retrained(
+        encoder, split, probe, layer, windows, max_length=states.source["max_length"], seed=seed
+    )
     erased, leakage = erasure.predict_erased(encoder, split, states, probe, cells[0], places, seed=seed)
-    return {"knockout": predictions, "erasure": erased, "leakage": leakage}
+    return {"knockout": predictions, "retrained": retrained, "erasure": erased, "leakage": leakage}
+
+
+def _cut_untrained(
+    settings: Any, inputs: Inputs, states: States, cut: Mapping[str, Sequence[tuple[int, SplitTask]]]
+) -> list[pd.DataFrame]:
+    """The rows of the table retrained for untrained encoders: intact, and cut in all blocks and in either half.
+
+    cut: task -> the layer where [CLS] is read, and the split of every seed. There are as many draws as seeds, at least
+    `DRAWS`; each has the split of one seed, in turn.
+    """
+    tables = []
+    for number in range(max(DRAWS, settings.seeds)):
+        draw, turn = settings.seed + number, number % settings.seeds
+        log.info("cutting in an untrained encoder (seed %s)", draw)
+        encoder = load_encoder(inputs.description, device=settings.device, dtype=states.source["dtype"], untrained=draw)
+        for splits in cut.values():
+            layer, split = splits[turn]
+            if layer < 2:
+                continue  # no halves
+            spans = [(1, layer), *split_halves(layer)]
+            windows = [INTACT, *(Window(kind, *span) for kind in (EVERYTHING, ONLY) for span in spans)]
+            tables.append(
+                knockout.predict_retrained(
+                    encoder, split, find_probe(settings.probes[0]), layer, windows,
+                    max_length=states.source["max_length"], draw=draw, seed=settings.seed + turn,
+                )
+            )  # fmt: skip
+    return tables
 
 
 def _explain(
     encoder: Encoder, split: SplitTask, states: States, cell: Cell, cut: pd.DataFrame, seed: int
 ) -> tuple[dict[str, pd.DataFrame], str]:
-    """Attention and attribution profiles over the layers, their agreement with the knockout, and a note if the encoder
-    gives no attention weights."""
+    """Attention and attribution profiles over the layers, their agreement with the shift of the fixed probe, and
+    a note if the encoder gives no attention weights."""
     layer, task, note = cell[0], split.task.name, ""
     test, limit = split.rows_of("test"), states.source["max_length"]
     sample = np.sort(np.random.default_rng(seed).permutation(len(test))[:EXPLAINED])
     texts = [split.task.texts[i] for i in split.row_indices[test[sample]]]
     cls_predictions = cut[(cut.layer == layer) & (cut.readout == "cls")]
-    losses = knockout.compute_losses(cls_predictions, EVERYTHING)  # rows in the order of the task, as test
-    profiles = {"knockout": losses[:, :layer]}
+    losses = compute_losses(cls_predictions, EVERYTHING)  # rows in the order of the task, as test
+    profiles = {"shift": losses[:, :layer]}
 
     def spread_rows(values: np.ndarray) -> np.ndarray:
         """(test text, layer), NaN for texts outside the sample."""

@@ -8,11 +8,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from clsprobe.analysis.formation import swap_effects
-from clsprobe.analysis.formation.exhibits import swap_exhibits, swap_notes
+from clsprobe.analysis.formation.exhibits import swap_exhibits
 from clsprobe.analysis.formation.swap_effects import CLS, INTACT, OTHERS, SAME_LABEL, WHOLE, Ratios
-from clsprobe.analysis.study import Measured
-
-TASK = "grammar:tense"
 
 
 def make_table(curve, *, lemmas=20, pairs=3, change=2.0, noise=0.1, seed=0):
@@ -31,7 +28,7 @@ def make_table(curve, *, lemmas=20, pairs=3, change=2.0, noise=0.1, seed=0):
                 rows.append((layer, OTHERS, *key, intact + change * (1 - effect)))
                 rows.append((layer, SAME_LABEL, *key, intact))
     table = pd.DataFrame(rows, columns=["layer", "swap", "lemma", "pair", "label", "twin_label", "log_odds"])
-    return table.assign(task=TASK, seed=0, **{"read at": last})[list(swap_effects.SWAPS)]
+    return table.assign(task="grammar:tense", seed=0, **{"read at": last})[list(swap_effects.SWAPS)]
 
 
 def make_reliability(table):
@@ -132,8 +129,7 @@ def test_effects_of_a_known_curve(seed):
 def test_twins_that_the_probe_does_not_tell_apart_show_nothing():
     table = make_table([0, 0.5, 1], change=0.0)
     assert "does not certainly tell the twins of 60 minimal pairs apart" in swap_effects.describe_swaps(table)
-    measured = measure(table)
-    (exhibit,) = swap_exhibits(measured, TASK)
+    (exhibit,) = make_exhibits(table)
     assert exhibit.plot is None
     assert "show nothing" in exhibit.caption
     few = make_table([0, 0.5, 1], lemmas=3)
@@ -143,13 +139,13 @@ def test_twins_that_the_probe_does_not_tell_apart_show_nothing():
 # ----------------------------------------------------------------------------------------------------------- exhibits
 
 
-def measure(table):
-    return Measured({"swaps": table, "swap_reliability": make_reliability(table)}, {"rows": {TASK: {}}})
+def make_exhibits(table):
+    return swap_exhibits(table, make_reliability(table))
 
 
 def test_exhibits_draw_and_say_what_the_tables_say():
     table = make_table([0, 0.02, 0.1, 0.9, 1])
-    curves, rises, reliability = swap_exhibits(measure(table), TASK)
+    curves, rises, reliability = make_exhibits(table)
     assert "60 minimal pairs, sentences with the labels past and present" in curves.caption
     assert "20 lemmas that the probe did not learn from" in curves.caption
     assert "0 at layer 0, where all texts have the same [CLS], and 1 at layer 4" in curves.caption
@@ -161,23 +157,20 @@ def test_exhibits_draw_and_say_what_the_tables_say():
     for exhibit in (curves, reliability):
         exhibit.draw()
     assert len(rises.table) == 4
-    assert swap_notes(measure(table)) == [f"tense: {swap_effects.describe_swaps(table)}."]
 
 
 def test_a_cls_that_differs_at_layer_0_is_said_to_differ():
-    curves, *_ = swap_exhibits(measure(make_table([0.2, 0.3, 0.9, 1])), TASK)
+    curves, *_ = make_exhibits(make_table([0.2, 0.3, 0.9, 1]))
     assert "At layer 0 the texts of this encoder differ in [CLS]." in curves.caption
     assert "0 at layer 0, where all texts" not in curves.caption
 
 
 def test_pairs_without_a_lemma_are_clusters_of_their_own():
     table = make_table([0, 0.1, 1], lemmas=1, pairs=30)
-    caption = swap_exhibits(measure(table), TASK)[0].caption
+    caption = make_exhibits(table)[0].caption
     assert "intervals over pairs" in caption
     assert "lemmas" not in caption
 
 
 def test_a_task_without_pairs_has_no_exhibit():
-    assert swap_exhibits(measure(make_table([0, 1])), "grammar:word_content") == []
-    assert swap_exhibits(Measured({}, {"rows": {}}), TASK) == []
-    assert swap_notes(Measured({}, {"rows": {}})) == []
+    assert make_exhibits(make_table([0, 1]).head(0)) == []
