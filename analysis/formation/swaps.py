@@ -282,8 +282,8 @@ def _read_side(split: SplitTask, states: States, layer: int, side: str) -> tuple
 
 
 def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, Callable[[str], str | None]]:
-    """Other property -> its label of a text, None where it does not apply: those that the source knows, and whether the
-    text has more words than half of `train`."""
-    median = float(np.median([len(text.split()) for text in train]))
+    """Other property -> its label of a text, None where it does not apply: the third of `train`, by words, to which the
+    text belongs ("length"), and what the source of the pairs knows."""
+    thirds = np.quantile([len(text.split()) for text in train], [1 / 3, 2 / 3])
     known = {name: labels.get for name, labels in pairs.other_labels.items()}
-    return known | {"sentence_length": lambda text: "long" if len(text.split()) > median else "short"}
+    return {"length": lambda text: str(np.searchsorted(thirds, len(text.split())))} | known

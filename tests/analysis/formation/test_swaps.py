@@ -133,7 +133,7 @@ def test_what_an_independent_probe_sees(encoder):
     assert complete[WHOLE, planted.LAYERS] > 0.8 > 0.2 > complete[INTACT, planted.LAYERS]
     assert complete[SAME_LABEL, planted.LAYERS] < 0.2
     assert means["accuracy above the majority", "third", INTACT, planted.LAYERS] > 0.3
-    assert means["selectivity", "sentence_length", CLS, 0] == pytest.approx(1)
+    assert means["selectivity", "length", CLS, 0] == pytest.approx(1)
 
 
 # --------------------------------------------------------------------------------------------------- choosing pairs
