@@ -59,7 +59,7 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
     """
     check_changes(load_encoder(inputs.description, device=settings.device))  # before anything slow
     (states,) = encode_inputs(settings, inputs)
-    sweep = measure_sweep(settings, inputs, [states])
+    sweep = measure_sweep(settings, inputs, [states], refit=False)
     encoder = load_encoder(inputs.description, device=settings.device, dtype=states.source["dtype"])
     drop = states.truncated if settings.long_rows == "drop" else None
     parts: dict[str, list[pd.DataFrame]] = {}
