@@ -393,7 +393,8 @@ def training_variance(halves: np.ndarray, groups: np.ndarray | None = None) -> f
     deviation = np.nan_to_num(between - difference[..., None])
     if groups is not None:
         _, group = np.unique(groups, return_inverse=True)
-        deviation = deviation @ np.eye(group.max() + 1)[group]
+        flat = deviation.reshape(-1, len(group))
+        deviation = np.stack([np.bincount(group, row) for row in flat]).reshape(*difference.shape, -1)
     units = max(deviation.shape[-1], 2)
     interaction = (deviation**2).sum(-1) / texts**2 * units / (units - 1)
     at_half = np.mean((difference**2 - interaction) / 2)

@@ -3,13 +3,18 @@ layer that is necessary and that suffices, and no difference between encoders wi
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
+import models
 import numpy as np
+import pandas as pd
 import planted_transformer as planted
 import pytest
+from transformers import AutoModel, BertConfig
 
+from clsprobe.analysis import stats
 from clsprobe.analysis.formation import knockout as cutting
 from clsprobe.analysis.formation.cuts import (
     EVERYTHING,
@@ -20,6 +25,8 @@ from clsprobe.analysis.formation.cuts import (
     Window,
     compute_effects,
     list_windows,
+    split_halves,
+    tabulate_correct,
 )
 from clsprobe.analysis.formation.knockout import (
     compute_cut_vectors,
@@ -29,10 +36,12 @@ from clsprobe.analysis.formation.knockout import (
     predict_retrained,
 )
 from clsprobe.analysis.sweep.grid import split_task
+from clsprobe.analysis.verdict import Part
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.interventions import changes
 from clsprobe.probes.linear import LogisticProbe
+from clsprobe.probes.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = [f"token[{k}]" for k in range(1, 6)]
@@ -40,7 +49,9 @@ TOKENS = [f"token[{k}]" for k in range(1, 6)]
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return load_encoder(str(planted.save_model(tmp_path_factory.mktemp("planted"))), device="cpu")
+    encoder = load_encoder(str(planted.save_model(tmp_path_factory.mktemp("planted"))), device="cpu")
+    changes.check_changes(encoder)  # before any test breaks a change
+    return encoder
 
 
 def measured(encoder, seed, *, edges=tuple(f"{token}->cls" for token in TOKENS), whole=False):
@@ -136,7 +147,6 @@ def test_plans_that_share_a_pass_are_those_of_passes_of_their_own(encoder):
     texts, readouts = planted.make_task(0).texts[:20], ["cls", "mean"]
     windows = [INTACT, *list_windows([EVERYTHING, "cls->content", ONLY], 4)]
     together = compute_cut_vectors(encoder, texts, [make_plan(window, 4) for window in windows], readouts)
-    intact = Extractor(encoder, readouts)(texts)
     for window, cut_layers in (
         (INTACT, []),
         (Window(EVERYTHING, 1, 3), [1, 2, 3]),
@@ -149,7 +159,8 @@ def test_plans_that_share_a_pass_are_those_of_passes_of_their_own(encoder):
         vectors = together[make_plan(window, 4)]
         for name in readouts:
             np.testing.assert_allclose(vectors[name], alone.cell(4, name), atol=1e-5)
-            assert (np.abs(vectors[name] - intact.cell(4, name)).max() > 1e-3) == bool(cut_layers)
+    cut, intact = (together[make_plan(window, 4)]["cls"] for window in (Window(EVERYTHING, 2, 4), INTACT))
+    assert np.abs(cut - intact).max() > 1e-3
 
 
 def test_what_is_restored_in_all_blocks_is_the_intact_vector(encoder):
@@ -176,7 +187,7 @@ def test_effects_are_paired_over_texts_and_seeds(encoder):
 # -------------------------------------------------------------------------------------------------- retrained probes
 
 
-def gather(encoder, seed, *, kinds=(EVERYTHING, ONLY, RESTORED)):
+def gather(encoder, seed, *, kinds=(EVERYTHING, ONLY)):
     """The layer that is planted under a seed, and what retrained probes read after changes of single blocks."""
     layer = 1 + seed % planted.LAYERS
     planted.plant_copy(encoder, layer, noise=0.02, seed=seed)
@@ -204,6 +215,11 @@ def test_the_planted_layer_alone_is_necessary_and_alone_suffices(encoder, seed):
     layer, gathering = gather(encoder, seed)
     assert find_necessary(gathering) == [layer]
     assert find_sufficient(gathering) == [layer]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_attention_wrote_in_the_planted_layer_suffices(encoder, seed):
+    layer, gathering = gather(encoder, seed, kinds=[RESTORED])
     assert find_sufficient(gathering, RESTORED) == [layer]
 
 
@@ -219,7 +235,7 @@ def test_layers_counted_from_0_would_be_necessary_elsewhere(encoder, monkeypatch
     """The broken twin: every cut a layer too high."""
     check_blocks = changes._check_blocks
     monkeypatch.setattr(changes, "_check_blocks", lambda *a, **k: {layer + 1 for layer in check_blocks(*a, **k)})
-    layer, gathering = gather(encoder, 1, kinds=(EVERYTHING, ONLY))
+    layer, gathering = gather(encoder, 1)
     assert layer not in find_necessary(gathering)
 
 
@@ -231,7 +247,7 @@ def test_a_window_that_is_cut_instead_of_open_would_suffice_nowhere(encoder, mon
         "make_plan",
         lambda window, layer: make_plan(window._replace(edges=exchanged.get(window.edges, "none")), layer),
     )
-    layer, gathering = gather(encoder, 1, kinds=(EVERYTHING, ONLY))
+    layer, gathering = gather(encoder, 1)
     assert layer not in find_sufficient(gathering)
     assert find_necessary(gathering) != [layer]
 
@@ -253,3 +269,67 @@ def test_vectors_that_do_not_fit_into_memory_are_computed_a_few_plans_at_a_time(
     monkeypatch.setattr(cutting, "BYTES", 160 * 4 * planted.DIM * 3)
     parts = gather(encoder, 1)[1]
     assert [whole.accuracy(window) for window in whole.windows] == [parts.accuracy(w) for w in parts.windows]
+
+
+# ------------------------------------------------------------------------------------------ encoders without training
+
+
+def make_sides(sides, seed=0):
+    """Sentences of four to eight words of two classes, with a split; the label is the class of most of them."""
+    random, labels = np.random.default_rng(seed), dict[str, str]()
+    while len(labels) < sum(sides.values()):
+        words = random.choice([*planted.LOW, *planted.HIGH], size=random.integers(4, 9))
+        low = np.isin(words, planted.LOW).mean()
+        if low != 0.5:
+            labels[" ".join(words)] = "low" if low > 0.5 else "high"
+    split = np.repeat([*sides], [*sides.values()])
+    return Task("made:random:most", list(labels), np.array([*labels.values()]), split=split)
+
+
+def cut_untrained(folder, draws, *, dim, sides, layers=4):
+    """What is read of encoders of random weights after cuts: by retrained probes, and by fixed ones of some of them."""
+    tokenizer = models.tokenizer("bert")
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * dim}
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    task, split, retrained, fixed = make_sides(sides), None, [], []
+    cuts = [Window(EVERYTHING, *span) for span in ((1, layers), *split_halves(layers))]
+    for draw in range(draws):
+        encoder = load_encoder(str(folder), device="cpu", untrained=draw)
+        states = Extractor(encoder, ["cls"], layers=[layers])(task.texts)
+        split = split or split_task(task, states, 0)
+        probe = LogisticProbe()
+        retrained.append(predict_retrained(encoder, split, probe, layers, [INTACT, *cuts], draw=draw))
+        if draw < 8:
+            fixed.append(predict_cut(encoder, split, states, probe, layers, ["cls"], cuts).assign(draw=draw))
+    return pd.concat(retrained), pd.concat(fixed)
+
+
+def compare_with_others(table):
+    """For every encoder in the role of the trained one: the part that it gathers later than all others."""
+    for draw in table.draw.unique():
+        rows = table.assign(control=np.where(table.draw == draw, "none", "untrained"))
+        rows["draw"] = rows.draw.where(rows.draw != draw, -1)
+        yield Part.of("", Gathering(rows).compare_halves()[0], 0.02)
+
+
+def count_claims(parts):
+    return Counter(
+        "no different" if -0.02 < part.low and part.high < 0.02
+        else "late" if part.low > 0.02
+        else "early" if part.high < -0.02
+        else "undecided"
+        for part in parts
+    )  # fmt: skip
+
+
+def test_encoders_without_training_are_no_different_from_untrained_ones_unless_the_probe_is_fixed(tmp_path):
+    """An encoder of random weights used to gather late: a fixed probe loses what a retrained one still reads."""
+    retrained, fixed = cut_untrained(tmp_path, 20, dim=16, sides={"train": 150, "dev": 50, "test": 220})
+    claims = count_claims(compare_with_others(retrained))
+    assert claims["no different"] >= 19
+    assert not claims["late"] + claims["early"]
+    halves = [Window(EVERYTHING, *half) for half in split_halves(4)]
+    lost = [[tabulate_correct(rows, half).to_numpy() for half in halves] for _, rows in fixed.groupby("draw")]
+    assert sum(Part.of("", stats.compare(*pair), 0.02).outcome == "yes" for pair in lost) >= 2
