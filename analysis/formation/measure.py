@@ -114,7 +114,7 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
     except Exception as error:
         failures.append(f"the cuts in untrained encoders failed: {type(error).__name__}: {error}")
         notes.append(f"{failures[-1]}.")
-    measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items()}
+    measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items() if blocks}
     return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
 
 

@@ -349,6 +349,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     task = planted.make_task(0, count=200)
     pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
     out, table = tmp_path / "run", tmp_path / "third.csv"
+    monkeypatch.setattr("clsprobe.formation.load_pairs", lambda spec: {"file:third:label": planted.make_pairs(0)})
 
     def run():
         flags = ["--model", str(folder), "--task", f"file:{table}", "--device", "cpu", "--allow-overlap", "--quiet"]
@@ -370,6 +371,9 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "intervals", "differences", "curves"}
     assert "one class of all texts" in answer.notes[0]
     assert "is written in block 4 (cut there alone" in answer.notes[1]
+    assert "third: label: swapped between the twins of" in answer.notes[2]
+    assert answer.notes[2].endswith("comes to [CLS] from the other tokens in block 4.")
+    assert any(exhibit.caption.startswith("Where does [CLS] receive") for exhibit in answer.exhibits)
     assert (out / "report.html").stat().st_size > 10_000
     shifts = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "intervals").set_index("name").value
     assert shifts["[CLS] from the words, layer 4"] > 0.2

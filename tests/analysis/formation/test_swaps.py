@@ -10,7 +10,6 @@ import pytest
 
 from clsprobe.analysis.formation import swap_effects, swaps
 from clsprobe.analysis.formation.swap_effects import CLS, INTACT, OTHERS, SAME_LABEL, WHOLE
-from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.analysis.sweep.grid import split_task
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.extraction.extractor import Extractor
@@ -25,26 +24,13 @@ def encoder(tmp_path_factory):
     return load_encoder(str(planted.save_model(tmp_path_factory.mktemp("planted"))), device="cpu")
 
 
-def make_pairs(seed, *, count=48):
-    """Sentences with a word of LOW as the third, and their twins with one of HIGH; the two words are the lemma."""
-    random = np.random.default_rng(seed)
-    texts, lemmas = [], []
-    for _ in range(count):
-        words = [*random.choice(planted.LOW + planted.HIGH, size=random.integers(5, 8))]
-        low, high = random.choice(planted.LOW), random.choice(planted.HIGH)
-        low_text, high_text = ([*words[: planted.TOKEN - 1], word, *words[planted.TOKEN :]] for word in (low, high))
-        texts.append((" ".join(low_text), " ".join(high_text)))
-        lemmas.append(f"{low} {high}")
-    return MinimalPairs(("low", "high"), texts, lemmas)
-
-
 def measure(encoder, seed, *, pairs=None, layer=planted.LAYERS):
     """The layer that is planted under a seed, the log-odds after all swaps, and what `measure_reliability` needs."""
     planted_layer = 1 + seed % planted.LAYERS
     planted.plant_copy(encoder, planted_layer, noise=0.02, seed=seed)
     task = planted.make_task(seed, count=160)
     states = Extractor(encoder, ["cls"], layers=[layer])(task.texts)
-    split, pairs = split_task(task, states, seed), make_pairs(seed) if pairs is None else pairs
+    split, pairs = split_task(task, states, seed), planted.make_pairs(seed) if pairs is None else pairs
     chosen = swaps.choose_pairs(encoder, pairs, task.texts)
     vectors = swaps.compute_swapped_vectors(encoder, chosen, layer)
     table = swaps.measure_swaps(split, states, chosen, vectors, layer)
@@ -102,7 +88,7 @@ def test_states_of_the_next_layer_would_not_jump_in_the_planted_one(encoder, mon
 def test_a_swap_is_that_of_a_pass_of_its_own(encoder):
     """From outside: the hooks of `alter_layer` in a pass of two texts, without recorded states."""
     planted.plant_copy(encoder, 2, noise=0.2)
-    chosen = swaps.choose_pairs(encoder, make_pairs(0), [])
+    chosen = swaps.choose_pairs(encoder, planted.make_pairs(0), [])
     vectors = swaps.compute_swapped_vectors(encoder, chosen, planted.LAYERS)
     for pair in (0, len(chosen.texts) - 1):
         for layer in (1, 2, 3):
@@ -140,7 +126,7 @@ def test_what_an_independent_probe_sees(encoder):
 
 
 def test_chosen_pairs_line_up_and_their_partners_share_nothing_but_the_label(encoder):
-    pairs = make_pairs(3, count=60)
+    pairs = planted.make_pairs(3, count=60)
     odd = ("cat dog bird tree red", "cat dog bird tree red blue")  # not of equal length
     pairs = replace(pairs, texts=[odd, *pairs.texts], lemmas=["odd", *pairs.lemmas])
     chosen = swaps.choose_pairs(encoder, pairs, [], most=40)
@@ -158,7 +144,7 @@ def test_chosen_pairs_line_up_and_their_partners_share_nothing_but_the_label(enc
 
 
 def test_lemmas_that_the_probe_learnt_from_are_left_out(encoder):
-    pairs = make_pairs(4)
+    pairs = planted.make_pairs(4)
     (lemma, other), text = sorted(set(pairs.lemmas))[:2], "cat dog bird"
     pairs = replace(pairs, carriers={text: lemma})
     assert lemma not in swaps.choose_pairs(encoder, pairs, [text]).lemmas
@@ -166,7 +152,7 @@ def test_lemmas_that_the_probe_learnt_from_are_left_out(encoder):
 
 
 def test_every_lemma_has_its_turn(encoder):
-    pairs = make_pairs(5, count=200)
+    pairs = planted.make_pairs(5, count=200)
     chosen = swaps.choose_pairs(encoder, pairs, [], most=32)
     _, counts = np.unique(chosen.lemmas, return_counts=True)
     assert len(counts) == len(set(pairs.lemmas)) == 16
@@ -174,7 +160,7 @@ def test_every_lemma_has_its_turn(encoder):
 
 
 def test_without_two_lemmas_there_is_nothing_to_swap(encoder):
-    pairs = make_pairs(6, count=8)
+    pairs = planted.make_pairs(6, count=8)
     chosen = swaps.choose_pairs(encoder, replace(pairs, lemmas=["one"] * 8), [])
     assert len(chosen.texts) == len(chosen.batches) == 0
     assert len(swaps.choose_pairs(encoder, replace(pairs, lemmas=[""] * 8), []).texts) > 2  # a pair each
