@@ -63,10 +63,7 @@ _UNLISTED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "run": _RUN,
     "demo": _RUN,
     "fine-tuning": (("fine_tuning", "trajectory"), (*_SWEPT, "steps", "trajectory")),
-    "formation": (
-        ("formation",),
-        (*_SWEPT, "knockout", "erasure", "leakage", "reliability", "profiles", "agreement", "tokens"),
-    ),
+    "formation": (("formation",), (*_SWEPT, "knockout", "erasure", "leakage", "profiles", "agreement", "tokens")),
     "geometry": (("geometry",), ("measured", "projection")),
     "reconstruct": (("reconstruct",), ("reconstructions", "slots")),
     "trajectory": (("trajectory",), ("trajectory",)),

@@ -5,15 +5,16 @@
    `number_intervals`: the same for R2 and Spearman's correlation of numbers. Coverage: docs/statistics.md.
 2. `bootstrap`: the replicates of any other metric, in blocks of bounded memory, the same numbers every time.
 3. `best_layers`: the layer of every readout, chosen on dev.
-4. `compare`: two readouts over the same test texts; seeds and texts are crossed, not nested. Its tests agree with its
-   interval. `difference_intervals`: one seed of many cells.
+4. `compare`: two readouts over the same test texts; seeds and texts are crossed, not nested, and refits on halves of
+   the training texts give the variance of training (`training_variance`). Its tests agree with its interval.
+   `difference_intervals`: one seed of many cells.
 5. Many comparisons: `analysis.verdict.holm` over a few, `max_t` over the cells of a grid (`above_chance`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -273,49 +274,80 @@ def correctness(predictions: pd.DataFrame, *, split: str = "test", **where: obje
 class Difference:
     """The mean of a - b over the same texts, see `compare`: an `analysis.verdict.Estimate`.
 
-    effect: the mean. centre: of its intervals, whose ends lie within `largest` of 0. variance, freedom: (factor,) of
-    the mean, over texts and over seeds.
+    effect: the mean. centre: of its intervals, whose ends lie within `largest` of 0. variance, freedom: factor
+    ("texts" of test, "seeds", "training") -> those of the mean.
     """
 
     effect: float
     centre: float
-    variance: np.ndarray
-    freedom: np.ndarray
+    variance: Mapping[str, float]
+    freedom: Mapping[str, float]
     largest: float = np.inf
 
     @property
     def seeds(self) -> int:
         """The number of seeds."""
-        return int(self.freedom[1]) + 1 if len(self.freedom) > 1 else 1
+        return int(self.freedom.get("seeds", 0)) + 1
+
+    @property
+    def of_fits(self) -> Difference:
+        """The same without the variance of training: of these probes as they were fitted."""
+        variance = {factor: value for factor, value in self.variance.items() if factor != "training"}
+        return replace(self, variance=variance)
+
+    def half_width(self, tail: float = TAIL, **times: float) -> float:
+        """Half the width of the interval that leaves out `tail` on either side. times: factor -> how many times as many
+        texts (of test), seeds or training texts there would be."""
+        variance = [value / times.get(factor, 1.0) for factor, value in self.variance.items()]
+        return _half_width(tail, np.array(variance), np.array([self.freedom[factor] for factor in self.variance]))
 
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
-        half_width = _half_width(tail, self.variance, self.freedom)
+        half_width = self.half_width(tail)
         return max(self.centre - half_width, -self.largest), min(self.centre + half_width, self.largest)
 
-    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
-        """The number of texts at which half the interval is `distance`; infinite where seeds alone make it wider."""
+    def times_needed(self, distance: float, tail: float, *factors: str) -> float:
+        """How many times as many of these factors there have to be for half the interval to be `distance`; infinite
+        where the others alone make it wider."""
 
-        def half_width(ratio: float) -> float:
-            shrunk = self.variance / np.array([ratio, *np.ones(len(self.variance) - 1)])
-            return _half_width(tail, shrunk, self.freedom)
+        def excess(times: float) -> float:
+            return self.half_width(tail, **dict.fromkeys(factors, times)) - distance
 
-        if half_width(1e6) >= distance:
-            return np.inf
-        return texts * float(brentq(lambda ratio: half_width(ratio) - distance, 1e-9, 1e6))
+        return np.inf if excess(1e6) >= 0 else float(brentq(excess, 1e-9, 1e6))
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "a - b is not above the threshold"."""
-        return _tail_probability(self.centre - threshold, self.variance, self.freedom)
+        return self._tail_probability(self.centre - threshold)
 
     def p_below(self, threshold: float) -> float:
         """The one-sided p of "a - b is not below the threshold"."""
-        return _tail_probability(threshold - self.centre, self.variance, self.freedom)
+        return self._tail_probability(threshold - self.centre)
+
+    def _tail_probability(self, distance: float) -> float:
+        """The probability `tail` for which `half_width` is `distance`."""
+        if distance < 0:
+            return 1 - self._tail_probability(-distance)
+        if not sum(self.variance.values()) > 0:
+            return 0.0 if distance > 0 else 1.0
+        if self.half_width(SMALLEST_P) <= distance:
+            return 0.0
+        log = brentq(lambda q: self.half_width(np.exp(q)) - distance, np.log(SMALLEST_P), np.log(0.5))
+        return float(np.exp(log))
 
 
-def compare(a: np.ndarray, b: np.ndarray, *, shares: bool = True) -> Difference:
+def compare(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    shares: bool = True,
+    halves: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Difference:
     """The mean of a - b over the same texts. a, b: (seed, text), NaN where a seed lacks one. shares: whether all values
-    lie within 0..1; otherwise the interval of one seed is Student's.
+    lie within 0..1; otherwise the interval of one seed is Student's. halves: (halving, half, seed, text) a - b of
+    probes that were fitted on half of the training texts (`training_variance`): with them the interval is that of the
+    expected difference between two procedures, without them that of these fitted probes. groups: (text,) equal for
+    texts that are not independent, such as those of one author; None: all are.
 
     One seed: the adjusted interval for paired proportions of Bonett & Price (2012), who add two texts to shares, one
     that only a gets right and one that only b does; otherwise ten texts without a difference would prove that there is
@@ -332,13 +364,41 @@ def compare(a: np.ndarray, b: np.ndarray, *, shares: bool = True) -> Difference:
     pseudo_texts = counts.mean() if shares else 0.0  # a text counts as often as seeds tested it
     total_count = counts.sum() + 2 * pseudo_texts
     centre = total.sum() / total_count
-    over_texts = (((total - centre * counts) ** 2).sum() + 2 * pseudo_texts**2 * (1 + centre**2)) / total_count**2
-    variance, freedom = [over_texts], [texts + 1 if shares else max(texts - 1, 1)]
+    deviation = total - centre * counts
+    units = texts
+    if groups is not None:
+        deviation = np.bincount(np.unique(groups, return_inverse=True)[1], deviation)
+        units = len(deviation)
+    over_texts = ((deviation**2).sum() + 2 * pseudo_texts**2 * (1 + centre**2)) / total_count**2
+    variance, freedom = {"texts": float(over_texts)}, {"texts": units + 1 if shares else max(units - 1, 1)}
     if seeds > 1:
-        variance.append(np.nanmean(difference, 1).var(ddof=1) / seeds)
-        freedom.append(seeds - 1)
+        variance["seeds"], freedom["seeds"] = float(np.nanmean(difference, 1).var(ddof=1) / seeds), seeds - 1
+    if halves is not None:
+        variance["training"], freedom["training"] = training_variance(halves, groups), len(halves)
     effect, largest = float(total.sum() / counts.sum()), 1.0 if shares else np.inf
-    return Difference(effect, float(centre), np.array(variance), np.array(freedom), largest)
+    return Difference(effect, float(centre), variance, freedom, largest)
+
+
+def training_variance(halves: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """The variance that other training texts would give to a mean over test texts, from complementary halvings.
+
+    halves: (halving, half, seed, text) a score, or a difference of scores, of probes fitted on either half of the
+    training texts, over the same test texts; NaN where a seed lacks a text. The squared difference of two means is
+    twice the variance of a probe that is fitted on half of the texts, plus the sampling variance of the mean of the
+    texts' own differences (the interaction of training and test texts), which is subtracted. Its half is the variance
+    at all of the texts: the half-sample method (McCarthy 1969), or the jackknife that deletes half (Shao & Wu 1989).
+    """
+    between = halves[:, 0] - halves[:, 1]  # (halving, seed, text)
+    difference, texts = np.nanmean(between, -1), (~np.isnan(between)).sum(-1)
+    deviation = np.nan_to_num(between - difference[..., None])
+    if groups is not None:
+        _, group = np.unique(groups, return_inverse=True)
+        flat = deviation.reshape(-1, len(group))
+        deviation = np.stack([np.bincount(group, row) for row in flat]).reshape(*difference.shape, -1)
+    units = max(deviation.shape[-1], 2)
+    interaction = (deviation**2).sum(-1) / texts**2 * units / (units - 1)
+    at_half = np.mean((difference**2 - interaction) / 2)
+    return float(max(at_half, 0.0) / 2)
 
 
 def _compare_tables(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:
@@ -358,18 +418,6 @@ def _half_width(tail: float, variance: np.ndarray, freedom: np.ndarray) -> float
     total = variance.sum()
     quantiles = -special.stdtrit(freedom, tail)  # of Student's t, as `stats.t.isf`, which checks much more
     return float(variance @ quantiles / np.sqrt(total)) if total > 0 else 0.0
-
-
-def _tail_probability(distance: float, variance: np.ndarray, freedom: np.ndarray) -> float:
-    """The probability `tail` for which `_half_width` is `distance`."""
-    if distance < 0:
-        return 1 - _tail_probability(-distance, variance, freedom)
-    if not variance.sum() > 0:
-        return 0.0 if distance > 0 else 1.0
-    if _half_width(SMALLEST_P, variance, freedom) <= distance:
-        return 0.0
-    log = brentq(lambda q: _half_width(np.exp(q), variance, freedom) - distance, np.log(SMALLEST_P), np.log(0.5))
-    return float(np.exp(log))
 
 
 def difference_intervals(a: np.ndarray, b: np.ndarray, *, shares: bool) -> Interval:

@@ -183,11 +183,11 @@ def correct_answers(answers: Mapping[str, Answer]) -> dict[str, Answer]:
 
 def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
     content = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
-    for name in ("effect", "low", "high", "needed"):
+    for name in ("effect", "low", "high", "needed", "times_needed"):
         content[name] = _or_none(content[name])
     parts = [
         {name: getattr(part, name) for name in Part.__dataclass_fields__ if name != "estimate"}
-        | {name: _or_none(getattr(part, name)) for name in ("effect", "low", "high")}
+        | {name: _or_none(getattr(part, name)) for name in ("effect", "low", "high", "low_of_fits", "high_of_fits")}
         for part in verdict.comparisons
     ]
     return content | {
@@ -436,9 +436,7 @@ class Study(BaseModel, ABC):
         needs = {task: need for task, need in needs.items() if need}
         if not needs:
             return ""
-        decidable = {
-            task: parts[task].needed / parts[task].texts for task in needs if math.isfinite(parts[task].needed)
-        }
+        decidable = {task: parts[task].times_needed for task in needs if parts[task].is_decidable}
         sentences = list(needs.values())
         if len(parts) > 1:
             sentences = [f"{short(task)}: {need[0].lower()}{need[1:]}" for task, need in needs.items()]

@@ -49,8 +49,13 @@ class Estimate(Protocol):
     def interval(self, tail: float = TAIL) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
 
-    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
-        """The number of texts at which half the interval that leaves out `tail` on either side is `distance`."""
+    @property
+    def of_fits(self) -> Estimate:
+        """The same for these probes as they were fitted, whatever other training texts would give."""
+
+    def times_needed(self, distance: float, tail: float, *factors: str) -> float:
+        """How many times as many "texts" (of test) or "training" texts, or of both, there have to be for half the
+        interval that leaves out `tail` on either side to be `distance`; infinite where no number would do."""
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "the effect is not above the threshold": below `TAIL` where the 95 % interval is above."""
@@ -74,10 +79,15 @@ class NormalEstimate:
         half *= NORMAL.inv_cdf(tail) / NORMAL.inv_cdf(TAIL)
         return middle - half, middle + half
 
-    def texts_needed(self, distance: float, texts: int, tail: float) -> float:
-        """The number of texts at which half the interval is `distance`."""
+    @property
+    def of_fits(self) -> NormalEstimate:
+        """The same estimate: it has no variance of training."""
+        return self
+
+    def times_needed(self, distance: float, tail: float, *factors: str) -> float:
+        """How many times as many texts there have to be for half the interval to be `distance`."""
         low, high = self.interval(tail)
-        return texts * ((high - low) / 2 / distance) ** 2
+        return ((high - low) / 2 / distance) ** 2
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "the effect is not above the threshold"."""
@@ -96,7 +106,8 @@ class Part:
     """One inequality of a claim: the effect is above the threshold.
 
     low, high: the 95 % interval. p_yes: the one-sided p of "it is not above", p_no of "it is not below": small where
-    the inequality holds, or fails. estimate: what these were computed from; not saved.
+    the inequality holds, or fails. low_of_fits, high_of_fits: the 95 % interval for the probes as they were fitted
+    (`Estimate.of_fits`). estimate: what these were computed from; not saved.
     """
 
     name: str
@@ -106,6 +117,8 @@ class Part:
     threshold: float
     p_yes: float
     p_no: float
+    low_of_fits: Number = math.nan
+    high_of_fits: Number = math.nan
     estimate: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -113,7 +126,8 @@ class Part:
         """The part of an estimate."""
         low, high = estimate.interval()
         p_yes, p_no = (1.0 if math.isnan(p) else p for p in (estimate.p_above(threshold), estimate.p_below(threshold)))
-        return cls(name, estimate.effect, low, high, threshold, p_yes, p_no, estimate)
+        of_fits = estimate.of_fits.interval()
+        return cls(name, estimate.effect, low, high, threshold, p_yes, p_no, *of_fits, estimate)
 
     @classmethod
     def from_interval(cls, name: str, effect: float, low: float, high: float, threshold: float = 0.0) -> Part:
@@ -132,12 +146,13 @@ class Part:
         """Yes, no or undecided for this part alone."""
         return "yes" if self.p_yes < TAIL else "no" if self.p_no < TAIL else "undecided"
 
-    def needed(self, texts: int, count: int = 1) -> float:
-        """The number of texts at which half the interval is as wide as the effect is away from the threshold."""
+    def times_needed(self, *factors: str, count: int = 1) -> float:
+        """How many times as many of these factors (`Estimate.times_needed`) make half the interval, which holds for
+        `count` parts at once, as wide as the effect is away from the threshold."""
         distance = abs(self.effect - self.threshold)
         if self.estimate is None or not distance:
             return math.inf
-        return float(self.estimate.texts_needed(distance, texts, TAIL / count))
+        return float(self.estimate.times_needed(distance, TAIL / count, *factors))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -157,10 +172,11 @@ class Verdict:
     sentence: the whole answer in words, as it is printed everywhere. effect, low, high: the effect that decides, with
     its 95 % interval, in units of the metric (0.02 = 2 points); NaN where there is none. p_yes, p_no, p_mixed: of the
     outcomes, one-sided. brief: one task of several in a list. estimand: what the effect is of; effects of one estimand
-    can be averaged. texts: on test; needed: how many would decide, where it is undecided. warnings: what a reader must
-    know first. advice: what to run next. comparisons: the parts of the claim. parts: the verdicts of the tasks, where
-    there are several. is_open: whether the question is no yes-or-no question. is_counted: whether a task counts where
-    several are united.
+    can be averaged. interval_of: a clause on what the 95 % intervals are about. texts, training_texts: their numbers.
+    needed: how many test texts would decide, where it is undecided, with these training texts; times_needed: how many
+    times as many of both would. warnings: what a reader must know first. advice: what to run next. comparisons: the
+    parts of the claim. parts: the verdicts of the tasks, where there are several. is_open: whether the question is no
+    yes-or-no question. is_counted: whether a task counts where several are united.
     """
 
     outcome: Outcome
@@ -173,8 +189,11 @@ class Verdict:
     p_mixed: float = 1.0
     brief: str = ""
     estimand: str = ""
+    interval_of: str = ""
     texts: int = 0
+    training_texts: int = 0
     needed: Number = math.nan
+    times_needed: Number = math.nan
     warnings: tuple[str, ...] = ()
     advice: str = ""
     comparisons: tuple[Part, ...] = ()
@@ -209,7 +228,12 @@ class Verdict:
         if turned:
             outcome, p_yes, p_no = OPPOSITE.get(outcome, outcome), p_no, p_yes
         texts = fields.get("texts", 0)
-        needed = _count_needed(parts, texts) if outcome == "undecided" and texts else math.nan
+        needed = times = math.nan
+        if outcome == "undecided" and texts:
+            needed = texts * _count_times(parts, "texts")
+            times = _count_times(parts, "texts", "training")
+            if math.isfinite(needed):
+                needed = max(math.ceil(needed), texts + 1)
         lead = "" if fields.get("is_open") else f"{outcome.capitalize()}: "
         sentence = capitalise(f"{lead}{say(outcome, deciding)}.")
         return cls(
@@ -222,6 +246,7 @@ class Verdict:
             p_no,
             comparisons=tuple(parts),
             needed=needed,
+            times_needed=times,
             **fields,
         )
 
@@ -244,7 +269,8 @@ class Verdict:
             sentence = (
                 f"{capitalise(reason)}, so that this decides nothing: {self.sentence[0].lower()}{self.sentence[1:]}"
             )
-        decides_nothing: Any = {"outcome": "undecided", "p_yes": 1.0, "p_no": 1.0, "needed": math.nan, "warnings": ()}
+        decides_nothing: Any = {"outcome": "undecided", "p_yes": 1.0, "p_no": 1.0, "warnings": ()}
+        decides_nothing |= {"needed": math.nan, "times_needed": math.nan}
         return replace(self, sentence=sentence, is_counted=False, **decides_nothing)
 
     @property
@@ -265,6 +291,11 @@ class Verdict:
         if not self.is_counted:
             return "left out"
         return "described" if self.is_open and self.is_judged else self.outcome
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether a number of training and test texts that can be had would decide what is undecided."""
+        return self.texts * self.times_needed <= MOST
 
     @property
     def p(self) -> float:
@@ -318,27 +349,26 @@ class Verdict:
             max(p_no, default=1.0),
             p_mixed,
             estimand=judged[0].estimand if judged and not math.isnan(pooled[0]) else "",
+            interval_of="; ".join(dict.fromkeys(part.interval_of for part in verdicts if part.interval_of)),
             warnings=tuple(dict.fromkeys(warning for part in verdicts for warning in part.warnings)),
             parts=dict(parts),
             is_open=is_open,
         )
 
 
-def _count_needed(parts: Sequence[Part], texts: int) -> float:
-    """How many texts would decide a claim that `texts` leave undecided; NaN where no number would.
+def _count_times(parts: Sequence[Part], *factors: str) -> float:
+    """How many times as many of these factors (`Estimate.times_needed`) would decide an undecided claim; NaN where it
+    would stay undecided whatever their number.
 
     Where an effect is below its threshold, one such part has to fail, among all of them; otherwise all have to hold. A
     p of 1 is that of a part which cannot, whatever its effect: its readout predicts one class.
     """
     below = [part for part in parts if part.effect < part.threshold]
     if below:
-        counts = [part.needed(texts, len(parts)) for part in below if part.p_no < 1]
+        counts = [part.times_needed(*factors, count=len(parts)) for part in below if part.p_no < 1]
     else:
-        counts = [max(part.needed(texts) for part in parts)] if all(part.p_yes < 1 for part in parts) else []
-    if not counts:
-        return math.nan
-    needed = min(counts)
-    return math.inf if needed > MOST else max(math.ceil(needed), texts + 1)
+        counts = [max(part.times_needed(*factors) for part in parts)] if all(part.p_yes < 1 for part in parts) else []
+    return min(counts, default=math.nan)
 
 
 def _count_outcomes(outcome: Outcome, parts: Mapping[str, Verdict]) -> str:
@@ -470,11 +500,27 @@ def warn_of_few_texts(texts: int, task: str = "") -> tuple[str, ...]:
 
 
 def describe_need(verdict: Verdict) -> str:
-    """How many test texts would decide an undecided verdict, as a sentence; "" where that says nothing."""
+    """How many texts would decide an undecided verdict, as a sentence; "" where that says nothing.
+
+    Test texts alone, with the training texts that were used, and both together where these differ by a tenth or more.
+    """
     if verdict.outcome != "undecided" or math.isnan(verdict.needed):
         return ""
-    if math.isinf(verdict.needed):
+    texts, times, trained = verdict.texts, verdict.times_needed, verdict.training_texts
+    if texts * times > MOST:
         return f"More than {MOST:,} test texts, or more seeds, would be needed to decide at this effect."
-    rounded = round(verdict.needed, -max(len(str(int(verdict.needed))) - 2, 0))
-    count = max(int(rounded), verdict.texts + 1)
-    return f"About {count:,} test texts could decide at this effect ({verdict.texts:,} were used)."
+    both = f"about {times:.1f} times as many of both could ({_round(trained * times):,} training and "
+    both += f"{_round(texts * times):,} test texts)"
+    if verdict.needed > MOST:
+        count = "No number of" if math.isinf(verdict.needed) else f"Fewer than {MOST:,}"
+        verb = "would" if math.isinf(verdict.needed) else "would not"
+        return f"{count} test texts {verb} decide at this effect with {trained:,} training texts; {both}."
+    used = f"About {max(_round(verdict.needed), texts + 1):,} test texts could decide at this effect"
+    if verdict.needed < 1.1 * texts * times:
+        return f"{used} ({texts:,} were used)."
+    return f"{used} with {trained:,} training texts ({texts:,} were used); {both}."
+
+
+def _round(number: float) -> int:
+    """The number to two digits."""
+    return int(round(number, -max(len(str(int(number))) - 2, 0)))

@@ -15,23 +15,27 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from clsprobe.probes.base import CellProbe
-from clsprobe.probes.solver import Solution, solve
+from clsprobe.probes.solver import TOLERANCE, Solution, solve
 
 
 class LogisticProbe(ClassifierMixin, CellProbe):
     """Multinomial logistic regression on standardised features; `C` is scikit-learn's inverse strength.
 
     class_weight: as in scikit-learn, "balanced" (within each label set) or a mapping from class to weight; the class is
-    its label, or its code with `fit_cells`. Classes that are not in the mapping have weight 1.
+    its label, or its code with `fit_cells`. Classes that are not in the mapping have weight 1. tol: the loss at which a
+    fit ends is within about this share of the smallest one (`probes.solver`).
 
     Fitted: mean_, scale_ (cell, dim); coef_ (cell, label set, class, dim) and intercept_ (cell, label set, class) for
     the standardised features, -inf for a class without training texts; strength_ (cell, label set) the chosen C;
     converged_ (cell, label set).
     """
 
-    def __init__(self, C: float = 1.0, *, class_weight: str | Mapping[Any, float] | None = None) -> None:
+    def __init__(
+        self, C: float = 1.0, *, class_weight: str | Mapping[Any, float] | None = None, tol: float = TOLERANCE
+    ) -> None:
         self.C = C
         self.class_weight = class_weight
+        self.tol = tol
 
     def fit_cells(
         self,
@@ -49,7 +53,7 @@ class LogisticProbe(ClassifierMixin, CellProbe):
         codes, standardised_dev = torch.as_tensor(np.array(y)), None
         if len(grid) > 1 and dev is not None:
             standardised_dev = self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))
-        solution = solve(self._standardised(X), codes, grid, weight=weight, dev=standardised_dev)
+        solution = solve(self._standardised(X), codes, grid, weight=weight, dev=standardised_dev, tol=self.tol)
         if standardised_dev:
             chosen = _choose_strength(solution, *standardised_dev)
         else:

@@ -43,6 +43,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+TOLERANCE = 3e-8  # decrement and last gain, relative to f, at an optimum
 START_NEXT = 1e-3  # decrement, relative to f, at which the next strength begins
 WORSENED = 1e-3  # relative rise of the dev bits that ends a path
 MEMORY = 30  # pairs kept by L-BFGS
@@ -79,7 +80,7 @@ def solve(
     *,
     weight: Tensor | None = None,
     dev: tuple[Tensor, Tensor] | None = None,
-    tol: float = 3e-8,
+    tol: float = TOLERANCE,
     max_iter: int = 500,
 ) -> Solution:
     """Solve every (cell, label set, strength) or, with dev, those that may have the fewest dev bits.

@@ -29,7 +29,7 @@ from clsprobe.analysis.plots.points import assign_point_styles
 from clsprobe.analysis.plots.style import display_text, format_signed
 from clsprobe.analysis.plots.svg import render_svg
 from clsprobe.analysis.study import Answer, Exhibit, correct_answers
-from clsprobe.analysis.verdict import Verdict
+from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.probes.files import write_text
 
 ROWS = 300  # of a table on the page; the Parquet file beside the answer has all
@@ -115,15 +115,22 @@ def _answer_view(name: str, answer: Answer, identity: str) -> dict[str, Any]:
 
 def _tabulate_parts(verdict: Verdict) -> pd.DataFrame:
     """The parts of the claim on every task, each taken alone."""
+
+    def of_fits(part: Part) -> tuple[float, float]:
+        """The interval for the probes as they were fitted, where it is another."""
+        ends = part.low_of_fits, part.high_of_fits
+        return (math.nan, math.nan) if ends == (part.low, part.high) else ends
+
     tasks = verdict.parts or {"": verdict}
     rows = [
-        (task, part.name, part.effect, part.low, part.high, part.threshold, part.p_yes, part.p_no)
+        (task, part.name, part.effect, part.low, part.high, part.threshold, part.p_yes, part.p_no, *of_fits(part))
         for task, of_task in tasks.items()
         for part in of_task.comparisons
     ]
     columns = ["task", "compared with", "effect", "low", "high", "threshold", "p above", "p below"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table if verdict.parts else table.drop(columns="task")
+    table = pd.DataFrame(rows, columns=[*columns, "low, these probes", "high, these probes"])
+    table = table if verdict.parts else table.drop(columns="task")
+    return table.dropna(axis="columns", how="all") if len(table) else table
 
 
 def _exhibit_view(exhibit: Exhibit, identity: str, number: str) -> dict[str, Any]:

@@ -77,19 +77,23 @@ class Aggregate(SweepStudy):
             [*parts, against_mean],
             say,
             brief=f"{task} {points(against_mean.effect, True)} and {points(min(part.effect for part in parts), True)}",
+            interval_of=wording.describe_interval(scores, cls, mean),
             texts=scores.texts,
+            training_texts=scores.refits.training_texts,
             warnings=wording.list_warnings(scores, cls, mean, surface=True),
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """[CLS] of every layer against the closest baseline and against mean, and the curves."""
+        from clsprobe.analysis.sweep import wording
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
 
         scores = self.read_scores(measured, task)
         cls = scores.choose("cls")
         by_layer = differences_exhibit(
             f"[CLS] of every layer, over the same test texts: its {cls.metric} minus that of the baseline which it "
-            f"exceeds least, and minus that of the mean of the same layer, with 95 % intervals. The margin of "
+            f"exceeds least, and minus that of the mean of the same layer, with 95 % intervals of "
+            f"{wording.OF_FITS}. The margin of "
             f"{100 * self.margin:.0f} points, shaded, is for the mean.",
             self._compare_layers(scores),
             {"yes": "holds", "no": "fails", "undecided": "undecided"},
@@ -116,7 +120,7 @@ class Aggregate(SweepStudy):
         rows, best, differences = scores.rows, scores.choose("cls"), []
         for layer in sorted(rows[(rows.control == "none") & (rows.readout == "cls")].layer.unique()):
             cls, mean = (
-                replace(best, where={**best.where, "layer": int(layer), "readout": name}, name=name)
+                replace(best, where={**best.where, "layer": int(layer), "readout": name}, name=name, chosen_from=())
                 for name in ("cls", "mean")
             )
             parts = [max(scores.compare_with_baselines(cls), key=lambda part: part.p_yes)]

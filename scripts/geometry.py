@@ -110,7 +110,8 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
             for describe in (describe_cell, summarise_cell)
         )
         brief = f"{short(rows.task.iloc[0])} {', '.join(briefs)}"
-        return Verdict.described(f"{where}: {'; '.join(clauses)}.", brief=brief)
+        about = "other texts of this kind, for this encoder (jackknife over the texts)"
+        return Verdict.described(f"{where}: {'; '.join(clauses)}.", brief=brief, interval_of=about)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cosines with and without massive coordinates, the other measures, the similarity of cells, the maps."""

@@ -89,7 +89,9 @@ class Order(SweepStudy):
             say,
             turned=True,
             brief=f"{task} {points(closest.effect, True)}",
+            interval_of=wording.describe_interval(scores, cell),
             texts=scores.texts,
+            training_texts=scores.refits.training_texts,
             warnings=wording.list_warnings(scores, cell),
         )
         p_kept = self._test_others(scores)
@@ -112,28 +114,30 @@ class Order(SweepStudy):
         if not cells:
             return 1.0
         best = max(cells, key=lambda cell: cell.dev)
+        best = replace(best, chosen_from=tuple(cell.readout for cell in cells))
         return max(part.p_yes for part in scores.compare_with_baselines(best, ORDER_BLIND, threshold=self.margin))
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The difference of each readout from the baseline, at its best layer and at layer 0, and the curves."""
+        from clsprobe.analysis.sweep import wording
         from clsprobe.analysis.sweep.exhibits import curves_exhibit, differences_exhibit
         from clsprobe.analysis.sweep.scores import TaskScores
 
         rows = self.judged_rows(measured.rows("predictions", task))
         comparisons = [
-            ("at the layer that dev chooses", rows),
-            ("at layer 0, before any block has mixed the words", rows[rows.layer <= 0]),
+            ("at the layer that dev chooses", self.read_scores(measured, task)),
+            ("at layer 0, before any block has mixed the words", TaskScores(rows[rows.layer <= 0])),
         ]
         exhibits = []
-        for where, subset in comparisons:
-            scores = TaskScores(subset)
-            cells = [scores.choose(readout) for readout in read_readouts(subset)]
+        for where, scores in comparisons:
+            cells = [scores.choose(readout) for readout in read_readouts(scores.rows)]
             if not cells:
                 continue
             exhibits.append(
                 differences_exhibit(
                     f"Who keeps order, {where}: {cells[0].metric} minus that of the baseline without order which it "
-                    f"exceeds least, over the same test texts, with 95 % intervals. Shaded: the margin of "
+                    f"exceeds least, over the same test texts, with 95 % intervals of "
+                    f"{wording.describe_interval(scores, *cells)}. Shaded: the margin of "
                     f"{100 * self.margin:.0f} points, which a readout that keeps order must exceed.",
                     self._compare_cells(scores, cells),
                     WORDS,

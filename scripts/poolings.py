@@ -63,7 +63,9 @@ class Poolings(SweepStudy):
             turned=True,
             brief=f"{task} {points(part.effect, True)} ({points(part.low, True)} to {points(part.high, True)})",
             estimand=f"mean minus cls in {cls.metric}",
+            interval_of=wording.describe_interval(scores, cls, mean),
             texts=scores.texts,
+            training_texts=scores.refits.training_texts,
             warnings=wording.list_warnings(scores, cls, mean),
         )
 

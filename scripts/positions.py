@@ -10,6 +10,7 @@ not why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -56,6 +57,7 @@ class Positions(SweepStudy):
         if not rivals:
             raise MissingEvidence("there are no predictions of a readout to compare with cls")
         cls, best = scores.choose("cls"), max(rivals, key=lambda cell: cell.dev)
+        best = replace(best, chosen_from=tuple(cell.readout for cell in rivals))
         task, margin = scores.task, f"{100 * self.margin:.0f} points"
         name_of_best, name_of_cls = wording.name_cell(scores, best), wording.name_cell(scores, cls)
         over = scores.range_over_layers(best, cls)
@@ -77,7 +79,9 @@ class Positions(SweepStudy):
             is_open=True,
             brief=f"{task} {name_of_best} {points(part.effect, True)}",
             estimand=f"{best.readout} minus cls in {cls.metric}",
+            interval_of=wording.describe_interval(scores, cls, best),
             texts=scores.texts,
+            training_texts=scores.refits.training_texts,
             warnings=wording.list_warnings(scores, cls, best),
         )
 

@@ -169,7 +169,8 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         part = Part.from_interval(name, *share, self.margin)
         if gated and not width:  # the blind decoder compared with itself
             part = Part(name, nan, nan, nan, self.margin, 1.0, 1.0)
-        return Verdict.of([replace(part, p_no=1.0)], say)
+        about = "these decoders as they were trained, over the test texts"
+        return Verdict.of([replace(part, p_no=1.0)], say, interval_of=about)
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Recovered shares, bits over the layers, all scores, by length and novelty, examples; then token by token."""

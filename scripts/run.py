@@ -79,7 +79,9 @@ class Run(SweepStudy):
             say,
             is_open=True,
             brief=f"{task} {subject.test:.3f} {name.removeprefix('[CLS] ')}",
+            interval_of=wording.describe_interval(scores, subject),
             texts=scores.texts,
+            training_texts=scores.refits.training_texts,
             warnings=wording.list_warnings(scores, subject, surface=True),
         )
 

@@ -109,7 +109,10 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
 
         brief = f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
         warnings = warn_of_few_texts(int(end.texts), task)
-        return Verdict.of([part], say, is_open=True, brief=brief, texts=int(end.texts), warnings=warnings)
+        about = "these probes as they were fitted, over the test texts"
+        return Verdict.of(
+            [part], say, is_open=True, brief=brief, texts=int(end.texts), warnings=warnings, interval_of=about
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """The layers over the checkpoints, for every readout."""

@@ -249,7 +249,8 @@ def prepare_task(
     side_of_row = sides.side[rows]
     if len(classes) < 2 or not {"train", "dev", "test"} <= set(side_of_row):
         raise InputError(task.name, "too few texts are left on one of the sides", f"Left out: {left_out}")
-    return SplitTask(task, rows, np.arange(len(rows)), side_of_row, y, classes, left_out, list(sides.notes))
+    group, notes = sides.group[rows], list(sides.notes)
+    return SplitTask(task, rows, np.arange(len(rows)), side_of_row, group, y, classes, left_out, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings

@@ -136,11 +136,8 @@ def _count_seeds(part: Part, tail: float) -> int:
     """
     estimate = part.estimate
     for count in range(estimate.seeds + 1, MOST_SEEDS + 1):
-        variance = estimate.variance * (1.0, estimate.seeds / count)
-        low, high = replace(estimate, variance=variance, freedom=np.array([estimate.freedom[0], count - 1])).interval(
-            tail
-        )
-        if (high - low) / 2 <= abs(estimate.centre - part.threshold):
+        more = replace(estimate, freedom={**estimate.freedom, "seeds": count - 1})
+        if more.half_width(tail, seeds=count / estimate.seeds) <= abs(estimate.centre - part.threshold):
             return count
     return MOST_SEEDS + 1
 
@@ -197,7 +194,7 @@ def cross_tokens_and_positions(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
         for i, place in enumerate(("first", "last"))
     ]
     pairs = [pair for pair in pairs if {*pair[1:]} <= cells.keys()]
-    estimates = [(name, scores.difference(cells[a].where, cells[b].where)) for name, a, b in pairs]
+    estimates = [(name, scores.difference(cells[a], cells[b])) for name, a, b in pairs]
     parts = [Part.of(name, estimate).simultaneous(len(pairs)) for name, estimate in estimates]
     words = [MORE["yes" if part.low > 0 else "no" if part.high < 0 else "undecided"] for part in parts]
     differences = [(part.name, part.effect, part.low, part.high, word) for part, word in zip(parts, words, strict=True)]

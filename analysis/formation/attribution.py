@@ -32,10 +32,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from tqdm import tqdm
 
-from clsprobe.analysis.verdict import TAIL
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
@@ -52,7 +50,6 @@ METHODS = ("integrated_gradients", "input_x_gradient", "feature_ablation")
 BASELINES = ("mask", "padding", "zero", "mean")  # the embedding of a token, no embedding, the mean of all of them
 STEPS, MOST = 32, 512
 TOLERANCE = 0.01  # of the change of F, above which scores are incomplete
-FEWEST = 5  # clusters below which there is no interval
 ROUNDING = 1e-6  # of the size of F's terms: the float32 error of a sum that should be 0
 
 Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 1 the text's own token, 0 the baseline's
@@ -231,10 +228,10 @@ def compute_direction(
 ) -> np.ndarray:
     """(dim,) the gradient of a fitted linear probe at a cell, in the units of the vectors before standardisation.
 
-    For a classifier: of the log odds of `label` (by default the last class) against the label `against`, by default the
-    mean of the other classes. For a regressor: of its prediction. label, against: of its `classes_`, or codes if it was
-    fitted on codes. cell, label_set: indices into those it was fitted on. Raises ValueError for an unknown label, or one
-    without training texts.
+    For a classifier: of the log odds of `label` (by default the last class) against `against`, by default the mean of
+    the other classes. For a regressor: of its prediction. label, against: of its `classes_`, or codes if it was fitted
+    on codes. cell, label_set: indices into those it was fitted on. Raises ValueError for a label that is unknown or has
+    no training texts.
     """
     coef = np.asarray(probe.coef_[cell, label_set], np.float64) / probe.scale_[cell]
     if isinstance(probe, RidgeProbe):
@@ -459,35 +456,6 @@ def compare_with_twins(
             "complete": first["complete"] & second["complete"],
         }
     )
-
-
-def summarise_twins(table: pd.DataFrame, clusters: Sequence[str]) -> pd.DataFrame:
-    """How far the scores of the differing words agree with the change of F, with 95 % intervals over clusters.
-
-    table: of `compare_with_twins`. clusters: (pair,), such as the lemma of the word that differs. Rows correlation (of
-    Pearson), slope (of the change on the scores, least squares with an intercept) and share (the mean of the scores as
-    a share of the mean change); columns value, low, high: a delete-one jackknife over clusters with a t of clusters - 1
-    degrees of freedom, NaN for fewer than five clusters or where a number is not defined.
-    """
-    scores, change = table["scores"].to_numpy(np.float64), table["change"].to_numpy(np.float64)
-
-    def measure(rows: np.ndarray) -> np.ndarray:
-        x, y = scores[rows], change[rows]
-        if len(x) < 2:
-            return np.full(3, np.nan)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            (var_x, cov), (_, var_y) = np.cov(x, y)
-            return np.array([cov / np.sqrt(var_x * var_y), cov / var_x, x.mean() / y.mean()])
-
-    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    value = measure(np.ones(len(scores), bool))
-    half = np.full(3, np.nan)
-    if (count := len(names)) >= FEWEST:
-        without = np.stack([measure(cluster != number) for number in range(count)])
-        half = stats.t.isf(TAIL, count - 1) * np.sqrt((count - 1) / count * ((without - value) ** 2).sum(0))
-    low, high = value - half, value + half
-    low[0], high[0] = np.maximum(low[0], -1), np.minimum(high[0], 1)
-    return pd.DataFrame({"measure": ["correlation", "slope", "share"], "value": value, "low": low, "high": high})
 
 
 def _correlate(ranks: pd.DataFrame, text_of: np.ndarray, texts: np.ndarray) -> np.ndarray:

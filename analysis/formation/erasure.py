@@ -31,6 +31,7 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.formation.erasure_effects import KEY, KINDS, RUN, Erasure
 from clsprobe.analysis.formation.knockout import Cell, fill_cells, predict_changed
 from clsprobe.analysis.formation.reliability import fit_independent_probe, halve_train, measure_reliability
 from clsprobe.analysis.sweep.grid import SplitTask
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
     from clsprobe.probes.encoders.tokenizing import Batch
 
-KINDS = ("leace", "same variance", "same number")
-RUN = KINDS[:2]  # those after which the network runs on
 TOLERANCE = 1e-9  # a correlation with the label below this is rounding
 
 
@@ -61,17 +60,6 @@ class Place(NamedTuple):
     layer: int
 
 
-class Erasure(NamedTuple):
-    """What is removed from a place: one of `KINDS`, or "none"."""
-
-    kind: str
-    tokens: str
-    layer: int
-
-
-PROBES = ("fixed", "linear", "MLP")  # trained on intact vectors; trained again on those of the erasure
-KEY = [*Erasure._fields, "read at", "readout", "probe"]
-PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
 MOST = 2000  # texts of a side on which probes are trained again: all erasures of all of them are run
 AT_ONCE = 12  # erasures whose probes are trained together
 
@@ -358,36 +346,3 @@ def _measure_reliability(
                 row = measure_reliability(intact, erased, prior, test)
                 table.append(dict(zip(Erasure._fields, erasure, strict=True)) | {"read at": read_at} | row)
     return pd.DataFrame(table)
-
-
-def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The accuracy of every probe after every erasure, and its change from no erasure and from random directions.
-
-    Columns task, probe, kind, tokens, layer, value; effect, low, high: minus the accuracy of the same probe without
-    erasure; beyond, beyond low, beyond high: minus that of random directions of the same variance. 95 % intervals,
-    paired over test texts.
-    """
-    table = []
-    for (task, probe), rows in predictions.groupby(["task", "probe"], sort=False):
-        hits = {Erasure(*key): _tabulate_hits(part) for key, part in rows.groupby(list(Erasure._fields), sort=False)}
-        (intact,) = (correct for erasure, correct in hits.items() if erasure.kind == "none")
-        for erasure, correct in hits.items():
-            if erasure.kind == "none":
-                continue
-            control = hits[erasure._replace(kind="same variance")]
-            table.append(
-                (
-                    task,
-                    probe,
-                    *erasure,
-                    float(np.nanmean(correct)),
-                    *stats.paired_difference(correct, intact),
-                    *stats.paired_difference(correct, control),
-                )
-            )
-    columns = ["value", "effect", "low", "high", "beyond", "beyond low", "beyond high"]
-    return pd.DataFrame(table, columns=["task", "probe", *Erasure._fields, *columns])
-
-
-def _tabulate_hits(rows: pd.DataFrame) -> pd.DataFrame:
-    return stats.is_correct(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")

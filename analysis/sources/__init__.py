@@ -120,6 +120,16 @@ class MinimalPairs:
     carriers: Mapping[str, str] = field(default_factory=dict)
     other_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pairs and of what is known of them."""
+        total = sha256()
+        for values in ([*self.labels], [*chain.from_iterable(self.texts)], self.lemmas):
+            _update_digest(total, values)
+        for labels in (self.carriers, *self.other_labels.values()):
+            _update_digest(total, [*chain.from_iterable(labels.items())])
+        return total.hexdigest()
+
 
 def load_pairs(spec: str) -> dict[str, MinimalPairs]:
     """Task name -> minimal pairs, for those tasks of a SPEC that have any: of grammar: and conllu:.

@@ -80,13 +80,14 @@ def load_pairs(rest: str) -> dict[str, MinimalPairs]:
     """
     requested, stem, bank, _ = _read_spec(rest)
     names = [name for name, prop in PROPERTIES.items() if prop.inflect and requested in (name, "all")]
-    return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], bank) for name in names}
-
-
-def _make_pairs(prop: Property, bank: Treebank) -> MinimalPairs:
-    assert prop.inflect is not None
     inflector = Inflector(bank)
-    labels: tuple[str, str] = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
+    return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], inflector) for name in names}
+
+
+def _make_pairs(prop: Property, inflector: Inflector) -> MinimalPairs:
+    assert prop.inflect is not None
+    bank = inflector.bank
+    labels = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
     texts, lemmas, carriers = list[tuple[str, str]](), list[str](), dict[str, str]()
     for s, row in zip(bank.sentences, prop.build_rows(bank), strict=True):
         if isinstance(row, str):
@@ -289,9 +290,7 @@ def _noun_number(relation: str) -> Callable[[Sentence], _Row]:
         if s.children(nouns[0], "conj"):
             raise _LeftOut(f"the {role} is coordinated")
         names = {"Sing": "singular", "Plur": "plural"}
-        return _Row(
-            _feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold(), carrier=nouns[0]
-        )
+        return _Row(_feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold(), carrier=nouns[0])
 
     return row
 
@@ -448,9 +447,7 @@ PROPERTIES = {
     "subject_number": Property(
         _per_sentence(_noun_number("nsubj")), resplit=True, inflect=Inflector.change_subject_number
     ),
-    "object_number": Property(
-        _per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number
-    ),
+    "object_number": Property(_per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number),
     "odd_man_out": Property(_corrupt_half("replaced", _replace_word)),
     "coordination_inversion": Property(_corrupt_half("inverted", _invert_clauses)),
     "root_pos": Property(_per_sentence(_root_pos)),

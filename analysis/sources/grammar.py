@@ -776,9 +776,7 @@ def _generate_pairs(name: str, size: int) -> MinimalPairs:
         (prop.labels[0], prop.labels[1]),
         [(_render(tree), _render(twin)) for tree, twin in pairs],
         [word.lemma.name if word and word.lemma else "" for word in carriers],
-        carriers={
-            text: word.lemma.name for text, tree in trees.items() if (word := prop.carrier(tree)) and word.lemma
-        },
+        carriers={text: word.lemma.name for text, tree in trees.items() if (word := prop.carrier(tree)) and word.lemma},
         other_labels={
             other: {text: value for text, tree in trees.items() if (value := read_label(tree))}
             for other, read_label in others.items()

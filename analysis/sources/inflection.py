@@ -75,6 +75,8 @@ class Inflector:
         (form,) = forms
         if s.forms[word].isupper() and len(s.forms[word]) > 1:
             return form.upper()
+        if any(map(str.isupper, s.forms[word][1:])):
+            return None
         if not s.forms[word][:1].isupper():
             return form
         if self.bank.has_dotless_i and form[0] in "iı":
@@ -88,10 +90,10 @@ class Inflector:
         for word, form in forms.items():
             if form is None or word not in index:
                 return None
-            before = s.forms[word - 1].casefold() if word else ""
-            if word and form[:1].casefold() != s.forms[word][:1].casefold():  # "a dog", but not "a owl"
-                if (before, form[:1].casefold()) not in self.bank.next_initials:
-                    return None
+            initial = form[:1].casefold()
+            changed = word > 0 and initial != s.forms[word][:1].casefold()
+            if changed and (s.forms[word - 1].casefold(), initial) not in self.bank.next_initials:
+                return None  # such as "a owl"
             tokens[index[word]] = tokens[index[word]]._replace(form=form)
         text = render(tokens)
         return None if text == render(s.tokens()) else text
@@ -102,8 +104,7 @@ class Inflector:
 
     def _may_agree(self, s: Sentence, verb: int) -> bool:
         """Whether a finite verb without the feature Number may agree: other forms of this kind have the feature."""
-        kind = (s.upos[verb], s.lemmas[verb] if s.upos[verb] == "AUX" else "")
-        return (*kind, s.features[verb].get("Tense"), s.features[verb].get("Mood")) in self._numbered_verbs
+        return _verb_kind(s, verb) in self._numbered_verbs
 
     def _fits(self, form: str, number: str) -> bool:
         counts = self._determiner_counts
@@ -122,7 +123,7 @@ class Inflector:
     def _numbered_verbs(self) -> set[tuple[str | None, ...]]:
         """Kinds of finite verbs that have the feature Number somewhere."""
         return {
-            (s.upos[i], s.lemmas[i] if s.upos[i] == "AUX" else "", s.features[i].get("Tense"), s.features[i].get("Mood"))
+            _verb_kind(s, i)
             for s, i in self._words()
             if s.upos[i] in _FINITE and s.features[i].get("VerbForm") == "Fin" and "Number" in s.features[i]
         }
@@ -148,3 +149,9 @@ class Inflector:
 
     def _words(self) -> Iterator[tuple[Sentence, int]]:
         return ((s, i) for s in self.bank.sentences for i in range(len(s.forms)))
+
+
+def _verb_kind(s: Sentence, verb: int) -> tuple[str | None, ...]:
+    """Verbs of one tense and mood; every auxiliary is a kind of its own."""
+    lemma = s.lemmas[verb] if s.upos[verb] == "AUX" else ""
+    return s.upos[verb], lemma, s.features[verb].get("Tense"), s.features[verb].get("Mood")

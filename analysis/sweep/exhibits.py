@@ -21,7 +21,7 @@ from clsprobe.analysis.sweep.choose import (
     summary,
 )
 from clsprobe.analysis.sweep.scores import ChosenCell, TaskScores
-from clsprobe.analysis.sweep.wording import name_cell
+from clsprobe.analysis.sweep.wording import describe_interval, name_cell
 from clsprobe.analysis.verdict import Part
 
 DIFFERENCES = ["name", "effect", "low", "high", "outcome"]
@@ -29,27 +29,28 @@ COMPARED = [*DIFFERENCES, "dev"]
 NO_WORSE = {"yes": "no worse", "no": "worse", "undecided": "undecided"}  # outcome -> its word
 MORE = {"yes": "more", "no": "less", "undecided": "undecided"}
 SUMMARY = (
-    "Every readout at the layer that dev chooses, measured once on test: accuracy with its 95 % interval; bits a text "
-    "(fewer is better); gain over the best baseline; selectivity, the accuracy less that on the control task, in which "
-    "every word type of a list has a label at random (Hewitt & Liang 2019), both on the texts with exactly one such "
-    "word and as a share of the way from the commonest label (0) to no mistake (1); p that nothing is told at all, "
-    "corrected for all cells of the grid (max-T)."
+    "Every readout at the layer that dev chooses, measured once on test; all 95 % intervals are for these probes as "
+    "they were fitted. Accuracy; bits a text (fewer is better); gain over the best baseline; selectivity, the accuracy "
+    "less that on the control task, in which every word type of a list has a label at random (Hewitt & Liang 2019), "
+    "both on the texts with exactly one such word and as a share of the way from the commonest label (0) to no mistake "
+    "(1); p that nothing is told at all, corrected for all cells of the grid (max-T)."
 )
 SUMMARY_OF_NUMBERS = (
     "Every readout at the layer that dev chooses, measured once on test: R2, the share of the numbers' variance that "
-    "is explained, and Spearman's correlation, with 95 % intervals; gain in R2 over the best baseline; selectivity, R2 "
-    "less that on the control task, in which every word type of a list has a number at random (Hewitt & Liang 2019), "
-    "both on the texts with exactly one such word."
+    "is explained, and Spearman's correlation, with 95 % intervals for these probes as they were fitted; gain in R2 "
+    "over the best baseline; selectivity, R2 less that on the control task, in which every word type of a list has a "
+    "number at random (Hewitt & Liang 2019), both on the texts with exactly one such word."
 )
 LEARNING = (
-    "What more texts would teach: test accuracy by the number of training texts, with 95 % intervals. The layers are "
-    "those that dev chooses with all of them."
+    "What more texts would teach: test accuracy by the number of training texts, with 95 % intervals for these probes "
+    "as they were fitted. The layers are those that dev chooses with all of them."
 )
 BITS = (
     "In bits. Codelength: what the labels of train take when they are sent block by block, each with a probe trained "
     "on those before (Voita & Titov 2020); compression: how many times fewer than without a probe. V-information: the "
     "bits that a cell takes off the label of a test text (Xu et al. 2020); what it adds: off what the mean of layer 0, "
-    "words without their context, leaves (Hewitt et al. 2021). 95 % intervals over the test texts; it may be negative."
+    "words without their context, leaves (Hewitt et al. 2021). 95 % intervals for these probes, over the test texts; "
+    "it may be negative."
 )
 MAPS = (
     "UMAP of test texts, [CLS] and mean side by side, each at the layer that dev chooses; colours are labels. "
@@ -68,8 +69,8 @@ def grid_exhibits(scores: TaskScores) -> list[Exhibit]:
     layer0 = " Layer 0 is what enters the first block." if (grid.layer == 0).any() else ""
     exhibits = [
         Exhibit(
-            f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals; outlined, the cell "
-            f"that dev chooses ({best.name}).{layer0}",
+            f"Test {best.metric} of a linear probe at every layer and readout, with 95 % intervals for these probes as "
+            f"they were fitted; outlined, the cell that dev chooses ({best.name}).{layer0}",
             grid,
             "heatmap",
             {"metric": best.metric, "best": [best.layer, best.readout]},
@@ -126,8 +127,9 @@ def probe_exhibits(rows: pd.DataFrame, names: Sequence[str]) -> list[Exhibit]:
     score = "R2" if stats.of_numbers(rows) else "accuracy, and bits a text (fewer is better)"
     caption = (
         f"Every probe, and every readout at the layer that dev chooses for the probe: test {score}, and the difference "
-        f"from {judged} on the same readout over the same test texts, with 95 % intervals, not corrected for their "
-        f"number. All other exhibits, and the verdict, are of {judged}, the first probe that was named."
+        f"from {judged} on the same readout over the same test texts, with 95 % intervals for these probes as they "
+        f"were fitted, not corrected for their number. All other exhibits, and the verdict, are of {judged}, the first "
+        "probe that was named."
     )
     return [Exhibit(caption, table)]
 
@@ -183,11 +185,12 @@ def differences_exhibit(caption: str, table: pd.DataFrame, words: Mapping[str, s
 def comparison_exhibits(scores: TaskScores, readouts: Sequence[str], margin: float) -> list[Exhibit]:
     """The paired differences of the readouts from [CLS], and all of them over the layers."""
     cls = scores.choose("cls")
+    of = describe_interval(scores, cls, *map(scores.choose, readouts))
     differences = differences_exhibit(
         f"{cls.metric.capitalize()} of each readout minus that of {name_cell(scores, cls)}, which is {cls.test:.3f}, "
-        f"over the same test texts, with 95 % intervals; each at the layer that dev chooses, in brackets those that "
-        f"dev cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], by "
-        f"the margin, each readout taken alone.",
+        f"over the same test texts, with 95 % intervals of {of}; each at the layer that dev chooses, in brackets those "
+        f"that dev cannot tell from it. Shaded: the margin of {100 * margin:.0f} points. No worse, worse: than [CLS], "
+        "by the margin, each readout taken alone.",
         compare_with_cls(scores, readouts, margin),
         NO_WORSE,
         margin=margin,
@@ -200,7 +203,8 @@ def curves_exhibit(scores: TaskScores, readouts: Sequence[str], cell: ChosenCell
     """Readouts over the layers, with the baselines; cell: one of them, for its metric."""
     lines = list_baselines(scores, controls=COMPARED_ON_ALL)
     return Exhibit(
-        f"Test {cell.metric} over the layers, with 95 % bands and the baselines as dashed lines.",
+        f"Test {cell.metric} over the layers, with 95 % bands for these probes as they were fitted, and the baselines "
+        f"as dashed lines.",
         accuracy_by_cell(scores.rows, readouts),
         "curves",
         {"metric": cell.metric, "baselines": dict(zip(lines.name, lines.value, strict=True))},

@@ -43,14 +43,16 @@ EVALUATED = ("dev", "test")
 class SplitTask:
     """A task split with one seed. All arrays are over the rows used, in the order of the task.
 
-    row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". y: indices into
-    classes, or numbers, without classes. left_out: reason -> number of rows.
+    row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". group: equal for
+    rows that are tied to each other. y: indices into classes, or numbers, without classes. left_out: reason -> number
+    of rows.
     """
 
     task: Task
     row_indices: np.ndarray
     state_rows: np.ndarray
     side: np.ndarray
+    group: np.ndarray
     y: np.ndarray
     classes: np.ndarray
     left_out: dict[str, int]
@@ -98,7 +100,8 @@ def split_task(
         classes, y = np.array([], str), np.asarray(task.y[rows], np.float64)
     else:
         classes, y = np.unique(task.y[rows].astype(str), return_inverse=True)
-    task_split = SplitTask(task, rows, state_rows[rows], sides.side[rows], y, classes, left_out, list(sides.notes))
+    side, group = sides.side[rows], sides.group[rows]
+    task_split = SplitTask(task, rows, state_rows[rows], side, group, y, classes, left_out, list(sides.notes))
     trained = np.isin(np.arange(len(classes)), y[task_split.rows_of("train")])
     if task.kind == "class" and (not trained.all() or len(classes) < 2):
         missing = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
@@ -139,7 +142,7 @@ def sweep(
     blocks: list[pd.DataFrame] = []
     probes_by_task = [choose_probes(probes, task) for task in tasks]
     total = sum(
-        _count_fits(s, len(p)) for p in probes_by_task for s in all_states for seed in seeds if _uses_seed(s, seed)
+        _count_fits(s, len(p)) for p in probes_by_task for s in all_states for seed in seeds if uses_seed(s, seed)
     )
     with tqdm(total=total, desc="probing", unit=" cells", delay=1, disable=None, leave=False) as bar:
         for task, task_probes in zip(tasks, probes_by_task, strict=True):
@@ -160,7 +163,7 @@ def _count_fits(states: States, probes: int) -> int:
     return sum(1 if make_attention_probe(readout, states.dim) else probes for _, readout in states.cells)
 
 
-def _uses_seed(states: States, seed: int) -> bool:
+def uses_seed(states: States, seed: int) -> bool:
     """Whether the states are of a trained encoder, or of an untrained one whose weights this seed drew."""
     return states.source["control"] == "none" or states.source["seed"] == seed
 
@@ -214,7 +217,7 @@ def _blocks(
         predictions = _select_texts(BASELINES["bag_of_words"](texts, control_task, taught, tuned), evaluated)
         probe, name, y = "logistic" if len(split.classes) else "ridge", "word_type_bag_of_words", control_task[:, None]
         yield _make_block(split, trained, probe, seed, [(NO_LAYER, NO_READOUT)], [name], y, evaluated, predictions)
-    for states in filter(partial(_uses_seed, seed=seed), all_states):
+    for states in filter(partial(uses_seed, seed=seed), all_states):
         control = states.source["control"]
         labels = label_sets if control == "none" else {control: split.y}
         y = np.stack([*labels.values()], 1)

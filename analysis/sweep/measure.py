@@ -24,9 +24,11 @@ from clsprobe.analysis.sweep.choose import (
     judged_rows,
     why_no_selectivity,
 )
-from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep
+from clsprobe.analysis.sweep.grid import SplitTask, check_layer0, describe_rows, split_task, sweep, uses_seed
+from clsprobe.analysis.sweep.halving import refit_halves
 from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, information
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
+from clsprobe.analysis.sweep.refits import REFITS
 from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.analysis.verdict import MissingEvidence
@@ -47,8 +49,10 @@ DETAILS: dict[str, Sequence[str]] = {  # tables of the chosen cells and of the t
 }
 
 
-def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, details: bool = False) -> Measured:
-    """Tables results and predictions; with details also `DETAILS`.
+def measure_sweep(
+    settings: Any, inputs: Inputs, states: Sequence[States], *, refit: bool = True, details: bool = False
+) -> Measured:
+    """Tables results and predictions; refits too where comparisons of procedures follow; with details also `DETAILS`.
 
     settings: `SweepSettings`, with or without a file of vectors. states: of the encoder, then of untrained ones.
     """
@@ -86,8 +90,29 @@ def measure_sweep(settings: Any, inputs: Inputs, states: Sequence[States], *, de
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}
+    if refit:
+        tables["refits"] = _refit(settings, inputs, states, predictions, drop)
     measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
     return _add_details(settings, splits, trained, measured) if details else measured
+
+
+def _refit(
+    settings: Any, inputs: Inputs, states: Sequence[States], predictions: pd.DataFrame, drop: np.ndarray | None
+) -> pd.DataFrame:
+    """The refits of every task and seed (`halving.refit_halves`), of the judged probe."""
+    tables = [pd.DataFrame(columns=[*REFITS])]
+    for task in inputs.tasks:
+        try:
+            rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
+        except MissingEvidence:
+            continue  # every cell is among the failures
+        log.info("refitting on halves of the training texts of %s", task.name)
+        probe, scores = find_probe(judged_probe(rows, settings.probes)), TaskScores(rows)
+        for seed in settings.every_seed:
+            task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
+            of_seed = [part for part in states if uses_seed(part, seed)]
+            tables.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
+    return pd.concat([table for table in tables[1:] if len(table)] or tables[:1], ignore_index=True)
 
 
 def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: States, measured: Measured) -> Measured:

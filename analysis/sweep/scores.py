@@ -20,6 +20,7 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
+from clsprobe.analysis.sweep.refits import ANY, HALVINGS, Refits
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.analysis.verdict import MissingEvidence, Part
 
@@ -55,7 +56,8 @@ class Cell(NamedTuple):
 @dataclass(frozen=True)
 class ChosenCell:
     """A cell or baseline that dev chose. where: the columns that identify it. test, low, high: its `metric` on test,
-    accuracy or R2."""
+    accuracy or R2. chosen_from: the readouts among which dev chose it, at any layer; none for a cell that was named,
+    whose comparisons are of these fitted probes."""
 
     where: Mapping[str, Any]
     name: str
@@ -64,6 +66,7 @@ class ChosenCell:
     high: float
     dev: float
     metric: str = "accuracy"
+    chosen_from: tuple[str, ...] = ()
 
     @property
     def is_readout(self) -> bool:
@@ -89,10 +92,12 @@ class ChosenCell:
 
 
 class TaskScores:
-    """The scores of every cell on dev and test. rows: predictions of one task, of one probe in every cell."""
+    """The scores of every cell on dev and test. rows: predictions of one task, of one probe in every cell. refits:
+    columns `REFITS`, of the same task; without them comparisons are of these probes as fitted."""
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, refits: pd.DataFrame | None = None) -> None:
         self.rows = rows
+        self._refit_table = refits
         self.is_of_numbers = stats.of_numbers(rows)
         self.metric, self.unit = ("R2", "points of R2") if self.is_of_numbers else ("accuracy", "points")
         self._best: dict[str, pd.DataFrame] = {}
@@ -217,7 +222,26 @@ class TaskScores:
         if top.readout == UNNAMED and self.has_single_layer:
             cell = "" if self._name_control(control) else "the vector"
         name = ", ".join(filter(None, [self._name_control(control), cell]))
-        return ChosenCell(top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric)
+        chosen_from = (ANY,) if control == "untrained" else tuple(dict.fromkeys(cell.readout for cell in cells))
+        return ChosenCell(
+            top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric, chosen_from=chosen_from
+        )
+
+    def candidates(self, readout: str | None, control: str, most: int, errors: float) -> list[tuple[int, str]]:
+        """The cells of a readout, or of all, that are no more than so many standard errors below the best on dev,
+        paired over its texts; at most so many of them, as (layer, readout), the lowest layer first."""
+        cells = [*self._select_cells(control, readout).items()]
+        scores = {cell: self._arrays["dev"][0][index] for cell, index in cells if self._is_measured["dev"][index].any()}
+        if not scores:
+            return []
+        ranked = sorted(scores, key=lambda cell: (-np.nanmean(scores[cell]), cell.layer))
+        best, close = scores[ranked[0]], []
+        for cell in ranked[:most]:
+            difference = np.nanmean(best - scores[cell], 0)
+            error = np.nanstd(difference) / np.sqrt(max((~np.isnan(difference)).sum(), 1))
+            if np.nanmean(difference) <= errors * error:
+                close.append((cell.layer, cell.readout))
+        return sorted(close)
 
     def _select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
         """Those of a control, and of a readout or of all."""
@@ -276,9 +300,28 @@ class TaskScores:
 
     # ----------------------------------------------------------------------------------------------- comparing
 
-    def difference(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> stats.Difference:
-        """Cell a minus cell b in accuracy, or R2, over the same test texts. a, b: as `ChosenCell.where`."""
-        return stats.compare(self.scores(a), self.scores(b), shares=not self.is_of_numbers)
+    def difference(self, a: ChosenCell, b: ChosenCell) -> stats.Difference:
+        """Cell a minus cell b in accuracy, or R2, over the same test texts: of the two procedures where both were
+        refitted on halves, otherwise of the fitted probes."""
+        halves = [self.halves(cell) for cell in (a, b)]
+        difference = None if halves[0] is None or halves[1] is None else halves[0] - halves[1]
+        scores = self.scores(a.where), self.scores(b.where)
+        return stats.compare(*scores, shares=not self.is_of_numbers, halves=difference, groups=self.refits.groups)
+
+    def halves(self, cell: ChosenCell) -> np.ndarray | None:
+        """(halving, half, seed, text) the test scores of the procedure that chose this cell, fitted on halves of the
+        training texts; None where it was not fitted on all of them."""
+        test = self.scores(cell.where)
+        if cell.where["control"] == BEST_CLASS:
+            return np.broadcast_to(test, (HALVINGS, 2, *test.shape))  # it learns nothing
+        halves = self.refits.of(cell.where["control"], cell.chosen_from)
+        return halves if halves is not None and (np.isnan(halves) == np.isnan(test)).all() else None
+
+    @cached_property
+    def refits(self) -> Refits:
+        """The procedures, fitted on halves of the training texts."""
+        test = (self.rows.split == "test").to_numpy()
+        return Refits(self._refit_table, np.unique(self.rows.seed), np.unique(self.rows.row.to_numpy()[test]))
 
     def is_constant(self, cell: ChosenCell) -> bool:
         """Whether a cell predicts one and the same class, or number, for all test texts, under every seed."""
@@ -291,7 +334,7 @@ class TaskScores:
     def compare(self, a: ChosenCell, b: ChosenCell, *, threshold: float = 0.0) -> Part:
         """Cell a minus cell b, above the threshold. A readout that predicts one class is not held better than another
         cell, nor as good."""
-        part = Part.of(b.name, self.difference(a.where, b.where), threshold)
+        part = Part.of(b.name, self.difference(a, b), threshold)
         if a.is_readout and self.is_constant(a):
             part = replace(part, p_yes=1.0)
         if b.is_readout and self.is_constant(b):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class SweepStudy(SweepSettings, Study):
     """A study that judges the predictions of a sweep."""
 
-    tables: ClassVar[tuple[str, ...]] = ("results", "predictions")
+    tables: ClassVar[tuple[str, ...]] = ("results", "predictions", "refits")
     untrained: ClassVar[bool] = True  # whether untrained encoders are among the baselines
     details: ClassVar[bool] = False  # whether maps and bits are measured too, see `measure_sweep`
 
@@ -85,7 +85,8 @@ class SweepStudy(SweepSettings, Study):
         """The scores of the judged ones among the predictions of one task."""
         from clsprobe.analysis.sweep.scores import TaskScores
 
-        return TaskScores(self.judged_rows(measured.rows("predictions", task)))
+        refits = measured.rows("refits", task) if "refits" in measured.tables else None
+        return TaskScores(self.judged_rows(measured.rows("predictions", task)), refits)
 
 
 def read_readouts(predictions: pd.DataFrame) -> list[str]:

@@ -60,6 +60,25 @@ def describe_baselines(scores: TaskScores, names: Sequence[str] = BASELINES, nou
     return f"every {noun} measured (without {', '.join(missing)})" if missing else f"every {noun}"
 
 
+OF_FITS = "these probes as they were fitted, over the test texts"
+
+
+def describe_interval(scores: TaskScores, *cells: ChosenCell) -> str:
+    """What the intervals of comparisons of these cells, and with baselines, are about, as a clause. cells: the first
+    one is compared with all others."""
+    missing = [cell for cell in cells if scores.halves(cell) is None]
+    if not missing or cells[0] not in missing:
+        what = "strength" if scores.has_single_layer else "strength and layer"
+        expected = (
+            f"the expected difference between two such probes, each trained on {scores.refits.training_texts:,} texts "
+            f"with its {what} chosen on dev"
+        )
+        if len(missing) < max(len(cells) - 1, 1):
+            names = " and ".join(READOUT_NAMES.get(cell.readout, cell.readout) for cell in missing)
+            return f"{expected}; for {names}, of {OF_FITS}" if missing else expected
+    return OF_FITS
+
+
 def list_warnings(scores: TaskScores, *cells: ChosenCell, surface: bool = False) -> tuple[str, ...]:
     """What a reader must know first: few test texts, cells that predict one class; surface: a task that a surface
     baseline solves."""

@@ -33,11 +33,12 @@ MAX_CLASS_SHARE = 0.5  # classes per row, above which labels are taken for row n
 class Split:
     """The side of every text.
 
-    side: (text,) "train" | "dev" | "test", or "" for a text left out.
+    side: (text,) "train" | "dev" | "test", or "" for a text left out. group: (text,) rows that are tied to each other.
     left_out: reason -> number of rows. notes: sentences for the report.
     """
 
     side: np.ndarray
+    group: np.ndarray
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -73,7 +74,7 @@ def split(
                 raise InputError(task.name, "train has too few different texts to spare a dev side", "Give dev texts")
             notes.append(f"no dev of its own: {n_dev:,} train texts serve as dev")
     notes += _check_labels(task, side)
-    return Split(side, left_out, notes)
+    return Split(side, ties.group, left_out, notes)
 
 
 def sample_task(task: Task, n: int, *, seed: int) -> Task:

@@ -15,7 +15,12 @@ from scipy.integrate import quad
 from scipy.stats import binom, norm, rankdata
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.sweep.grid import SplitTask
+from clsprobe.analysis.sweep.halving import ROUGH, draw_halves
 from clsprobe.probes import metric
+from clsprobe.probes.base import STRENGTHS
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.tasks.control import has_label
 
 SIMULATIONS = 2000
 SIZES = (200, 500, 2000)  # test texts
@@ -157,6 +162,113 @@ def crossed(seeds, n, *, moved=0.2, simulations=400, seed=0):
     return covered(np.array(intervals).T, truth)
 
 
+# ------------------------------------------------------------------------------ the difference between two procedures
+
+DISTANCES = {"cls": (0.6, 0.9, 1.0), "mean": (0.9, 1.0, 0.8)}  # between two classes, of every layer of two readouts
+DIM, ALONG = 16, 4  # dimensions of a vector, and those along which the classes differ
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)  # quadrature of a standard normal variable
+
+
+def _draw_vectors(random, n, numbers, group_size):
+    """y (text,), X (cell, text, DIM) and groups (text,): the cells share half of their variance, and texts of a group
+    share half of that."""
+    y = random.normal(size=n) if numbers else random.integers(2, size=n)
+    group = np.arange(n) // group_size
+    shared = random.normal(size=(n, DIM))
+    if group_size > 1:
+        shared = np.sqrt(0.5) * (shared + random.normal(size=(group.max() + 1, DIM))[group])
+    moved = y / 2 if numbers else y - 0.5
+    X = np.sqrt(0.5) * (shared + random.normal(size=(sum(map(len, DISTANCES.values())), n, DIM)))
+    X[..., :ALONG] += moved[:, None] * np.concatenate([*DISTANCES.values()])[:, None, None]
+    return y, X.astype(np.float32), group
+
+
+def _true_scores(metric, distance, w, b):
+    """What a linear probe x -> x w + b is right on, minus its bits, or its R2, over all texts there could be."""
+    along, norm_of_w = w[:ALONG].sum() * distance / 2, np.sqrt((w**2).sum())
+    if metric == "r2":
+        return 1 - ((1 - along) ** 2 + norm_of_w**2 + b**2)
+    if metric == "accuracy":
+        return (norm.cdf((along + b) / norm_of_w) + norm.cdf((along - b) / norm_of_w)) / 2
+    losses = [np.logaddexp(0, -(along + sign * b + norm_of_w * NODES)) for sign in (1, -1)]
+    return -(np.mean(losses, 0) @ WEIGHTS) / WEIGHTS.sum() / np.log(2)
+
+
+def _run_procedures(random, n_train, sizes, metrics, share_of_dev, group_size):
+    """For every metric: the estimated differences of two procedures at every test size, and the true difference of the
+    probes that were fitted. Strength and layer are chosen on dev, of the whole and of every half of it."""
+    numbers = "r2" in metrics
+    counts = (n_train, int(n_train * share_of_dev), max(sizes))
+    drawn = [_draw_vectors(random, count, numbers, group_size) for count in counts]
+    y, X = np.concatenate([part[0] for part in drawn]), np.concatenate([part[1] for part in drawn], 1)
+    group, side = np.arange(len(y)) // group_size, np.repeat(["train", "dev", "test"], counts)
+    classes = np.array([]) if numbers else np.array(["a", "b"])
+    rows = np.arange(len(y))
+    split = SplitTask(None, rows, rows, side, group, y, classes, {}, [])
+    train, dev, test = map(split.rows_of, ("train", "dev", "test"))
+    halves = draw_halves(split, seed=int(random.integers(2**32)))
+    label_sets = [y, *(np.where(half == part, y, np.nan if numbers else -1) for half in halves for part in (0, 1))]
+    labels, sets = np.stack(label_sets, 1), np.arange(len(label_sets))
+    probe = RidgeProbe() if numbers else LogisticProbe(tol=ROUGH)
+    probe.fit_cells(X[:, train], labels[train], dev=(X[:, dev], labels[dev]), strengths=STRENGTHS)
+    known = has_label(labels[dev]).T
+    if numbers:
+        predicted = probe.predict_cells(X)
+        on_dev = {"r2": -np.where(known, (predicted[..., dev] - y[dev]) ** 2, 0).sum(-1)}
+        on_test = {"r2": [stats.skill(predicted[..., test[:size]], y[test[:size]]) for size in sizes]}
+    else:
+        log2_proba = probe.log_proba_cells(X) / np.log(2)
+        own = np.where(y == 1, log2_proba[..., 1], log2_proba[..., 0])
+        right = (log2_proba.argmax(-1) == y).astype(float)
+        bits_on_dev = np.where(known, own[..., dev], 0).sum(-1)
+        on_dev = {"accuracy": np.where(known, right[..., dev], 0).sum(-1) + 1e-6 * bits_on_dev, "bits": bits_on_dev}
+        on_test = {
+            name: [scores[..., test[:size]] for size in sizes] for name, scores in (("accuracy", right), ("bits", own))
+        }
+    results = {}
+    for name in metrics:
+        readouts = np.split(np.arange(len(X)), len(DISTANCES))
+        chosen = [cells[on_dev[name][cells].argmax(0)] for cells in readouts]  # (label set,) of every readout
+        estimates = []
+        for size, scores in zip(sizes, on_test[name], strict=True):
+            cls, mean = (scores[cell, sets] for cell in chosen)
+            estimates.append(
+                stats.compare(
+                    mean[:1], cls[:1], shares=name == "accuracy",
+                    halves=(mean - cls)[1:].reshape(len(halves), 2, 1, size), groups=group[test[:size]],
+                )
+            )  # fmt: skip
+        truths = []
+        for cell in (chosen[1][0], chosen[0][0]):
+            coef, intercept = probe.coef_[cell, 0], probe.intercept_[cell, 0]
+            if not numbers:
+                coef, intercept = coef[1] - coef[0], intercept[1] - intercept[0]
+            w = coef / probe.scale_[cell]
+            distance = np.concatenate([*DISTANCES.values()])[cell]
+            truths.append(_true_scores(name, distance, w, intercept - w @ probe.mean_[cell]))
+        results[name] = estimates, truths[0] - truths[1]
+    return results
+
+
+def procedures(n_train, sizes=(100, 500, 2000), *, metrics, share_of_dev=1 / 3, group_size=1, simulations=400, seed=0):
+    """Two readouts of three layers each, whose strength and layer dev chooses. For every metric, a row per test size:
+    how often the interval holds the *expected* difference of two procedures trained on so many texts; how often that of
+    the probes as they were fitted does; how often the latter holds the difference of these probes."""
+    random = np.random.default_rng([seed, n_train, group_size])
+    runs = [_run_procedures(random, n_train, sizes, metrics, share_of_dev, group_size) for _ in range(simulations)]
+    coverage = {}
+    for name in metrics:
+        true = np.array([run[name][1] for run in runs])
+        rows = []
+        for i in range(len(sizes)):
+            estimates = [run[name][0][i] for run in runs]
+            ends = np.array([estimate.interval() for estimate in estimates]).T
+            ends_of_fits = np.array([estimate.of_fits.interval() for estimate in estimates]).T
+            rows.append((covered(ends, true.mean()), covered(ends_of_fits, true.mean()), covered(ends_of_fits, true)))
+        coverage[name] = rows
+    return coverage
+
+
 def _table(title, columns, rows):
     print(f"\n{title}\n")
     print("| " + " | ".join(columns) + " |")
@@ -224,6 +336,23 @@ def r2_difference(kind, n, R2, other, *, simulations=SIMULATIONS):
     return float(np.mean(held))
 
 
+def _print_procedures(simulations=400):
+    """The tables of procedures."""
+    for title, options in (
+        ("a dev of a third of train", {}),
+        ("a dev of a seventh of train", {"share_of_dev": 1 / 7}),
+        ("groups of four texts", {"group_size": 4}),
+    ):
+        rows = []
+        for metrics in (("accuracy", "bits"), ("r2",)):
+            for n_train in (150, 600, 2500):
+                table = procedures(n_train, metrics=metrics, simulations=simulations, **options)
+                for name in metrics:
+                    rows.append((f"{name}, {n_train:,}", *(value for row in table[name] for value in row[:2])))
+        sizes = [f"{what}, n = {size:,}" for size in (100, 500, 2000) for what in ("expected", "as if fitted")]
+        _table(f"The expected difference of two procedures, {title}", ["metric, training texts", *sizes], rows)
+
+
 if __name__ == "__main__":
     sizes = [f"n = {n:,}" for n in SIZES]
     _table("Accuracy (Wilson)", ["accuracy", *sizes], [(p, *(accuracy(n, p) for n in SIZES)) for p in LEVELS])
@@ -276,3 +405,4 @@ if __name__ == "__main__":
             ),
         ],
     )
+    _print_procedures()

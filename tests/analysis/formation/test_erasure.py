@@ -10,14 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from clsprobe.analysis.formation.erasure import (
-    KINDS,
-    RUN,
     Eraser,
-    Erasure,
     Place,
     Sides,
     compute_covariance,
-    compute_effects,
     erase_texts,
     fit_erasers,
     make_erasers,
@@ -25,6 +21,7 @@ from clsprobe.analysis.formation.erasure import (
     new_fitter,
     predict_retrained,
 )
+from clsprobe.analysis.formation.erasure_effects import KINDS, RUN, Erasure, compute_effects
 from clsprobe.analysis.formation.exhibits import erasure_exhibits
 from clsprobe.analysis.formation.reliability import label_properties
 from clsprobe.analysis.sweep.grid import split_task

@@ -1,0 +1,191 @@
+"""How much other training texts would change a score: every procedure is refitted on halves of train and dev.
+
+1. `draw_halves` divides train and dev into two complementary halves, `HALVINGS` times, by group and by class. Test is
+   never divided.
+2. A procedure is what a comparison is about: a readout or a baseline, standardised, its strength and its layer chosen
+   on dev. `refit_halves` runs it on either half: all halves are label sets of one fit, so that they share its products.
+   The layer is chosen among the `CANDIDATES` best on dev, without those that are certainly worse.
+3. The table `REFITS` has the scores of every procedure on the same test texts, a column for every half. From these
+   `analysis.stats.training_variance` estimates the variance that other training texts would give to a difference.
+
+A readout whose pooling is learned is not refitted: that would take longer than everything else together. Its intervals
+are those of the probes as they were fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, clone
+
+from clsprobe.analysis import stats
+from clsprobe.analysis.sweep.grid import CHUNK, SplitTask, features
+from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
+from clsprobe.analysis.sweep.scores import TaskScores
+from clsprobe.analysis.table import NO_READOUT
+from clsprobe.probes.base import STRENGTHS, predict_each
+from clsprobe.probes.baseline import Baseline, bag_of_words, count_lengths, majority
+from clsprobe.probes.extraction.states import States
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.pooling import make_attention_probe
+from clsprobe.probes.tasks.control import has_label
+
+CANDIDATES = 4  # layers, or cells of untrained encoders, among which a half may choose
+ROUGH = 1e-4  # tolerance of the fits: a hundredth of a text's score, where the halves differ by several texts
+CERTAIN = 3.0  # standard errors on dev, paired, below the best: a half would not choose such a cell
+
+
+def draw_halves(split: SplitTask, *, seed: int = 0, halvings: int = HALVINGS) -> np.ndarray:
+    """(halving, row) the half, 0 or 1, of every row of train and dev, -1 on test.
+
+    Whole groups are divided, those of one label and of like size between the two halves; numbers have no strata.
+    """
+    random = np.random.default_rng([seed, len(split.y)])
+    halves = np.full((halvings, len(split.y)), -1)
+    labels = split.y if len(split.classes) else np.zeros(len(split.y), np.int64)
+    for side in ("train", "dev"):
+        rows = split.rows_of(side)
+        _, group, size = np.unique(split.group[rows], return_inverse=True, return_counts=True)
+        stratum = np.zeros(len(size), np.int64)
+        np.maximum.at(stratum, group, labels[rows])
+        for half in halves:
+            order = np.lexsort((random.random(len(size)), size, stratum))
+            coin = random.integers(2, size=(len(order) + 1) // 2)
+            half_of_group = np.empty(len(order), np.int64)
+            half_of_group[order] = np.stack([coin, 1 - coin], 1).ravel()[: len(order)]
+            half[rows] = half_of_group[group]
+    return halves
+
+
+def refit_halves(
+    split: SplitTask,
+    all_states: Sequence[States],
+    probe: BaseEstimator,
+    scores: TaskScores,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The refits of every procedure of one task and seed (columns `REFITS`).
+
+    all_states: as in `sweep`, those that this seed uses. probe: the judged one. scores: of the task as it was measured,
+    for the candidates. A procedure that fails on a half, as one of a plug-in may, has no rows.
+    """
+    halves = draw_halves(split, seed=seed)
+    if isinstance(probe, LogisticProbe):
+        probe = clone(probe).set_params(tol=ROUGH)
+    if any(not (halves == half)[:, split.rows_of(side)].any(1).all() for half in (0, 1) for side in ("train", "dev")):
+        return pd.DataFrame(columns=[*REFITS])  # a side of one group cannot be divided
+    tables = []
+    for states in all_states:
+        control = states.source["control"]
+        names = [name for name in states.readouts if not make_attention_probe(name, states.dim)]
+        for name in names if control == "none" else [None]:
+            cells = [cell for cell in scores.candidates(name, control, CANDIDATES, CERTAIN) if cell[1] in names]
+            procedure = _refit_cells(split, halves, states, cells, probe)
+            tables.append(procedure.assign(control=control, readout=name or ANY))
+    tables += _refit_baselines(split, halves, all_states[0])
+    table = pd.concat(tables, ignore_index=True).assign(task=split.task.name, seed=seed)
+    return table.assign(n_train=len(split.rows_of("train")))[[*REFITS]]
+
+
+def _refit_cells(
+    split: SplitTask, halves: np.ndarray, states: States, cells: Sequence[tuple[int, str]], probe: BaseEstimator
+) -> pd.DataFrame:
+    """The rows of one procedure, which may choose among these cells; none where the probe fails."""
+    fitted, width = [], max((states.width(readout) for _, readout in cells), default=1)
+    size = max(1, CHUNK // (len(split.y) * width * 4))
+    for start in range(0, len(cells), size):
+        X = features(states, cells[start : start + size], split.state_rows)
+        fitted += _fit_halves(split, halves, X, probe)
+    return _choose_cells(split, fitted)
+
+
+def _refit_baselines(split: SplitTask, halves: np.ndarray, states: States) -> list[pd.DataFrame]:
+    """The rows of the baselines that read no layer, and of the mean of layer 0."""
+    task_texts, numbers = split.texts, not len(split.classes)
+    linear = RidgeProbe() if numbers else LogisticProbe(tol=ROUGH)
+    fitted = {"majority": [_predict_halves(split, halves, majority)]}
+    if not split.task.textless:
+        fitted["length"] = _fit_halves(split, halves, count_lengths(task_texts)[None], linear)
+        fitted["bag_of_words"] = [_predict_halves(split, halves, bag_of_words)]
+    if (0, "mean") in states.cells:
+        fitted["layer0_mean"] = _fit_halves(split, halves, features(states, [(0, "mean")], split.state_rows), linear)
+    readout = {"layer0_mean": "mean"}
+    return [
+        _choose_cells(split, parts).assign(control=name, readout=readout.get(name, NO_READOUT))
+        for name, parts in fitted.items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A cell fitted on every half. test: (half, test text) scores. dev, dev_bits: (half,) mean score and bits."""
+
+    test: np.ndarray
+    dev: np.ndarray
+    dev_bits: np.ndarray
+
+
+def _fit_halves(split: SplitTask, halves: np.ndarray, X: np.ndarray, probe: BaseEstimator) -> list[_Fitted]:
+    """Every cell of X (cell, row, dim) fitted on every half; without those on which the probe fails."""
+    train, dev, test = map(split.rows_of, ("train", "dev", "test"))
+    nothing = np.nan if split.y.dtype.kind == "f" else -1
+    y = np.stack([np.where(half == part, split.y, nothing) for half in halves for part in (0, 1)], 1)
+    evaluated = np.concatenate([dev, test])
+    predictions = predict_each(
+        probe, X[:, train], y[train], X[:, evaluated], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
+    )
+    known = has_label(y[dev]).T  # (half, dev text)
+    fitted = []
+    for cell, codes in enumerate(predictions.codes):
+        if cell in predictions.failures:
+            continue
+        dev_bits = np.zeros(len(known))
+        if predictions.log2_proba is not None:
+            log2_proba = np.take_along_axis(
+                predictions.log2_proba[cell, :, : len(dev)], np.broadcast_to(split.y[dev, None], (*known.shape, 1)), -1
+            )[..., 0]
+            dev_bits = -np.where(known, log2_proba, 0).sum(1) / known.sum(1)
+        on_dev = np.array(
+            [_score(split, half[: len(dev)][own], dev[own]).mean() for half, own in zip(codes, known, strict=True)]
+        )
+        fitted.append(_Fitted(_score(split, codes[:, len(dev) :], test), on_dev, dev_bits))
+    return fitted
+
+
+def _predict_halves(split: SplitTask, halves: np.ndarray, baseline: Baseline) -> _Fitted:
+    """A baseline fitted on every half, one after another."""
+    texts, test = split.texts, split.rows_of("test")
+    parts = []
+    for half in halves:
+        for part in (0, 1):
+            train, dev = (rows[half[rows] == part] for rows in map(split.rows_of, ("train", "dev")))
+            parts.append(_score(split, baseline(texts, split.y, train, dev).codes[0, 0, test], test))
+    scores = np.stack(parts)
+    return _Fitted(scores, *np.zeros((2, len(scores))))
+
+
+def _score(split: SplitTask, predicted: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(..., text) the score of every text of these rows: 1 where correct, else 0; of numbers `stats.skill`."""
+    labels = split.y[rows]
+    return (predicted == labels).astype(float) if len(split.classes) else stats.skill(predicted, labels)
+
+
+def _choose_cells(split: SplitTask, fitted: Sequence[_Fitted]) -> pd.DataFrame:
+    """The columns measure, row and those of the halves: every half reads the cell that is best on its own dev."""
+    if not fitted:
+        return pd.DataFrame(columns=["measure", "row", "group", *HALVES])
+    dev, dev_bits = (np.stack([getattr(cell, name) for cell in fitted]) for name in ("dev", "dev_bits"))
+    best = np.lexsort((dev_bits, -dev), 0)[0]  # of equal ones the lowest layer
+    half = np.arange(dev.shape[1])
+    test = np.stack([cell.test for cell in fitted])[best, half]  # (half, text)
+    values = np.vstack([dev[best, half], dev_bits[best, half], test.T]).astype(np.float32)
+    table = pd.DataFrame(values, columns=[*HALVES])
+    table.insert(0, "measure", ["dev", "dev bits", *["test"] * test.shape[1]])
+    rows = split.rows_of("test")
+    table.insert(1, "row", [-1, -1, *split.row_indices[rows]])
+    table.insert(2, "group", [-1, -1, *split.group[rows]])
+    return table
