@@ -285,5 +285,7 @@ def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, C
     """Other property -> its label of a text, None where it does not apply: the third of `train`, by words, to which the
     text belongs ("length"), and what the source of the pairs knows."""
     thirds = np.quantile([len(text.split()) for text in train], [1 / 3, 2 / 3])
-    known = {name: labels.get for name, labels in pairs.other_labels.items()}
-    return {"length": lambda text: str(np.searchsorted(thirds, len(text.split())))} | known
+    readers: dict[str, Callable[[str], str | None]] = {
+        "length": lambda text: str(np.searchsorted(thirds, len(text.split())))
+    }
+    return readers | {name: labels.get for name, labels in pairs.other_labels.items()}
