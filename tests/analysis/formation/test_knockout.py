@@ -302,7 +302,7 @@ def cut_untrained(folder, draws, *, dim, sides, layers=4):
         split = split or split_task(task, states, 0)
         probe = LogisticProbe()
         retrained.append(predict_retrained(encoder, split, probe, layers, [INTACT, *cuts], draw=draw)[0])
-        if draw < 8:
+        if draw < 7:
             fixed.append(predict_cut(encoder, split, states, probe, layers, ["cls"], cuts).assign(draw=draw))
     return pd.concat(retrained), pd.concat(fixed)
 
@@ -325,12 +325,14 @@ def count_claims(parts):
     )  # fmt: skip
 
 
-def test_encoders_without_training_are_no_different_from_untrained_ones_unless_the_probe_is_fixed(tmp_path):
+@pytest.mark.parametrize("draws", [7, pytest.param(20, marks=pytest.mark.long)])
+def test_encoders_without_training_are_no_different_from_untrained_ones_unless_the_probe_is_fixed(tmp_path, draws):
     """An encoder of random weights used to gather late: a fixed probe loses what a retrained one still reads."""
-    retrained, fixed = cut_untrained(tmp_path, 20, dim=32, sides={"train": 300, "dev": 50, "test": 250})
+    retrained, fixed = cut_untrained(tmp_path, draws, dim=32, sides={"train": 300, "dev": 50, "test": 250})
     claims = count_claims(compare_with_others(retrained))
-    assert claims["no different"] >= 19
+    assert claims["no different"] >= draws - 1
     assert not claims["late"] + claims["early"]
     halves = [Window(EVERYTHING, *half) for half in split_halves(4)]
     lost = [[tabulate_correct(rows, half).to_numpy() for half in halves] for _, rows in fixed.groupby("draw")]
-    assert sum(Part.of("", stats.compare(*pair), 0.02).outcome == "yes" for pair in lost) >= 2
+    shifts = [stats.compare(*pair).interval() for pair in lost]
+    assert sum(low > 0.02 or high < -0.02 for low, high in shifts) >= 3  # of 7
