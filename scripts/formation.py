@@ -66,8 +66,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "retrained", "erasure", "leakage", "profiles", "agreement", "tokens",
-        "swaps", "swap_reliability",
+        "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "profiles", "agreement",
+        "tokens", "swaps", "swap_reliability",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -125,7 +125,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation import wording
         from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, Gathering, Window
 
-        gathering, name = Gathering(measured.rows("retrained", task)), short(task)
+        gathering = Gathering(*(measured.rows(table, task) for table in ("retrained", "refitted")))
+        name = short(task)
         layer, everywhere = gathering.layer, Window(EVERYTHING, 1, gathering.layer)
         intact, cut_off = (f"{gathering.accuracy(window):.3f}" for window in (INTACT, everywhere))
         few = warn_of_few_texts(gathering.texts, name)
@@ -157,7 +158,16 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
         part = Part.of("later than in untrained encoders", difference, self.margin)
         brief = f"{name} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
-        return Verdict.of([part], say, is_open=True, brief=brief, texts=gathering.texts, warnings=few)
+        return Verdict.of(
+            [part],
+            say,
+            is_open=True,
+            brief=brief,
+            interval_of=wording.describe_interval(gathering),
+            texts=gathering.texts,
+            training_texts=gathering.training_texts,
+            warnings=few,
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention and attribution."""
@@ -165,7 +175,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation.cuts import Gathering
 
         evidence: list[tuple[Sequence[str], Callable[..., list[Exhibit]]]] = [
-            (["retrained"], lambda rows: exhibits.gathering_exhibits(Gathering(rows), self.margin)),
+            (["retrained", "refitted"], lambda *rows: exhibits.gathering_exhibits(Gathering(*rows), self.margin)),
             (["knockout"], lambda rows: exhibits.shift_exhibits(rows, self.margin)),
             (["erasure", "leakage"], lambda *rows: exhibits.erasure_exhibits(*rows, self.margin)),
             (["profiles", "agreement", "tokens"], exhibits.explanation_exhibits),
