@@ -7,8 +7,9 @@
    or everywhere but there (does it suffice?), and a probe is trained anew on vectors that were cut so.
 3. Untrained encoders are the null: the same cuts at the same layer.
 4. The *fixed* probe, trained on intact vectors, shows how far single cuts move them: a shift, and no verdict.
-5. Erasure shows where the property is *held*: LEACE removes it from [CLS], or from the words, at one layer, and the
-   forward pass continues. Random directions of the same variance are the control.
+5. Erasure removes the property from [CLS], or from the words, at one layer, as far as a linear probe can read it
+   (LEACE), and the forward pass continues. Probes that are trained again show what is left there and at the end;
+   random directions of the same variance are the control.
 6. Attention and attribution are exhibits, with their agreement with the shift over the layers.
 
 The answer says which half of the layers below the probe is necessary, which suffices, and whether [CLS] gathers later
@@ -66,8 +67,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "profiles", "agreement",
-        "tokens", "swaps", "swap_reliability",
+        "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "reliability", "profiles",
+        "agreement", "baselines", "tokens", "swaps", "swap_reliability", "twins",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -177,9 +178,10 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         evidence: list[tuple[Sequence[str], Callable[..., list[Exhibit]]]] = [
             (["retrained", "refitted"], lambda *rows: exhibits.gathering_exhibits(Gathering(*rows), self.margin)),
             (["knockout"], lambda rows: exhibits.shift_exhibits(rows, self.margin)),
-            (["erasure", "leakage"], lambda *rows: exhibits.erasure_exhibits(*rows, self.margin)),
-            (["profiles", "agreement", "tokens"], exhibits.explanation_exhibits),
+            (["erasure", "leakage", "reliability"], exhibits.erasure_exhibits),
+            (["profiles", "agreement", "baselines", "tokens"], exhibits.explanation_exhibits),
             (["swaps", "swap_reliability"], exhibits.swap_exhibits),
+            (["twins"], exhibits.twin_exhibits),
         ]
         shown = []
         for names, make in evidence:

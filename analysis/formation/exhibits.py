@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.formation import swap_effects
+from clsprobe.analysis.formation import erasure_effects, swap_effects
+from clsprobe.analysis.formation.agreement import summarise_twins
 from clsprobe.analysis.formation.cuts import (
     DRAWS,
     EVERYTHING,
@@ -166,34 +167,87 @@ def _losses(names: Sequence[str], rows: pd.DataFrame, margin: float) -> pd.DataF
     return table.assign(outcome=outcomes)
 
 
-def erasure_exhibits(erased: pd.DataFrame, leakage: pd.DataFrame, margin: float) -> list[Exhibit]:
-    """What erasing costs the probe at the end, and what is left where it was erased. Rows of one task each."""
-    from clsprobe.analysis.formation import erasure  # takes torch
+PLACES = {"cls": "[CLS]", "content": "words", "": "nothing"}  # tokens, as a reader calls them; others by their names
+ERASED = {"none": "intact", "leace": "LEACE"}  # kinds of erasure; the random directions go by their own names
 
-    rows = erasure.compute_effects(erased)
-    names = [f"{'[CLS]' if r.tokens == 'cls' else 'words'}, layer {r.layer}: {r.kind}" for r in rows.itertuples()]
-    rows_at_end = rows.rename(columns={"value": "at the end", "effect": "change"})
-    left = leakage[leakage.seed == leakage.seed.min()].drop(columns=["task", "seed"])
-    columns = [*left.columns[:3], "at the end", "change", "beyond", "beyond low", "beyond high"]
+
+def erasure_exhibits(erased: pd.DataFrame, leakage: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibit]:
+    """What is left of an erased property in its place and at the end, and how reliable the erasures are.
+
+    Rows of one task each: the tables of `erasure.measure_erasure`. Where there are several seeds, leakage and
+    reliability are those of the first.
+    """
+    left, reliable = (table[table.seed == table.seed.min()] for table in (leakage, reliability))
+    read_at = erased["read at"].iloc[0]
+    labels = erased[erased.seed == erased.seed.min()].drop_duplicates("row").label
+    majority = labels.value_counts().max() / len(labels)
+    drawn = left[left.kind.isin(ERASED)]
+    names = drawn.tokens.replace(PLACES) + ", " + drawn.kind.map(ERASED) + ": " + drawn.probe
+    at_end = erasure_effects.compute_effects(erased)
+    others = sorted({name for names in reliable.others for name in names.split(", ") if name})
     return [
         Exhibit(
-            "The property erased in one place by LEACE, and the network run on: what the fixed probe of [CLS] loses at "
-            "the end, with 95 % intervals. Beside it random directions: of the same variance, which is the control, "
-            "and of the same number.",
-            _losses(names, rows, margin),
-            "differences",
-            {"margin": margin, "metric": "accuracy"},
+            "What is left of the property where LEACE erased it, from [CLS] or from the words of one layer: test "
+            "accuracy of a linear and of an MLP probe, each trained on the erased vectors, and of the same probes on "
+            "intact ones; with 95 % intervals. LEACE removes what a linear probe can read, and no more: what the MLP "
+            "reads beyond the linear probe was never erased. The erasers are fitted on one half of train and the "
+            "probes trained on the other; on an eraser's own texts nothing linear is left by construction, on others "
+            "its errors are. A probe shows the least that is left: another may read more.",
+            drawn.assign(readout=names)[["readout", "layer", "value", "low", "high"]],
+            "curves",
+            {"metric": "accuracy", "baselines": {"most frequent class": majority}},
         ),
         Exhibit(
-            "What is left where it was erased: test accuracy of a linear probe that was trained on erased vectors; "
-            "moved, the share of their variance that was taken out. Then the accuracy at the end, its change, and what "
-            "of that goes beyond random directions of the same variance.",
-            left.merge(rows_at_end[columns], on=columns[:3], how="left"),
+            "The same for random directions, as many as it takes to remove the same variance as LEACE, or the same "
+            "number as LEACE removes; moved: the share of the variance of the vectors that was removed.",
+            _spread_probes(left),
+        ),
+        Exhibit(
+            f"The network run on from the erased vectors: what probes of [CLS] at layer {read_at} read, test accuracy "
+            "and its change from the same probe without erasure; beyond: minus random directions of the same "
+            "variance; with 95 % intervals. The linear and the MLP probe are trained again on the vectors of the "
+            "erased network. The fixed probe was trained on intact vectors: its change is the shift of the vectors, "
+            "and no sign of what they hold. Where the probes that are trained again lose more than with random "
+            "directions, something that they read has come through what was erased. Where they lose nothing, the "
+            "property may have been left in its place, as the MLP shows above, or be held by other tokens as well: "
+            "it does not follow that it was gathered again.",
+            _name_places(at_end).drop(columns=["task"]),
+        ),
+        Exhibit(
+            "How reliable the erasures are, as an MLP sees them that was trained on intact vectors of texts on which "
+            "no eraser was fitted. Completeness: 1 where it gives every text the shares of the classes in train, as "
+            "if it knew nothing of the text. Selectivity: 1 where it says of other properties "
+            f"({', '.join(others) or 'none that it reads'}) exactly what it said before. Reliability: their harmonic "
+            "mean. Intact vectors are not at 0, because the MLP is not certain of every text: compare with them, and "
+            "with random directions. Empty: what the MLP does not read on intact vectors better than the most "
+            "frequent class. Its place: the vectors that were erased; the end: [CLS] at "
+            f"layer {read_at}, after the network has run on.",
+            _name_places(reliable).drop(columns=["task", "seed"]),
         ),
     ]
 
 
-def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens: pd.DataFrame) -> list[Exhibit]:
+def _name_places(table: pd.DataFrame) -> pd.DataFrame:
+    """kind, tokens and layer as a reader calls them: the columns erased and kind."""
+    places = table.tokens.replace(PLACES) + table.layer.map(", layer {}".format).where(table.tokens != "", "")
+    named = table.drop(columns=["tokens", "layer"]).assign(kind=table.kind.replace(ERASED))
+    named.insert(0, "erased", places)
+    return named
+
+
+def _spread_probes(leakage: pd.DataFrame) -> pd.DataFrame:
+    """One row per erasure, with the accuracy of every probe and its interval."""
+    key, numbers = ["erased", "kind", "moved"], ["value", "low", "high"]
+    parts = [
+        rows.set_index(key)[numbers].rename(columns=lambda name, probe=probe: f"{probe} {name}".removesuffix(" value"))
+        for probe, rows in _name_places(leakage).groupby("probe", sort=False)
+    ]
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def explanation_exhibits(
+    profiles: pd.DataFrame, agreement: pd.DataFrame, baselines: pd.DataFrame, tokens: pd.DataFrame
+) -> list[Exhibit]:
     """The fixed probe's shift, attention and attribution layer by layer, how far they agree, and words in some texts.
 
     Rows of one task each.
@@ -203,6 +257,8 @@ def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens
         f"{row.other} {row.correlation:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
         for row in agreement[agreement.one == agreement.one.iloc[0]].itertuples()
     )
+    complete = tokens.groupby("text").complete.first()
+    texts, incomplete = len(complete), int((~complete).sum())
     return [
         Exhibit(
             "Three kinds of evidence for where the vector that the fixed probe reads is written, each as a share of "
@@ -218,11 +274,40 @@ def explanation_exhibits(profiles: pd.DataFrame, agreement: pd.DataFrame, tokens
         Exhibit("How far they agree: rank correlations over the layers.", agreement),
         Exhibit(
             "What every word does to the number that the probe reads of [CLS], towards the text's own label, in some "
-            "test texts (integrated gradients; the baseline is a text without words).",
+            "test texts (integrated gradients; in the baseline a mask token stands for every word). The scores of a "
+            "text should add up to the difference from the baseline: in "
+            f"{incomplete or 'none'} of these {texts} texts they miss it by more than 1 %.",
             tokens.drop(columns="task"),
             "token_strips",
             {"metric": "attribution"},
         ),
+        Exhibit(
+            "How far attribution depends on its baseline, in which every word is replaced: by the mask token, as "
+            "everywhere else on this page, by padding, by no embedding or by the mean of all embeddings. Rank "
+            "correlation with the mask token, of the words' scores within a text (mean over the texts above) and of "
+            "the layer profile (over up to 20 texts), with 95 % intervals. Far below 1, the scores say as "
+            "much of the baseline as of the text. incomplete: texts whose scores miss the difference by more than 1 %.",
+            baselines.drop(columns="task"),
+        ),
+    ]
+
+
+def twin_exhibits(twins: pd.DataFrame) -> list[Exhibit]:
+    """How far attribution agrees with exchanging the words that differ in minimal pairs. Rows of one task."""
+    unit = "lemmas" if (twins.lemma != "").all() else "pairs"
+    summary = summarise_twins(twins, swap_effects.name_clusters(twins.lemma, twins.pair))
+    incomplete = int((~twins.complete).sum())
+    return [
+        Exhibit(
+            f"Does attribution name the words that make the difference? In {len(twins)} minimal pairs a sentence is "
+            "exchanged for its twin, which differs only in the words that the label demands, and the number that the "
+            "probe reads changes by a known amount. Beside it the scores (integrated gradients, mask token) of the "
+            "words that differ, in one text less in the other. share: what part of the mean change they make up, 1 if "
+            "all of it; the rest is attributed to words that are the same in both. correlation: over the pairs. slope: "
+            "by how much the number changes where these scores differ by 1. 95 % intervals over "
+            f"{unit}. Pairs whose scores do not add up to the difference from the baseline: {incomplete}.",
+            summary,
+        )
     ]
 
 

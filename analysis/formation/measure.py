@@ -28,6 +28,7 @@ from clsprobe.analysis.formation.cuts import (
     split_halves,
 )
 from clsprobe.analysis.formation.knockout import Cell
+from clsprobe.analysis.formation.reliability import label_properties
 from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import judged_rows
@@ -44,17 +45,20 @@ from clsprobe.probes.interventions.changes import check_changes
 from clsprobe.probes.interventions.passes import find_attention_outputs
 from clsprobe.probes.linear import LogisticProbe
 from clsprobe.probes.registry import find_probe
+from clsprobe.probes.tasks.task import Task
 
 log = logging.getLogger("clsprobe")
 
 OTHERS = ("content->cls", "sep->cls", "cls->content")
 EXPLAINED = 60  # test texts whose attention and attributions are computed
-STRIPS = 8  # of these texts, those shown word by word
+STRIPS = 8  # of these texts, those shown word by word; their scores are compared over baselines
+COMPARED = 20  # of these texts, those whose layer profile is compared over baselines
+TWINS = 24  # minimal pairs whose differing words are attributed
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, retrained, refitted, erasure, leakage (every seed); profiles, agreement, tokens,
-    swaps, swap_reliability (the first seed).
+    """The tables of a sweep; knockout, retrained, refitted, erasure, leakage, reliability (every seed); profiles,
+    agreement, baselines, tokens, swaps, swap_reliability, twins (the first seed).
 
     settings: those of the study. Raises InputError for an encoder whose forward pass cannot be changed.
     """
@@ -80,12 +84,15 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
             continue  # every cell is among the failures
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
         of_task: dict[str, list[pd.DataFrame]] = {}
+        pairs = settings.minimal_pairs.get(task.name)
+        other_labels = _find_other_labels(task, inputs.tasks, pairs)
         try:
             splits = []
             for seed in settings.every_seed:
                 split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
                 splits.append((cells[0][0], split))
                 tables = _intervene(encoder, split, states, settings.probes[0], cells, seed)
+                tables |= _erase(encoder, split, states, settings.probes[0], cells[0], other_labels, seed)
                 if seed == settings.seed:
                     explained, note = _explain(encoder, split, states, cells[0], tables["knockout"], seed)
                     tables |= explained
@@ -101,7 +108,6 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
                 parts.setdefault(name, []).extend(blocks)
         try:
             split = split_task(task, states, settings.seed, drop=drop, allow_overlap=settings.allow_overlap)
-            pairs = settings.minimal_pairs.get(task.name)
             swapped, note = _swap(encoder, split, states, pairs, cells[0], settings.seed)
             notes += [f"{short(task.name)}: {note}"] if note else []
             for name, table in swapped.items():
@@ -128,14 +134,12 @@ def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
 def _intervene(
     encoder: Encoder, split: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables knockout, retrained, refitted, erasure and leakage of one task and seed."""
+    """Tables knockout, retrained and refitted of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
     blocks = [(block, block) for block in range(1, layer + 1)]
     spans = dict.fromkeys([*blocks, *split_halves(layer)] if layer > 1 else blocks)
     cuts = [Window(EVERYTHING, *span) for span in dict.fromkeys([*spans, (1, layer)])]
     cuts += [Window(edges, *block) for edges in OTHERS for block in blocks]
-    places = [erasure.Place("cls", block) for block in range(1, layer)]
-    places += [erasure.Place("content", block) for block in range(layer)]
     readouts = [name for _, name in cells]
     predictions = knockout.predict_cut(encoder, split, states, probe, layer, readouts, cuts, seed=seed)
     windows = [INTACT, *list_windows([EVERYTHING, ONLY], layer)]
@@ -144,14 +148,33 @@ def _intervene(
     retrained, refitted = knockout.predict_retrained(
         encoder, split, probe, layer, windows, refit=True, max_length=states.source["max_length"], seed=seed
     )
-    erased, leakage = erasure.predict_erased(encoder, split, states, probe, cells[0], places, seed=seed)
-    return {
-        "knockout": predictions,
-        "retrained": retrained,
-        "refitted": refitted,
-        "erasure": erased,
-        "leakage": leakage,
+    return {"knockout": predictions, "retrained": retrained, "refitted": refitted}
+
+
+def _erase(
+    encoder: Encoder,
+    split: SplitTask,
+    states: States,
+    probe_name: str,
+    cell: Cell,
+    other_labels: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Tables erasure, leakage and reliability of one task and seed."""
+    places = [erasure.Place("cls", layer) for layer in range(1, cell[0])]
+    places += [erasure.Place("content", layer) for layer in range(cell[0])]
+    properties = label_properties(split, other_labels)
+    return erasure.measure_erasure(encoder, split, states, find_probe(probe_name), cell, places, properties, seed=seed)
+
+
+def _find_other_labels(task: Task, tasks: Sequence[Task], pairs: MinimalPairs | None) -> dict[str, Mapping[str, str]]:
+    """Other property -> text -> label: the other tasks of the run, and those that the source of a task knows."""
+    labels: dict[str, Mapping[str, str]] = {
+        other.name: dict(zip(other.texts, other.y.astype(str).tolist(), strict=True))
+        for other in tasks
+        if other is not task
     }
+    return labels | dict(pairs.other_labels if pairs else {})
 
 
 def _cut_untrained(
@@ -214,19 +237,24 @@ def _explain(
             profiles[method] = spread_rows(sum_content(table[table.layer <= layer]))
     except InputError as error:
         note = f"attention is not shown ({error.what})."
-    X, X_dev = (features(states, [cell], split.state_rows[split.rows_of(side)]) for side in ("train", "dev"))
-    y, y_dev = (split.y[split.rows_of(side), None] for side in ("train", "dev"))
-    probe = LogisticProbe().fit_cells(X, y, dev=(X_dev, y_dev), strengths=STRENGTHS)
+    probe = _fit_linear(split, states, cell)
     directions = np.stack([attribution.compute_direction(probe, code) for code in range(len(split.classes))])
     direction = directions[split.y[test[sample]]]  # towards the text's own label
 
-    def target(direction: np.ndarray, layer: int) -> attribution.Target:
-        return attribution.Target(encoder, direction, layer=layer, max_length=limit)
+    def attribute(count: int, layer: int, baseline: str, method: str) -> pd.DataFrame:
+        target = attribution.Target(encoder, direction[:count], layer=layer, baseline=baseline, max_length=limit)
+        return attribution.attribute(target, texts[:count], method)
 
-    tables = [attribution.attribute(target(direction, n), texts, "feature_ablation") for n in range(1, layer + 1)]
-    magnitudes = sum_content(pd.concat(tables).assign(score=lambda table: table.score.abs()))
-    below = np.concatenate([np.zeros((len(texts), 1)), magnitudes[:, :-1]], 1)
-    profiles["attribution"] = spread_rows(magnitudes - below)  # [CLS] of layer 0 depends on no word
+    def profile_attribution(count: int, baseline: str) -> np.ndarray:
+        """(text, layer) by how much more than one layer below the words move [CLS] along the probe's direction."""
+        tables = [attribute(count, n, baseline, "feature_ablation") for n in range(1, layer + 1)]
+        magnitudes = sum_content(pd.concat(tables).assign(score=lambda table: table.score.abs()))[:count]
+        return np.diff(magnitudes, prepend=0.0)  # [CLS] of layer 0 depends on no word
+
+    attributed = profile_attribution(len(texts), attribution.BASELINES[0])
+    profiles["attribution"] = spread_rows(attributed)
+    tokens = {name: attribute(STRIPS, layer, name, "integrated_gradients") for name in attribution.BASELINES}
+    others = {name: profile_attribution(COMPARED, name) for name in attribution.BASELINES[1:]}
     means = [
         pd.DataFrame({"readout": kind, "layer": np.arange(1, layer + 1), **_profile(values)})
         for kind, values in profiles.items()
@@ -234,13 +262,48 @@ def _explain(
     explained = {
         "profiles": pd.concat(means, ignore_index=True),
         "agreement": knockout.measure_agreement(profiles),
-        "tokens": attribution.attribute(target(direction[:STRIPS], layer), texts[:STRIPS], "integrated_gradients"),
+        "baselines": _compare_baselines(tokens, {attribution.BASELINES[0]: attributed[:COMPARED], **others}),
+        "tokens": tokens[attribution.BASELINES[0]],
     }
     labels = split.classes[split.y[test[sample]]].astype(str)
     explained["tokens"]["name"] = labels[explained["tokens"].text]
     for table in explained.values():
         table.insert(0, "task", task)
     return explained, note
+
+
+def _fit_linear(split: SplitTask, states: States, cell: Cell) -> LogisticProbe:
+    """The linear probe of a cell, whose direction attribution follows."""
+    (X, y), (X_dev, y_dev) = (
+        (features(states, [cell], split.state_rows[rows]), split.y[rows, None])
+        for rows in (split.rows_of("train"), split.rows_of("dev"))
+    )
+    return LogisticProbe().fit_cells(X, y, dev=(X_dev, y_dev), strengths=STRENGTHS)
+
+
+def _compare_baselines(tokens: Mapping[str, pd.DataFrame], profiles: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """How far attribution depends on its baseline: the agreement of every baseline with the first.
+
+    tokens: baseline -> scores of the same texts. profiles: baseline -> (text, layer). Columns baseline; incomplete,
+    texts (how many texts' scores miss the change of F, of how many); words, words low, words high: the mean rank
+    correlation of the scores within a text; layers, layers low, layers high: that of the profiles.
+    """
+    first, *others = tokens
+    layers = knockout.measure_agreement(profiles).set_index(["one", "other"])
+    table = []
+    for baseline, scores in tokens.items():
+        by_text = scores.groupby("text").complete.first()
+        row: dict[str, Any] = {"baseline": baseline, "incomplete": int((~by_text).sum()), "texts": len(by_text)}
+        if baseline in others:
+            correlation = attribution.measure_agreement(tokens[first], scores).correlation.dropna().to_numpy()
+            low, high = np.clip(stats.mean_interval(correlation), -1, 1) if len(correlation) > 1 else (np.nan, np.nan)
+            row |= {"words": correlation.mean() if len(correlation) else np.nan, "words low": low, "words high": high}
+            row |= {f"layers{end}": layers.loc[(first, baseline), name] for end, name in _AGREEMENT.items()}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+_AGREEMENT = {"": "correlation", " low": "low", " high": "high"}
 
 
 def _swap(
@@ -257,10 +320,20 @@ def _swap(
             "label was in no training text."
         )
     layer, _ = cell
+    probe, codes = _fit_linear(split, states, cell), [split.classes.tolist().index(label) for label in chosen.labels]
+    direction = attribution.compute_direction(probe, codes[1], against=codes[0])
+    attributed = np.sort(np.random.default_rng(seed).permutation(len(chosen.texts))[:TWINS])
+    differing = swaps.find_differing_tokens(encoder, chosen)
+    twins = attribution.compare_with_twins(
+        attribution.Target(encoder, direction, layer=layer, max_length=limit),
+        chosen.texts[attributed].tolist(),
+        [differing[pair] for pair in attributed],
+    )
     vectors = swaps.compute_swapped_vectors(encoder, chosen, layer)
     return {
         "swaps": swaps.measure_swaps(split, states, chosen, vectors, layer, seed=seed),
         "swap_reliability": swaps.measure_reliability(split, states, pairs, chosen, vectors, layer, seed=seed),
+        "twins": twins.assign(task=split.task.name, pair=attributed, lemma=chosen.lemmas[attributed].astype(str)),
     }, ""
 
 

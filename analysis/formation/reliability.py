@@ -27,8 +27,8 @@ import numpy as np
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep.grid import SplitTask
+from clsprobe.analysis.sweep.halving import draw_halves
 from clsprobe.probes.mlp import MLPProbe
-from clsprobe.probes.tasks.duplicates import group_rows
 
 STRENGTHS = (1e-2, 1.0)  # of the MLP: with few texts the small one reads more, with many the large one
 
@@ -73,7 +73,7 @@ class IndependentProbe:
     priors: dict[str, np.ndarray]
 
     def probabilities(self, X: np.ndarray) -> dict[str, np.ndarray]:
-        """property -> (cell, text, class) of vectors (cell, text, dim). A probe of one cell reads any number of cells."""
+        """property -> (cell, text, class) of vectors (cell, text, dim); a probe of one cell reads any number."""
         log_proba = self.mlp.log_proba_cells(np.asarray(X, np.float32))
         return {
             name: np.exp(log_proba[:, label_set, :, : len(prior)])
@@ -99,19 +99,10 @@ def fit_independent_probe(
 def halve_train(split: SplitTask, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two halves of train, as rows of the arrays of a split: one to fit interventions on, the other for probes.
 
-    Copies of a text, and rows of a group of the task, stay in one half. Every class with two of these is in both.
+    By group and by class, as `sweep.halving.draw_halves` divides them.
     """
-    train = split.rows_of("train")
-    tied = None if split.task.groups is None else split.task.groups[split.row_indices[train]]
-    _, first, group = np.unique(
-        group_rows([split.task.texts[i] for i in split.row_indices[train].tolist()], tied),
-        return_index=True,
-        return_inverse=True,
-    )
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(first)), split.y[train][first]))
-    half = np.empty(len(first), np.int64)
-    half[order] = np.arange(len(first)) % 2  # alternate within every class
-    return train[half[group] == 0], train[half[group] == 1]
+    train, half = split.rows_of("train"), draw_halves(split, seed=seed, halvings=1)[0]
+    return train[half[train] == 0], train[half[train] == 1]
 
 
 def label_properties(split: SplitTask, other_labels: Mapping[str, Mapping[str, str]]) -> dict[str, np.ndarray]:

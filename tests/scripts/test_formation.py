@@ -405,12 +405,16 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     assert "the lower half is necessary, and the upper half is necessary, with a margin" in sentence
     assert ". The lower half does not suffice, and it is not certain whether the upper half suffices: " in sentence
     assert ". [CLS] gathers it later than in untrained encoders: the cut in layers 3 to 4 costs " in sentence
-    assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "intervals", "differences", "curves"}
+    assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "intervals", "curves", "token_strips"}
     assert "one class of all texts" in answer.notes[0]
     assert "is written in block 4 (cut there alone" in answer.notes[1]
     assert "third: label: swapped between the twins of" in answer.notes[2]
     assert answer.notes[2].endswith("comes to [CLS] from the other tokens in block 4.")
     assert any(exhibit.caption.startswith("Where does [CLS] receive") for exhibit in answer.exhibits)
+    captions = " ".join(exhibit.caption for exhibit in answer.exhibits)
+    for finding in ("where LEACE erased it", "run on from the erased vectors", "How reliable the erasures are",
+                    "How far attribution depends on its baseline", "Does attribution name the words"):  # fmt: skip
+        assert finding in captions
     assert (out / "report.html").stat().st_size > 10_000
     shifts = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "intervals").set_index("name").value
     assert shifts["[CLS] from the words, layer 4"] > 0.2

@@ -9,7 +9,9 @@ from clsprobe.analysis.formation.reliability import (
     completeness,
     fit_independent_probe,
     halve_train,
+    label_properties,
     mean_share,
+    measure_reliability,
     selectivity,
     total_variation,
 )
@@ -108,42 +110,79 @@ def test_completeness_and_selectivity_at_their_limits():
 
 
 def test_properties_have_classes_of_their_own():
-    X, y = make_vectors(0, 300)
-    y["thirds"] = np.arange(300) % 3
-    y["erased"] = np.where(np.arange(300) < 100, -1, y["erased"])  # without a label
-    probe = fit_independent_probe(np.stack([X, X[:, ::-1]]), y, np.stack([X, X[:, ::-1]]), y)
-    probabilities = probe.probabilities(np.stack([X, X[:, ::-1]]))
-    assert {name: values.shape for name, values in probabilities.items()} == {
-        "erased": (2, 300, 2),
-        "other": (2, 300, 2),
-        "thirds": (2, 300, 3),
-    }
+    X, y = make_vectors(0, 120)
+    cells = np.stack([X[:, :4], X[:, 4:8]])
+    y["thirds"] = np.arange(120) % 3
+    y["erased"] = np.where(np.arange(120) < 40, -1, y["erased"])  # without a label
+    unseen = {name: codes + (np.arange(120) == 0) * 9 for name, codes in y.items()}  # classes that train lacks
+    probe = fit_independent_probe(cells, y, cells, unseen)
+    probabilities = probe.probabilities(cells)
+    shapes = {name: values.shape for name, values in probabilities.items()}
+    assert shapes == {"erased": (2, 120, 2), "other": (2, 120, 2), "thirds": (2, 120, 3)}
     for values in probabilities.values():
         np.testing.assert_allclose(values.sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(probe.priors["erased"], np.bincount(y["erased"][100:]) / 200)
+    np.testing.assert_allclose(probe.priors["erased"], np.bincount(y["erased"][40:]) / 80)
 
 
-def make_split(labels, texts, groups=None, sides=None):
-    labels = np.asarray(labels)
-    task = Task("made:halves:label", texts, labels.astype(str), groups=groups)
+def make_split(texts, labels, groups, sides):
+    task = Task("made:halves:label", texts, np.asarray(labels).astype(str))
     classes, y = np.unique(task.y, return_inverse=True)
     rows = np.arange(len(y))
-    sides = np.full(len(y), "train") if sides is None else sides
-    return SplitTask(task, rows, rows, sides, y, classes, {}, [])
+    return SplitTask(task, rows, rows, sides, groups, y, classes, {}, [])
 
 
-def test_halves_share_no_group_and_no_copy_and_have_every_class():
-    labels = np.repeat([0, 1, 2], [60, 30, 4])
-    texts = [f"text {i % 90}" for i in range(94)]  # the last four copy the first
-    groups = np.arange(94) // 2
-    sides = np.where(np.arange(94) % 10 == 9, "test", "train")
-    split = make_split(labels, texts, groups, sides)
+def test_halves_share_no_group_and_have_every_class():
+    groups = np.arange(90) // 2
+    labels = np.repeat([0, 1, 2], [54, 30, 6])
+    sides = np.where(groups % 10 == 9, "test", "train")
+    split = make_split([f"text {i}" for i in range(90)], labels, groups, sides)
     for seed in range(5):
-        one, other = halve_train(split, seed)
-        assert sorted([*one, *other]) == split.rows_of("train").tolist()
-        assert not {groups[i] for i in one} & {groups[i] for i in other}
-        assert not {texts[i] for i in one} & {texts[i] for i in other}
-        assert abs(len(one) - len(other)) <= 6
-        counts = [np.bincount(split.y[half], minlength=3) for half in (one, other)]
-        assert (np.minimum(*counts)[:2] >= 0.4 * np.bincount(labels[split.rows_of("train")])[:2]).all()
+        for_erasers, for_probes = halve_train(split, seed)
+        assert sorted([*for_erasers, *for_probes]) == split.rows_of("train").tolist()
+        assert not {*groups[for_erasers]} & {*groups[for_probes]}
+        assert len({*split.y[for_erasers]}) == len({*split.y[for_probes]}) == 3
+        assert abs(len(for_erasers) - len(for_probes)) <= 4
     assert halve_train(split, 0)[0].tolist() != halve_train(split, 1)[0].tolist()
+
+
+def test_other_properties_are_the_length_and_what_labels_the_texts_of_every_side():
+    texts = [" ".join(["word"] * (1 + i % 9) + [str(i)]) for i in range(90)]
+    sides = np.where(np.arange(90) < 50, "train", np.where(np.arange(90) < 70, "dev", "test"))
+    split = make_split(texts, np.arange(90) % 2, np.arange(90), sides)
+    number = {text: "odd" if i % 2 else "even" for i, text in enumerate(texts) if i % 5}
+    properties = label_properties(
+        split,
+        {
+            "number": number,
+            "of train alone": dict.fromkeys(texts[:50], "a") | {texts[0]: "b"},
+            "of one class": dict.fromkeys(texts, "a"),
+        },
+    )
+    assert list(properties) == ["length", "number"]
+    assert properties["length"].tolist()[:9] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert properties["number"].tolist()[:7] == [-1, 1, 0, 1, 0, -1, 0]
+
+
+def test_only_properties_that_are_read_are_judged():
+    random = np.random.default_rng(0)
+    codes = {
+        "erased": random.integers(2, size=400),
+        "read": random.integers(3, size=400),
+        "noise": random.integers(2, size=400),
+    }
+    before = {name: 0.8 * np.eye(k)[codes[name]] + 0.2 / k for name, k in (("erased", 2), ("read", 3))}
+    before["noise"] = np.eye(2)[random.integers(2, size=400)]
+    after = {"erased": np.full((400, 2), 0.5), "read": before["read"], "noise": 1 - before["noise"]}
+    row = measure_reliability(before, after, np.array([0.5, 0.5]), codes)
+    assert row["completeness"] == row["selectivity"] == row["reliability"] == pytest.approx(1)
+    assert row["others"] == "read"
+    assert row["accuracy"] == 1
+    intact = measure_reliability(before, before, np.array([0.5, 0.5]), codes)
+    assert intact["completeness"] == pytest.approx(0.6)
+    assert intact["reliability"] == pytest.approx(2 * 0.6 / 1.6)
+    codes["read"] = random.integers(3, size=400)
+    unread = measure_reliability(before, after, np.array([0.5, 0.5]), codes)
+    assert np.isnan(unread["selectivity"])
+    assert np.isnan(unread["reliability"])
+    codes["erased"] = random.integers(2, size=400)
+    assert np.isnan(measure_reliability(before, after, np.array([0.5, 0.5]), codes)["completeness"])
