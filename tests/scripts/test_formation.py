@@ -409,7 +409,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     assert "one class of all texts" in answer.notes[0]
     assert "is written in block 4 (cut there alone" in answer.notes[1]
     assert "third: label: swapped between the twins of" in answer.notes[2]
-    assert answer.notes[2].endswith("comes to [CLS] from the other tokens in block 4.")
+    assert answer.notes[2].endswith("from the other tokens in block 4, whatever [CLS] of layer 3 holds of it.")
     assert any(exhibit.caption.startswith("Where does [CLS] receive") for exhibit in answer.exhibits)
     captions = " ".join(exhibit.caption for exhibit in answer.exhibits)
     for finding in ("where LEACE erased it", "run on from the erased vectors", "How reliable the erasures are",
