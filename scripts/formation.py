@@ -106,14 +106,20 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
-        """Describe the sweep, and estimate the time of the interventions."""
+        """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""
         *sentences, _ = describe_sweep(self.inputs, probes=self.probes)
         description = self.inputs.description
         assert description is not None
-        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4 / 3
-        passes = (depth + 1) * (depth + 2) / 6 + 6 * depth  # of a third of the texts: windows, single layers, erasures
-        minutes = passes * 24 * description.layers * description.dim**2 * tokens / 6e10 / 60
-        return [*sentences, f"about {max(minutes * self.seeds, 0.5):.1f} minutes on two cores"]
+        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4
+        windows = depth * (depth + 1) * (depth + 2) / 3 + depth**2  # blocks run on all texts: cut, open, restored
+        untrained = 5 * 3.5 * depth
+        on_test = 5 * depth**2 / 3  # erasures, and cuts for the fixed probe
+        blocks = (windows + on_test) * self.seeds + untrained
+        minutes = blocks * 24 * description.dim**2 * tokens / 6e10 / 60
+        return [
+            *sentences,
+            f"at most about {max(minutes, 0.5):.1f} minutes on two cores, less for a lower layer of [CLS]",
+        ]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
         """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
