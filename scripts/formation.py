@@ -67,8 +67,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "retrained", "erasure", "leakage", "reliability", "profiles", "agreement",
-        "baselines", "tokens", "swaps", "swap_reliability", "twins",
+        "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "reliability", "profiles",
+        "agreement", "baselines", "tokens", "swaps", "swap_reliability", "twins",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -106,14 +106,20 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
-        """Describe the sweep, and estimate the time of the interventions."""
+        """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""
         *sentences, _ = describe_sweep(self.inputs, probes=self.probes)
         description = self.inputs.description
         assert description is not None
-        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4 / 3
-        passes = (depth + 1) * (depth + 2) / 6 + 6 * depth  # of a third of the texts: windows, single layers, erasures
-        minutes = passes * 24 * description.layers * description.dim**2 * tokens / 6e10 / 60
-        return [*sentences, f"about {max(minutes * self.seeds, 0.5):.1f} minutes on two cores"]
+        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4
+        windows = depth * (depth + 1) * (depth + 2) / 3 + depth**2  # blocks run on all texts: cut, open, restored
+        untrained = 5 * 3.5 * depth
+        on_test = 5 * depth**2 / 3  # erasures, and cuts for the fixed probe
+        blocks = (windows + on_test) * self.seeds + untrained
+        minutes = blocks * 24 * description.dim**2 * tokens / 6e10 / 60
+        return [
+            *sentences,
+            f"at most about {max(minutes, 0.5):.1f} minutes on two cores, less for a lower layer of [CLS]",
+        ]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
         """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
@@ -126,7 +132,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation import wording
         from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, Gathering, Window
 
-        gathering, name = Gathering(measured.rows("retrained", task)), short(task)
+        gathering = Gathering(*(measured.rows(table, task) for table in ("retrained", "refitted")))
+        name = short(task)
         layer, everywhere = gathering.layer, Window(EVERYTHING, 1, gathering.layer)
         intact, cut_off = (f"{gathering.accuracy(window):.3f}" for window in (INTACT, everywhere))
         few = warn_of_few_texts(gathering.texts, name)
@@ -158,7 +165,16 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
         part = Part.of("later than in untrained encoders", difference, self.margin)
         brief = f"{name} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
-        return Verdict.of([part], say, is_open=True, brief=brief, texts=gathering.texts, warnings=few)
+        return Verdict.of(
+            [part],
+            say,
+            is_open=True,
+            brief=brief,
+            interval_of=wording.describe_interval(gathering),
+            texts=gathering.texts,
+            training_texts=gathering.training_texts,
+            warnings=few,
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
         """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention and attribution."""
@@ -166,7 +182,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation.cuts import Gathering
 
         evidence: list[tuple[Sequence[str], Callable[..., list[Exhibit]]]] = [
-            (["retrained"], lambda rows: exhibits.gathering_exhibits(Gathering(rows), self.margin)),
+            (["retrained", "refitted"], lambda *rows: exhibits.gathering_exhibits(Gathering(*rows), self.margin)),
             (["knockout"], lambda rows: exhibits.shift_exhibits(rows, self.margin)),
             (["erasure", "leakage", "reliability"], exhibits.erasure_exhibits),
             (["profiles", "agreement", "baselines", "tokens"], exhibits.explanation_exhibits),

@@ -5,8 +5,9 @@
 2. `knockout` tables (`PREDICTIONS`) hold what the *fixed* probe predicts, which was trained on intact vectors. What it
    loses (`compute_effects`) is the shift of the vectors.
 3. `retrained` tables (`RETRAINED`) hold what probes predict that were trained anew after every change, in the encoder
-   and in untrained ones. `Gathering` compares them: what a cut costs, the share that a window alone keeps, and how much
-   later [CLS] gathers than in untrained encoders.
+   and in untrained ones; `refitted` tables (`REFITTED`) what those of the halves score that were fitted on half of the
+   training texts. `Gathering` compares them: what a cut costs, the share that a window alone keeps, and how much later
+   [CLS] gathers than in untrained encoders.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.sweep.refits import HALVES, HALVINGS
 from clsprobe.analysis.verdict import MissingEvidence
 
 
@@ -43,6 +45,8 @@ KEY = [*Window._fields, "layer", "readout"]  # a cut, and the cell that is read
 PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
 # control, draw: "none" and -1, or "untrained" and the seed of the weights, as in a results table
 RETRAINED = ("task", "control", "draw", *Window._fields, "layer", "seed", "row", "label", "predicted")
+# the scores on test of probes that were fitted on halves of the training texts, as `sweep.refits.REFITS`
+REFITTED = ("task", "control", "draw", *Window._fields, "seed", "n_train", "row", "group", *HALVES)
 DRAWS = 5  # untrained encoders, at least: with 3, the t over draws alone is 4.3
 Span = tuple[int, int]  # the first and the last block
 
@@ -92,11 +96,12 @@ def compute_losses(predictions: pd.DataFrame, edges: str) -> np.ndarray:
 class Gathering:
     """What probes of [CLS] that were trained anew after every change predict, for one task.
 
-    rows: `RETRAINED`, of one task. layer: where [CLS] is read. draws: the number of untrained encoders. Raises
-    MissingEvidence where there are no rows.
+    rows: `RETRAINED`, of one task. refitted: `REFITTED`, of the same; intervals of changes without refits are of these
+    probes as they were fitted. layer: where [CLS] is read. draws: the number of untrained encoders. training_texts:
+    their number, 0 without refits. Raises MissingEvidence where there are no rows.
     """
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, refitted: pd.DataFrame) -> None:
         if rows.empty:
             raise MissingEvidence("no probe was trained after a cut")
         self.layer = int(rows.layer.iloc[0])
@@ -107,6 +112,15 @@ class Gathering:
             (control, Window(*window)): group.set_index(["draw", "seed", "row"]).correct.unstack("row")
             for (control, *window), group in groups
         }
+        self.training_texts, self._halves, self._groups = 0, dict[tuple[str, Window], np.ndarray](), None
+        if len(refitted):
+            self.training_texts = int(refitted.n_train.min())
+            self._groups = refitted.drop_duplicates("row").set_index("row").group.sort_index().to_numpy()
+            for (control, *window), group in refitted.groupby(["control", *Window._fields], observed=True, sort=False):
+                means = group.groupby(["seed", "row"])[[*HALVES]].mean()  # over the draws that have a seed's split
+                values = means.unstack("row").to_numpy(float)
+                halves = values.reshape(len(values), len(HALVES), -1).swapaxes(0, 1)  # (half, seed, text)
+                self._halves[control, Window(*window)] = halves.reshape(HALVINGS, 2, *halves.shape[1:])
 
     @property
     def windows(self) -> list[Window]:
@@ -129,9 +143,17 @@ class Gathering:
         """The accuracy after a change, the mean over texts and seeds; control "untrained": over untrained encoders."""
         return float(np.nanmean(self._select(window, control)))
 
+    def _subtract(self, a: Window, b: Window, control: str = "none") -> tuple[pd.DataFrame, np.ndarray | None]:
+        """((draw, seed), row) after change a minus after change b, and (halving, half, seed, text) the same of the
+        refits, of which None may be there."""
+        refitted = {(control, a), (control, b)} <= self._halves.keys()
+        halves = self._halves[control, a] - self._halves[control, b] if refitted else None
+        return self._select(a, control) - self._select(b, control), halves
+
     def lose(self, window: Window) -> stats.Difference:
         """The accuracy that a change costs: intact minus changed."""
-        return stats.compare(self._select(INTACT).to_numpy(), self._select(window).to_numpy())
+        lost, halves = self._subtract(INTACT, window)
+        return stats.compare(lost.to_numpy(), np.zeros(lost.shape), halves=halves, groups=self._groups)
 
     def share(self, window: Window) -> tuple[float, float, float] | None:
         """The share of what [CLS] takes from the other tokens that is left after a change, with its 95 % interval.
@@ -141,23 +163,25 @@ class Gathering:
         everywhere = Window(EVERYTHING, 1, self.layer)
         if not self.lose(everywhere).interval()[0] > 0:
             return None
-        intact, changed, cut_off = (self._select(part).to_numpy() for part in (INTACT, window, everywhere))
-        return divide(changed - cut_off, intact - cut_off)
+        (kept, kept_halves), (whole, whole_halves) = (self._subtract(part, everywhere) for part in (window, INTACT))
+        return divide((kept.to_numpy(), kept_halves), (whole.to_numpy(), whole_halves), groups=self._groups)
 
     def compare_halves(self) -> tuple[stats.Difference, float, float]:
         """How much later [CLS] gathers than in untrained encoders, and the values that this is the difference of.
 
         Of the trained encoder and, as a mean, of the untrained ones: what the cut in the upper half costs minus what
         the cut in the lower half costs. Test texts and draws are crossed (`stats.compare`): another encoder without
-        training would have other weights. Raises MissingEvidence with fewer than `DRAWS` untrained encoders.
+        training would have other weights. Other training texts count by the refits of both sides. Raises
+        MissingEvidence with fewer than `DRAWS` untrained encoders.
         """
         if self.draws < DRAWS:
             raise MissingEvidence(f"{self.draws} untrained encoders were measured, and a mean takes {DRAWS}")
         lower, upper = (Window(EVERYTHING, *half) for half in split_halves(self.layer))
-        untrained = self._select(lower, "untrained") - self._select(upper, "untrained")
-        trained = (self._select(lower) - self._select(upper)).droplevel("draw")
-        trained = trained.loc[untrained.index.get_level_values("seed")]  # the split of every draw
-        difference = stats.compare(trained.to_numpy(), untrained.to_numpy())
+        untrained, untrained_halves = self._subtract(lower, upper, "untrained")
+        trained, halves = self._subtract(lower, upper)
+        trained = trained.droplevel("draw").loc[untrained.index.get_level_values("seed")]  # the split of every draw
+        halves = None if halves is None or untrained_halves is None else halves - untrained_halves
+        difference = stats.compare(trained.to_numpy(), untrained.to_numpy(), halves=halves, groups=self._groups)
         values = (float(np.nanmean(contrast)) for contrast in (trained, untrained))
         return replace(difference, largest=2.0), *values
 
@@ -180,19 +204,26 @@ def describe_cut_off(retrained: pd.DataFrame) -> str:
     return f"Self-check: cut off in every layer, a retrained probe of [CLS] {what} ({values})."
 
 
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float, float]:
-    """The ratio of two means over the same texts with its 95 % interval, both (seed, text) within -1..1.
+_Scores = tuple[np.ndarray, np.ndarray | None]
 
-    The interval holds every ratio r for which the mean of numerator - r denominator is not certainly different from 0
-    (Fieller 1954), by `stats.compare`. It is finite where the denominator's own interval excludes 0.
+
+def divide(numerator: _Scores, denominator: _Scores, groups: np.ndarray | None = None) -> tuple[float, float, float]:
+    """The ratio of two means over the same texts with its 95 % interval.
+
+    numerator, denominator: (seed, text) within -1..1, and (halving, half, seed, text) of the refits, or None. groups:
+    as in `stats.compare`. The interval holds every ratio r for which the mean of numerator - r denominator is not
+    certainly different from 0 (Fieller 1954), by `stats.compare`. It is finite where the denominator's own interval
+    excludes 0.
     """
-    value = float(np.nanmean(numerator) / np.nanmean(denominator))
+    (a, a_halves), (b, b_halves) = numerator, denominator
+    value = float(np.nanmean(a) / np.nanmean(b))
 
     def find_end(side: int) -> float:
         """The ratio, above (1) or below (-1) the value, at which the difference is just certain."""
 
         def distance(ratio: float) -> float:
-            ends = stats.compare(numerator, ratio * denominator).interval()
+            halves = None if a_halves is None or b_halves is None else a_halves - ratio * b_halves
+            ends = stats.compare(a, ratio * b, halves=halves, groups=groups).interval()
             return ends[1] if side > 0 else ends[0]
 
         step = 0.25

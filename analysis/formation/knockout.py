@@ -32,11 +32,14 @@ from clsprobe.analysis.formation.cuts import (
     KEY,
     ONLY,
     PREDICTIONS,
+    REFITTED,
     RESTORED,
     RETRAINED,
     Window,
 )
 from clsprobe.analysis.sweep.grid import SplitTask, features
+from clsprobe.analysis.sweep.halving import refit_cells
+from clsprobe.analysis.sweep.refits import HALVES
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.extraction.readouts import parse_readouts
@@ -170,7 +173,7 @@ def predict_cut(
     for name in readouts:
         changed = {cut: vectors[plan][name] for cut, plan in plans.items()}
         for cut, codes in predict_changed(probe, split, states, (layer, name), changed).items():
-            key = dict(zip(KEY, (*cut, layer, name), strict=True))
+            key = {"task": split.task.name, **dict(zip(KEY, (*cut, layer, name), strict=True))}
             parts.append(_tabulate(split, codes, **key, seed=seed))
     return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
 
@@ -182,19 +185,21 @@ def predict_retrained(
     layer: int,
     windows: Sequence[Window],
     *,
+    refit: bool = False,
     max_length: int | None = None,
     draw: int = -1,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions for test of probes of [CLS] that were trained anew after every change (columns `RETRAINED`).
 
-    windows: `INTACT` among them, if it is to be read. draw: the seed of the weights of an untrained encoder, -1 for the
-    trained one. Changes that come to the same, such as a cut below and an open window above it, share a fit. Raises
-    RuntimeError if a probe cannot be fitted.
+    With them the scores of probes that were fitted on halves of the training texts (columns `REFITTED`), without rows
+    unless refit. windows: `INTACT` among them, if it is to be read. draw: the seed of the weights of an untrained
+    encoder, -1 for the trained one. Changes that come to the same, such as a cut below and an open window above it,
+    share a fit. Raises RuntimeError if a probe cannot be fitted.
     """
     train, dev, test = (split.rows_of(side) for side in ("train", "dev", "test"))
     y, plans = split.y[:, None], {window: make_plan(window, layer) for window in windows}
-    ordered, codes = sorted(set(plans.values())), dict[Plan, np.ndarray]()
+    ordered, codes, scores = sorted(set(plans.values())), dict[Plan, np.ndarray](), dict[Plan, np.ndarray]()
     size = max(1, BYTES // (4 * len(split.row_indices) * encoder.description.dim))
     for start in range(0, len(ordered), size):  # neighbours in this order share most of their passes
         together = ordered[start : start + size]
@@ -206,19 +211,26 @@ def predict_retrained(
         if predictions.failures:
             raise RuntimeError(f"no probe can be fitted after a cut: {next(iter(predictions.failures.values()))}")
         codes |= dict(zip(together, predictions.codes[:, 0], strict=True))
-    control = "none" if draw < 0 else "untrained"
-    parts = [
-        _tabulate(split, codes[plan], **window._asdict(), control=control, draw=draw, layer=layer, seed=seed)
+        if refit and (refits := refit_cells(split, X, probe, seed=seed)):
+            scores |= dict(zip(together, refits, strict=True))
+    key = {"task": split.task.name, "control": "none" if draw < 0 else "untrained", "draw": draw, "seed": seed}
+    parts = [_tabulate(split, codes[plan], **window._asdict(), **key, layer=layer) for window, plan in plans.items()]
+    test_rows = {"row": split.row_indices[test], "group": split.group[test]}
+    halves = [
+        pd.DataFrame(scores[plan].T.astype(np.float32), columns=[*HALVES]).assign(**window._asdict(), **test_rows)
         for window, plan in plans.items()
+        if plan in scores
     ]
-    return pd.concat(parts, ignore_index=True)[list(RETRAINED)]
+    table = pd.concat(halves, ignore_index=True) if halves else pd.DataFrame(columns=[*REFITTED])
+    table = table.assign(**key, n_train=len(train))[list(REFITTED)]
+    return pd.concat(parts, ignore_index=True)[list(RETRAINED)], table
 
 
 def _tabulate(split: SplitTask, codes: np.ndarray, **key: object) -> pd.DataFrame:
     """Predictions for the test texts in the order of the task, with the columns of a key. codes: (test text,)."""
     test = split.rows_of("test")
     rows = {"row": split.row_indices[test], "label": split.classes[split.y[test]], "predicted": split.classes[codes]}
-    return pd.DataFrame({"task": split.task.name, **key, **rows})
+    return pd.DataFrame({**key, **rows})
 
 
 def measure_agreement(profiles: Mapping[str, np.ndarray]) -> pd.DataFrame:

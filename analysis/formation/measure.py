@@ -57,8 +57,8 @@ TWINS = 24  # minimal pairs whose differing words are attributed
 
 
 def measure_formation(settings: Any, inputs: Inputs) -> Measured:
-    """The tables of a sweep; knockout, retrained, erasure, leakage, reliability (every seed); profiles, agreement,
-    baselines, tokens, swaps, swap_reliability, twins (the first seed).
+    """The tables of a sweep; knockout, retrained, refitted, erasure, leakage, reliability (every seed); profiles,
+    agreement, baselines, tokens, swaps, swap_reliability, twins (the first seed).
 
     settings: those of the study. Raises InputError for an encoder whose forward pass cannot be changed.
     """
@@ -116,7 +116,8 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
             failures.append(f"the swaps in {task.name} failed: {type(error).__name__}: {error}")
             notes.append(f"{failures[-1]}.")
     try:
-        parts.setdefault("retrained", []).extend(_cut_untrained(settings, inputs, states, cut))
+        for name, blocks in _cut_untrained(settings, inputs, states, cut).items():
+            parts.setdefault(name, []).extend(blocks)
     except Exception as error:
         failures.append(f"the cuts in untrained encoders failed: {type(error).__name__}: {error}")
         notes.append(f"{failures[-1]}.")
@@ -133,7 +134,7 @@ def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
 def _intervene(
     encoder: Encoder, split: SplitTask, states: States, probe_name: str, cells: list[Cell], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables knockout and retrained of one task and seed."""
+    """Tables knockout, retrained and refitted of one task and seed."""
     probe, (layer, _) = find_probe(probe_name), cells[0]
     blocks = [(block, block) for block in range(1, layer + 1)]
     spans = dict.fromkeys([*blocks, *split_halves(layer)] if layer > 1 else blocks)
@@ -144,10 +145,10 @@ def _intervene(
     windows = [INTACT, *list_windows([EVERYTHING, ONLY], layer)]
     if find_attention_outputs(encoder) is not None:
         windows += [Window(RESTORED, *span) for span in spans]
-    retrained = knockout.predict_retrained(
-        encoder, split, probe, layer, windows, max_length=states.source["max_length"], seed=seed
+    retrained, refitted = knockout.predict_retrained(
+        encoder, split, probe, layer, windows, refit=True, max_length=states.source["max_length"], seed=seed
     )
-    return {"knockout": predictions, "retrained": retrained}
+    return {"knockout": predictions, "retrained": retrained, "refitted": refitted}
 
 
 def _erase(
@@ -178,13 +179,15 @@ def _find_other_labels(task: Task, tasks: Sequence[Task], pairs: MinimalPairs | 
 
 def _cut_untrained(
     settings: Any, inputs: Inputs, states: States, cut: Mapping[str, Sequence[tuple[int, SplitTask]]]
-) -> list[pd.DataFrame]:
-    """The rows of the table retrained for untrained encoders: intact, and cut in all blocks and in either half.
+) -> dict[str, list[pd.DataFrame]]:
+    """The rows of the tables retrained and refitted for untrained encoders.
+
+    These are read intact, cut off in all blocks and in either half, and open in either half alone.
 
     cut: task -> the layer where [CLS] is read, and the split of every seed. There are as many draws as seeds, at least
     `DRAWS`; each has the split of one seed, in turn.
     """
-    tables = []
+    retrained, refitted = [], []
     for number in range(max(DRAWS, settings.seeds)):
         draw, turn = settings.seed + number, number % settings.seeds
         log.info("cutting in an untrained encoder (seed %s)", draw)
@@ -195,13 +198,13 @@ def _cut_untrained(
                 continue  # no halves
             spans = [(1, layer), *split_halves(layer)]
             windows = [INTACT, *(Window(kind, *span) for kind in (EVERYTHING, ONLY) for span in spans)]
-            tables.append(
-                knockout.predict_retrained(
-                    encoder, split, find_probe(settings.probes[0]), layer, windows,
-                    max_length=states.source["max_length"], draw=draw, seed=settings.seed + turn,
-                )
+            predictions, scores = knockout.predict_retrained(
+                encoder, split, find_probe(settings.probes[0]), layer, windows, refit=True,
+                max_length=states.source["max_length"], draw=draw, seed=settings.seed + turn,
             )  # fmt: skip
-    return tables
+            retrained.append(predictions)
+            refitted.append(scores)
+    return {"retrained": retrained, "refitted": refitted}
 
 
 def _explain(

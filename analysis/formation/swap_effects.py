@@ -111,6 +111,11 @@ def describe_swaps(swaps: pd.DataFrame) -> str:
             f"the probe of [CLS] at layer {last} does not certainly tell the twins of {pairs} minimal pairs{few} apart "
             f"(they differ by {_in_words(change, '.2f')} nats of log-odds), so that swaps between them show nothing"
         )
+    if last == 1:
+        return (
+            "the probe reads [CLS] at layer 1, where a swap brings all of the difference by construction, and none at "
+            "layer 0: there is no layer between them at which swaps could show something"
+        )
     effects, rises = compute_effects(swaps), compute_rises(swaps)
     effects = effects[effects.swap == CLS].set_index("layer")
     blocks = rises.block[rises.largest].tolist()
@@ -121,6 +126,7 @@ def describe_swaps(swaps: pd.DataFrame) -> str:
         f"swapped between the twins of {pairs} minimal pairs, [CLS] of layer {blocks[0] - 1} carries {below} of their "
         f"difference as the probe at layer {last} reads it, and [CLS] of layer {blocks[-1]} {above}: the largest part "
         f"comes to [CLS] from the other tokens in block {numbers}{', it is not certain in which' if blocks[1:] else ''}"
+        f"{f', whatever [CLS] of layer {blocks[0] - 1} holds of it' if blocks[0] > 1 else ''}"
     )
 
 

@@ -90,9 +90,9 @@ def choose_pairs(
     lengths = rows.full_lengths.reshape(-1, 2)
     usable = (lengths[:, 0] == lengths[:, 1]) & (lengths[:, 0] <= (max_length or encoder.description.max_length))
     usable &= [not lemma or lemma not in trained_lemmas for lemma in pairs.lemmas]
-    table = pd.DataFrame({"length": lengths[:, 0], "lemma": name_clusters(pairs.lemmas, range(len(pairs.lemmas)))})[
-        usable
-    ]
+    usable &= np.diff(rows.digests().reshape(-1, 2))[:, 0] != 0  # two unknown words may be one token
+    table = pd.DataFrame({"length": lengths[:, 0], "lemma": name_clusters(pairs.lemmas, range(len(pairs.lemmas)))})
+    table = table[usable]
     table = table.iloc[np.argsort(table.groupby("lemma").cumcount(), kind="stable")[:most]]
     chosen, partners, batches = list[int](), list[int](), list[np.ndarray]()
     for length, group in table.sort_values("lemma", kind="stable").groupby("length"):
@@ -134,11 +134,10 @@ def compute_swapped_vectors(encoder: Encoder, chosen: ChosenPairs, layer: int) -
     shape = (*chosen.texts.shape, encoder.description.dim)
     keys = [(INTACT, layer), *((swap, below) for swap in (CLS, SAME_LABEL) for below in range(layer + 1))]
     vectors = {key: np.empty(shape, np.float32) for key in keys}
+    total = len(keys) * len(chosen.texts)
     with (
         evaluating(encoder.model),
-        tqdm(
-            total=len(keys) * len(chosen.texts), desc="swapping", unit=" pairs", delay=1, disable=None, leave=False
-        ) as bar,
+        tqdm(total=total, desc="swapping", unit=" pairs", delay=1, disable=None, leave=False) as bar,
     ):
         for pairs in chosen.batches:
             rows = encoder.tokenize([text for side in (0, 1) for text in chosen.texts[pairs, side]])
@@ -285,5 +284,7 @@ def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, C
     """Other property -> its label of a text, None where it does not apply: the third of `train`, by words, to which the
     text belongs ("length"), and what the source of the pairs knows."""
     thirds = np.quantile([len(text.split()) for text in train], [1 / 3, 2 / 3])
-    known = {name: labels.get for name, labels in pairs.other_labels.items()}
-    return {"length": lambda text: str(np.searchsorted(thirds, len(text.split())))} | known
+    readers: dict[str, Callable[[str], str | None]] = {
+        "length": lambda text: str(np.searchsorted(thirds, len(text.split())))
+    }
+    return readers | {name: labels.get for name, labels in pairs.other_labels.items()}

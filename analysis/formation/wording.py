@@ -124,6 +124,17 @@ def compare_with_untrained(gathering: Gathering, outcome: Outcome, part: Part, v
     )
 
 
+def describe_interval(gathering: Gathering) -> str:
+    """What the intervals are about, as a clause."""
+    draws = f"test texts and {gathering.draws} draws of untrained weights"
+    if not gathering.training_texts:
+        return f"these probes as they were fitted, over {draws}"
+    return (
+        f"the expected difference between such probes, each trained on {gathering.training_texts:,} texts with its "
+        f"strength chosen on dev, over {draws}"
+    )
+
+
 def describe_writing(knockout: pd.DataFrame, margin: float) -> str:
     """A sentence on the blocks in which the vector that the fixed probe of [CLS] reads is written: those whose cut
     alone shifts it by more than the margin, certainly. knockout: rows of one task, `cuts.PREDICTIONS`."""

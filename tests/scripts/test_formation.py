@@ -18,6 +18,7 @@ from clsprobe.analysis.formation.cuts import (
     KEY,
     ONLY,
     PREDICTIONS,
+    REFITTED,
     RETRAINED,
     Gathering,
     Window,
@@ -26,10 +27,12 @@ from clsprobe.analysis.formation.cuts import (
 )
 from clsprobe.analysis.formation.knockout import measure_agreement
 from clsprobe.analysis.formation.wording import describe_writing
+from clsprobe.analysis.sweep.refits import HALVES
 from clsprobe.formation import Formation
 from clsprobe.probes.errors import InputError
 
 TASK = "file:made:label"
+NO_REFITS = pd.DataFrame(columns=[*REFITTED])
 
 
 def retrained(
@@ -71,7 +74,7 @@ def fixed(layer=4, *, shifts=(0, 0, 0, 0.4), intact=0.9, n=400, task=TASK):
 
 
 def judge_cuts(*args, **more):
-    return judge(Formation(), fixed(), retrained=retrained(*args, **more))
+    return judge(Formation(), fixed(), retrained=retrained(*args, **more), refitted=NO_REFITS)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,12 @@ def test_where_there_is_nothing_to_lose_no_half_is_named():
 def test_a_single_layer_has_no_halves():
     table = retrained(2).assign(layer=1)
     table = table[(table.edges == "none") | ((table["first"] == 1) & (table["last"] == 2))]
-    verdict = judge(Formation(), fixed(1, shifts=(0.4,)), retrained=table.assign(last=table["last"].clip(upper=1)))
+    verdict = judge(
+        Formation(),
+        fixed(1, shifts=(0.4,)),
+        retrained=table.assign(last=table["last"].clip(upper=1)),
+        refitted=NO_REFITS,
+    )
     assert "dev reads [CLS] at layer 1, which has no lower and no upper half below it" in verdict.sentence
     assert "0.900 of the test texts right, and 0.500 where [CLS] is cut off there" in verdict.sentence
     assert not verdict.is_claim
@@ -190,8 +198,32 @@ def test_untrained_encoders_that_differ_make_the_answer_less_certain():
     for draw in range(DRAWS):
         rows = (differ.draw == draw) & (differ.edges == EVERYTHING) & (differ["first"] == 3)
         differ.loc[rows & (differ.row >= 1000 * (0.9 - 0.08 * draw)), "predicted"] = "b"
-    widths = [np.ptp(Gathering(table).compare_halves()[0].interval()) for table in (alike, differ)]
+    widths = [np.ptp(Gathering(table, NO_REFITS).compare_halves()[0].interval()) for table in (alike, differ)]
     assert widths[1] > 3 * widths[0]
+
+
+def test_other_training_texts_make_the_answer_less_certain():
+    """Of probes on halves of the training texts, one half of ten loses 40 texts by the upper cut: the variance is a
+    fourth of the mean square of that, less the interaction with the test texts."""
+    table = retrained(4, lower=0.9, upper=0.8, n=1000)
+    upper, parts = Window(EVERYTHING, *split_halves(4)[1]), []
+    for control, draw in [("none", -1), *(("untrained", draw) for draw in range(DRAWS))]:
+        for window in (INTACT, Window(EVERYTHING, *split_halves(4)[0]), upper):
+            halves = pd.DataFrame(np.ones((1000, len(HALVES)), np.float32), columns=[*HALVES])
+            if control == "none" and window == upper:
+                halves.loc[:39, "half 0"] = 0
+            key = {"task": TASK, "control": control, "draw": draw, **window._asdict(), "seed": 0, "n_train": 600}
+            parts.append(halves.assign(**key, row=np.arange(1000), group=np.arange(1000)))
+    refitted = pd.concat(parts)[list(REFITTED)]
+    with_refits, without = Gathering(table, refitted), Gathering(table, NO_REFITS)
+    square, interaction = 0.04**2, 0.04 * 0.96 / 999
+    for estimate in (with_refits.compare_halves()[0], with_refits.lose(upper)):
+        assert estimate.variance["training"] == pytest.approx((square - interaction) / 10 / 4)
+    assert "training" not in without.lose(upper).variance
+    assert np.ptp(with_refits.compare_halves()[0].interval()) > np.ptp(without.compare_halves()[0].interval())
+    verdicts = [judge(Formation(), fixed(), retrained=table, refitted=refits) for refits in (NO_REFITS, refitted)]
+    assert verdicts[0].interval_of.startswith("these probes as they were fitted, over test texts and 5 draws")
+    assert verdicts[1].interval_of.startswith("the expected difference between such probes, each trained on 600 texts")
 
 
 def test_few_test_texts_are_warned_of():
@@ -235,7 +267,9 @@ def test_a_run_without_retrained_probes_says_so_and_shows_what_it_has():
 
 def test_what_is_shown_is_what_the_tables_hold():
     table = retrained(4, lower=0.8, upper=0.6)
-    necessary, sufficient, windows, encoders, *_ = Formation().show(measured(knockout=fixed(), retrained=table), TASK)
+    necessary, sufficient, windows, encoders, *_ = Formation().show(
+        measured(knockout=fixed(), retrained=table, refitted=NO_REFITS), TASK
+    )
     accuracies = necessary.table.set_index(["layer", "readout"]).value
     assert accuracies.round(9).to_dict() == {(1, "to 2"): 0.8, (3, "to 4"): 0.6, (1, "to 4"): 0.5}
     assert sufficient.table.set_index(["layer", "readout"]).value[1, "to 2"] == pytest.approx(0.6)
@@ -251,7 +285,7 @@ def test_what_is_shown_is_what_the_tables_hold():
 
 def test_there_is_no_share_of_what_is_not_certainly_there():
     table = retrained(4, intact=0.51, off=0.5, lower=0.5, upper=0.51)
-    _, _, windows, *_ = Formation().show(measured(knockout=fixed(), retrained=table), TASK)
+    _, _, windows, *_ = Formation().show(measured(knockout=fixed(), retrained=table, refitted=NO_REFITS), TASK)
     assert windows.table.share.isna().all()
     assert "no share: an intact [CLS] is not certainly read better than one that is cut off" in windows.caption
 
@@ -264,7 +298,7 @@ def test_the_interval_of_a_share_is_fiellers_and_covers():
     for _ in range(100):
         difficulty = random.normal(size=300)
         intact, changed, off = ((difficulty + random.normal(size=300) < limit) * 1.0 for limit in (1.8, 0.7, 0.0))
-        value, low, high = divide((changed - off)[None], (intact - off)[None])
+        value, low, high = divide(((changed - off)[None], None), ((intact - off)[None], None))
         x, y = changed - off, intact - off
         covariance, t = np.cov(x, y) / len(x), 1.97
         a = y.mean() ** 2 - t**2 * covariance[1, 1]
@@ -278,11 +312,13 @@ def test_the_interval_of_a_share_is_fiellers_and_covers():
 
 def test_an_answer_from_saved_tables_needs_no_torch(tmp_path):
     retrained().to_parquet(tmp_path / "retrained.parquet")
+    NO_REFITS.to_parquet(tmp_path / "refitted.parquet")
     fixed().to_parquet(tmp_path / "knockout.parquet")
     code = (
         "import sys\nsys.path.insert(0, 'tests/support')\nfrom tables import *\nfrom pathlib import Path\n"
         "from clsprobe.formation import Formation\n"
-        "tables = {path.stem: pd.read_parquet(path) for path in Path(sys.argv[1]).glob('*.parquet')}\n"
+        "names = ['knockout', 'retrained', 'refitted']\n"
+        "tables = {name: pd.read_parquet(Path(sys.argv[1], name + '.parquet')) for name in names}\n"
         "answer = Formation().answer(measured(**tables))\n"
         "assert answer.verdict.outcome == 'yes' and len(answer.exhibits) == 5 and not answer.failures\n"
         "sys.exit('torch' in sys.modules)"
@@ -295,6 +331,7 @@ def test_tasks_that_disagree_are_listed():
     tables = {
         "knockout": pd.concat([fixed(task=task) for task in tasks]),
         "retrained": pd.concat([retrained(task=task, **values) for task, values in tasks.items()]),
+        "refitted": NO_REFITS,
     }
     verdict = Formation().verdict(measured(**tables))
     assert verdict.outcome == "mixed"
@@ -372,7 +409,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     assert "one class of all texts" in answer.notes[0]
     assert "is written in block 4 (cut there alone" in answer.notes[1]
     assert "third: label: swapped between the twins of" in answer.notes[2]
-    assert answer.notes[2].endswith("comes to [CLS] from the other tokens in block 4.")
+    assert answer.notes[2].endswith("from the other tokens in block 4, whatever [CLS] of layer 3 holds of it.")
     assert any(exhibit.caption.startswith("Where does [CLS] receive") for exhibit in answer.exhibits)
     captions = " ".join(exhibit.caption for exhibit in answer.exhibits)
     for finding in ("where LEACE erased it", "run on from the erased vectors", "How reliable the erasures are",

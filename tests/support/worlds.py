@@ -21,7 +21,7 @@ from tables import measured
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.tables import TUNED
-from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, ONLY, RETRAINED, Window
+from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, ONLY, REFITTED, RETRAINED, Window
 from clsprobe.analysis.formation.cuts import PREDICTIONS as FIXED
 from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.study import Answer, Measured, Study
@@ -338,7 +338,11 @@ def _cut(
             answers = {"row": np.arange(texts), "label": "a", "predicted": np.where(correct, "a", "b")}
             parts.append(pd.DataFrame({"task": TASK, **key, **answers}))
         table = pd.concat(parts, ignore_index=True)
-        return measured(retrained=table[list(RETRAINED)], knockout=table.loc[table.control == "none", list(FIXED)])
+        return measured(
+            retrained=table[list(RETRAINED)],
+            refitted=pd.DataFrame(columns=[*REFITTED]),
+            knockout=table.loc[table.control == "none", list(FIXED)],
+        )
 
     return draw
 

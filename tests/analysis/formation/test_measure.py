@@ -24,7 +24,8 @@ def settings(tmp_path, monkeypatch):
     pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
     monkeypatch.setattr(measure, "_intervene", lambda *arguments: {"knockout": pd.DataFrame()})
     monkeypatch.setattr(measure, "_explain", lambda *arguments: ({}, ""))
-    monkeypatch.setattr(measure, "_cut_untrained", lambda *arguments: [])
+    monkeypatch.setattr(measure, "_erase", lambda *arguments: {})
+    monkeypatch.setattr(measure, "_cut_untrained", lambda *arguments: {})
     return Formation(task=f"file:{tmp_path / 'third.csv'}", model=str(folder), device="cpu", allow_overlap=True)
 
 

@@ -104,7 +104,7 @@ def test_the_largest_rise_is_named_and_what_is_so_by_construction():
     assert rises.largest.tolist() == [False, False, True, False]
     sentence = swap_effects.describe_swaps(table)
     assert "[CLS] of layer 2 carries 1" in sentence
-    assert sentence.endswith("in block 3")
+    assert sentence.endswith("from the other tokens in block 3, whatever [CLS] of layer 2 holds of it")
     assert "by construction" not in sentence
     at_the_end = swap_effects.describe_swaps(make_table([0, 0, 0, 0.1, 1]))
     assert "[CLS] of layer 4 all of it by construction" in at_the_end
@@ -112,8 +112,12 @@ def test_the_largest_rise_is_named_and_what_is_so_by_construction():
 
 def test_two_blocks_that_cannot_be_told_apart_are_both_named():
     sentence = swap_effects.describe_swaps(make_table([0, 0, 0.48, 0.97, 1], noise=0.1))
-    assert sentence.endswith("in block 2 or 3, it is not certain in which")
+    assert "in block 2 or 3, it is not certain in which, whatever [CLS] of layer 1 holds" in sentence
     assert "[CLS] of layer 1 carries" in sentence
+
+
+def test_a_probe_at_layer_1_leaves_nothing_to_find():
+    assert swap_effects.describe_swaps(make_table([0, 1])).endswith("at which swaps could show something")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -128,10 +128,11 @@ def test_what_an_independent_probe_sees(encoder):
 def test_chosen_pairs_line_up_and_their_partners_share_nothing_but_the_label(encoder):
     pairs = planted.make_pairs(3, count=60)
     odd = ("cat dog bird tree red", "cat dog bird tree red blue")  # not of equal length
-    pairs = replace(pairs, texts=[odd, *pairs.texts], lemmas=["odd", *pairs.lemmas])
+    unknown = ("cat dog zebra", "cat dog yak")  # one text to the encoder
+    pairs = replace(pairs, texts=[odd, unknown, *pairs.texts], lemmas=["odd", "unknown", *pairs.lemmas])
     chosen = swaps.choose_pairs(encoder, pairs, [], most=40)
     assert 20 <= len(chosen.texts) <= 40
-    assert "odd" not in chosen.lemmas
+    assert not {"odd", "unknown"} & set(chosen.lemmas)
     assert sorted(np.concatenate(chosen.batches)) == list(range(len(chosen.texts)))
     assert sorted(chosen.partners) == list(range(len(chosen.texts)))
     assert (chosen.lemmas != chosen.lemmas[chosen.partners]).all()
