@@ -176,7 +176,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         evidence: list[tuple[Sequence[str], Callable[..., list[Exhibit]]]] = [
             (["retrained", "refitted"], lambda *rows: exhibits.gathering_exhibits(Gathering(*rows), self.margin)),
             (["knockout"], lambda rows: exhibits.shift_exhibits(rows, self.margin)),
-            (["erasure", "leakage"], lambda *rows: exhibits.erasure_exhibits(*rows, self.margin)),
+            (["erasure", "leakage"], lambda erased, leakage: exhibits.erasure_exhibits(erased, leakage, self.margin)),
             (["profiles", "agreement", "tokens"], exhibits.explanation_exhibits),
         ]
         shown = []

@@ -182,8 +182,7 @@ class Gathering:
         trained = trained.droplevel("draw").loc[untrained.index.get_level_values("seed")]  # the split of every draw
         halves = None if halves is None or untrained_halves is None else halves - untrained_halves
         difference = stats.compare(trained.to_numpy(), untrained.to_numpy(), halves=halves, groups=self._groups)
-        values = (float(np.nanmean(contrast)) for contrast in (trained, untrained))
-        return replace(difference, largest=2.0), *values
+        return replace(difference, largest=2.0), float(np.nanmean(trained)), float(np.nanmean(untrained))
 
 
 def describe_cut_off(retrained: pd.DataFrame) -> str:
