@@ -113,12 +113,15 @@ class Gathering:
             for (control, *window), group in groups
         }
         self.training_texts, self._halves, self._groups = 0, dict[tuple[str, Window], np.ndarray](), None
-        if len(refitted):
+        tested = np.unique(rows.row)
+        refitted = refitted[refitted.row.isin(tested)]
+        if refitted.row.nunique() == len(tested):
             self.training_texts = int(refitted.n_train.min())
             self._groups = refitted.drop_duplicates("row").set_index("row").group.sort_index().to_numpy()
             for (control, *window), group in refitted.groupby(["control", *Window._fields], observed=True, sort=False):
                 means = group.groupby(["seed", "row"])[[*HALVES]].mean()  # over the draws that have a seed's split
-                values = means.unstack("row").to_numpy(float)
+                columns = pd.MultiIndex.from_product([HALVES, tested])
+                values = means.unstack("row").reindex(columns=columns).to_numpy(float)
                 halves = values.reshape(len(values), len(HALVES), -1).swapaxes(0, 1)  # (half, seed, text)
                 self._halves[control, Window(*window)] = halves.reshape(HALVINGS, 2, *halves.shape[1:])
 
