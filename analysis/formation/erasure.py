@@ -204,10 +204,10 @@ def erase_texts(
                 bar.update(sum(map(len, chunk.rows)))
     at_place = {}
     for place, mean in means.items():
-        vectors = torch.from_numpy(mean)
+        double = torch.from_numpy(mean)
         at_place[Erasure("none", *place)] = mean.astype(np.float32)
         for kind, eraser in fitted.erasers[place].items():
-            at_place[Erasure(kind, *place)] = eraser(vectors).numpy().astype(np.float32)
+            at_place[Erasure(kind, *place)] = eraser(double).numpy().astype(np.float32)
     return ErasedVectors(at_place, end)
 
 

@@ -14,7 +14,7 @@ def test_intervals_of_pairs_cover_over_lemmas():
     covered = {"lemma": 0, "pair": 0}
     lemmas = np.repeat(np.arange(25), 6)
     clusters = {"lemma": lemmas.astype(str), "pair": np.arange(150).astype(str)}
-    for seed in range(100):
+    for seed in range(60):
         random = np.random.default_rng(seed)
         scores = random.normal(size=25)[lemmas] + 0.3 * random.normal(size=150) + 1
         change = 0.5 + 2 * scores + random.normal(size=25)[lemmas] + 0.3 * random.normal(size=150)
@@ -22,8 +22,8 @@ def test_intervals_of_pairs_cover_over_lemmas():
         for name, ids in clusters.items():
             slope = summarise_twins(table, ids).set_index("measure").loc["slope"]
             covered[name] += slope["low"] <= 2 <= slope["high"]
-    assert covered["lemma"] >= 90
-    assert covered["pair"] < 80
+    assert covered["lemma"] >= 53
+    assert covered["pair"] < 48
 
 
 def test_few_lemmas_have_no_interval():

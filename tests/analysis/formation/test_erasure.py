@@ -25,6 +25,7 @@ from clsprobe.analysis.formation.erasure_effects import KINDS, RUN, Erasure, com
 from clsprobe.analysis.formation.exhibits import erasure_exhibits
 from clsprobe.analysis.formation.reliability import halve_train, label_properties
 from clsprobe.analysis.sweep.grid import split_task
+from clsprobe.probes import descent
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.extraction.extractor import Extractor
@@ -161,11 +162,19 @@ def encoder(tmp_path_factory):
     return load_encoder(str(planted.save_model(tmp_path_factory.mktemp("planted"))), device="cpu")
 
 
-PLACES = [Place("cls", 1), Place("cls", 2), Place("token[3]", 1), Place("token[3]", 2), Place("token[2]", 1)]
+PLACES = [Place("cls", 2), Place("token[3]", 1), Place("token[2]", 1)]
 
 
 @pytest.fixture(scope="module")
-def measured(encoder):
+def short_training():
+    """The words of the planted encoder are learned in a few rounds; the others would only make certain more certain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descent, "ROUNDS", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(encoder, short_training):
     planted.plant_copy(encoder, 2, noise=0.02)
     task = planted.make_task(0, count=400)
     states = Extractor(encoder, ["cls"])(task.texts)
@@ -217,12 +226,12 @@ def test_reliability_is_measured_in_its_place_and_at_the_end(measured):
         assert rows.completeness[(*place, "none")] == pytest.approx(0.5, abs=0.06)  # certain of every text
         assert rows.completeness[(*place, "leace")] > rows.completeness[(*place, "same variance")] + 0.05
         assert rows.selectivity[(*place, "none")] == 1 or not rows.others[(*place, "none")]
-    assert rows.completeness[[("token[2]", 1, "none"), ("cls", 1, "none")]].isna().all()  # they hold nothing of it
+    assert np.isnan(rows.completeness["token[2]", 1, "none"])  # it holds nothing of the property
     assert rows.others["token[2]", 1, "leace"] == "second"
     assert rows.selectivity["token[2]", 1, "leace"] > 0.9
 
 
-def test_a_class_of_one_training_text_is_measured(encoder):
+def test_a_class_of_one_training_text_is_measured(encoder, short_training):
     task = planted.make_task(0, count=80)
     labels = task.y.copy()
     texts = [*task.texts]

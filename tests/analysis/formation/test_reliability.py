@@ -114,7 +114,7 @@ def test_properties_have_classes_of_their_own():
     cells = np.stack([X[:, :4], X[:, 4:8]])
     y["thirds"] = np.arange(120) % 3
     y["erased"] = np.where(np.arange(120) < 40, -1, y["erased"])  # without a label
-    unseen = {name: codes + (np.arange(120) == 0) * 9 for name, codes in y.items()}  # classes that train lacks
+    unseen = {name: np.roll(codes, 1) + (np.arange(120) == 0) * 9 for name, codes in y.items()}  # and new classes
     probe = fit_independent_probe(cells, y, cells, unseen)
     probabilities = probe.probabilities(cells)
     shapes = {name: values.shape for name, values in probabilities.items()}
