@@ -112,7 +112,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         assert description is not None
         depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4
         windows = depth * (depth + 1) * (depth + 2) / 3 + depth**2  # blocks run on all texts: cut, open, restored
-        untrained = 5 * 3.5 * depth
+        untrained = 5 * 3.5 * depth  # encoders, and passes of each
         on_test = 5 * depth**2 / 3  # erasures, and cuts for the fixed probe
         blocks = (windows + on_test) * self.seeds + untrained
         minutes = blocks * 24 * description.dim**2 * tokens / 6e10 / 60

@@ -113,12 +113,15 @@ class Gathering:
             for (control, *window), group in groups
         }
         self.training_texts, self._halves, self._groups = 0, dict[tuple[str, Window], np.ndarray](), None
-        if len(refitted):
+        tested = np.unique(rows.row)
+        refitted = refitted[refitted.row.isin(tested)]
+        if refitted.row.nunique() == len(tested):
             self.training_texts = int(refitted.n_train.min())
             self._groups = refitted.drop_duplicates("row").set_index("row").group.sort_index().to_numpy()
             for (control, *window), group in refitted.groupby(["control", *Window._fields], observed=True, sort=False):
                 means = group.groupby(["seed", "row"])[[*HALVES]].mean()  # over the draws that have a seed's split
-                values = means.unstack("row").to_numpy(float)
+                columns = pd.MultiIndex.from_product([HALVES, tested])
+                values = means.unstack("row").reindex(columns=columns).to_numpy(float)
                 halves = values.reshape(len(values), len(HALVES), -1).swapaxes(0, 1)  # (half, seed, text)
                 self._halves[control, Window(*window)] = halves.reshape(HALVINGS, 2, *halves.shape[1:])
 
@@ -182,8 +185,7 @@ class Gathering:
         trained = trained.droplevel("draw").loc[untrained.index.get_level_values("seed")]  # the split of every draw
         halves = None if halves is None or untrained_halves is None else halves - untrained_halves
         difference = stats.compare(trained.to_numpy(), untrained.to_numpy(), halves=halves, groups=self._groups)
-        values = (float(np.nanmean(contrast)) for contrast in (trained, untrained))
-        return replace(difference, largest=2.0), *values
+        return replace(difference, largest=2.0), float(np.nanmean(trained)), float(np.nanmean(untrained))
 
 
 def describe_cut_off(retrained: pd.DataFrame) -> str:

@@ -126,13 +126,13 @@ def compare_with_untrained(gathering: Gathering, outcome: Outcome, part: Part, v
 
 def describe_interval(gathering: Gathering) -> str:
     """What the intervals are about, as a clause."""
-    draws = f"test texts and {gathering.draws} draws of untrained weights"
-    if not gathering.training_texts:
-        return f"these probes as they were fitted, over {draws}"
-    return (
-        f"the expected difference between such probes, each trained on {gathering.training_texts:,} texts with its "
-        f"strength chosen on dev, over {draws}"
-    )
+    about = "these probes as they were fitted, over the test texts"
+    if gathering.training_texts:
+        about = (
+            f"the expected difference between such probes, each trained on {gathering.training_texts:,} texts with its "
+            "strength chosen on dev"
+        )
+    return f"{about}; with untrained encoders, also over {gathering.draws} draws of their weights"
 
 
 def describe_writing(knockout: pd.DataFrame, margin: float) -> str:

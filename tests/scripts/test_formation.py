@@ -222,7 +222,7 @@ def test_other_training_texts_make_the_answer_less_certain():
     assert "training" not in without.lose(upper).variance
     assert np.ptp(with_refits.compare_halves()[0].interval()) > np.ptp(without.compare_halves()[0].interval())
     verdicts = [judge(Formation(), fixed(), retrained=table, refitted=refits) for refits in (NO_REFITS, refitted)]
-    assert verdicts[0].interval_of.startswith("these probes as they were fitted, over test texts and 5 draws")
+    assert verdicts[0].interval_of.startswith("these probes as they were fitted, over the test texts; with")
     assert verdicts[1].interval_of.startswith("the expected difference between such probes, each trained on 600 texts")
 
 
