@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -23,7 +21,6 @@ from clsprobe.analysis.formation.cuts import (
 )
 from clsprobe.analysis.formation.wording import describe_writing, format_span
 from clsprobe.analysis.study import Exhibit
-from clsprobe.analysis.verdict import Part
 
 EDGES = {  # as a reader calls them
     "rest->cls": "[CLS] from all others",
@@ -156,15 +153,6 @@ def _tabulate_encoders(gathering: Gathering, trained: float, untrained: float) -
     encoders = {"trained": "none", f"untrained, mean of {gathering.draws}": "untrained"}
     values = {name: [gathering.accuracy(w, control) for control in encoders.values()] for name, w in windows.items()}
     return pd.DataFrame({"encoder": [*encoders], **values, "later": [trained, untrained]})
-
-
-def _losses(names: Sequence[str], rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Columns name, effect, low, high, outcome: whether more is lost than the margin."""
-    table = rows[["effect", "low", "high"]].reset_index(drop=True)
-    ends = table.itertuples(index=False)
-    outcomes = [Part.from_interval("", -e, -high, -low, margin).outcome for e, low, high in ends]
-    table.insert(0, "name", list(names))
-    return table.assign(outcome=outcomes)
 
 
 PLACES = {"cls": "[CLS]", "content": "words", "": "nothing"}  # tokens, as a reader calls them; others by their names

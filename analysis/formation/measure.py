@@ -4,7 +4,8 @@ same cuts in untrained encoders."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -83,11 +84,10 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
         except MissingEvidence:
             continue  # every cell is among the failures
         log.info("cutting and erasing in %s; read: %s", task.name, ", ".join(f"{r} at layer {n}" for n, r in cells))
-        of_task: dict[str, list[pd.DataFrame]] = {}
         pairs = settings.minimal_pairs.get(task.name)
-        other_labels = _find_other_labels(task, inputs.tasks, pairs)
-        try:
-            splits = []
+        with _go_on(f"the interventions in {task.name}", notes, failures):
+            of_task, splits = dict[str, list[pd.DataFrame]](), list[tuple[int, SplitTask]]()
+            other_labels = _find_other_labels(task, inputs.tasks, pairs)
             for seed in settings.every_seed:
                 split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
                 splits.append((cells[0][0], split))
@@ -99,30 +99,33 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
                     notes += [f"{short(task.name)}: {note}"] if note else []
                 for name, table in tables.items():
                     of_task.setdefault(name, []).append(table)
-        except Exception as error:  # the sweep must not be lost to any error
-            failures.append(f"the interventions in {task.name} failed: {type(error).__name__}: {error}")
-            notes.append(f"{failures[-1]}.")
-        else:
             cut[task.name] = splits
-            for name, blocks in of_task.items():
-                parts.setdefault(name, []).extend(blocks)
-        try:
+            _extend(parts, of_task)
+        with _go_on(f"the swaps in {task.name}", notes, failures):
             split = split_task(task, states, settings.seed, drop=drop, allow_overlap=settings.allow_overlap)
             swapped, note = _swap(encoder, split, states, pairs, cells[0], settings.seed)
             notes += [f"{short(task.name)}: {note}"] if note else []
-            for name, table in swapped.items():
-                parts.setdefault(name, []).append(table)
-        except Exception as error:
-            failures.append(f"the swaps in {task.name} failed: {type(error).__name__}: {error}")
-            notes.append(f"{failures[-1]}.")
-    try:
-        for name, blocks in _cut_untrained(settings, inputs, states, cut).items():
-            parts.setdefault(name, []).extend(blocks)
-    except Exception as error:
-        failures.append(f"the cuts in untrained encoders failed: {type(error).__name__}: {error}")
-        notes.append(f"{failures[-1]}.")
+            _extend(parts, {name: [table] for name, table in swapped.items()})
+    with _go_on("the cuts in untrained encoders", notes, failures):
+        _extend(parts, _cut_untrained(settings, inputs, states, cut))
     measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items() if blocks}
     return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
+
+
+@contextmanager
+def _go_on(what: str, notes: list[str], failures: list[str]) -> Iterator[None]:
+    """Whatever fails in the block is a failure and a note: what else was measured must not be lost to any error."""
+    try:
+        yield
+    except Exception as error:
+        failures.append(f"{what} failed: {type(error).__name__}: {error}")
+        notes.append(f"{failures[-1]}.")
+
+
+def _extend(parts: dict[str, list[pd.DataFrame]], tables: Mapping[str, Sequence[pd.DataFrame]]) -> None:
+    """Add blocks of tables, by name, to `parts`."""
+    for name, blocks in tables.items():
+        parts.setdefault(name, []).extend(blocks)
 
 
 def _cells(rows: pd.DataFrame, readouts: Sequence[str]) -> list[Cell]:
