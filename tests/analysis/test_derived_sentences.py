@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tables
 from derived import STUDIES, derive_answer, derive_headlines
-from worlds import READ, WORLDS, answer_in_words, draw_predictions, judge
+from worlds import READ, WORLDS, answer_in_words, draw_tables, judge
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis.study import correct_answers
@@ -28,6 +28,21 @@ def test_every_sentence_follows_from_the_tables(name):
         task: part.sentence for task, part in expected.tasks.items()
     }
     assert (verdict.warnings, verdict.advice) == (expected.warnings, expected.advice)
+    assert verdict.interval_of == expected.interval_of
+    for task, part in expected.tasks.items():
+        comparisons = verdict.parts.get(task, verdict).comparisons
+        assert [list_numbers(comparison) for comparison in comparisons] == [derive_numbers(p) for p in part.parts]
+
+
+def list_numbers(part):
+    """The numbers of a comparison."""
+    ends = part.low, part.high, part.low_of_fits, part.high_of_fits
+    return pytest.approx((part.effect, *ends, part.p_yes, part.p_no), abs=1e-6, nan_ok=True)
+
+
+def derive_numbers(part):
+    """The same, as they follow from the tables."""
+    return part.effect.value, *part.effect.ends(), *part.effect.of_fits.ends(), part.p_yes, part.p_no
 
 
 @pytest.mark.parametrize(("accuracy", "doubted"), [(0.78, "run"), (0.8, "aggregate")])
@@ -36,7 +51,7 @@ def test_the_headlines_of_a_page_follow_from_the_tables(accuracy, doubted):
     random, accuracies = np.random.default_rng(7), {"cls": accuracy, "mean": 0.8, "sep": 0.8}
     cells = {("bag_of_words", -1, "none"): 0.75}
     cells |= {("none", layer, name): value for layer in (2, 3) for name, value in accuracies.items()}
-    blocks = [draw_predictions(cells, random, task=f"file:{name}:label") for name in "ab"]
+    blocks = [draw_tables(cells, random, task=f"file:{name}:label")["predictions"] for name in "ab"]
     measured = tables.measured(predictions=concat_predictions(blocks))
     studies = Run(), Aggregate(), Poolings(), Positions()
     answers = correct_answers({study.name(): answer_in_words(study, measured) for study in studies})
