@@ -296,8 +296,9 @@ class Verdict:
 
     @property
     def is_decidable(self) -> bool:
-        """Whether a number of training and test texts that can be had would decide what is undecided."""
-        return self.texts * self.times_needed <= MOST
+        """Whether a number of test texts that can be had, or of training and test texts, would decide what is
+        undecided."""
+        return self.needed <= MOST or max(self.texts, self.training_texts) * self.times_needed <= MOST
 
     @property
     def p(self) -> float:
@@ -523,7 +524,8 @@ def describe_need(verdict: Verdict) -> str:
     if texts * times > MOST:
         return f"More than {MOST:,} test texts, or more seeds, would be needed to decide at this effect."
     more = max(times, 1.1)  # a smaller number is rounded to those that were used
-    both = f"about {more:.1f} times as many of both could ({_round(trained * more):,} training and "
+    factor = f"{more:.1f}" if more < 10 else f"{_round(more):,}"
+    both = f"about {factor} times as many of both could ({_round(trained * more):,} training and "
     both += f"{_round(texts * more):,} test texts)"
     if verdict.needed > MOST:
         count = "No number of" if math.isinf(verdict.needed) else f"Fewer than {MOST:,}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tables
@@ -9,7 +11,9 @@ from derived import STUDIES, derive_answer, derive_headlines
 from worlds import READ, WORLDS, answer_in_words, draw_tables, judge
 
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis import stats
 from clsprobe.analysis.study import correct_answers
+from clsprobe.analysis.sweep.refits import Refits
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
@@ -43,6 +47,57 @@ def list_numbers(part):
 def derive_numbers(part):
     """The same, as they follow from the tables."""
     return part.effect.value, *part.effect.ends(), *part.effect.of_fits.ends(), part.p_yes, part.p_no
+
+
+COMPARE, OF, TRAINING = stats.compare, Refits.of, stats.training_variance
+
+
+def double(halves, groups=None):
+    """The variance with half of the training texts."""
+    return 2 * TRAINING(halves, groups)
+
+
+def keep_interaction(halves, groups=None):
+    """The sampling errors of single texts among the variance of training."""
+    return float(((halves[:, 0] - halves[:, 1]).mean(-1) ** 2).mean() / 4)
+
+
+def compare_texts(*sides, groups=None, **more):
+    """Texts of a group as if they were independent."""
+    return COMPARE(*sides, **more)
+
+
+def compare_with_many(*sides, **more):
+    """The variance of training as if it were known from many halvings."""
+    difference = COMPARE(*sides, **more)
+    return replace(difference, freedom={**difference.freedom, "training": 1000})
+
+
+def refit_first(self, control, readouts):
+    """A half reads the first of the readouts, whatever its dev says."""
+    return OF(self, control, readouts[:1])
+
+
+BROKEN = [
+    (stats, "training_variance", double),
+    (stats, "training_variance", keep_interaction),
+    (stats, "compare", compare_texts),
+    (stats, "compare", compare_with_many),
+    (Refits, "of", refit_first),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "twin"), BROKEN)
+def test_a_fault_in_the_variance_of_training_would_be_seen(where, name, twin, monkeypatch):
+    """Broken twins: the interval of a sentence, of several readouts and groups of test texts, is another."""
+    world = "positions: other training texts on two of three tasks"
+    measured, _ = judge(world)
+    expected = derive_answer("positions", measured.tables, measured.facts).tasks
+    monkeypatch.setattr(where, name, twin)
+    parts = answer_in_words(READ[world].study, measured).verdict.parts
+    of_training = list(measured.tasks)[:2]
+    assert any(parts[task].sentence != expected[task].sentence for task in of_training)
+    assert parts[measured.tasks[2]].sentence == expected[measured.tasks[2]].sentence  # it has no refits
 
 
 @pytest.mark.parametrize(("accuracy", "doubted"), [(0.78, "run"), (0.8, "aggregate")])

@@ -278,17 +278,19 @@ def describe_need(alone: float, both: float, texts: int, trained: int) -> tuple[
     if texts * both > most:
         return f"more than {most:,} test texts, or more seeds, would be needed to {effect}.", False
     test_texts = max(round_to_two_digits(needed), texts + 1) if needed < math.inf else 0
+    can_be = needed <= most or trained * both <= most
     if needed < 1.1 * together:
-        return f"about {test_texts:,} test texts could {effect} ({texts:,} were used).", True
+        return f"about {test_texts:,} test texts could {effect} ({texts:,} were used).", can_be
     more = max(both, 1.1)
     training, test = (f"{round_to_two_digits(more * count):,}" for count in (trained, texts))
-    as_well = f"about {more:.1f} times as many of both could ({training} training and {test} test texts)."
+    factor = f"{more:.1f}" if more < 10 else f"{round_to_two_digits(more):,}"
+    as_well = f"about {factor} times as many of both could ({training} training and {test} test texts)."
     with_these = f"{effect} with {trained:,} training texts"
     if needed == math.inf:
-        return f"no number of test texts would {with_these}; {as_well}", True
+        return f"no number of test texts would {with_these}; {as_well}", can_be
     if needed > most:
-        return f"fewer than {most:,} test texts would not {with_these}; {as_well}", True
-    return f"about {test_texts:,} test texts could {with_these} ({texts:,} were used); {as_well}", True
+        return f"fewer than {most:,} test texts would not {with_these}; {as_well}", can_be
+    return f"about {test_texts:,} test texts could {with_these} ({texts:,} were used); {as_well}", can_be
 
 
 def round_to_two_digits(number: float) -> int:
@@ -516,9 +518,7 @@ class Table:
         one_class = self.of_one_class
         return Part(self.name(b), effect, threshold, (a, b), a not in one_class, b not in one_class)
 
-    def parts(
-        self, cell: Cell, names: Sequence[str], threshold: float = 0.0, among: Sequence[str] = ()
-    ) -> list[Part]:
+    def parts(self, cell: Cell, names: Sequence[str], threshold: float = 0.0, among: Sequence[str] = ()) -> list[Part]:
         """The cell minus every baseline that was measured, and minus the best single class of test."""
         baselines = [self.choose(None, name) for name in names if self.of(name)]
         return [self.part(cell, baseline, threshold, among) for baseline in [*baselines, BEST_CLASS]]
@@ -905,9 +905,7 @@ def derive_trajectory(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     brief = f"{task} {signed(end.gain)} points ({span((end.gain_low, end.gain_high))})"
     warnings = describe_few(int(end.texts), task)
     about = "these probes as they were fitted, over the test texts"
-    return judge(
-        [part], say, is_open=True, texts=int(end.texts), brief=brief, warnings=warnings, interval_of=about
-    )
+    return judge([part], say, is_open=True, texts=int(end.texts), brief=brief, warnings=warnings, interval_of=about)
 
 
 def derive_geometry(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:

@@ -647,11 +647,12 @@ def judge(name: str) -> tuple[Measured, Verdict]:
 
 def count_outcomes(name: str, draws: int) -> Counter[str]:
     """Outcome -> how often the study found it in so many draws of a world."""
-    world = WORLDS[name]
-    return Counter(
-        world.study.verdict(world.draw(np.random.default_rng([number, *name.encode()]))).outcome
-        for number in range(draws)
-    )
+    return Counter(WORLDS[name].study.verdict(draw(name, number)).outcome for number in range(draws))
+
+
+def draw(name: str, number: int) -> Measured:
+    """A draw of a world, of which each number is another one."""
+    return WORLDS[name].draw(np.random.default_rng([number, *name.encode()]))
 
 
 if __name__ == "__main__":
