@@ -23,7 +23,7 @@ from sklearn.base import BaseEstimator, clone
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep.grid import CHUNK, SplitTask, features
-from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
+from clsprobe.analysis.sweep.refits import ANY, CANDIDATES, HALVES, HALVINGS, REFITS
 from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import NO_READOUT
 from clsprobe.probes.base import STRENGTHS, predict_each
@@ -33,7 +33,6 @@ from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.tasks.control import has_label
 
-CANDIDATES = 4  # layers, or cells of untrained encoders, among which a half may choose
 ROUGH = 1e-4  # tolerance of the fits: a hundredth of a text's score, where the halves differ by several texts
 CERTAIN = 3.0  # standard errors on dev, paired, below the best: a half would not choose such a cell
 

@@ -7,6 +7,7 @@ from typing import Any
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.settings import PROBES, ProbeSettings
 from clsprobe.analysis.study import counted
+from clsprobe.analysis.sweep.refits import CANDIDATES
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import check_probe_name, choose_probes, find_probe
 from clsprobe.probes.tasks.split import split
@@ -14,6 +15,7 @@ from clsprobe.probes.tasks.task import Task
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")  # of a claim to tell more than any
 FLOPS, VALUES = 1.2e11, 4e6  # per second on two cores: of the encoder; features through a probe
+HALVES = 2.5  # what all halves of a cell take, in fits of the whole
 
 
 def check_probes(settings: ProbeSettings) -> None:
@@ -61,7 +63,8 @@ def describe_sweep(inputs: Inputs, *, probes: tuple[str, ...] = (), encoders: in
     texts, dim = inputs.corpus.texts, inputs.description.dim
     tokens = sum(len(text) for text in texts) / 4 + 2 * len(texts)
     flops = 24 * inputs.description.layers * dim**2 * tokens * encoders
-    minutes = (flops / FLOPS + fits * dim * encoders / VALUES) / 60
+    refits = fits / max(cells, 1) * min(len(inputs.layers), CANDIDATES) * (len(inputs.readouts) + encoders - 1)
+    minutes = (flops / FLOPS + (fits * encoders + HALVES * refits) * dim / VALUES) / 60
     disk = cells * len(texts) * dim * 4 * encoders / 1e9
     sentences.append(f"{counted(len(texts), 'distinct text')}, {inputs.description.name}, {size}")
     return [*sentences, f"about {max(minutes, 0.5):.1f} minutes on two cores, {disk:.2f} GB of vectors on disk"]
