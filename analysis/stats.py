@@ -394,11 +394,7 @@ def training_variance(halves: np.ndarray, groups: np.ndarray | None = None) -> f
     """
     between = halves[:, 0] - halves[:, 1]  # (halving, seed, text)
     difference, texts = np.nanmean(between, -1), (~np.isnan(between)).sum(-1)
-    deviation = np.nan_to_num(between - difference[..., None])
-    if groups is not None:
-        _, group = np.unique(groups, return_inverse=True)
-        flat = deviation.reshape(-1, len(group))
-        deviation = np.stack([np.bincount(group, row) for row in flat]).reshape(*difference.shape, -1)
+    deviation = _add_within(groups, np.nan_to_num(between - difference[..., None]))
     units = max(deviation.shape[-1], 2)
     interaction = (deviation**2).sum(-1) / texts**2 * units / (units - 1)
     at_half = np.mean((difference**2 - interaction) / 2)

@@ -392,14 +392,14 @@ def _list_statements(parts: Mapping[str, Verdict], statements: Mapping[Outcome, 
 
 
 def _list_intervals(parts: Mapping[str, Verdict]) -> str:
-    """What the intervals of all tasks are about, or "on task 1, task 2, ...; on task 3, ..." where they differ."""
+    """What the intervals of all tasks are about, or "... (task 1, task 2); ... (task 3)" where that differs."""
     groups: dict[str, list[str]] = {}
     for name, part in parts.items():
         if part.interval_of:
             groups.setdefault(part.interval_of, []).append(name)
     if len(groups) < 2:
         return "".join(groups)
-    return "; ".join(f"on {_enumerate(names)}, {clause}" for clause, names in groups.items())
+    return "; ".join(f"{clause} ({_enumerate(names)})" for clause, names in groups.items())
 
 
 def _list_effects(parts: Mapping[str, Verdict], opening: str) -> str:

@@ -34,7 +34,7 @@ def test_other_training_texts_decide_what_the_test_texts_seem_to():
     """The same draws without refits: these fitted probes differ from each other, and would say so of all of them."""
     name = "poolings: other training texts, worse by the margin"
     world, decided = WORLDS[name], []
-    for number in range(14):
+    for number in range(10):
         measured = draw(name, number)
         predictions = replace(measured, tables={"predictions": measured.tables["predictions"]})
         whole, of_fits = (world.study.verdict(part).outcome for part in (measured, predictions))

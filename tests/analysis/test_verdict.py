@@ -316,7 +316,7 @@ def test_several_tasks_say_what_the_intervals_of_each_are_about():
         f"x:{name}": judge(make_part(0.05), interval_of=of)
         for name, of in zip("abcd", ("", "A", "B", "A"), strict=True)
     }
-    assert Verdict.over(tasks).interval_of == "on b, d, A; on c, B"
+    assert Verdict.over(tasks).interval_of == "A (b, d); B (c)"
     del tasks["x:c"]
     assert Verdict.over(tasks).interval_of == "A"
 

@@ -191,8 +191,10 @@ def test_the_page_says_what_its_intervals_are_about() -> None:
     part = Part("a rival", 0.1, 0.05, 0.15, 0.0, 0.001, 0.999, 0.08, 0.12)
     verdict = Verdict("yes", "More.", 0.1, 0.05, 0.15, interval_of="other <texts>", comparisons=(part,))
     page = render_page({"a": Answer("Q?", "C", verdict, ())})
-    assert '<p class="remark">95 % intervals: other &lt;texts&gt;.</p>' in page
-    assert page.index('class="because"') < page.index("95 % intervals: ") < page.index("Every comparison, taken alone")
+    assert '<p class="remark">95 % intervals are about other &lt;texts&gt;.</p>' in page
+    assert (
+        page.index('class="because"') < page.index("95 % intervals are") < page.index("Every comparison, taken alone")
+    )
     details = page[page.index("Every comparison, taken alone") :]
     assert [details.count(text) for text in ("low, these probes", "high, these probes", "0.080", "0.120")] == [1] * 4
     for of_fits in ((0.05, 0.15), (float("nan"),) * 2):  # no other interval; an answer of an older version

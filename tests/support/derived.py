@@ -348,11 +348,11 @@ def unite(tasks: Mapping[str, Task], study: str) -> Task:
 
 
 def unite_intervals(tasks: Mapping[str, Task]) -> str:
-    """The one clause on what the intervals are about, or every one after its tasks."""
+    """The one clause on what the intervals are about, or every one with its tasks."""
     clauses = {task.interval_of: [] for task in tasks.values() if task.interval_of}
     for name, task in tasks.items():
         clauses.get(task.interval_of, []).append(shorten(name))
-    several = [f"on {enumerate_all(names)}, {clause}" for clause, names in clauses.items()]
+    several = [f"{clause} ({enumerate_all(names)})" for clause, names in clauses.items()]
     return "; ".join(several if len(clauses) > 1 else clauses)
 
 
