@@ -434,7 +434,7 @@ def test_differences_over_different_texts_pair_those_that_both_have():
         assert (low + high) / 2 == pytest.approx(np.nanmean(a, 1) - np.nanmean(b, 1), abs=0.002)
 
 
-# --------------------------------------------------------------------------------------- variance of other training texts
+# ------------------------------------------------------------------------------------- variance of other training texts
 
 
 def linear_halves(noise, halvings, texts=50, seed=0):

@@ -363,9 +363,8 @@ def test_an_answer_without_these_fields_loads(tmp_path):
 
 def test_a_notebook_says_what_the_intervals_are_about():
     answer = Poolings().answer(measured(predictions=make_predictions(0.9, 0.7)))
-    assert (
-        "<p>95 % intervals are about these probes as they were fitted, over the test texts.</p>" in answer._repr_html_()
-    )
+    remark = "<p>95 % intervals are about these probes as they were fitted, over the test texts.</p>"
+    assert remark in answer._repr_html_()
 
 
 def test_a_notebook_escapes_data():

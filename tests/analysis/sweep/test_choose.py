@@ -107,7 +107,8 @@ def test_scores_agree_with_those_of_the_tables():
 
 
 def refits(procedures, *, groups=None, rows=None):
-    """The table of refits of one seed: control, readout -> dev accuracy (half,), dev bits (half,), test (half, text)."""
+    """The table of refits of one seed. procedures: control, readout -> dev accuracy (half,), dev bits (half,), test
+    (half, text)."""
     parts = []
     for (control, readout), (dev, bits, test) in procedures.items():
         rows = np.arange(1000, 1000 + test.shape[1]) if rows is None else rows
