@@ -2,20 +2,23 @@
 
     clsprobe formation --task file:reviews.csv
 
-1. The layer x readout sweep, which chooses on dev the layer where [CLS] is read. Its probe is fixed from then on.
-2. Knockout decides: the attention of [CLS] to all other tokens is cut in every window of lower layers, other edges in
-   every single layer, and the probe predicts the same test texts. The mean over tokens shows what the same cuts do to a
-   readout that does not depend on [CLS].
-3. Erasure shows where the property is *held*: LEACE removes it from [CLS], or from the words, at one layer, and the
-   forward pass continues. Random directions of the same variance are the control.
-4. Attention and attribution are exhibits, with their agreement with the knockout over the layers.
+1. The layer x readout sweep, which chooses on dev the layer where [CLS] is read.
+2. Knockout decides: the attention of [CLS] to all other tokens is cut in a window of lower layers (is it necessary?),
+   or everywhere but there (does it suffice?), and a probe is trained anew on vectors that were cut so.
+3. Untrained encoders are the null: the same cuts at the same layer.
+4. The *fixed* probe, trained on intact vectors, shows how far single cuts move them: a shift, and no verdict.
+5. Erasure removes the property from [CLS], or from the words, at one layer, as far as a linear probe can read it
+   (LEACE), and the forward pass continues. Probes that are trained again show what is left there and at the end;
+   random directions of the same variance are the control.
+6. Attention and attribution are exhibits, with their agreement with the shift over the layers.
 
-The answer compares the two halves of the layers below the probe: in which of them does cutting off [CLS] cost more?
+The answer says which half of the layers below the probe is necessary, which suffices, and whether [CLS] gathers later
+than in untrained encoders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,15 +27,15 @@ from pydantic import Field
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
+from clsprobe.analysis.sources import MinimalPairs, load_pairs
 from clsprobe.analysis.study import Exhibit, Measured, Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.analysis.verdict import (
     TAIL,
-    MissingEvidence,
     Outcome,
     Part,
     Verdict,
-    amount_in_words,
+    capitalise,
     points,
     warn_of_few_texts,
 )
@@ -43,33 +46,29 @@ if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder
 
 
-LIMIT = (
-    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
-    "the edges are used, not where nothing could be read any more"
-)
-
-
 class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     """In which layers does [CLS] receive what its probe reads, and is what it holds used?"""
 
     question: ClassVar[str] = "How does [CLS] gather the sentence?"
     claim: ClassVar[str] = (
-        "[CLS] receives late what its probe reads: cut off from all other tokens in the upper half of the layers below "
-        "the probe, it loses more (by 2 points) than cut off in the lower half"
+        "[CLS] gathers later than in untrained encoders: cut off from all other tokens in the upper half of the layers "
+        "below the probe, it costs retrained probes more than in the lower half, by 2 points more than in untrained "
+        "encoders"
     )
     margin: ClassVar[float] = 0.02
     opening: ClassVar[str] = (
-        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
-        "below it, more than in the lower half"
+        "What the cut in the upper half of the layers costs retrained probes of [CLS] beyond the cut in the lower "
+        "half, minus the same in untrained encoders, in points"
     )
     statements: ClassVar[Mapping[Outcome, str]] = {
-        "yes": "more in the upper half",
-        "no": "no more in the upper half",
+        "yes": "later than in untrained encoders",
+        "no": "no later than in untrained encoders",
         "undecided": "not certain",
     }
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
-        "results", "predictions", "knockout", "erasure", "leakage", "profiles", "agreement", "tokens"
+        "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "reliability", "profiles",
+        "agreement", "baselines", "tokens", "swaps", "swap_reliability", "twins",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")
@@ -96,19 +95,31 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             raise InputError("--layers", what, "Name higher ones")
         return inputs
 
+    @cached_property
+    def minimal_pairs(self) -> dict[str, MinimalPairs]:
+        """Task -> its minimal pairs, for the tasks whose source makes any."""
+        return {name: pairs for spec in self.task for name, pairs in load_pairs(spec).items()}
+
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""
-        return super().contents() | self.inputs.contents | probe_contents(self.probes)
+        pairs = {f"minimal pairs of {name}": pairs.digest for name, pairs in self.minimal_pairs.items()}
+        return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
 
     def prepare(self) -> list[str]:
-        """Describe the sweep, and estimate the time of the interventions."""
+        """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""
         *sentences, _ = describe_sweep(self.inputs, probes=self.probes)
         description = self.inputs.description
         assert description is not None
-        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4 / 3
-        passes = (depth + 1) * (depth + 2) / 6 + 6 * depth  # of a third of the texts: windows, single layers, erasures
-        minutes = passes * 24 * description.layers * description.dim**2 * tokens / 6e10 / 60
-        return [*sentences, f"about {max(minutes * self.seeds, 0.5):.1f} minutes on two cores"]
+        depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4
+        windows = depth * (depth + 1) * (depth + 2) / 3 + depth**2  # blocks run on all texts: cut, open, restored
+        untrained = 5 * 3.5 * depth  # encoders, and passes of each
+        on_test = 5 * depth**2 / 3  # erasures, and cuts for the fixed probe
+        blocks = (windows + on_test) * self.seeds + untrained
+        minutes = blocks * 24 * description.dim**2 * tokens / 6e10 / 60
+        return [
+            *sentences,
+            f"at most about {max(minutes, 0.5):.1f} minutes on two cores, less for a lower layer of [CLS]",
+        ]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
         """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
@@ -117,105 +128,89 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         return measure_formation(self, self.inputs)
 
     def judge(self, measured: Measured, task: str) -> Verdict:
-        """Cut off in the lower half minus cut off in the upper half, where a cut of all layers costs something."""
-        import numpy as np
+        """What retrained probes read after [CLS] was cut off, and how that differs from untrained encoders."""
+        from clsprobe.analysis.formation import wording
+        from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, Gathering, Window
 
-        from clsprobe.analysis import stats
-        from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window, tabulate_correct
-
-        task, rows = short(task), measured.rows(self.judged, task).query("readout == 'cls'")
-        if rows.empty:
-            raise MissingEvidence("[CLS] was not read after a cut")
-        layer = int(rows.layer.iloc[0])
-        half = max(1, layer // 2)  # a single layer has no halves
-        spans = (1, layer), (1, half), (layer - half + 1, layer)
-        cuts = INTACT, *(Window(EVERYTHING, *span) for span in spans)
-        intact, cut_off, lower, upper = (tabulate_correct(rows, cut).to_numpy() for cut in cuts)
-        scores = [f"{float(np.nanmean(side)):.3f}" for side in (intact, cut_off, lower, upper)]
-        everywhere, below, above = (_format_layers(*span) for span in spans)
-        few = warn_of_few_texts(intact.shape[1], task)
+        gathering = Gathering(*(measured.rows(table, task) for table in ("retrained", "refitted")))
+        name = short(task)
+        layer, everywhere = gathering.layer, Window(EVERYTHING, 1, gathering.layer)
+        intact, cut_off = (f"{gathering.accuracy(window):.3f}" for window in (INTACT, everywhere))
+        few = warn_of_few_texts(gathering.texts, name)
         if layer < 2:
             return Verdict.described(
-                f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: the probe gets "
-                f"{scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off there. {LIMIT}.",
+                f"On {name}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: a probe gets "
+                f"{intact} of the test texts right, and {cut_off} where [CLS] is cut off there and the probe is "
+                "trained anew.",
                 warnings=few,
             )
-        lost = stats.compare(intact, cut_off)
+        lost = gathering.lose(everywhere)
         if lost.p_above(self.margin) >= TAIL:
             low, high = lost.interval()
             return Verdict.described(
-                f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: "
-                f"the probe gets {scores[0]} of the test texts right, and {scores[1]} where [CLS] is cut off from all "
-                f"other tokens in {everywhere}, which is not certainly {100 * self.margin:.0f} points less "
-                f"({points(lost.effect)} points, {points(low)} to {points(high)}).",
+                f"On {name}, it cannot be said in which layers [CLS] gathers what a probe at layer {layer} reads: it "
+                f"gets {intact} of the test texts right, and {cut_off} where [CLS] is cut off from all other tokens in "
+                f"{wording.format_span(1, layer)} and the probe is trained anew, which is not certainly "
+                f"{100 * self.margin:.0f} points less ({points(lost.effect)} points, {points(low)} to {points(high)}).",
                 warnings=few,
             )
+        finding = f"on {name}, {wording.describe_reading(gathering)}. {wording.describe_halves(gathering, self.margin)}"
+        if gathering.draws < DRAWS:
+            missing = "Untrained encoders were not measured: whether this is later than without training is not known"
+            return Verdict.described(f"{capitalise(finding)}. {missing}.", warnings=few)
+        difference, *values = gathering.compare_halves()
 
         def say(outcome: Outcome, part: Part) -> str:
-            if outcome == "yes":
-                what = f"depends more on what [CLS] takes from the other tokens in {above} than in {below}"
-            elif part.high < -self.margin:
-                what = f"depends more on what [CLS] takes from the other tokens in {below} than in {above}"
-            elif outcome == "no" and part.low > -self.margin:
-                what = f"depends as much on what [CLS] takes from the other tokens in {below} as in {above}"
-            elif outcome == "no":
-                what = f"depends no more on what [CLS] takes from the other tokens in {above} than in {below}"
-            else:
-                what = (
-                    "depends on what [CLS] takes from the other tokens, and it is not certain whether more in "
-                    f"{above} or in {below}"
-                )
-            costlier = above if part.effect >= 0 else below
-            return (
-                f"on {task}, the probe of [CLS] at layer {layer} {what}: it gets "
-                f"{scores[0]} of the test texts right, {scores[2]} where [CLS] is cut off in {below}, {scores[3]} in "
-                f"{above}, {scores[1]} in {everywhere}; the cut in {costlier} costs {amount_in_words(part)} more, "
-                f"with a margin of {100 * self.margin:.0f}. {LIMIT}"
-            )
+            return f"{finding}. {wording.compare_with_untrained(gathering, outcome, part, values)}"
 
-        part = Part.of("cut off in the upper half, not the lower", stats.compare(lower, upper), self.margin)
-        brief = f"{task} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
-        return Verdict.of([part], say, is_open=True, brief=brief, texts=intact.shape[1], warnings=few)
+        part = Part.of("later than in untrained encoders", difference, self.margin)
+        brief = f"{name} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+        return Verdict.of(
+            [part],
+            say,
+            is_open=True,
+            brief=brief,
+            interval_of=wording.describe_interval(gathering),
+            texts=gathering.texts,
+            training_texts=gathering.training_texts,
+            warnings=few,
+        )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """Cuts, erasures, attention and attribution."""
+        """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention and attribution."""
         from clsprobe.analysis.formation import exhibits
+        from clsprobe.analysis.formation.cuts import Gathering
 
-        return [
-            *exhibits.knockout_exhibits(measured.rows("knockout", task), self.margin),
-            *exhibits.erasure_exhibits(measured.rows("erasure", task), measured.rows("leakage", task), self.margin),
-            *exhibits.explanation_exhibits(
-                *(measured.rows(name, task) for name in ("profiles", "agreement", "tokens"))
-            ),
+        evidence: list[tuple[Sequence[str], Callable[..., list[Exhibit]]]] = [
+            (["retrained", "refitted"], lambda *rows: exhibits.gathering_exhibits(Gathering(*rows), self.margin)),
+            (["knockout"], lambda rows: exhibits.shift_exhibits(rows, self.margin)),
+            (["erasure", "leakage", "reliability"], exhibits.erasure_exhibits),
+            (["profiles", "agreement", "baselines", "tokens"], exhibits.explanation_exhibits),
+            (["swaps", "swap_reliability"], exhibits.swap_exhibits),
+            (["twins"], exhibits.twin_exhibits),
         ]
+        shown = []
+        for names, make in evidence:
+            if measured.tables.keys() >= {*names}:  # runs of older versions lack some
+                shown += make(*(measured.rows(name, task) for name in names))
+        return shown
 
     def note(self, measured: Measured) -> list[str]:
-        """The self-check, and what a cut can and cannot show."""
-        from clsprobe.analysis.formation.knockout import EVERYTHING, compute_effects
+        """The self-check, and what the fixed probe shows."""
+        from clsprobe.analysis.formation.cuts import describe_cut_off
+        from clsprobe.analysis.formation.swap_effects import describe_swaps
+        from clsprobe.analysis.formation.wording import describe_writing
 
-        if "knockout" not in measured.tables:
-            return []  # no cut could be made: the verdict says so
-        knockout = measured.tables["knockout"]
-        knockout = knockout[knockout.readout == "cls"]
-        cut_off, predictions = (
-            rows[(rows.edges == EVERYTHING) & (rows["first"] == 1) & (rows["last"] == rows.layer)]
-            for rows in (compute_effects(knockout), knockout)
-        )
-        values = ", ".join(f"{short(row.task)} {row.value:.3f}" for row in cut_off.itertuples())
-        one_class = predictions.groupby(["task", "seed"]).predicted.nunique().max() == 1
-        what = (
-            "says one class of all texts"
-            if one_class
-            else "still tells texts apart: it sees words before the first layer"
-        )
-        return [
-            f"Self-check: cut off in every layer, [CLS] {what} ({values}).",
-            f"{LIMIT}.",
-        ]
-
-
-def _format_layers(first: int, last: int) -> str:
-    return f"layer {first}" if first == last else f"layers {first} to {last}"
+        notes = []
+        if "retrained" in measured.tables:
+            notes.append(describe_cut_off(measured.tables["retrained"]))
+        if "knockout" in measured.tables:
+            for task in measured.tables["knockout"].task.unique():
+                notes.append(f"{short(task)}: {describe_writing(measured.rows('knockout', task), self.margin)}")
+        if "swaps" in measured.tables:
+            for task in measured.tables["swaps"].task.unique():
+                notes.append(f"{short(task)}: {describe_swaps(measured.rows('swaps', task))}.")
+        return notes
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 1. A `Target` is the number F that is explained: a readout of a layer, times a direction. `compute_direction` takes the
    direction from a linear probe.
 2. `attribute` measures the contribution of every token's embedding to F, against a baseline of the same length in which
-   all content tokens are mask tokens and special tokens stay.
+   one embedding stands for all content tokens (`BASELINES`) and special tokens stay.
        integrated_gradients  the mean gradient on the line from the baseline (Sundararajan, Taly & Yan 2017), by
                              Gauss-Legendre quadrature as in captum
        input_x_gradient      the gradient at the text only: first order, one pass (Shrikumar et al. 2016)
@@ -14,7 +14,8 @@
    is False for texts that stay above it.
 4. `measure_infidelity` (Yeh et al. 2019) tests whether the scores predict the effect of removing several tokens,
    `compare_randomised` (Adebayo et al. 2018) whether an encoder with random weights has the same scores.
-   `measure_agreement` is the rank correlation of two tables of scores, text by text.
+   `measure_agreement` is the rank correlation of two tables of scores, text by text. `compare_with_twins` sets the
+   scores of the words that a minimal pair changes against the change of F.
 
 A hook on the embedding table replaces word embeddings; position and segment embeddings stay. Texts and steps share
 batches, and layers above the target's are not run.
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = ("integrated_gradients", "input_x_gradient", "feature_ablation")
+BASELINES = ("mask", "padding", "zero", "mean")  # the embedding of a token, no embedding, the mean of all of them
 STEPS, MOST = 32, 512
 TOLERANCE = 0.01  # of the change of F, above which scores are incomplete
 ROUNDING = 1e-6  # of the size of F's terms: the float32 error of a sum that should be 0
@@ -56,9 +58,10 @@ Keep = Callable[[np.ndarray, int], np.ndarray]  # items, width -> (item, token) 
 class Target:
     """A number F for every text: the readout of a layer, times a direction.
 
-    direction: (width,), or (text, width) with one for every text, such as that of its label. Texts are truncated to
-    `max_length` tokens, by default the encoder's limit. Raises InputError for a layer or a readout that the encoder
-    lacks, for a direction of another width, and for an encoder without a table of token embeddings.
+    direction: (width,), or (text, width) with one for every text, such as that of its label. baseline: what stands for
+    the content tokens in the baseline, one of `BASELINES`. Texts are truncated to `max_length` tokens, by default the
+    encoder's limit. Raises InputError for a layer, a readout or a baseline that there is not, for a direction of
+    another width, and for an encoder without a table of token embeddings.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Target:
         *,
         layer: int,
         readout: str | Readout = "cls",
+        baseline: str = BASELINES[0],
         max_length: int | None = None,
     ) -> None:
         self.encoder, self.layer = encoder, layer
@@ -82,7 +86,8 @@ class Target:
             what = f"has {self.direction.shape[-1]} numbers, {self.readout.name} at layer {layer} has {width}"
             raise InputError("the direction", what, "Take it from a probe of that cell")
         self._table = _embedding_table(encoder)
-        self._baseline = _find_baseline(encoder, self._table)
+        self.baseline = baseline
+        self._baseline = _embed_baseline(encoder, self._table, baseline)
         self._running = threading.local()  # the batch of a thread, and the sums read from it
 
     def rows(self, texts: Sequence[str]) -> Rows:
@@ -195,13 +200,20 @@ def _embedding_table(encoder: Encoder) -> Any:
     return table
 
 
-def _find_baseline(encoder: Encoder, table: Any) -> Tensor:
-    """(dim,) the embedding of the baseline token: the mask token, else padding, else unknown."""
-    candidates = (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "unk"))
-    for token_id in candidates:
+@torch.no_grad()
+def _embed_baseline(encoder: Encoder, table: Any, baseline: str) -> Tensor:
+    """(dim,) the embedding of a baseline. Without a mask token, padding is taken, else the unknown token, else zero."""
+    if baseline not in BASELINES:
+        raise unknown("baseline", "name", baseline, BASELINES)
+    if baseline == "mean":
+        ids = torch.arange(len(table.weight), device=encoder.device)
+        total = torch.stack([table(part[None])[0].double().sum(0) for part in ids.split(8192)]).sum(0)
+        return (total / len(ids)).to(table.weight.dtype)
+    tokens = {"mask": ("mask", "pad", "unk"), "padding": ("pad", "unk"), "zero": ()}[baseline]
+    for token_id in (getattr(encoder.tokenizer, f"{name}_token_id", None) for name in tokens):
         if token_id is not None:
-            with torch.no_grad():
-                return table(torch.tensor([[token_id]], device=encoder.device))[0, 0]
+            embedding: Tensor = table(torch.tensor([[token_id]], device=encoder.device))[0, 0]
+            return embedding
     return torch.zeros_like(table.weight[0])
 
 
@@ -212,24 +224,27 @@ def _repeat_rows(batch: Batch, row_indices: Tensor) -> Batch:
 
 
 def compute_direction(
-    probe: LogisticProbe | RidgeProbe, label: Any = None, *, cell: int = 0, label_set: int = 0
+    probe: LogisticProbe | RidgeProbe, label: Any = None, *, against: Any = None, cell: int = 0, label_set: int = 0
 ) -> np.ndarray:
     """(dim,) the gradient of a fitted linear probe at a cell, in the units of the vectors before standardisation.
 
-    For a classifier: of the log odds of `label` (by default the last class) against the mean of the other classes. For
-    a regressor: of its prediction. label: one of its `classes_`, or a code if it was fitted on codes. cell, label_set:
-    indices into those it was fitted on. Raises ValueError for an unknown label, or one without training texts.
+    For a classifier: of the log odds of `label` (by default the last class) against `against`, by default the mean of
+    the other classes. For a regressor: of its prediction. label, against: of its `classes_`, or codes if it was fitted
+    on codes. cell, label_set: indices into those it was fitted on. Raises ValueError for a label that is unknown or has
+    no training texts.
     """
     coef = np.asarray(probe.coef_[cell, label_set], np.float64) / probe.scale_[cell]
     if isinstance(probe, RidgeProbe):
         return coef
     labels = getattr(probe, "classes_", np.arange(len(coef))).tolist()
     seen = np.isfinite(coef).all(-1)
-    chosen = len(labels) - 1 if label is None else labels.index(label) if label in labels else -1
-    if chosen < 0 or not seen[chosen]:
-        raise ValueError(f"{label!r} is no class of this probe: {[k for k, s in zip(labels, seen, strict=True) if s]}")
-    seen[chosen] = False
-    return coef[chosen] - coef[seen].mean(0)
+    trained = [name for name, is_seen in zip(labels, seen, strict=True) if is_seen]
+    label = labels[-1] if label is None else label
+    for name in (label, against):
+        if name is not None and name not in trained:
+            raise ValueError(f"{name!r} is no class of this probe: {trained}")
+    others = [name for name in trained if name != label] if against is None else [against]
+    return coef[labels.index(label)] - coef[[labels.index(name) for name in others]].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
@@ -391,7 +406,9 @@ def compare_randomised(target: Target, texts: Sequence[str], table: pd.DataFrame
         encoder.description, device=encoder.device.type, dtype=str(encoder.dtype).removeprefix("torch."), untrained=seed
     )
     layer, readout, limit = target.layer, target.readout, target.max_length
-    random_target = Target(untrained, target.direction, layer=layer, readout=readout, max_length=limit)
+    random_target = Target(
+        untrained, target.direction, layer=layer, readout=readout, baseline=target.baseline, max_length=limit
+    )
     method = table["method"].iloc[0] if len(table) else METHODS[0]
     return measure_agreement(table, attribute(random_target, texts, method))
 
@@ -411,6 +428,34 @@ def measure_agreement(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         ranks = merged[["score_one", "score_other"]].pipe(transform).groupby(merged["text"]).rank()
         columns[name] = _correlate(ranks, merged["text"].to_numpy(), columns["text"])
     return pd.DataFrame(columns)
+
+
+def compare_with_twins(
+    target: Target, pairs: Sequence[tuple[str, str]], differing: Sequence[np.ndarray], method: str = METHODS[0]
+) -> pd.DataFrame:
+    """What the scores give to the words that differ between the texts of a minimal pair, and by how much F changes.
+
+    pairs: of equal token count, and so with one baseline. differing: for every pair, the indices of the tokens that
+    differ. The target has one direction for all texts. Columns pair; change, F of the second text less F of the first;
+    scores, those of the differing tokens of the second text less those of the first; complete, of both texts. Complete
+    scores of *all* tokens add up to the change; how much of it those of the differing tokens make up is the finding.
+    """
+    table = attribute(target, [text for pair in pairs for text in pair], method)
+    changed = pd.MultiIndex.from_tuples(
+        [(2 * i + side, token) for i, tokens in enumerate(differing) for side in (0, 1) for token in tokens]
+    )
+    is_changed = pd.MultiIndex.from_frame(table[["text", "token_index"]]).isin(changed)
+    by_text = table.assign(score=table.score.where(is_changed, 0.0)).groupby("text")
+    texts = by_text.agg(score=("score", "sum"), value=("value", "first"), complete=("complete", "all"))
+    first, second = texts.iloc[::2].reset_index(drop=True), texts.iloc[1::2].reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "pair": np.arange(len(pairs)),
+            "change": second["value"] - first["value"],
+            "scores": second["score"] - first["score"],
+            "complete": first["complete"] & second["complete"],
+        }
+    )
 
 
 def _correlate(ranks: pd.DataFrame, text_of: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -1,19 +1,24 @@
-"""Is the information at a place *used*? A property is erased there, and the rest of the network runs on.
+"""What is left of a property where it is erased, and at the end of a network that runs on without it?
 
 1. A place is a layer and some of its tokens (`probes.interventions.changes.select_tokens`: ``cls``, ``content``).
 2. LEACE (Belrose et al. 2023, the package concept-erasure) changes the vectors of a place as little as possible so that
-   no linear probe predicts the property: in float64, on one-hot labels (integers would erase one direction), fitted on
-   train. The leakage is the test accuracy of a probe trained on erased vectors.
+   no linear probe predicts the property: in float64, on one-hot labels (integers would erase one direction). What is
+   left in another than a linear form stays.
 3. Two controls remove random directions: with the *same variance* as LEACE removes, which is the reference, and the
    *same number* of directions, which changes the vectors far less.
-4. The erased hidden states enter the next block, and the fixed probe reads the last layer, as after a knockout
-   (`analysis.formation.knockout`).
+4. Erasers are fitted on one half of train, and probes on the other (`reliability.halve_train`): on the eraser's own
+   texts nothing linear is left by construction, on others its errors are. The *leakage* is the test accuracy of a
+   linear and of an MLP probe trained on erased vectors.
+5. The hidden states without what LEACE, or the first control, removes enter the next block. At the end both probes are
+   trained again, on the vectors of a network in which the property was erased, and read what is left there. The *fixed*
+   probe, trained on intact vectors, is read as well: its loss is the shift of the vectors, whatever they hold.
+6. `analysis.formation.reliability` says how complete and how selective every erasure was, in both places.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +31,18 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.formation.erasure_effects import KEY, KINDS, RUN, Erasure
 from clsprobe.analysis.formation.knockout import Cell, fill_cells, predict_changed
+from clsprobe.analysis.formation.reliability import fit_independent_probe, halve_train, measure_reliability
 from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
+from clsprobe.probes.extraction.readouts import parse_readouts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.interventions.changes import alter_layer, select_tokens
 from clsprobe.probes.interventions.passes import RecordedPass
 from clsprobe.probes.interventions.replaying import replay
+from clsprobe.probes.linear import LogisticProbe
 
 if TYPE_CHECKING:
     from concept_erasure import LeaceFitter
@@ -41,7 +50,6 @@ if TYPE_CHECKING:
 
     from clsprobe.probes.encoders.tokenizing import Batch
 
-KINDS = ("leace", "same variance", "same number")
 TOLERANCE = 1e-9  # a correlation with the label below this is rounding
 
 
@@ -52,16 +60,8 @@ class Place(NamedTuple):
     layer: int
 
 
-class Erasure(NamedTuple):
-    """What is removed from a place: one of `KINDS`, or "none"."""
-
-    kind: str
-    tokens: str
-    layer: int
-
-
-KEY = [*Erasure._fields, "read at", "readout"]
-PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
+MOST = 2000  # texts of a side on which probes are trained again: all erasures of all of them are run
+AT_ONCE = 12  # erasures whose probes are trained together
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,114 +123,92 @@ def new_fitter(dim: int, classes: int) -> LeaceFitter:
 
 @dataclass(frozen=True, eq=False)
 class FittedErasers:
-    """The erasers of every place, fitted on train.
+    """The erasers of every place.
 
-    erasers: place -> kind -> eraser. means: place -> (text, dim) mean over its tokens in every text; erasers
-    are affine, so they act on the mean as on the tokens. moved: place -> kind -> the removed share of variance.
+    erasers: place -> kind -> eraser. moved: place -> kind -> the removed share of variance.
     """
 
     erasers: dict[Place, dict[str, Eraser]]
-    means: dict[Place, np.ndarray]
     moved: dict[Place, dict[str, float]]
 
 
 def fit_erasers(
-    encoder: Encoder, split: SplitTask, places: Sequence[Place], *, max_length: int | None = None, seed: int = 0
+    encoder: Encoder,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    places: Sequence[Place],
+    *,
+    max_length: int | None = None,
+    seed: int = 0,
 ) -> FittedErasers:
-    """Fit the erasers of every place on the train texts of a task, on single tokens."""
-    texts = [split.task.texts[i] for i in split.row_indices]
-    dim, train = encoder.description.dim, split.side == "train"
-    fitters = {place: new_fitter(dim, len(split.classes)) for place in places}
-    means = {place: np.zeros((len(texts), dim)) for place in places}
-    labels = torch.eye(len(split.classes), dtype=torch.float64)[split.y]
+    """Fit the erasers of every place on single tokens of the texts. labels: (text, class) one-hot."""
+    z = torch.from_numpy(labels).double()
+    fitters = {place: new_fitter(encoder.description.dim, z.shape[1]) for place in places}
     last_layer = max(1, max(place.layer for place in places))  # layer 0 is recorded as the input of block 1
     with replay(encoder, texts, last_layer, max_length=max_length) as chunks:
         for chunk in chunks:
             for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):
                 for place, fitter in fitters.items():
                     selected = select_tokens(place.tokens)(recorded.batch).cpu()
-                    hidden = recorded.hidden[place.layer].cpu().double()
-                    count = selected.sum(1, keepdim=True).clamp(min=1)
-                    means[place][rows] = (hidden.where(selected[..., None], 0).sum(1) / count).numpy()
-                    used = selected & torch.from_numpy(train[rows])[:, None]
-                    if used.any():
-                        fitter.update(hidden[used], labels[rows][:, None].expand(-1, selected.shape[1], -1)[used])
+                    if selected.any():
+                        hidden = recorded.hidden[place.layer].cpu().double()
+                        fitter.update(hidden[selected], z[rows][:, None].expand(-1, selected.shape[1], -1)[selected])
     erasers = {place: make_erasers(fitter, seed=seed) for place, fitter in fitters.items()}
     moved = {}
     for place, fitter in fitters.items():
         covariance = compute_covariance(fitter)
         total = max(float(torch.trace(covariance)), torch.finfo(torch.float64).tiny)
         moved[place] = {kind: eraser.mean_square_change(covariance) / total for kind, eraser in erasers[place].items()}
-    return FittedErasers(erasers, means, moved)
+    return FittedErasers(erasers, moved)
 
 
-def measure_leakage(split: SplitTask, fitted: FittedErasers) -> pd.DataFrame:
-    """The test accuracy of a linear probe trained on erased vectors.
+@dataclass(frozen=True, eq=False)
+class ErasedVectors:
+    """The vectors of texts, intact and erased.
 
-    Columns kind ("none" before erasure), tokens, layer, moved (share of the variance), value, low, high (accuracy).
+    place: erasure -> (text, dim) the mean over the tokens of its place; erasers are affine, so they act on the mean as
+    on the tokens. end: erasure -> (text, width) of the cell that is read. "none" of `place` names the place, that of
+    `end` the layer that is read, without tokens.
     """
-    from clsprobe.probes.linear import LogisticProbe
 
-    train, dev, test = (split.rows_of(side) for side in ("train", "dev", "test"))
-    table = []
-    for place, means in fitted.means.items():
-        erasers: dict[str, Eraser | None] = {"none": None, **fitted.erasers[place]}
-        vectors = torch.from_numpy(means)
-        X = np.stack([means if eraser is None else eraser(vectors).numpy() for eraser in erasers.values()])
-        y = split.y[:, None]
-        predictions = predict_each(
-            LogisticProbe(), X[:, train], y[train], X[:, test], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
-        )
-        for kind, codes in zip(erasers, predictions.codes[:, 0], strict=True):
-            accuracy = (codes == split.y[test]).mean()
-            low, high = stats.wilson(accuracy, len(test))
-            table.append((kind, *place, fitted.moved[place].get(kind, 0.0), accuracy, float(low), float(high)))
-    return pd.DataFrame(table, columns=["kind", "tokens", "layer", "moved", "value", "low", "high"])
+    place: dict[Erasure, np.ndarray]
+    end: dict[Erasure, np.ndarray]
 
 
-def predict_erased(
-    encoder: Encoder,
-    split: SplitTask,
-    states: States,
-    probe: BaseEstimator,
-    cell: Cell,
-    places: Sequence[Place],
-    *,
-    seed: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions of a cell's fixed probe after every erasure (columns `PREDICTIONS`), and `measure_leakage`.
+def erase_texts(
+    encoder: Encoder, texts: Sequence[str], fitted: FittedErasers, cell: Cell, *, max_length: int | None = None
+) -> ErasedVectors:
+    """Run the texts with every eraser of `RUN`, up to the layer of a cell, and erase the means with all.
 
-    places: below the layer of the cell. Raises InputError if the encoder cannot be altered.
+    Raises InputError if the encoder cannot be altered.
     """
-    limit = states.source["max_length"]
-    fitted = fit_erasers(encoder, split, places, max_length=limit, seed=seed)
-    test = split.rows_of("test")
-    texts = [split.task.texts[i] for i in split.row_indices[test]]
-    width = states.width(cell[1])
+    dim = encoder.description.dim
+    means = {place: np.zeros((len(texts), dim)) for place in fitted.erasers}
     intact = Erasure("none", "", cell[0])
-    erased = {intact: np.empty((len(texts), width), np.float32)}
-    erased |= {Erasure(kind, *place): np.empty_like(erased[intact]) for place in places for kind in KINDS}
+    width = parse_readouts([cell[1]])[0].width(dim)
+    end = {intact: np.empty((len(texts), width), np.float32)}
+    end |= {Erasure(kind, *place): np.empty_like(end[intact]) for place in fitted.erasers for kind in RUN}
     with (
-        replay(encoder, texts, cell[0], max_length=limit) as chunks,
-        tqdm(total=len(texts) * len(erased), desc="erasing", unit=" passes", delay=1, disable=None, leave=False) as bar,
+        replay(encoder, texts, cell[0], max_length=max_length) as chunks,
+        tqdm(total=len(texts) * len(end), desc="erasing", unit=" passes", delay=1, disable=None, leave=False) as bar,
     ):
         for chunk in chunks:
-            for erasure, vectors in erased.items():
+            for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):
+                for place, mean in means.items():
+                    selected = select_tokens(place.tokens)(recorded.batch)[..., None]
+                    hidden = recorded.hidden[place.layer].double().where(selected, 0)
+                    mean[rows] = (hidden.sum(1) / selected.sum(1).clamp(min=1)).cpu().numpy()
+            for erasure, vectors in end.items():
                 with _erase(encoder, fitted, erasure):
                     chunk.map(partial(_fill, {cell: vectors}, chunk.rows, erasure.layer))
                 bar.update(sum(map(len, chunk.rows)))
-    parts = []
-    for erasure, codes in predict_changed(probe, split, states, cell, erased).items():
-        key = dict(zip(KEY, (*erasure, *cell), strict=True))
-        rows = {
-            "row": split.row_indices[test],
-            "label": split.classes[split.y[test]],
-            "predicted": split.classes[codes],
-        }
-        parts.append(pd.DataFrame({"task": split.task.name, **key, "seed": seed, **rows}))
-    leakage = measure_leakage(split, fitted)
-    leakage.insert(0, "task", split.task.name)
-    return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)], leakage.assign(seed=seed)
+    at_place = {}
+    for place, mean in means.items():
+        double = torch.from_numpy(mean)
+        at_place[Erasure("none", *place)] = mean.astype(np.float32)
+        for kind, eraser in fitted.erasers[place].items():
+            at_place[Erasure(kind, *place)] = eraser(double).numpy().astype(np.float32)
+    return ErasedVectors(at_place, end)
 
 
 def _erase(encoder: Encoder, fitted: FittedErasers, erasure: Erasure) -> AbstractContextManager[None]:
@@ -253,32 +231,118 @@ def _fill(
     fill_cells(vectors, rows[number], recorded, layer, recorded.hidden[layer])
 
 
-def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The probe's accuracy after every erasure, and its change from no erasure and from random directions.
+# -------------------------------------------------------------------------------------------------------------- probes
 
-    Columns task, kind, tokens, layer, value; effect, low, high: minus the accuracy without erasure; beyond, beyond low,
-    beyond high: minus that of random directions of the same variance. 95 % intervals, paired over test texts.
+
+class Sides(NamedTuple):
+    """Slices of the texts that are run: the half of train on which no eraser was fitted, dev, and test."""
+
+    train: slice
+    dev: slice
+    test: slice
+
+
+def measure_erasure(
+    encoder: Encoder,
+    split: SplitTask,
+    states: States,
+    probe: BaseEstimator,
+    cell: Cell,
+    places: Sequence[Place],
+    properties: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """What is left of a property that is erased in every place: the tables erasure, leakage and reliability.
+
+    erasure (columns `PREDICTIONS`): what the probes of the cell (`PROBES`) predict at the end. leakage: kind ("none"
+    before erasure), tokens, layer, moved (share of the variance), probe ("linear", "MLP"), value, low, high (accuracy
+    where it was erased). reliability: kind, tokens, layer, read at ("its place", "the end"), and the columns of
+    `reliability.measure_reliability`.
+
+    places: below the layer of the cell. properties: name -> (text,) codes of other properties of the texts of the
+    split, -1 without a label. Raises InputError if the encoder cannot be altered.
     """
-    table = []
-    for task, rows in predictions.groupby("task", sort=False):
-        hits = {Erasure(*key): _tabulate_hits(part) for key, part in rows.groupby(list(Erasure._fields), sort=False)}
-        (intact,) = (correct for erasure, correct in hits.items() if erasure.kind == "none")
-        for erasure, correct in hits.items():
-            if erasure.kind == "none":
-                continue
-            control = hits[erasure._replace(kind="same variance")]
-            table.append(
-                (
-                    task,
-                    *erasure,
-                    float(np.nanmean(correct)),
-                    *stats.paired_difference(correct, intact),
-                    *stats.paired_difference(correct, control),
+    random, limit = np.random.default_rng(seed), states.source["max_length"]
+    fitted_rows, probe_rows = halve_train(split, seed)
+    chosen = [np.sort(random.permutation(rows)[:MOST]) for rows in (probe_rows, split.rows_of("dev"))]
+    rows = np.concatenate([*chosen, split.rows_of("test")])
+    ends = np.cumsum([len(part) for part in chosen])
+    sides = Sides(slice(ends[0]), slice(*ends), slice(ends[1], None))
+    texts, one_hot = split.texts, np.eye(len(split.classes))[split.y[fitted_rows]]
+    fitted = fit_erasers(encoder, [texts[i] for i in fitted_rows], one_hot, places, max_length=limit, seed=seed)
+    vectors = erase_texts(encoder, [texts[i] for i in rows], fitted, cell, max_length=limit)
+    labels = {split.task.name: split.y[rows], **{name: codes[rows] for name, codes in properties.items()}}
+    y = labels[split.task.name]
+
+    leakage = []
+    for name, codes_by_erasure in predict_retrained(vectors.place, y, sides, seed).items():
+        for erasure, codes in codes_by_erasure.items():
+            accuracy = (codes == y[sides.test]).mean()
+            low, high = stats.wilson(accuracy, len(codes))
+            moved = fitted.moved[Place(*erasure[1:])].get(erasure.kind, 0.0)
+            leakage.append((*erasure, moved, name, accuracy, float(low), float(high)))
+    at_end = {
+        "fixed": predict_changed(probe, split, states, cell, {e: v[sides.test] for e, v in vectors.end.items()}),
+        **predict_retrained(vectors.end, y, sides, seed),
+    }
+    test = split.row_indices[rows[sides.test]]
+    tables = {
+        "erasure": pd.concat(
+            [
+                pd.DataFrame(
+                    {"task": split.task.name, **dict(zip(KEY, (*erasure, *cell, name), strict=True)), "seed": seed}
+                    | {"row": test, "label": split.classes[y[sides.test]], "predicted": split.classes[codes]}
                 )
-            )
-    columns = ["value", "effect", "low", "high", "beyond", "beyond low", "beyond high"]
-    return pd.DataFrame(table, columns=["task", *Erasure._fields, *columns])
+                for name, codes_by_erasure in at_end.items()
+                for erasure, codes in codes_by_erasure.items()
+            ],
+            ignore_index=True,
+        ),
+        "leakage": pd.DataFrame(leakage, columns=[*Erasure._fields, "moved", "probe", "value", "low", "high"]),
+        "reliability": _measure_reliability(vectors, labels, sides, seed),
+    }
+    return {name: table.assign(task=split.task.name, seed=seed) for name, table in tables.items()}
 
 
-def _tabulate_hits(rows: pd.DataFrame) -> pd.DataFrame:
-    return stats.is_correct(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
+def predict_retrained(
+    vectors: Mapping[Erasure, np.ndarray], y: np.ndarray, sides: Sides, seed: int
+) -> dict[str, dict[Erasure, np.ndarray]]:
+    """Predictions (test text,) of a linear and an MLP probe that are trained on the vectors (text, dim) themselves."""
+    codes: dict[str, dict[Erasure, np.ndarray]] = {"linear": {}, "MLP": {}}
+    for first in range(0, len(vectors), AT_ONCE):
+        erasures = [*vectors][first : first + AT_ONCE]
+        X = np.stack([vectors[erasure] for erasure in erasures])
+        train, dev, test = ((X[:, side], y[side]) for side in sides)
+        seen = np.where(np.isin(dev[1], train[1]), dev[1], -1)[:, None]  # a class may be in the other half alone
+        linear = predict_each(
+            LogisticProbe(), train[0], train[1][:, None], test[0], dev=(dev[0], seen), strengths=STRENGTHS
+        )
+        mlp = fit_independent_probe(train[0], {"y": train[1]}, dev[0], {"y": dev[1]}, seed=seed)
+        codes["linear"] |= zip(erasures, linear.codes[:, 0], strict=True)
+        codes["MLP"] |= zip(erasures, mlp.probabilities(test[0])["y"].argmax(-1), strict=True)
+    return codes
+
+
+def _measure_reliability(
+    vectors: ErasedVectors, labels: Mapping[str, np.ndarray], sides: Sides, seed: int
+) -> pd.DataFrame:
+    """Every erasure, in its place and at the end, under probes of intact vectors. labels: the erased property first."""
+    table = []
+    train, dev, test = ({name: codes[side] for name, codes in labels.items()} for side in sides)
+    for read_at, vectors_by_erasure in (("its place", vectors.place), ("the end", vectors.end)):
+        by_kind: dict[str, dict[Erasure, np.ndarray]] = {}
+        for erasure, x in vectors_by_erasure.items():
+            by_kind.setdefault(erasure.kind, {})[erasure] = x
+        X = np.stack([*by_kind["none"].values()])  # of every place, or of the end alone
+        probe = fit_independent_probe(X[:, sides.train], train, X[:, sides.dev], dev, seed=seed)
+        before = probe.probabilities(X[:, sides.test])
+        prior = probe.priors[next(iter(labels))]
+        for changed in by_kind.values():
+            after = probe.probabilities(np.stack([x[sides.test] for x in changed.values()]))
+            for number, erasure in enumerate(changed):
+                intact = {name: values[number % len(X)] for name, values in before.items()}
+                erased = {name: values[number] for name, values in after.items()}
+                row = measure_reliability(intact, erased, prior, test)
+                table.append(dict(zip(Erasure._fields, erasure, strict=True)) | {"read at": read_at} | row)
+    return pd.DataFrame(table)

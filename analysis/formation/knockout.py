@@ -1,22 +1,23 @@
-"""In which layers does [CLS] receive the sentence? Attention edges are cut, and a fixed probe shows the loss.
+"""In which layers does [CLS] receive the sentence? Attention edges are cut, and probes are read after every cut.
 
-1. A `Window` is a kind of edges and the layers, from `first` to `last`, in which they are cut.
-2. `compute_cut_vectors` runs the intact texts once and then, for every window, continues from its first layer: windows
-   with the same first layer share the cut pass up to their own last layer.
-3. `predict_changed` applies a *fixed* probe to the same test texts after every cut. It is trained once, on the intact
-   vectors of train; dev chooses its strength.
-4. `compute_effects` gives the change of its accuracy, with the interval of a paired difference over these texts.
-5. `measure_agreement` compares the profile of these changes over the layers with profiles of attention and attribution.
+1. A `Plan` says block by block what is done to attention; `make_plan` makes one of a `cuts.Window`.
+2. `compute_cut_vectors` runs the texts under many plans. Plans form a prefix tree: those that agree up to a layer share
+   the pass up to there, and the intact pass is recorded once.
+3. `predict_retrained` trains a probe on the cut vectors of train, with its strength chosen on dev, and reads test: what
+   can still be *read* after a change. These predictions decide (`cuts.Gathering`).
+4. `predict_cut` applies a *fixed* probe, trained on intact vectors, to the same test texts: how far a change *shifts*
+   the vectors for this probe.
+5. `measure_agreement` compares the profile of these shifts over the layers with profiles of attention and attribution.
 
 Attention knockout: Geva et al. (2023); there the last token of a decoder was cut off, here [CLS].
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import combinations, groupby
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,14 +26,27 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.formation.cuts import (
+    EVERYTHING,
+    INTACT,
+    KEY,
+    ONLY,
+    PREDICTIONS,
+    REFITTED,
+    RESTORED,
+    RETRAINED,
+    Window,
+)
 from clsprobe.analysis.sweep.grid import SplitTask, features
+from clsprobe.analysis.sweep.halving import refit_cells
+from clsprobe.analysis.sweep.refits import HALVES
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.extraction.readouts import parse_readouts
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.interventions.changes import knockout
+from clsprobe.probes.interventions.changes import knockout, restore_attention
 from clsprobe.probes.interventions.passes import RecordedPass
-from clsprobe.probes.interventions.replaying import replay
+from clsprobe.probes.interventions.replaying import Chunk, replay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,84 +54,72 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 
 Cell = tuple[int, str]  # layer, readout
+BYTES = 256 << 20  # of cut vectors in memory at once
+Plan = tuple[str, ...]  # for every block from 1: "", kinds of edges that are cut in it, or `RESTORED`
 
 
-class Window(NamedTuple):
-    """Edges, as `probes.interventions.changes.knockout` names them, and the first and last block where they are cut."""
-
-    edges: str
-    first: int
-    last: int
-
-
-INTACT = Window("none", 0, 0)
-EVERYTHING = "rest->cls"  # the edges into [CLS] from all other tokens
-KEY = [*Window._fields, "layer", "readout"]  # a cut, and the cell that is read
-PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
-
-
-def list_windows(edges: Iterable[str], last: int) -> list[Window]:
-    """Every run of consecutive layers within 1 to `last`, for every kind of edges."""
-    return [Window(kind, a, b) for kind in edges for a in range(1, last + 1) for b in range(a, last + 1)]
+def make_plan(window: Window, layer: int) -> Plan:
+    """What is done in the blocks 1 to `layer`."""
+    inside, outside = {ONLY: ("", EVERYTHING), RESTORED: (RESTORED, EVERYTHING)}.get(window.edges, (window.edges, ""))
+    return tuple(inside if window.first <= block <= window.last else outside for block in range(1, layer + 1))
 
 
 def compute_cut_vectors(
     encoder: Encoder,
     texts: Sequence[str],
-    cuts: Sequence[Window],
-    cells: Sequence[Cell],
+    plans: Sequence[Plan],
+    readouts: Sequence[str],
     *,
     max_length: int | None = None,
-) -> dict[Window, dict[Cell, np.ndarray]]:
-    """For every window, and for `INTACT`, the vectors (text, dim) of the cells at or above its last layer.
+) -> dict[Plan, dict[str, np.ndarray]]:
+    """For every plan and readout the vectors (text, dim) at the layer where the plans end; they are of one length.
 
-    For a cell below, the window is a shorter one. Raises InputError if the encoder's attention cannot be masked.
+    Raises InputError if the encoder's attention cannot be masked, or restored.
     """
-    until, dim = max(layer for layer, _ in cells), encoder.description.dim
-    vectors_by_cut = {
-        cut: {
-            cell: np.empty((len(texts), parse_readouts([cell[1]])[0].width(dim)), np.float32)
-            for cell in cells
-            if cell[0] >= cut.last
+    ordered, dim = sorted(set(plans)), encoder.description.dim
+    last = len(ordered[0])
+    vectors = {
+        plan: {
+            (last, name): np.empty((len(texts), parse_readouts([name])[0].width(dim)), np.float32) for name in readouts
         }
-        for cut in (INTACT, *cuts)
+        for plan in ordered
     }
-    ordered = sorted(cut for cut in vectors_by_cut if cut.last and vectors_by_cut[cut])
-    total = len(texts) * (1 + len(ordered))
+    blocks = {plan[: layer + 1] for plan in ordered for layer in range(last) if any(plan[: layer + 1])}
+
+    def run_further(chunk: Chunk, plans: list[Plan], layer: int, hidden: list[Tensor]) -> None:
+        """Run the batches of a chunk from `layer` on under plans that agree up to there. hidden: of every batch."""
+        if layer == last:
+            for number, recorded in enumerate(chunk.recorded):
+                fill_cells(vectors[plans[0]], chunk.rows[number], recorded, layer, hidden[number])
+            return
+        for change, together in groupby(plans, lambda plan: plan[layer]):
+            branch = list(together)
+            if any(branch[0][: layer + 1]):
+                with _change_block(encoder, change, layer + 1):
+                    further = chunk.map(lambda number, recorded: recorded.run(layer, hidden[number], layer + 1))
+                bar.update(sum(map(len, chunk.rows)))
+            else:
+                further = [recorded.hidden[layer + 1] for recorded in chunk.recorded]
+            run_further(chunk, branch, layer + 1, further)
+
     with (
-        replay(encoder, texts, until, max_length=max_length) as chunks,
-        tqdm(total=total, desc="cutting", unit=" passes", delay=1, disable=None, leave=False) as bar,
+        replay(encoder, texts, last, max_length=max_length) as chunks,
+        tqdm(total=len(blocks) * len(texts), desc="cutting", unit=" blocks", delay=1, disable=None, leave=False) as bar,
     ):
         for chunk in chunks:
-            count = sum(map(len, chunk.rows))
-            for rows, recorded in zip(chunk.rows, chunk.recorded, strict=True):
-                for cell, vectors in vectors_by_cut[INTACT].items():
-                    fill_cells({cell: vectors}, rows, recorded, cell[0], recorded.hidden[cell[0]])
-            bar.update(count)
-            for (edges, first), together in groupby(ordered, lambda cut: (cut.edges, cut.first)):
-                layer, hidden = first - 1, [recorded.hidden[first - 1] for recorded in chunk.recorded]
-                for cut in together:
-                    with knockout(encoder, edges, range(first, cut.last + 1)):
-                        cut_on = partial(_cut_further, vectors_by_cut[cut], chunk.rows, hidden, layer, cut.last)
-                        hidden = chunk.map(cut_on)
-                    layer = cut.last
-                    bar.update(count)
-    return vectors_by_cut
+            run_further(chunk, ordered, 0, [recorded.hidden[0] for recorded in chunk.recorded])
+    return {plan: {name: array for (_, name), array in by_cell.items()} for plan, by_cell in vectors.items()}
 
 
-def _cut_further(
-    vectors: dict[Cell, np.ndarray],
-    rows: list[np.ndarray],
-    hidden_by_batch: list[Tensor],
-    layer: int,
-    last: int,
-    number: int,
-    recorded: RecordedPass,
-) -> Tensor:
-    """Run a batch on to layer `last` under the active cut, fill its cells, and return the hidden states there."""
-    hidden = recorded.run(layer, hidden_by_batch[number], last)
-    fill_cells(vectors, rows[number], recorded, last, hidden)
-    return hidden
+@contextmanager
+def _change_block(encoder: Encoder, change: str, layer: int) -> Iterator[None]:
+    """Within the block, one step of a plan applies to the block that computes `layer`."""
+    with ExitStack() as changes:
+        if change:
+            changes.enter_context(knockout(encoder, EVERYTHING if change == RESTORED else change, [layer]))
+        if change == RESTORED:
+            changes.enter_context(restore_attention(encoder, [layer]))
+        yield
 
 
 def fill_cells(
@@ -153,61 +155,82 @@ def predict_cut(
     split: SplitTask,
     states: States,
     probe: BaseEstimator,
-    cells: Sequence[Cell],
+    layer: int,
+    readouts: Sequence[str],
     cuts: Sequence[Window],
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Predictions of every cell's fixed probe for every test text after every cut (columns `PREDICTIONS`).
+    """Predictions of the fixed probe of every readout for every test text after every cut (columns `PREDICTIONS`).
 
-    `INTACT` names the intact passes. A cell has the windows that end at or below its layer.
+    `INTACT` names the intact passes.
     """
     test = split.rows_of("test")
     texts = [split.task.texts[i] for i in split.row_indices[test]]
-    vectors_by_cut = compute_cut_vectors(encoder, texts, cuts, cells, max_length=states.source["max_length"])
+    plans = {cut: make_plan(cut, layer) for cut in (INTACT, *cuts)}
+    vectors = compute_cut_vectors(encoder, texts, [*plans.values()], readouts, max_length=states.source["max_length"])
     parts = []
-    for cell in cells:
-        changed = {cut: vectors[cell] for cut, vectors in vectors_by_cut.items() if cell in vectors}
-        for cut, codes in predict_changed(probe, split, states, cell, changed).items():
-            key = dict(zip(KEY, (*cut, *cell), strict=True))
-            rows = {
-                "row": split.row_indices[test],
-                "label": split.classes[split.y[test]],
-                "predicted": split.classes[codes],
-            }
-            parts.append(pd.DataFrame({"task": split.task.name, **key, "seed": seed, **rows}))
+    for name in readouts:
+        changed = {cut: vectors[plan][name] for cut, plan in plans.items()}
+        for cut, codes in predict_changed(probe, split, states, (layer, name), changed).items():
+            key = {"task": split.task.name, **dict(zip(KEY, (*cut, layer, name), strict=True))}
+            parts.append(_tabulate(split, codes, **key, seed=seed))
     return pd.concat(parts, ignore_index=True)[list(PREDICTIONS)]
 
 
-def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy after every cut, and its change with a 95 % interval over the same test texts.
+def predict_retrained(
+    encoder: Encoder,
+    split: SplitTask,
+    probe: BaseEstimator,
+    layer: int,
+    windows: Sequence[Window],
+    *,
+    refit: bool = False,
+    max_length: int | None = None,
+    draw: int = -1,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions for test of probes of [CLS] that were trained anew after every change (columns `RETRAINED`).
 
-    Columns task, edges, first, last, layer, readout, value, effect, low, high; the intact passes come first.
+    With them the scores of probes that were fitted on halves of the training texts (columns `REFITTED`), without rows
+    unless refit. windows: `INTACT` among them, if it is to be read. draw: the seed of the weights of an untrained
+    encoder, -1 for the trained one. Changes that come to the same, such as a cut below and an open window above it,
+    share a fit. Raises RuntimeError if a probe cannot be fitted.
     """
-    table = []
-    for (task, layer, readout), rows in predictions.groupby(["task", "layer", "readout"], observed=True, sort=False):
-        intact = tabulate_correct(rows, INTACT)
-        for cut in rows[list(Window._fields)].drop_duplicates().itertuples(index=False, name=None):
-            correct = tabulate_correct(rows, Window(*cut))
-            difference = stats.paired_difference(correct, intact)
-            table.append((task, *cut, layer, readout, float(np.nanmean(correct)), *difference))
-    return pd.DataFrame(table, columns=["task", *KEY, "value", "effect", "low", "high"])
+    train, dev, test = (split.rows_of(side) for side in ("train", "dev", "test"))
+    y, plans = split.y[:, None], {window: make_plan(window, layer) for window in windows}
+    ordered, codes, scores = sorted(set(plans.values())), dict[Plan, np.ndarray](), dict[Plan, np.ndarray]()
+    size = max(1, BYTES // (4 * len(split.row_indices) * encoder.description.dim))
+    for start in range(0, len(ordered), size):  # neighbours in this order share most of their passes
+        together = ordered[start : start + size]
+        vectors = compute_cut_vectors(encoder, split.texts, together, ["cls"], max_length=max_length)
+        X = np.stack([vectors[plan]["cls"] for plan in together])
+        predictions = predict_each(
+            probe, X[:, train], y[train], X[:, test], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
+        )
+        if predictions.failures:
+            raise RuntimeError(f"no probe can be fitted after a cut: {next(iter(predictions.failures.values()))}")
+        codes |= dict(zip(together, predictions.codes[:, 0], strict=True))
+        if refit and (refits := refit_cells(split, X, probe, seed=seed)):
+            scores |= dict(zip(together, refits, strict=True))
+    key = {"task": split.task.name, "control": "none" if draw < 0 else "untrained", "draw": draw, "seed": seed}
+    parts = [_tabulate(split, codes[plan], **window._asdict(), **key, layer=layer) for window, plan in plans.items()]
+    test_rows = {"row": split.row_indices[test], "group": split.group[test]}
+    halves = [
+        pd.DataFrame(scores[plan].T.astype(np.float32), columns=[*HALVES]).assign(**window._asdict(), **test_rows)
+        for window, plan in plans.items()
+        if plan in scores
+    ]
+    table = pd.concat(halves, ignore_index=True) if halves else pd.DataFrame(columns=[*REFITTED])
+    table = table.assign(**key, n_train=len(train))[list(REFITTED)]
+    return pd.concat(parts, ignore_index=True)[list(RETRAINED)], table
 
 
-def tabulate_correct(predictions: pd.DataFrame, cut: Window) -> pd.DataFrame:
-    """(seed, row) 1 where the probe of one task and cell is right after a cut, else 0."""
-    rows = predictions[(predictions[list(Window._fields)] == list(cut)).all(axis=1)]
-    correct = stats.is_correct(rows).astype(float)
-    return correct.set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
-
-
-def compute_losses(predictions: pd.DataFrame, edges: str) -> np.ndarray:
-    """(text, layer) loss when a single layer is cut, for one task and cell: 1 where the probe turns wrong, -1 where it
-    turns right; means over seeds. Texts in the order of their rows, layers from 1."""
-    intact = tabulate_correct(predictions, INTACT).mean()
-    last = int(predictions.loc[predictions.edges == edges, "last"].max())
-    cut = [tabulate_correct(predictions, Window(edges, layer, layer)).mean() for layer in range(1, last + 1)]
-    return np.stack([(intact - accuracy).to_numpy() for accuracy in cut], 1)
+def _tabulate(split: SplitTask, codes: np.ndarray, **key: object) -> pd.DataFrame:
+    """Predictions for the test texts in the order of the task, with the columns of a key. codes: (test text,)."""
+    test = split.rows_of("test")
+    rows = {"row": split.row_indices[test], "label": split.classes[split.y[test]], "predicted": split.classes[codes]}
+    return pd.DataFrame({**key, **rows})
 
 
 def measure_agreement(profiles: Mapping[str, np.ndarray]) -> pd.DataFrame:

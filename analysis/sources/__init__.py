@@ -104,6 +104,45 @@ class Loaded:
         return counts
 
 
+@dataclass(frozen=True, eq=False)
+class MinimalPairs:
+    """Sentences of one label, each with its twin of the other: the same sentence, but for what the label demands.
+
+    labels: those of the two sentences of every pair, in their order in `texts`. lemmas: of the word that carries the
+    label, such as the main verb of a tense; "" where no single word does. carriers: text -> this lemma, also for the
+    texts of the task, so that pairs can be left out whose lemma was trained on. other_labels: other property -> text ->
+    label, for the texts of the pairs and of the task, where the source knows them.
+    """
+
+    labels: tuple[str, str]
+    texts: list[tuple[str, str]]
+    lemmas: list[str]
+    carriers: Mapping[str, str] = field(default_factory=dict)
+    other_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pairs and of what is known of them."""
+        total = sha256()
+        for values in ([*self.labels], [*chain.from_iterable(self.texts)], self.lemmas):
+            _update_digest(total, values)
+        for labels in (self.carriers, *self.other_labels.values()):
+            _update_digest(total, [*chain.from_iterable(labels.items())])
+        return total.hexdigest()
+
+
+def load_pairs(spec: str) -> dict[str, MinimalPairs]:
+    """Task name -> minimal pairs, for those tasks of a SPEC that have any: of grammar: and conllu:.
+
+    Raises InputError like `load`.
+    """
+    source, _, rest = spec.partition(":")
+    if source not in ("grammar", "conllu"):
+        return {}
+    pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(rest)
+    return pairs
+
+
 def load(spec: str, options: SourceOptions) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense`` or ``file:reviews.csv``.
 

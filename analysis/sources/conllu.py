@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clsprobe.analysis.sources import Loaded, SourceOptions
+from clsprobe.analysis.sources import Loaded, MinimalPairs, SourceOptions
+from clsprobe.analysis.sources.inflection import Inflector
 from clsprobe.analysis.sources.lines import find_path
 from clsprobe.analysis.sources.tables import Texts, quote
 from clsprobe.analysis.sources.treebank import Sentence, Token, Treebank, normalize, read_treebank, render, word_key
@@ -52,16 +53,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     Every sentence counts once per property, as a row or as left out. Raises InputError, with ``file:line``, for invalid
     CoNLL-U, and for a property that the treebank does not support.
     """
-    path_name, _, requested = rest.rpartition(":")
-    if not path_name:
-        raise InputError("--task", f"'conllu:{rest}' names no property", f"As in conllu:{rest or 'PATH'}:all")
-    name = requested.replace("-", "_")
-    if name not in (*PROPERTIES, "all"):
-        raise unknown("--task", "property", requested, [*PROPERTIES, "all"])
-    path = find_path(path_name, "conllu:en_ewt-ud-train.conllu:all")
-    bank, notes = read_treebank(path)
-    stem = Path(os.path.abspath(path)).name
-    stem = stem if path.is_dir() else re.sub(r"(\.conllu)?(\.gz)?$", "", stem, flags=re.IGNORECASE)
+    name, stem, bank, notes = _read_spec(rest)
     if name != "all":
         task, left_out = _make_task(name, stem, bank)
         return Loaded([task], bank.rows, left_out, notes + _split_notes([task], bank), words=bank.words)
@@ -81,6 +73,49 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     return Loaded(tasks, len(tasks) * bank.rows, left_out, notes, words=bank.words)
 
 
+def load_pairs(rest: str) -> dict[str, MinimalPairs]:
+    """Task name -> minimal pairs, for the properties of a SPEC that another form of one word changes (`inflection`).
+
+    Raises InputError like `load`.
+    """
+    requested, stem, bank, _ = _read_spec(rest)
+    names = [name for name, prop in PROPERTIES.items() if prop.inflect and requested in (name, "all")]
+    inflector = Inflector(bank)
+    return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], inflector) for name in names}
+
+
+def _make_pairs(prop: Property, inflector: Inflector) -> MinimalPairs:
+    assert prop.inflect is not None
+    bank = inflector.bank
+    labels = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
+    texts, lemmas, carriers = list[tuple[str, str]](), list[str](), dict[str, str]()
+    for s, row in zip(bank.sentences, prop.build_rows(bank), strict=True):
+        if isinstance(row, str):
+            continue
+        carriers[s.text] = s.lemmas[row.carrier]
+        twin = prop.inflect(inflector, s, row.carrier)
+        if twin is not None and normalize(twin) not in bank.normalized_texts:
+            text = render(s.tokens())
+            texts.append((text, twin) if row.label == labels[0] else (twin, text))
+            lemmas.append(s.lemmas[row.carrier])
+    return MinimalPairs(labels, texts, lemmas, carriers)
+
+
+def _read_spec(rest: str) -> tuple[str, str, Treebank, list[str]]:
+    """The property of a SPEC or "all", the name of the treebank, the treebank, and notes."""
+    path_name, _, requested = rest.rpartition(":")
+    if not path_name:
+        raise InputError("--task", f"'conllu:{rest}' names no property", f"As in conllu:{rest or 'PATH'}:all")
+    name = requested.replace("-", "_")
+    if name not in (*PROPERTIES, "all"):
+        raise unknown("--task", "property", requested, [*PROPERTIES, "all"])
+    path = find_path(path_name, "conllu:en_ewt-ud-train.conllu:all")
+    bank, notes = read_treebank(path)
+    stem = Path(os.path.abspath(path)).name
+    stem = stem if path.is_dir() else re.sub(r"(\.conllu)?(\.gz)?$", "", stem, flags=re.IGNORECASE)
+    return name, stem, bank, notes
+
+
 def _split_notes(tasks: Sequence[Task], bank: Treebank) -> list[str]:
     names = [task.label for task in tasks if PROPERTIES[task.label].resplit]
     return [f"{', '.join(names)}: split anew, not by the treebank's own files"] if names and bank.has_split else []
@@ -97,13 +132,14 @@ class _Row(NamedTuple):
     """A sentence in a task.
 
     text: replaces the text of the sentence. form: a word that must not cross a split. stratum: classes are balanced
-    within each.
+    within each. carrier: the index of the word that carries the label.
     """
 
     label: str
     text: str = ""
     form: str = ""
     stratum: int = 0
+    carrier: int = -1
 
 
 Corruption = Callable[[Sentence, Treebank, Random], list[Token]]
@@ -115,13 +151,15 @@ class Property:
     """How the rows of a task are made.
 
     resplit: split anew, not by the treebank's files. ordered: labels are whole numbers; the classes are consecutive.
-    solved_by: see `Task`.
+    solved_by: see `Task`. inflect: the text of the sentence with the other label, where the forms of the treebank give
+    one; called with the index of the word that carries the label.
     """
 
     build_rows: Callable[[Treebank], Rows]
     resplit: bool = False
     ordered: bool = False
     solved_by: tuple[str, ...] = ()
+    inflect: Callable[[Inflector, Sentence, int], str | None] | None = None
 
 
 def _per_sentence(make_row: Callable[[Sentence], _Row]) -> Callable[[Treebank], Rows]:
@@ -231,7 +269,7 @@ def _verb_feature(feature: str, names: Mapping[str, str] | None = None) -> Calla
             raise _LeftOut("the root is no verb")
         if feature != "Voice" and s.features[root].get("VerbForm", "Fin") != "Fin":  # "has come" is no past tense
             raise _LeftOut("the root is not finite")
-        return _Row(_feature_value(s, root, feature, names), form=s.forms[root].casefold())
+        return _Row(_feature_value(s, root, feature, names), form=s.forms[root].casefold(), carrier=root)
 
     return row
 
@@ -252,7 +290,7 @@ def _noun_number(relation: str) -> Callable[[Sentence], _Row]:
         if s.children(nouns[0], "conj"):
             raise _LeftOut(f"the {role} is coordinated")
         names = {"Sing": "singular", "Plur": "plural"}
-        return _Row(_feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold())
+        return _Row(_feature_value(s, nouns[0], "Number", names), form=s.forms[nouns[0]].casefold(), carrier=nouns[0])
 
     return row
 
@@ -401,9 +439,15 @@ PROPERTIES = {
     "tree_depth": Property(_per_sentence(_tree_depth), ordered=True),
     "top_constituents": Property(_top_constituents),
     "bigram_shift": Property(_corrupt_half("shifted", _shift_bigram)),
-    "tense": Property(_per_sentence(_verb_feature("Tense", {"Past": "past", "Pres": "present"})), resplit=True),
-    "subject_number": Property(_per_sentence(_noun_number("nsubj")), resplit=True),
-    "object_number": Property(_per_sentence(_noun_number("obj")), resplit=True),
+    "tense": Property(
+        _per_sentence(_verb_feature("Tense", {"Past": "past", "Pres": "present"})),
+        resplit=True,
+        inflect=Inflector.change_tense,
+    ),
+    "subject_number": Property(
+        _per_sentence(_noun_number("nsubj")), resplit=True, inflect=Inflector.change_subject_number
+    ),
+    "object_number": Property(_per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number),
     "odd_man_out": Property(_corrupt_half("replaced", _replace_word)),
     "coordination_inversion": Property(_corrupt_half("inverted", _invert_clauses)),
     "root_pos": Property(_per_sentence(_root_pos)),

@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from random import Random
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from clsprobe.analysis.sources import Loaded, SourceOptions, lexicon
+from clsprobe.analysis.sources import Loaded, MinimalPairs, SourceOptions, lexicon
 from clsprobe.analysis.sources.lexicon import ADJECTIVES, NOUNS, OBJECTS, STRICT, VERBS, Lemma, Lexicon
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.tasks.task import Task
@@ -39,6 +39,7 @@ UPOS = {
 SIZE, LARGEST = 3000, 1_000_000  # sentences of a task; half of them train, a sixth dev, a third test
 FULL = 9  # nouns and verbs after which a sentence is only completed
 LONGEST = 28  # words of a sentence
+PAIRS = 400  # minimal pairs of a property
 MAX_REJECTED = 50_000  # consecutive sentences without a new row, after which generation stops
 
 
@@ -431,20 +432,35 @@ def _top_constituents(tree: Phrase) -> str:
     return sequence if sequence in TOPS else "OTHER"
 
 
-def _tense(tree: Phrase) -> str | None:
+def _main_verb(tree: Phrase) -> Word | None:
     predicate = tree.part("VP")
-    return None if predicate is None else "past" if predicate.head.form == "past" else "present"
+    return predicate.head if predicate else None
+
+
+def _subject_noun(tree: Phrase) -> Word | None:
+    subject = tree.part("NP")
+    return subject.head if subject else None
+
+
+def _object_noun(tree: Phrase) -> Word | None:
+    predicate = tree.part("VP")
+    obj = predicate.part("NP") if predicate else None
+    return obj.head if obj else None
+
+
+def _tense(tree: Phrase) -> str | None:
+    verb = _main_verb(tree)
+    return None if verb is None else "past" if verb.form == "past" else "present"
 
 
 def _subject_number(tree: Phrase) -> str | None:
-    subject = tree.part("NP")
-    return None if subject is None else subject.head.form
+    noun = _subject_noun(tree)
+    return noun.form if noun else None
 
 
 def _object_number(tree: Phrase) -> str | None:
-    predicate = tree.part("VP")
-    obj = None if predicate is None else predicate.part("NP")
-    return None if obj is None else obj.head.form
+    noun = _object_noun(tree)
+    return noun.form if noun else None
 
 
 def _first_being(tree: Phrase) -> str:
@@ -524,6 +540,51 @@ def _move_clause(tree: Phrase, words: Lexicon, rng: _Rng) -> Phrase:
     return _s(*main, COMMA, subordinate) if tree.parts[0] is subordinate else _s(subordinate, COMMA, *main)
 
 
+def _change_tense(tree: Phrase) -> Phrase | None:
+    """The main verb in the other tense; None for "sleeps and dreams", whose verbs share their tense."""
+    subject, predicate = tree.part("NP"), tree.part("VP")
+    assert subject is not None
+    assert predicate is not None
+    if predicate.part("VP"):
+        return None
+    verb = predicate.head
+    present = "base" if subject.head.form == "plural" else "third"
+    return _reinflect(tree, {verb: present if verb.form == "past" else "past"})
+
+
+def _change_subject_number(tree: Phrase) -> Phrase:
+    """The subject in the other number, and with it the verbs that agree with it."""
+    subject, predicate = tree.part("NP"), tree.part("VP")
+    assert subject is not None
+    assert predicate is not None
+    verbs = [part for part in predicate.parts if isinstance(part, Phrase) and part.label == "VP"] or [predicate]
+    return _change_number(tree, subject, [phrase.head for phrase in verbs])
+
+
+def _change_object_number(tree: Phrase) -> Phrase:
+    """The object in the other number; no verb agrees with it but that of a clause of its own."""
+    predicate = tree.part("VP")
+    obj = predicate.part("NP") if predicate else None
+    assert obj is not None
+    return _change_number(tree, obj, [])
+
+
+def _change_number(tree: Phrase, noun_phrase: Phrase, verbs: list[Word]) -> Phrase:
+    """The head of a noun phrase in the other number. verbs: those that agree with it; with them agrees that of a
+    relative clause whose subject it is ("the dog that chases the cat"). Its determiner fits both numbers."""
+    relative = noun_phrase.part("SBAR")
+    clause = relative.part("S") if relative else None
+    predicate = clause.part("VP") if clause and not clause.part("NP") else None
+    forms = {"singular": "plural", "plural": "singular", "third": "base", "base": "third", "past": "past"}
+    agreeing = [noun_phrase.head, *verbs, *([predicate.head] if predicate else [])]
+    return _reinflect(tree, {word: forms[word.form] for word in agreeing})
+
+
+def _reinflect(tree: Phrase, forms: Mapping[Word, str]) -> Phrase:
+    """The tree with some words in other forms of their lemmas. forms: word -> its form in the new tree."""
+    return tree.replace({word: _inflect(word.lemma, form) for word, form in forms.items() if word.lemma})
+
+
 # ----------------------------------------------------------------------------------------------------------- properties
 
 
@@ -532,8 +593,10 @@ class Property:
     """A set of labels, and how their sentences are generated.
 
     label: the label of a sentence, or None if the property does not apply to it. write: the start symbol. twin: makes
-    the sentence of the other label. stratum: a value that must not reveal the label; each of `strata` is equally
-    frequent in every class. solved_by: see `Task`; the words of word_content stand on all sides, unlike other nouns.
+    the sentence of the other label, which is then in the task as well. stratum: a value that must not reveal the label;
+    each of `strata` is equally frequent in every class. solved_by: see `Task`; the words of word_content stand on all
+    sides, unlike other nouns. inflect: makes the sentence of the other label from other forms of the same words; None
+    if more than the label would change. carrier: the word whose form decides the label.
     """
 
     labels: tuple[str, ...]
@@ -543,6 +606,8 @@ class Property:
     stratum: Callable[[Phrase], object] = lambda tree: None
     strata: tuple[object, ...] = (None,)
     solved_by: tuple[str, ...] = ()
+    inflect: Callable[[Phrase], Phrase | None] | None = None
+    carrier: Callable[[Phrase], Word | None] = lambda tree: None
 
 
 FRONTED = ("", "ADVP_", "PP_", "SBAR_", "CC_", "CC_ADVP_", "CC_PP_", "CC_SBAR_")
@@ -562,9 +627,13 @@ PROPERTIES = {
     ),
     "top_constituents": Property((*TOPS, "OTHER"), _top_constituents, _Writer.fronted),
     "bigram_shift": Property(("original", "shifted"), twin=_shift_bigram),
-    "tense": Property(("past", "present"), _tense),
-    "subject_number": Property(("plural", "singular"), _subject_number),
-    "object_number": Property(("plural", "singular"), _object_number),
+    "tense": Property(("past", "present"), _tense, inflect=_change_tense, carrier=_main_verb),
+    "subject_number": Property(
+        ("plural", "singular"), _subject_number, inflect=_change_subject_number, carrier=_subject_noun
+    ),
+    "object_number": Property(
+        ("plural", "singular"), _object_number, inflect=_change_object_number, carrier=_object_noun
+    ),
     "odd_man_out": Property(("original", "odd"), twin=_replace_word),
     "coordination_inversion": Property(("original", "inverted"), write=_Writer.coordination, twin=_invert_clauses),
     "word_order": Property(("animals first", "people first"), _first_being, _Writer.encounter, _swap_beings),
@@ -572,6 +641,7 @@ PROPERTIES = {
         ("in order", "reversed"), _event_order, _Writer.temporal, _move_clause, _connective, ("before", "after")
     ),
 }
+INFLECTED = tuple(name for name, prop in PROPERTIES.items() if prop.inflect)
 # The default tasks: one of each kind, which take minutes instead of a quarter of an hour. Among those of a kind, the
 # ones whose 3,000 sentences suffice to tell mean pooling from [CLS]: sentence_length would need three times as many.
 DEMO = ("word_content", "bigram_shift", "tense", "subject_number", "word_order")
@@ -582,6 +652,28 @@ def load(rest: str, options: SourceOptions) -> Loaded:
 
     Raises InputError for an unknown property and for an invalid size.
     """
+    names, size = _parse_spec(rest)
+    results = [_generate_task(name, size, 0) for name in names]
+    tasks = [task for task, _ in results]
+    words = {_render(tree): _tagged_words(tree) for _, trees in results for tree in trees}
+    return Loaded(tasks, rows=sum(len(task.texts) for task in tasks), words=words)
+
+
+def load_pairs(rest: str) -> dict[str, MinimalPairs]:
+    """Task name -> PAIRS minimal pairs, for the properties of a SPEC that a sentence can change.
+
+    Their sentences are new ones, with the nouns and verbs of test. Raises InputError like `load`.
+    """
+    names, size = _parse_spec(rest)
+    return {
+        f"grammar:{name}": _generate_pairs(name, size)
+        for name in names
+        if PROPERTIES[name].inflect or PROPERTIES[name].twin
+    }
+
+
+def _parse_spec(rest: str) -> tuple[tuple[str, ...], int]:
+    """The properties of a SPEC, and the number of sentences of each."""
     requested, colon, number = rest.partition(":")
     name = requested.replace("-", "_")
     collections = {"all": tuple(PROPERTIES), "demo": DEMO}
@@ -589,10 +681,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         raise unknown("--task", "property", requested, [*PROPERTIES, *collections])
     if colon and not (number.isascii() and number.isdecimal()):
         raise InputError("--task", f"'{number}' is no number of sentences", f"Write it as in grammar:{name}:{SIZE}")
-    results = [_generate_task(member, int(number) if colon else SIZE, 0) for member in collections.get(name, (name,))]
-    tasks = [task for task, _ in results]
-    words = {_render(tree): _tagged_words(tree) for _, trees in results for tree in trees}
-    return Loaded(tasks, rows=sum(len(task.texts) for task in tasks), words=words)
+    return collections.get(name, (name,)), int(number) if colon else SIZE
 
 
 def make_task(name: str, *, size: int = SIZE, seed: int = 0) -> Task:
@@ -661,3 +750,35 @@ def _generate_rows(name: str, side: str, size: int, seed: int) -> list[tuple[int
         quota[cell] -= 1
         n_rejected = 0
     return rng.shuffled(rows)
+
+
+def _generate_pairs(name: str, size: int) -> MinimalPairs:
+    """Minimal pairs from the lexicon of test, and what is known of them and of the task of this size."""
+    prop, words, rng = PROPERTIES[name], lexicon.deal_lexicon("test"), _Rng(f"{name} pairs")
+    pairs: list[tuple[Phrase, Phrase]] = []
+    written: set[str] = set()
+    for _ in range(MAX_REJECTED):
+        tree = _fix_articles(prop.write(_Writer(words, rng)))
+        label = prop.label(tree)
+        if label is None or _count_words(tree) > LONGEST:
+            continue
+        twin = prop.inflect(tree) if prop.inflect else prop.twin(tree, words, rng) if prop.twin else None
+        if twin is None or {_render(tree), _render(twin)} & written:
+            continue
+        pairs.append((tree, twin) if label == prop.labels[0] else (twin, tree))
+        written |= {_render(tree), _render(twin)}
+        if len(pairs) == PAIRS:
+            break
+    carriers = [prop.carrier(tree) for tree, _ in pairs]
+    trees = {_render(tree): tree for tree in (*_generate_task(name, size, 0)[1], *chain.from_iterable(pairs))}
+    others = {other: PROPERTIES[other].label for other in INFLECTED if other != name}
+    return MinimalPairs(
+        (prop.labels[0], prop.labels[1]),
+        [(_render(tree), _render(twin)) for tree, twin in pairs],
+        [word.lemma.name if word and word.lemma else "" for word in carriers],
+        carriers={text: word.lemma.name for text, tree in trees.items() if (word := prop.carrier(tree)) and word.lemma},
+        other_labels={
+            other: {text: value for text, tree in trees.items() if (value := read_label(tree))}
+            for other, read_label in others.items()
+        },
+    )

@@ -73,10 +73,8 @@ def refit_halves(
     for the candidates. A procedure that fails on a half, as one of a plug-in may, has no rows.
     """
     halves = draw_halves(split, seed=seed)
-    if isinstance(probe, LogisticProbe):
-        probe = clone(probe).set_params(tol=ROUGH)
-    if any(not (halves == half)[:, split.rows_of(side)].any(1).all() for half in (0, 1) for side in ("train", "dev")):
-        return pd.DataFrame(columns=[*REFITS])  # a side of one group cannot be divided
+    if not _are_whole(split, halves):
+        return pd.DataFrame(columns=[*REFITS])
     tables = []
     for states in all_states:
         control = states.source["control"]
@@ -88,6 +86,19 @@ def refit_halves(
     tables += _refit_baselines(split, halves, all_states[0])
     table = pd.concat(tables, ignore_index=True).assign(task=split.task.name, seed=seed)
     return table.assign(n_train=len(split.rows_of("train")))[[*REFITS]]
+
+
+def refit_cells(split: SplitTask, X: np.ndarray, probe: BaseEstimator, *, seed: int = 0) -> list[np.ndarray]:
+    """(half, test text) the scores of every cell of X (cell, row, dim), fitted on every half; none where the task has
+    no halves, or where the probe fails on one."""
+    halves = draw_halves(split, seed=seed)
+    fitted = _fit_halves(split, halves, X, probe) if _are_whole(split, halves) else []
+    return [cell.test for cell in fitted] if len(fitted) == len(X) else []
+
+
+def _are_whole(split: SplitTask, halves: np.ndarray) -> bool:
+    """Whether every half has texts of train and of dev: a side of one group cannot be divided."""
+    return all((halves == half)[:, split.rows_of(side)].any(1).all() for half in (0, 1) for side in ("train", "dev"))
 
 
 def _refit_cells(
@@ -105,7 +116,7 @@ def _refit_cells(
 def _refit_baselines(split: SplitTask, halves: np.ndarray, states: States) -> list[pd.DataFrame]:
     """The rows of the baselines that read no layer, and of the mean of layer 0."""
     task_texts, numbers = split.texts, not len(split.classes)
-    linear = RidgeProbe() if numbers else LogisticProbe(tol=ROUGH)
+    linear = RidgeProbe() if numbers else LogisticProbe()
     fitted = {"majority": [_predict_halves(split, halves, majority)]}
     if not split.task.textless:
         fitted["length"] = _fit_halves(split, halves, count_lengths(task_texts)[None], linear)
@@ -130,6 +141,8 @@ class _Fitted:
 
 def _fit_halves(split: SplitTask, halves: np.ndarray, X: np.ndarray, probe: BaseEstimator) -> list[_Fitted]:
     """Every cell of X (cell, row, dim) fitted on every half; without those on which the probe fails."""
+    if isinstance(probe, LogisticProbe):
+        probe = clone(probe).set_params(tol=ROUGH)
     train, dev, test = map(split.rows_of, ("train", "dev", "test"))
     nothing = np.nan if split.y.dtype.kind == "f" else -1
     y = np.stack([np.where(half == part, split.y, nothing) for half in halves for part in (0, 1)], 1)

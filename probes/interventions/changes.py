@@ -1,14 +1,16 @@
 """Hooks that *change* the forward pass; `clsprobe.tap` only observes it.
 
 1. A change hooks every block inside a `with` statement: `knockout` masks attention edges, `alter_layer` replaces the
-   hidden states of a layer. The hooks are removed afterwards, also after an error.
+   hidden states of a layer, `restore_attention` gives [CLS] what the attention of the intact pass wrote for it. The
+   hooks are removed afterwards, also after an error.
 2. An edge is named ``SOURCE->TARGET``, from the key to the query, as in ``content->cls``. Softmax
    distributes the weight of a masked edge over the other edges. A token always sees itself: an empty row of the mask
    would give NaN.
 3. Not every attention accepts such a mask. `check_changes` tests an encoder before its first change: with the edges to
    [CLS] cut in a block, [CLS] must not depend on the other tokens, and the other tokens must not change.
 
-Attention knockout: Geva et al. (2023). Do not use an Extractor with a cache here: its keys do not include changes.
+Attention knockout: Geva et al. (2023). Restoring in a changed pass what the intact one computed: Meng et al. (2022). Do
+not use an Extractor with a cache here: its keys do not include changes.
 `probes.interventions.passes` has the hooks, `probes.interventions.replaying` runs many texts from recorded passes.
 """
 
@@ -29,7 +31,15 @@ from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Batch
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.extraction.readouts import Position, parse_readouts
-from clsprobe.probes.interventions.passes import change_arguments, get_signature, record_passes
+from clsprobe.probes.interventions.passes import (
+    RecordedPass,
+    change_arguments,
+    change_attention,
+    find_attention_outputs,
+    find_cls,
+    get_signature,
+    record_passes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,18 +47,13 @@ if TYPE_CHECKING:
 
 EDGES = ("content->cls", "rest->cls", "sep->cls", "cls->content")
 _TOKEN_SETS: dict[str, Callable[[Batch], Tensor]] = {  # name -> (batch, token)
-    "cls": lambda batch: _cls(batch),
+    "cls": find_cls,
     "sep": lambda batch: batch.real & batch.special & (batch.ids == batch.sep_id),
     "content": lambda batch: batch.content,
-    "rest": lambda batch: batch.real & ~_cls(batch),
+    "rest": lambda batch: batch.real & ~find_cls(batch),
     "all": lambda batch: batch.real,
 }
 Change = Callable[["Tensor", Batch], "Tensor"]
-
-
-def _cls(batch: Batch) -> Tensor:
-    first = batch.real & batch.special & (batch.ids == batch.cls_id)
-    return first & (first.cumsum(1) == 1)
 
 
 def select_tokens(name: str) -> Callable[[Batch], Tensor]:
@@ -125,6 +130,31 @@ def alter_layer(encoder: Encoder, layer: int, change: Change) -> Iterator[None]:
             bound.arguments[name] = change(hidden, batch)
 
     with change_arguments(encoder, replace):
+        yield
+
+
+@contextmanager
+def restore_attention(encoder: Encoder, layers: Collection[int]) -> Iterator[None]:
+    """Within the block, [CLS] receives in the blocks `layers` what the attention of the intact pass wrote for it.
+
+    Only the output of the attention is replaced, before it is added to the residual stream; the state of [CLS] is that
+    of the changed pass. Applies to passes that continue from a `RecordedPass`. Raises InputError for unknown layers,
+    and for an encoder whose attention has no output of its own (`find_attention_outputs`).
+    """
+    restored = _check_blocks(encoder, layers, first=1)
+    if find_attention_outputs(encoder) is None:
+        kind = encoder.description.model_type
+        what = f"the blocks of model_type '{kind}' have no module of a known name that ends their attention"
+        raise InputError(encoder.name, what, "Use another architecture, such as bert, roberta or modernbert")
+
+    def restore(layer: int, recorded: RecordedPass, output: Tensor) -> Tensor:
+        if layer not in restored:
+            return output
+        output = output.clone()
+        output[find_cls(recorded.batch)] = recorded.attention[layer - 1]
+        return output
+
+    with change_attention(encoder, restore):
         yield
 
 

@@ -3,11 +3,14 @@
 1. `change_arguments` alters the arguments of a block before it runs and removes its hooks afterwards.
 2. `record_passes` keeps the arguments of every block for one batch. The network can then continue from any layer, so
    that nothing below a change is computed again.
+3. It also keeps what the attention of every block wrote for [CLS], where `find_attention_outputs` finds the module that
+   writes it; `change_attention` alters that output in passes that continue.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +28,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_ATTENTION_OUTPUT = re.compile(r"(attention|attn|self_attn)(\.\w+)?\.(dense|o|out_lin|out_proj|o_proj|Wo)")
+
+
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass of one thread: its batch and the layer where it starts."""
+    """A forward pass of one thread: its batch and the layer where it starts; one that continues from a recorded pass
+    also has that pass and the block that is running."""
 
     batch: Batch
     start: int
+    recorded: RecordedPass | None = None
+    block: int = 0
 
 
 _thread = threading.local()  # `running`: the pass of this thread
@@ -77,6 +86,54 @@ def _hook_blocks(encoder: Encoder, start: Callable[..., Any] | None, before: Cal
             handle.remove()
 
 
+def find_cls(batch: Batch) -> Tensor:
+    """(batch, token) True on the first [CLS] of every text."""
+    first = batch.real & batch.special & (batch.ids == batch.cls_id)
+    return first & (first.cumsum(1) == 1)
+
+
+def find_attention_outputs(encoder: Encoder) -> list[nn.Linear] | None:
+    """The projection that ends the attention of every block, found by its name; None where one has none, or several.
+
+    Its output is what attention adds to the residual stream: heads are joined, and nothing is added yet.
+    """
+    outputs = []
+    for block in encoder.blocks:
+        named = [module for path, module in block.named_modules() if _ATTENTION_OUTPUT.fullmatch(path)]
+        if len(named) != 1 or not isinstance(named[0], torch.nn.Linear):
+            return None
+        outputs.append(named[0])
+    return outputs
+
+
+@contextmanager
+def _hook_attention(encoder: Encoder, after: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Within the block, ``after(output)`` of every attention output (batch, token, dim) may return another one."""
+    handles = []
+    try:
+        for module in dict.fromkeys(find_attention_outputs(encoder) or []):  # several blocks may share one
+            handles.append(module.register_forward_hook(lambda module, args, output: after(output)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def change_attention(encoder: Encoder, change: Callable[[int, RecordedPass, Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, ``change(layer, recorded, output)`` replaces the attention output of every block, in passes
+    that continue from a recorded one."""
+
+    def after(output: Tensor) -> Tensor | None:
+        running: _Pass | None = getattr(_thread, "running", None)
+        if running is None or running.recorded is None:
+            return None
+        return change(running.block, running.recorded, output)
+
+    with _hook_attention(encoder, after):
+        yield
+
+
 def _added_ids(encoder: Encoder) -> set[int]:
     """The ids that only the tokenizer adds."""
     ids = {*encoder.tokenizer.all_special_ids, encoder.cls_id, encoder.sep_id}
@@ -97,23 +154,28 @@ def get_signature(forward: Callable[..., Any]) -> inspect.Signature:
 class RecordedPass:
     """The intact pass of one batch: the arguments of every block up to a layer (see `record_passes`).
 
-    hidden: (batch, token, dim) of layers 0 to that layer.
+    hidden: (batch, token, dim) of layers 0 to that layer. attention: (text with [CLS], dim) what the attention of every
+    block wrote for [CLS]; empty where `find_attention_outputs` finds no module.
     """
 
-    def __init__(self, encoder: Encoder, batch: Batch, recorded: list[BoundArguments]) -> None:
-        self.encoder, self.batch, self._recorded = encoder, batch, recorded
+    def __init__(self, encoder: Encoder, batch: Batch, recorded: list[BoundArguments], attention: list[Tensor]) -> None:
+        self.encoder, self.batch, self._recorded, self.attention = encoder, batch, recorded, attention
         self.hidden: list[Tensor] = [next(iter(arguments.arguments.values())) for arguments in recorded]
         self.hidden.append(self.run(len(recorded) - 1, self.hidden[-1], len(recorded)))
 
     def run(self, layer: int, hidden: Tensor, until: int) -> Tensor:
         """(batch, token, dim) of layer `until`, computed from `hidden` at `layer` under all active changes."""
-        _thread.running = _Pass(self.batch, layer)
-        with torch.no_grad():
-            for block, arguments in zip(self.encoder.blocks[layer:until], self._recorded[layer:until], strict=True):
-                name = next(iter(arguments.arguments))
-                changed = BoundArguments(arguments.signature, {**arguments.arguments, name: hidden})
-                output = block(*changed.args, **changed.kwargs)
-                hidden = output if isinstance(output, torch.Tensor) else output[0]
+        _thread.running = running = _Pass(self.batch, layer, self, layer)
+        try:
+            with torch.no_grad():
+                for block, arguments in zip(self.encoder.blocks[layer:until], self._recorded[layer:until], strict=True):
+                    running.block += 1
+                    name = next(iter(arguments.arguments))
+                    changed = BoundArguments(arguments.signature, {**arguments.arguments, name: hidden})
+                    output = block(*changed.args, **changed.kwargs)
+                    hidden = output if isinstance(output, torch.Tensor) else output[0]
+        finally:
+            _thread.running = None  # a whole pass that follows does not continue from this one
         return hidden
 
 
@@ -132,16 +194,25 @@ def record_passes(encoder: Encoder, until: int) -> Iterator[Callable[[Batch], Re
             if len(recorded) == until:
                 raise _Enough
 
+    def keep(output: Tensor) -> None:
+        if getattr(state, "attention", None) is not None:
+            state.attention.append(output[state.cls])
+
     def record(batch: Batch) -> RecordedPass:
         state.recorded = recorded = list[BoundArguments]()
-        with suppress(_Enough):
-            encoder.forward(batch)
-        state.recorded = None
-        if len(recorded) != until:
-            raise RuntimeError(f"{type(encoder.model).__name__} ran {len(recorded)} blocks, expected {until}")
-        return RecordedPass(encoder, batch, recorded)
+        state.attention = attention = list[torch.Tensor]()
+        state.cls = find_cls(batch)
+        try:
+            with suppress(_Enough):
+                encoder.forward(batch)
+            state.recorded = None
+            if len(recorded) != until:
+                raise RuntimeError(f"{type(encoder.model).__name__} ran {len(recorded)} blocks, expected {until}")
+            return RecordedPass(encoder, batch, recorded, attention)  # runs the last block
+        finally:
+            state.recorded = state.attention = None
 
-    with _hook_blocks(encoder, None, before):
+    with _hook_blocks(encoder, None, before), _hook_attention(encoder, keep):
         yield record
 
 

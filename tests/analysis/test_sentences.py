@@ -53,8 +53,16 @@ TURNED = (  # words that turn a sentence round
     ("tells less than", "tells as much as"),
     ("easier", "harder"),
     ("harder", "easier"),
-    (r"depends more on (.+?) in (layers \d to \d) than in (layers \d to \d)", r"depends more on \1 in \3 than in \2"),
-    (r"depends (?:no more|as much) on (.+?) (?:as|than) in ", r"depends more on \1 than in "),
+    (r"(?<!no )later than in", "earlier than in"),
+    ("earlier than in", "later than in"),
+    ("In this .CLS. is no different from", "[CLS] gathers it later than in"),
+    ("it no later than in", "it later than in"),
+    ("Either half suffices", "Neither half suffices"),
+    ("Neither half suffices", "Either half suffices"),
+    ("Neither half is necessary", "Both halves are necessary"),
+    ("The lower half is not necessary, and the upper half is necessary", "Neither half is necessary"),
+    ("The lower half is necessary, and the upper half is not necessary", "Both halves are necessary"),
+    ("The lower half suffices, and the upper half does not suffice", "Either half suffices"),
 )
 DIRECTION = r"\b(Yes|No|better|worse|more|less|inferior|easier|harder|late|early)\b"
 
@@ -149,24 +157,63 @@ def read_share(rows: pd.DataFrame, sentence: str) -> Iterator[str]:
         yield f"{sentence[:3]}, and a share of {share:.2f}"
 
 
+HALVES = {
+    "both halves are necessary": {"lower": True, "upper": True},
+    "neither half is necessary": {"lower": False, "upper": False},
+    "either half suffices": {"lower": True, "upper": True},
+    "neither half suffices": {"lower": False, "upper": False},
+}
+
+
 def read_cuts(rows: pd.DataFrame, sentence: str) -> Iterator[str]:
-    """In which layers cutting off [CLS] costs more."""
+    """What retrained probes read after cuts, which half is necessary, which suffices, and what is said of encoders
+    without training."""
+    right = (rows.label == rows.predicted).groupby([rows.control, rows.edges, rows["first"], rows["last"]]).mean() * 100
+    last = rows.layer.iloc[0]
+    intact, everywhere = right["none", "none", 0, 0], right["none", "rest->cls", 1, last]
+    if not all(f"{value / 100:.3f}" in sentence for value in (intact, everywhere)):
+        yield "not the accuracies intact and cut off everywhere"
+    if "trained anew after every cut" not in sentence:
+        return
+    spans = {"lower": (1, last // 2), "upper": (last - last // 2 + 1, last)}
+    costs, losses = (
+        {h: intact - right["none", edges, *span] for h, span in spans.items()} for edges in ("rest->cls", "only")
+    )
+    for what, claimed in read_halves(sentence):
+        for half, holds in claimed.items():
+            held = costs[half] > MARGIN if "necessary" in what else losses[half] < MARGIN
+            if held != holds:
+                yield f"{what}, and {costs} and {losses} points"
+    said = [float(number) for number in re.findall(r"the cut costs (-?\d+\.\d) .+? and (-?\d+\.\d) ", sentence)[0]]
+    if any(abs(number - cost) > 0.06 for number, cost in zip(said, costs.values(), strict=True)):
+        yield f"costs of {said}, and {costs}"
+    trained, untrained = (
+        right[c, "rest->cls", *spans["lower"]] - right[c, "rest->cls", *spans["upper"]] for c in ("none", "untrained")
+    )
+    later = trained - untrained
+    effect = float(re.search(rf"a difference of ({NUMBER}) ", sentence)[1])
+    if abs(effect - later) > 0.06:
+        yield f"a difference of {effect}, and {later} in the table"
+    holds = {
+        "gathers it later": later > MARGIN,
+        "gathers it earlier": later < -MARGIN,
+        "gathers it no later": later < MARGIN,
+        "no different": abs(later) < MARGIN,
+    }
+    claims = [what for what in holds if f"{what} than in" in sentence or f"{what} from" in sentence]
+    if "not certain whether [CLS] gathers" not in sentence and not (claims and all(holds[what] for what in claims)):
+        yield f"{claims}, and {later} points"
 
-    def accuracy(span: str) -> float:
-        first, _, last = span.removeprefix("layers ").partition(" to ")
-        cut = rows[(rows["first"] == int(first)) & (rows["last"] == int(last))]
-        return 100 * float((cut.label == cut.predicted).mean())
 
-    if said := re.search(
-        r"depends (more|no more|as much) on .+? in (layers \d to \d) (?:than|as) in (layers \d to \d)", sentence
+def read_halves(sentence: str) -> Iterator[tuple[str, dict[str, bool]]]:
+    """What is said to be necessary, and what to suffice: the words, and half -> whether it is."""
+    for what, claimed in HALVES.items():
+        if re.search(rf"(?<!whether )\b{what}", sentence.lower()):
+            yield what, claimed
+    for half, word in re.findall(
+        r"(?<!whether )the (lower|upper) half (is(?: not)? necessary|suffices|does not suffice)", sentence.lower()
     ):
-        more = accuracy(said[3]) - accuracy(said[2])  # points lost by the first cut beyond those by the second
-        held = {"more": more > MARGIN, "no more": more < MARGIN, "as much": abs(more) < MARGIN}
-        if not held[said[1]]:
-            yield f"{said[0]}, and {more:.1f} points more are lost"
-    intact = rows[rows["last"] == 0]
-    if f"gets {(intact.label == intact.predicted).mean():.3f} of the test texts right" not in sentence:
-        yield "not the accuracy of the intact texts"
+        yield word, {half: "not" not in word}
 
 
 def read_training(rows: pd.DataFrame, sentence: str) -> Iterator[str]:
@@ -219,7 +266,8 @@ def test_the_words_of_a_task_agree_with_its_table_and_the_question(name):
     measured, verdict = judge(name)
     study = ALL[name].study
     for task in measured.tasks:
-        part, rows = verdict.parts.get(task, verdict), measured.rows(study.judged, task)
+        table = "retrained" if study.name() == "formation" else study.judged
+        part, rows = verdict.parts.get(task, verdict), measured.rows(table, task)
         if not part.is_judged or not part.is_counted:
             continue
         find_faults = make_reader(study.name(), rows)
@@ -279,8 +327,8 @@ STATEMENTS = {  # of an open question over several tasks -> what the sentence of
     "the best other position tells as much as [CLS] (within 2 points)": "best on dev, tells as much as",
     "the best other position tells less than [CLS] (by more than 2 points)": "best on dev, tells less than",
     "not certain whether the best other position tells as much": "it is not certain that this other position",
-    "more in the upper half": "in layers 3 to 4 than in layers 1 to 2",
-    "no more in the upper half": "in layers 1 to 2 than in layers 3 to 4",
+    "later than in untrained encoders": "gathers it later than in untrained encoders",
+    "no later than in untrained encoders": "gathers it earlier than in untrained encoders",
     "not certain": "cannot be said",
     "a gain": "easier to read",
     "a loss": "harder to read",

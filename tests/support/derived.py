@@ -33,10 +33,6 @@ CONTROLS = {
 BLIND = ("majority", "length", "bag_of_words", "layer0_mean")
 BEST_CLASS = ("best class", -1, "none")
 MARGIN, LEVEL, MOST_SEEDS = 0.02, 0.025, 30
-FIXED_PROBE = (
-    "A fixed probe also fails where a cut only moves the vectors from those that it was trained on: this says where "
-    "the edges are used, not where nothing could be read any more"
-)
 ADD_TEXTS = "Add texts to the source, and run the same command with --overwrite."
 # study -> what it lists for every one of several tasks, and what it states of them where its question is open
 LISTED = {
@@ -57,9 +53,9 @@ LISTED = {
     "fine_tuning": ("The lowest of the others minus [CLS]", None),
     "order": ("Flattened tokens minus the closest baseline without order, in points", None),
     "formation": (
-        "What it costs the fixed probe that [CLS] is cut off from all other tokens in the upper half of the layers "
-        "below it, more than in the lower half",
-        ("more in the upper half", "no more in the upper half", "not certain"),
+        "What the cut in the upper half of the layers costs retrained probes of [CLS] beyond the cut in the lower "
+        "half, minus the same in untrained encoders, in points",
+        ("later than in untrained encoders", "no later than in untrained encoders", "not certain"),
     ),
     "trajectory": (
         "What a linear probe on the last layer gains from the start of the training to its end",
@@ -824,62 +820,126 @@ def derive_reconstruct(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
 
 def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    task, rows = shorten(rows.task.iloc[0]), rows[rows.readout == "cls"].sort_values(["seed", "row"])
+    task, rows = shorten(rows.task.iloc[0]), rows.sort_values(["control", "draw", "seed", "row"])
     layer = int(rows.layer.iloc[0])
     half = layer // 2
+    spans = {"lower": (1, half), "upper": (layer - half + 1, layer), "all": (1, layer)}
+    where = {
+        name: f"layer {first}" if first == last else f"layers {first} to {last}"
+        for name, (first, last) in spans.items()
+    }
 
-    def after(edges: str, first: int, last: int) -> np.ndarray:
-        """(seed, text) whether the probe is right after this cut."""
-        cut = rows[(rows.edges == edges) & (rows["first"] == first) & (rows["last"] == last)]
-        return (cut.label == cut.predicted).to_numpy().reshape(cut.seed.nunique(), -1)
+    def after(edges: str, name: str, control: str = "none") -> np.ndarray:
+        """(seed or draw, text) whether retrained probes are right after this change."""
+        first, last = spans.get(name, (0, 0))
+        cut = rows[
+            (rows.edges == edges) & (rows["first"] == first) & (rows["last"] == last) & (rows.control == control)
+        ]
+        return (cut.label == cut.predicted).to_numpy().reshape(len(cut.groupby(["draw", "seed"])), -1).astype(float)
 
-    def layers(first: int, last: int) -> str:
-        return f"layer {first}" if first == last else f"layers {first} to {last}"
-
-    spans = {"all": (1, layer), "lower": (1, max(half, 1)), "upper": (layer - max(half, 1) + 1, layer)}
-    intact = after("none", 0, 0)
-    cut = {name: after("rest->cls", *layers) for name, layers in spans.items()}
-    score = {name: f"{right.mean():.3f}" for name, right in (cut | {"intact": intact}).items()}
-    where = {name: layers(*ends) for name, ends in spans.items()}
+    intact, everywhere = after("none", ""), after("rest->cls", "all")
     warnings, texts = describe_few(intact.shape[1], task), intact.shape[1]
     if layer == 1:
         sentence = (
-            f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: the probe gets "
-            f"{score['intact']} of the test texts right, and {score['all']} where [CLS] is cut off there. "
-            f"{FIXED_PROBE}."
+            f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: a probe gets "
+            f"{intact.mean():.3f} of the test texts right, and {everywhere.mean():.3f} where [CLS] is cut off there "
+            "and the probe is trained anew."
         )
         return Task(sentence, warnings=warnings, is_open=True)
-    lost = Part("", subtract(intact, cut["all"]), MARGIN)
+    lost = Part("", subtract(intact, everywhere), MARGIN)
     if lost.p_yes >= LEVEL:
         sentence = (
-            f"On {task}, it cannot be said in which layers [CLS] gathers what its probe at layer {layer} reads: the "
-            f"probe gets {score['intact']} of the test texts right, and {score['all']} where [CLS] is cut off from all "
-            f"other tokens in {where['all']}, which is not certainly 2 points less ({plain(lost.effect.value)} points, "
-            f"{span(lost.effect.ends(), plain)})."
+            f"On {task}, it cannot be said in which layers [CLS] gathers what a probe at layer {layer} reads: it gets "
+            f"{intact.mean():.3f} of the test texts right, and {everywhere.mean():.3f} where [CLS] is cut off from all "
+            f"other tokens in {where['all']} and the probe is trained anew, which is not certainly 2 points less "
+            f"({plain(lost.effect.value)} points, {span(lost.effect.ends(), plain)})."
         )
         return Task(sentence, warnings=warnings, is_open=True)
+    cut = {name: after("rest->cls", name) for name in ("lower", "upper")}
+    open_only = {name: after("only", name) for name in ("lower", "upper")}
+    costs = {name: Part("", subtract(intact, right), MARGIN) for name, right in cut.items()}
+    losses = {name: Part("", subtract(intact, right), MARGIN) for name, right in open_only.items()}
+    needed = {name: sort_out(part, "is necessary", "is not necessary") for name, part in costs.items()}
+    enough = {name: sort_out(part, "does not suffice", "suffices") for name, part in losses.items()}
+    needs = join_halves(
+        needed, {"is necessary": "both halves are necessary", "is not necessary": "neither half is necessary"}
+    )
+    keeps = join_halves(enough, {"suffices": "either half suffices", "does not suffice": "neither half suffices"})
+    prices = " and ".join(
+        f"{plain(part.effect.value)} points ({span(part.effect.ends(), plain)}) in {where[name]}"
+        for name, part in costs.items()
+    )
+    kept = []
+    for name, right in open_only.items():
+        share, low, high = (f"{100 * number:.0f}" for number in fieller(right - everywhere, intact - everywhere))
+        kept.append(f"{share} % ({low} to {high}) with {where[name]} alone")
+    finding = (
+        f"on {task}, a probe of [CLS] at layer {layer}, trained anew after every cut, gets {intact.mean():.3f} of the "
+        f"test texts right, {cut['lower'].mean():.3f} where [CLS] is cut off from all other tokens in {where['lower']}"
+        f", {cut['upper'].mean():.3f} in {where['upper']}, and {everywhere.mean():.3f} in {where['all']}. "
+        f"{needs}, with a margin of 2 points: the cut costs {prices}. {keeps}: of what the cut everywhere takes away, "
+        f"[CLS] keeps {' and '.join(kept)}. "
+    )
+    untrained = after("rest->cls", "lower", "untrained") - after("rest->cls", "upper", "untrained")
+    trained = (cut["lower"] - cut["upper"]).repeat(len(untrained), 0)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
-        what, upper, lower = "what [CLS] takes from the other tokens", where["upper"], where["lower"]
-        depends = f"depends on {what}, and it is not certain whether more in {upper} or in {lower}"
+        gathers = "[CLS] gathers it {} than in untrained encoders"
         if state == "holds":
-            depends = f"depends more on {what} in {upper} than in {lower}"
+            what = gathers.format("later")
         elif ends[1] < -MARGIN:
-            depends = f"depends more on {what} in {lower} than in {upper}"
-        elif state == "fails":
-            as_much = f"depends as much on {what} in {lower} as in {upper}"
-            depends = as_much if ends[0] > -MARGIN else f"depends no more on {what} in {upper} than in {lower}"
-        sign, costlier = (-1, lower) if part.effect.value < 0 else (1, upper)
+            what = gathers.format("earlier")
+        elif state == "undecided":
+            what = f"It is not certain whether {gathers.format('later')}"
+        else:
+            alike = "In this [CLS] is no different from untrained encoders"
+            what = alike if ends[0] > -MARGIN else gathers.format("no later")
+        own, others = (
+            f"{plain(abs(values.mean()))} points {'less' if values.mean() < 0 else 'more'}"
+            for values in (trained, untrained)
+        )
         return (
-            f"on {task}, the probe of [CLS] at layer {layer} {depends}: it gets {score['intact']} of the test texts "
-            f"right, {score['lower']} where [CLS] is cut off in {lower}, {score['upper']} in {upper}, {score['all']} "
-            f"in {where['all']}; the cut in {costlier} costs {plain(sign * part.effect.value)} points "
-            f"({span(tuple(sorted(sign * end for end in ends)), plain)}) more, with a margin of 2. {FIXED_PROBE}"
+            f"{finding}{what}: the cut in {where['upper']} costs {own} than the one in {where['lower']}, and {others} "
+            f"in {len(untrained)} untrained encoders ({after('none', '', 'untrained').mean():.3f} right intact), a "
+            f"difference of {signed(part.effect.value)} ({span(ends)}), with the same margin"
         )
 
-    part = Part("", subtract(cut["lower"], cut["upper"]), MARGIN)
+    part = Part("", replace(subtract(trained, untrained), largest=2.0), MARGIN)
     brief = f"{task} {signed(part.effect.value)} points ({span(part.effect.ends())})"
     return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings)
+
+
+def sort_out(part: Part, above: str, below: str) -> str:
+    return above if part.p_yes < LEVEL else below if part.p_no < LEVEL else ""
+
+
+def join_halves(words: Mapping[str, str], of_both: Mapping[str, str]) -> str:
+    """What is said of the lower and of the upper half, "" where it is not certain; with a capital first letter."""
+    wanted = next(iter(of_both))
+    if len(set(words.values())) == 1:
+        word = words["lower"]
+        sentence = of_both[word] if word else f"it is not certain whether either half {wanted}"
+    else:
+        halves = [
+            f"the {name} half {word}" if word else f"it is not certain whether the {name} half {wanted}"
+            for name, word in words.items()
+        ]
+        sentence = ", and ".join(halves)
+    return sentence[0].upper() + sentence[1:]
+
+
+def fieller(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float, float]:
+    """The ratio of two means of one seed with its 95 % interval: the roots of Fieller's equation, with two more texts
+    that differ by 1 and by -1."""
+    x, y = numerator[0], denominator[0]
+    n, t = len(x) + 2, stats.t.isf(LEVEL, len(x) + 1)
+    inflated = 1 + t * t / n
+    equation = [
+        y.sum() ** 2 * inflated - t * t * (y @ y),
+        -2 * (x.sum() * y.sum() * inflated - t * t * (x @ y)),
+        x.sum() ** 2 * inflated - t * t * (x @ x + 2),
+    ]
+    return x.sum() / y.sum(), *sorted(np.roots(equation).real)
 
 
 def derive_trajectory(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
@@ -956,7 +1016,7 @@ STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame, Mapping[str, Any]], Task],
     "positions": ("predictions", derive_positions, ()),
     "order": ("predictions", derive_order, BLIND),
     "reconstruct": ("reconstructions", derive_reconstruct, ()),
-    "formation": ("knockout", derive_formation, ()),
+    "formation": ("retrained", derive_formation, ()),
     "trajectory": ("trajectory", derive_trajectory, ()),
     "geometry": ("measured", derive_geometry, ()),
     "fine_tuning": ("predictions", derive_fine_tuning, ()),

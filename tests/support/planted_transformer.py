@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig
 
+from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.probes.tasks.task import Task
 
 LAYERS, TOKEN = 4, 3
@@ -87,3 +88,16 @@ def make_task(seed: int, *, count: int = 240) -> Task:
         words = [_WORDS[i] for i in random.integers(len(_WORDS), size=random.integers(5, 8))]
         labels[" ".join(words)] = "low" if words[TOKEN - 1] in LOW else "high"
     return Task(f"made:planted{seed}:third", list(labels), np.array([*labels.values()]))
+
+
+def make_pairs(seed: int, *, count: int = 48) -> MinimalPairs:
+    """Sentences like those of `make_task`, and their twins with a third word of the other class; both are the lemma."""
+    random = np.random.default_rng(seed)
+    texts, lemmas = [], []
+    for _ in range(count):
+        words = [*random.choice(_WORDS, size=random.integers(5, 8))]
+        pair = str(random.choice(HIGH)), str(random.choice(LOW))
+        high_text, low_text = (" ".join([*words[: TOKEN - 1], word, *words[TOKEN:]]) for word in pair)
+        texts.append((high_text, low_text))
+        lemmas.append(" ".join(pair))
+    return MinimalPairs(("high", "low"), texts, lemmas)

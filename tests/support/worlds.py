@@ -23,7 +23,8 @@ from tables import measured
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.fine_tuning.tables import TUNED
-from clsprobe.analysis.formation.knockout import EVERYTHING, INTACT, Window
+from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, ONLY, REFITTED, RETRAINED, Window
+from clsprobe.analysis.formation.cuts import PREDICTIONS as FIXED
 from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.study import Answer, Measured, Study
 from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
@@ -382,19 +383,38 @@ def _draw_correct(random: np.random.Generator, *accuracies: float, n: int = 400)
 
 
 def _cut(
-    intact: float, everywhere: float, *halves: float, texts: int = 400
+    intact: float,
+    everywhere: float,
+    *halves: float,
+    untrained: tuple[float, float] = (0.7, 0.7),
+    texts: int = 400,
 ) -> Callable[[np.random.Generator], Measured]:
-    """Accuracies of the fixed probe of [CLS], intact and cut off everywhere, at layer 1; at layer 4 with those in the
-    lower and the upper half."""
+    """Accuracies of retrained probes of [CLS], intact and cut off everywhere, at layer 1; at layer 4 with those of the
+    cuts in the lower and the upper half, in the encoder and in untrained ones."""
     layer = 4 if halves else 1
-    cuts = INTACT, Window(EVERYTHING, 1, layer), Window(EVERYTHING, 1, 2), Window(EVERYTHING, 3, 4)
+    whole, lower, upper = (Window(EVERYTHING, *span) for span in ((1, layer), (1, 2), (3, 4)))
+    same = {lower: Window(ONLY, 3, 4), upper: Window(ONLY, 1, 2)}  # the other half is open
 
     def draw(random: np.random.Generator) -> Measured:
-        parts, hits = [], _draw_correct(random, intact, everywhere, *halves, n=texts)
-        for cut, correct in zip(cuts, hits, strict=False):
-            key = {**cut._asdict(), "layer": layer, "readout": "cls", "seed": 0, "row": np.arange(len(correct))}
-            parts.append(pd.DataFrame({"task": TASK, **key, "label": "a", "predicted": np.where(correct, "a", "b")}))
-        return measured(knockout=pd.concat(parts, ignore_index=True))
+        accuracies = {("none", -1, INTACT): intact, ("none", -1, whole): everywhere}
+        if halves:
+            accuracies |= dict(zip((("none", -1, lower), ("none", -1, upper)), halves, strict=True))
+            for number in range(DRAWS):
+                accuracies["untrained", number, INTACT] = max(untrained)
+                accuracies |= {("untrained", number, lower): untrained[0], ("untrained", number, upper): untrained[1]}
+        hits = dict(zip(accuracies, _draw_correct(random, *accuracies.values(), n=texts), strict=True))
+        hits |= {(*key, same[cut]): right for (*key, cut), right in hits.items() if cut in same}
+        parts = []
+        for (control, number, cut), correct in hits.items():
+            key = {"control": control, "draw": number, **cut._asdict(), "layer": layer, "readout": "cls", "seed": 0}
+            answers = {"row": np.arange(texts), "label": "a", "predicted": np.where(correct, "a", "b")}
+            parts.append(pd.DataFrame({"task": TASK, **key, **answers}))
+        table = pd.concat(parts, ignore_index=True)
+        return measured(
+            retrained=table[list(RETRAINED)],
+            refitted=pd.DataFrame(columns=[*REFITTED]),
+            knockout=table.loc[table.control == "none", list(FIXED)],
+        )
 
     return draw
 
@@ -419,9 +439,12 @@ WORLDS |= {
     "reconstruct: nothing is written in the vectors": World(Reconstruct(), _reconstruct(0.0), NEITHER, "undecided"),
     "reconstruct: the training failed": World(Reconstruct(), _reconstruct(0.0, gated=True), NEITHER, "undecided"),
     # the outcomes of open questions are about the statement that the sentence makes
-    "formation: used late": World(Formation(), _cut(0.85, 0.5, 0.84, 0.6), YES, "yes"),
-    "formation: used early": World(Formation(), _cut(0.85, 0.5, 0.6, 0.84), NO, "no"),
-    "formation: late by the margin": World(Formation(), _cut(0.85, 0.5, 0.72, 0.7), NEITHER),
+    "formation: later than untrained encoders": World(Formation(), _cut(0.85, 0.5, 0.84, 0.6), YES, "yes"),
+    "formation: earlier than untrained encoders": World(Formation(), _cut(0.85, 0.5, 0.6, 0.84), NO, "no"),
+    "formation: later by the margin": World(Formation(), _cut(0.85, 0.5, 0.72, 0.7), NEITHER),
+    "formation: late, as untrained encoders are": World(
+        Formation(), _cut(0.85, 0.5, 0.84, 0.6, untrained=(0.84, 0.6)), NO
+    ),
     "formation: nothing to lose": World(Formation(), _cut(0.5, 0.5, 0.5, 0.5), NEITHER, "undecided"),
     "trajectory: learned": World(Trajectory(), _train(0.6, 0.8), YES, "yes"),
     "trajectory: lost": World(Trajectory(), _train(0.8, 0.6), NO, "no"),
@@ -596,12 +619,17 @@ READ: dict[str, World] = {
         ("reconstruct: few texts are new", Reconstruct(), _reconstruct(0.6, novelty=0.1)),
         ("reconstruct: corrections alone", Reconstruct(), _reconstruct(0.1, gated=True)),
         (
-            "formation: late, early and nothing to lose on three tasks",
+            "formation: later, earlier and nothing to lose on three tasks",
             Formation(),
             _tasks(_cut(0.85, 0.5, 0.84, 0.6), _cut(0.85, 0.5, 0.6, 0.84), _cut(0.5, 0.5, 0.5, 0.5)),
         ),
-        ("formation: as much early as late", Formation(), _cut(0.95, 0.5, 0.9, 0.9, texts=9000)),
-        ("formation: no more late than early", Formation(), _cut(0.95, 0.5, 0.9, 0.92, texts=2000)),
+        ("formation: no different", Formation(), _cut(0.95, 0.5, 0.9, 0.9, untrained=(0.95, 0.95), texts=9000)),
+        (
+            "formation: no later than untrained encoders",
+            Formation(),
+            _cut(0.95, 0.5, 0.94, 0.94, untrained=(0.98, 0.94), texts=1000),
+        ),
+        ("formation: either half suffices", Formation(), _cut(0.95, 0.5, 0.95, 0.95, texts=9000)),
         ("formation: read at layer 1", Formation(), _cut(0.85, 0.5, texts=40)),
         (
             "trajectory: a gain, a loss and neither on three tasks",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +19,15 @@ from scipy.stats import spearmanr
 
 from clsprobe import load_encoder
 from clsprobe.analysis.formation import attribution
+from clsprobe.analysis.formation.agreement import summarise_twins
 from clsprobe.analysis.formation.attribution import (
+    BASELINES,
     METHODS,
     MOST,
     Target,
     attribute,
     compare_randomised,
+    compare_with_twins,
     compute_direction,
     measure_agreement,
     measure_infidelity,
@@ -109,6 +113,26 @@ def test_a_linear_model_has_its_closed_form(method):
     assert table["complete"].all()
 
 
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_every_baseline_has_its_closed_form(baseline):
+    shares, direction = [0.0, 0.5, -1.0, 2.0, 0.25, 1.5, 0.125], drawn(7)
+    encoder = planted(3, shares)
+    table = attribute(Target(encoder, direction, layer=3, baseline=baseline), WORDY)
+    words = encoder.model.words.weight.double().numpy()
+    replaced_by = {
+        "mask": words[encoder.tokenizer.mask_token_id],
+        "padding": words[encoder.tokenizer.pad_token_id],
+        "zero": np.zeros(DIM),
+        "mean": words.mean(0),
+    }[baseline]
+    ids = np.array(encoder.tokenizer.convert_tokens_to_ids(list(table["token"])))
+    padded = np.array([*shares, *[0.0] * 40])
+    expected = padded[table["token_index"]] * ((words[ids] - replaced_by) @ direction.astype(np.float64))
+    expected[table["special"]] = 0
+    assert np.abs(table["score"] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert table["complete"].all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_token_and_the_layer_of_a_copy_are_named_in_30_seeds_of_30(method):
     """[CLS] copies token 3 at layer j; below layer j no token moves it."""
@@ -144,10 +168,10 @@ def number(encoder: Encoder, direction: np.ndarray, layer: int):
     return forward
 
 
-def alone(encoder: Encoder, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def alone(encoder: Encoder, text: str, token: str = "mask") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids, mask and the ids of the baseline of one text."""
     batch = encoder.batch([encoder.tokenize([text])[0]])
-    blank = batch.ids.where(batch.special, encoder.tokenizer.mask_token_id)
+    blank = batch.ids.where(batch.special, getattr(encoder.tokenizer, f"{token}_token_id"))
     return batch.ids, batch.real.long(), blank
 
 
@@ -164,6 +188,18 @@ def test_integrated_gradients_are_captums(encoder):
             steps = int(own["steps"].iloc[0])
             actual = theirs.attribute(ids, blank, additional_forward_args=(real,), n_steps=steps).sum(-1)[0].numpy()
             assert np.abs(actual - own["score"]).max() <= 1e-4 * np.abs(actual).max()
+
+
+def test_another_baseline_is_captums_too(bert):
+    direction = drawn(1)
+    theirs = captum.attr.LayerIntegratedGradients(number(bert, direction, 3), bert.model.get_input_embeddings())
+    table = attribute(Target(bert, direction, layer=3, baseline="padding"), WORDY[:2])
+    for text, own in table.groupby("text"):
+        ids, real, blank = alone(bert, WORDY[text], "pad")
+        steps = int(own["steps"].iloc[0])
+        actual = theirs.attribute(ids, blank, additional_forward_args=(real,), n_steps=steps).sum(-1)[0].numpy()
+        assert np.abs(actual - own["score"]).max() <= 1e-4 * np.abs(actual).max()
+        assert (own.loc[own["special"], "score"] == 0).all()
 
 
 def test_input_x_gradient_is_captums_gradient(bert):
@@ -341,6 +377,8 @@ def test_what_the_user_can_mend_is_one_line(bert, monkeypatch):
         attribute(Target(bert, drawn(), layer=2), ["the cat"], "integrated_gradient")
     with pytest.raises(InputError, match="the direction: has 5 numbers, cls at layer 2 has 16"):
         Target(bert, np.zeros(5), layer=2)
+    with pytest.raises(InputError, match="Did you mean 'padding'"):
+        Target(bert, drawn(), layer=2, baseline="pading")
     with pytest.raises(InputError, match="this model has layers 0"):
         Target(bert, drawn(), layer=9)
     with pytest.raises(InputError, match="no norm follows the last layer"):
@@ -370,6 +408,17 @@ def test_a_direction_is_the_change_of_log_odds(classes):
     np.testing.assert_allclose(compute_direction(probe), compute_direction(probe, labels[classes - 1]))
     with pytest.raises(ValueError, match="'z' is no class of this probe"):
         compute_direction(probe, "z")
+
+
+def test_a_direction_can_be_against_one_other_class():
+    X, y = drawn(0, 200, 5), np.arange(200) % 4
+    X[:, 0] += 3 * y
+    probe = LogisticProbe().fit(X, np.array(["a", "b", "c", "d"])[y])
+    direction, actual = compute_direction(probe, "b", against="d"), probe.predict_log_proba(X)
+    odds = actual[:, 1] - actual[:, 3]
+    np.testing.assert_allclose(odds - odds[0], (X - X[0]) @ direction, atol=1e-4 * np.ptp(odds))
+    with pytest.raises(ValueError, match="'z' is no class of this probe"):
+        compute_direction(probe, "b", against="z")
 
 
 def test_a_direction_of_numbers_is_the_change_of_what_is_told():
@@ -445,3 +494,39 @@ def test_random_weights_would_have_been_given_other_scores():
     assert abs(actual.mean()) < 0.35
     again = measure_agreement(table, attribute(target, texts, "input_x_gradient"))["correlation"]
     assert (again > 0.99).all()
+
+
+# ------------------------------------------------------------------------------------------------- pairs that differ
+
+NOUNS = ("cat", "dog", "bird", "tree", "house", "fish")
+PAIRS = [(f"the {a} sees a big dog", f"the {b} sees a big dog") for a, b in combinations(NOUNS, 2)]
+NOUN = [np.array([2])] * len(PAIRS)  # [CLS] the NOUN
+
+
+def test_scores_of_the_word_that_differs_are_the_change_where_f_is_linear():
+    target = Target(planted(3, [0.0, 0.5, -1.0, 2.0, 0.25, 1.5, 0.125]), drawn(7), layer=3)
+    table = compare_with_twins(target, PAIRS, NOUN)
+    np.testing.assert_allclose(table["scores"], table["change"], atol=1e-5 * table["change"].abs().max())
+    values = [attribute(target, list(pair), "input_x_gradient").groupby("text")["value"].first() for pair in PAIRS[:3]]
+    np.testing.assert_allclose(table["change"][:3], [value[1] - value[0] for value in values], rtol=1e-4)
+    assert table["complete"].all()
+    summary = summarise_twins(table, [one for one, _ in PAIRS]).set_index("measure")
+    np.testing.assert_allclose(summary.loc[["correlation", "slope", "share"], "value"], 1, atol=1e-3)
+
+
+def test_scores_of_another_word_are_not_the_change():
+    """The broken twin: the words beside the one that differs get the same scores in both texts."""
+    target = Target(planted(3, [0.0, 0.5, -1.0, 2.0, 0.25, 1.5, 0.125]), drawn(7), layer=3)
+    table = compare_with_twins(target, PAIRS, [np.array([3])] * len(PAIRS))
+    assert table["scores"].abs().max() < 1e-5 * table["change"].abs().max()
+
+
+def test_scores_that_miss_the_change_are_noticed(bert):
+    target = Target(bert, drawn(), layer=3)
+    table = compare_with_twins(target, PAIRS, NOUN)
+    everything = compare_with_twins(target, PAIRS, [np.arange(1, 7)] * len(PAIRS))
+    np.testing.assert_allclose(everything["scores"], everything["change"], atol=0.03 * table["change"].abs().max())
+    halved = summarise_twins(table.assign(scores=table["change"] / 2), [one for one, _ in PAIRS])
+    np.testing.assert_allclose(halved["value"], [1, 2, 0.5])
+    turned = summarise_twins(table.assign(scores=-table["change"]), [str(i) for i in range(len(PAIRS))])
+    np.testing.assert_allclose(turned["value"], -1)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from house import ROOT
 
-from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load
+from clsprobe.analysis.sources import SourceOptions, grammar, lexicon, load, load_pairs
 from clsprobe.probes.baseline import BASELINES, bag_of_words
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.task import Task
@@ -513,3 +513,177 @@ def test_the_baselines_that_solve_a_task_are_declared(tasks):
 def test_other_tasks_are_not_solved_by_a_baseline(tasks, name):
     """Depth does not follow from the number of words, nor the parts of a sentence or its tense from its words."""
     assert max(normalised_score(tasks[name], baseline) for baseline in ("length", "bag_of_words")) < 0.6
+
+
+# -------------------------------------------------------------------------------------------------------- minimal pairs
+
+KING, DOG, CAT, PIE = (
+    lexicon.Lemma(name, kind, {"singular": name, "plural": f"{name}s"})
+    for name, kind in (("king", "people"), ("dog", "animals"), ("cat", "animals"), ("pie", "food"))
+)
+SLEEP = lexicon.Lemma("sleep", "intransitive", {"base": "sleep", "third": "sleeps", "past": "slept"})
+CHASE = lexicon.Lemma("chase", "transitive", {"base": "chase", "third": "chases", "past": "chased"})
+EAT = lexicon.Lemma("eat", "eating", {"base": "eat", "third": "eats", "past": "ate"})
+SAY = lexicon.Lemma("say", "saying", {"base": "say", "third": "says", "past": "said"})
+MINE = {lemma.name: lemma for lemma in (KING, DOG, CAT, PIE, SLEEP, CHASE, EAT, SAY)}
+
+
+def read_tree(brackets: str) -> grammar.Phrase:
+    """ "(S (NP the dog.singular) (VP sleep.third))" as a tree."""
+    stack: list[list] = [[]]
+    for token in re.findall(r"\(|\)|[^\s()]+", brackets):
+        if token == "(":
+            stack.append([])
+        elif token == ")":
+            label, *parts = stack.pop()
+            stack[-1].append(grammar.Phrase(label.text, tuple(parts)))
+        else:
+            name, _, form = token.partition(".")
+            kinds = {"that": "that", "and": "CC", "near": "preposition"}
+            word = grammar._inflect(MINE[name], form) if form else grammar.Word(name, kinds.get(name, "determiner"))
+            stack[-1].append(word)
+    (tree,) = stack[0]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("name", "brackets", "sentence", "twin"),
+    [
+        ("tense", "(S (NP the king.plural) (VP sleep.base))", "The kings sleep.", "The kings slept."),
+        ("tense", "(S (NP the king.singular) (VP sleep.past))", "The king slept.", "The king sleeps."),
+        (
+            "tense",  # the tense of another clause stays
+            "(S (NP the king.singular (SBAR that (S (VP chase.past (NP the dog.singular))))) (VP sleep.third))",
+            "The king that chased the dog sleeps.",
+            "The king that chased the dog slept.",
+        ),
+        (
+            "tense",
+            "(S (NP the king.singular) (VP say.third (SBAR that (S (NP the dog.plural) (VP sleep.past)))))",
+            "The king says that the dogs slept.",
+            "The king said that the dogs slept.",
+        ),
+        (
+            "tense",  # two verbs share a tense: no twin
+            "(S (NP the king.singular) (VP (VP sleep.third) and (VP eat.third (NP the pie.plural))))",
+            "The king sleeps and eats the pies.",
+            None,
+        ),
+        ("subject_number", "(S (NP the dog.singular) (VP sleep.third))", "The dog sleeps.", "The dogs sleep."),
+        ("subject_number", "(S (NP the dog.plural) (VP sleep.past))", "The dogs slept.", "The dog slept."),
+        (
+            "subject_number",  # the noun beside it does not agree
+            "(S (NP (NP the dog.singular) (PP near (NP the king.plural))) (VP sleep.third))",
+            "The dog near the kings sleeps.",
+            "The dogs near the kings sleep.",
+        ),
+        (
+            "subject_number",
+            "(S (NP the king.singular) (VP (VP sleep.third) and (VP eat.third (NP the pie.plural))))",
+            "The king sleeps and eats the pies.",
+            "The kings sleep and eat the pies.",
+        ),
+        (
+            "subject_number",  # the verb of a clause of which it is the subject
+            "(S (NP (NP the king.singular) (SBAR that (S (VP chase.third (NP the dog.plural))))) (VP sleep.past))",
+            "The king that chases the dogs slept.",
+            "The kings that chase the dogs slept.",
+        ),
+        (
+            "subject_number",  # and of one of which it is the object
+            "(S (NP (NP the king.plural) (SBAR that (S (NP the dog.singular) (VP chase.third)))) (VP sleep.base))",
+            "The kings that the dog chases sleep.",
+            "The king that the dog chases sleeps.",
+        ),
+        (
+            "object_number",
+            "(S (NP the king.singular) (VP eat.third (NP the pie.plural)))",
+            "The king eats the pies.",
+            "The king eats the pie.",
+        ),
+        (
+            "object_number",
+            "(S (NP the king.plural) (VP chase.base"
+            " (NP (NP the dog.singular) (SBAR that (S (VP chase.third (NP the cat.singular)))))))",
+            "The kings chase the dog that chases the cat.",
+            "The kings chase the dogs that chase the cat.",
+        ),
+    ],
+)
+def test_a_twin_differs_in_what_the_label_demands(name, brackets, sentence, twin):
+    tree, inflect = read_tree(brackets), grammar.PROPERTIES[name].inflect
+    other = inflect(tree)
+    assert grammar._render(tree) == sentence
+    assert (other and grammar._render(other)) == twin
+
+
+@pytest.mark.parametrize("name", grammar.INFLECTED)
+def test_twins_of_the_grammar_change_one_label_and_change_it_back(name):
+    prop, words, rng, checked = grammar.PROPERTIES[name], lexicon.deal_lexicon("test"), grammar._Rng("twins"), 0
+    while checked < 150:
+        tree = grammar._fix_articles(prop.write(grammar._Writer(words, rng)))
+        twin = prop.inflect(tree) if prop.label(tree) else None
+        if twin is None:
+            continue
+        checked += 1
+        assert {prop.label(tree), prop.label(twin)} == set(prop.labels)
+        assert [word.lemma for word in tree.words] == [word.lemma for word in twin.words]
+        changed = [(a, b) for a, b in zip(tree.words, twin.words, strict=True) if a is not b]
+        assert all(a.text != b.text for a, b in changed if a.form != "past")
+        assert prop.carrier(tree) in [a for a, _ in changed]
+        for other in {"sentence_length", "tree_depth", "top_constituents", *grammar.INFLECTED} - {name}:
+            assert grammar.PROPERTIES[other].label(tree) == grammar.PROPERTIES[other].label(twin)
+        assert grammar._render(prop.inflect(twin)) == grammar._render(tree)
+        assert grammar._render(grammar._fix_articles(twin)) == grammar._render(twin)
+
+
+@pytest.mark.parametrize("name", grammar.INFLECTED)
+def test_pairs_are_of_lemmas_that_no_text_of_train_or_dev_has(name):
+    task = grammar.make_task(name, size=600)
+    (pairs,) = load_pairs(f"grammar:{name}:600").values()
+    assert len(pairs.texts) == len(pairs.lemmas) == grammar.PAIRS
+    assert len({text for pair in pairs.texts for text in pair}) == 2 * grammar.PAIRS
+    assert len(set(pairs.lemmas)) >= 20
+    learnt = {pairs.carriers[text] for text, side in zip(task.texts, task.split, strict=True) if side != "test"}
+    assert not learnt & set(pairs.lemmas)
+    assert learnt <= {lemma.name for kind in lexicon.deal_lexicon("train").values() for lemma in kind} | {
+        lemma.name for kind in lexicon.deal_lexicon("dev").values() for lemma in kind
+    }
+    kinds = VERB if name == "tense" else NOUN
+    form_of = {text: form for text, (_, form) in kinds.items()}
+    for pair, lemma in zip(pairs.texts, pairs.lemmas, strict=True):
+        first, second = map(words, pair)
+        assert len(first) == len(second)
+        changed = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+        assert len(changed) == 1 or name != "tense"
+        carrying = [(a, b) for a, b in changed if a in form_of and b in form_of]
+        forms = [(form_of[a], form_of[b]) for a, b in carrying]
+        assert any(a == "past" != b if name == "tense" else (a, b) == pairs.labels for a, b in forms)
+        assert lemma
+    for other, labels in pairs.other_labels.items():
+        assert other != name
+        assert set(labels.values()) == set(grammar.PROPERTIES[other].labels)
+        assert all(labels.get(a) == labels.get(b) for a, b in pairs.texts)
+
+
+@pytest.fixture
+def few_pairs(monkeypatch):
+    monkeypatch.setattr(grammar, "PAIRS", 40)
+
+
+@pytest.mark.usefixtures("few_pairs")
+@pytest.mark.parametrize("name", SAME_WORDS)
+def test_pairs_of_word_order_hold_the_same_words(name):
+    (pairs,) = load_pairs(f"grammar:{name}:24").values()
+    assert pairs.labels == grammar.PROPERTIES[name].labels
+    assert all(sorted(words(a)) == sorted(words(b)) and a != b for a, b in pairs.texts)
+    assert not any(pairs.lemmas)
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_which_properties_have_pairs():
+    assert set(load_pairs("grammar:all:240")) == {f"grammar:{name}" for name in (*PAIRED, *grammar.INFLECTED)}
+    assert load_pairs("grammar:sentence-length") == load_pairs("file:reviews.csv") == {}
+    one, other = (load_pairs(f"grammar:tense:{size}")["grammar:tense"] for size in (60, 66))
+    assert one.texts == other.texts
+    assert one.digest != other.digest

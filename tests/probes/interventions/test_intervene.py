@@ -14,8 +14,15 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.interventions import changes, replaying
-from clsprobe.probes.interventions.changes import EDGES, alter_layer, check_changes, knockout, select_tokens
-from clsprobe.probes.interventions.passes import record_passes
+from clsprobe.probes.interventions.changes import (
+    EDGES,
+    alter_layer,
+    check_changes,
+    knockout,
+    restore_attention,
+    select_tokens,
+)
+from clsprobe.probes.interventions.passes import find_attention_outputs, find_cls, record_passes
 from clsprobe.probes.interventions.replaying import replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -255,3 +262,74 @@ def test_batches_run_side_by_side_under_one_change(loaded):
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda batch: encoder.forward(batch)[0], batches * 5))
     assert all(torch.equal(a, b) for a, b in zip(alone * 5, together, strict=True))
+
+
+# ------------------------------------------------------------------------------------- the attention output of [CLS]
+
+
+@pytest.mark.parametrize("shape", MASKED)
+def test_cls_that_is_cut_off_but_has_its_attention_output_restored_is_that_of_the_intact_pass(loaded, shape):
+    encoder = loaded(shape)
+    before = hooks(encoder.model)
+    batch, last = make_batch(encoder), len(encoder.blocks)
+    every, cls = range(1, last + 1), find_cls(batch)
+    with evaluating(encoder.model), record_passes(encoder, last) as record:
+        intact = record(batch)
+        with knockout(encoder, "rest->cls", every):
+            cut = intact.run(0, intact.hidden[0], last)
+            with restore_attention(encoder, every):
+                restored = intact.run(0, intact.hidden[0], last)
+            with restore_attention(encoder, [last]):
+                late = intact.run(0, intact.hidden[0], last)
+    scale = float(intact.hidden[-1].abs().max())
+    torch.testing.assert_close(restored[batch.real], intact.hidden[-1][batch.real], atol=1e-4 * scale, rtol=0)
+    assert (cut - intact.hidden[-1])[cls].abs().max() > 1e-3 * scale
+    assert (late - cut)[cls].abs().max() > 1e-3 * scale
+    torch.testing.assert_close(late[~cls & batch.real], cut[~cls & batch.real], atol=1e-4 * scale, rtol=0)
+    assert hooks(encoder.model) == before
+
+
+def test_what_is_restored_is_the_output_of_the_attention_and_not_the_state(loaded):
+    encoder = loaded("bert")
+    batch, written, states = make_batch(encoder), [], []
+    cls = find_cls(batch)
+    module = encoder.blocks[1].attention.output
+    keep = [
+        module.dense.register_forward_hook(lambda m, a, output: written.append(output[cls])),
+        module.register_forward_hook(lambda m, a, output: states.append(output[cls])),
+    ]
+    with evaluating(encoder.model), record_passes(encoder, 3) as record:
+        intact = record(batch)
+        with knockout(encoder, "rest->cls", [1, 2, 3]), restore_attention(encoder, [2]):
+            # this hook was registered first, so that it sees what is replaced
+            intact.run(0, intact.hidden[0], 3)
+    for handle in keep:
+        handle.remove()
+    torch.testing.assert_close(intact.attention[1], written[0])
+    assert (written[1] - written[0]).abs().max() > 1e-3
+    below = encoder.blocks[1].attention.output.LayerNorm  # what follows adds it to the state of the pass that is cut
+    with torch.no_grad(), knockout(encoder, "rest->cls", [1]):
+        state = intact.run(0, intact.hidden[0], 1)[cls]
+        torch.testing.assert_close(states[1], below(written[0] + state))
+    assert (states[1] - states[0]).abs().max() > 1e-3
+
+
+def test_a_whole_pass_is_not_restored(loaded):
+    encoder = loaded("bert")
+    batch = make_batch(encoder)
+    with evaluating(encoder.model), record_passes(encoder, 3) as record:
+        intact = record(batch)
+    with knockout(encoder, "rest->cls", [1, 2, 3]):
+        cut = record_states(encoder, batch)
+        with restore_attention(encoder, [1, 2, 3]):
+            intact.run(0, intact.hidden[0], 3)
+            for states, expected in zip(record_states(encoder, batch), cut, strict=True):
+                torch.testing.assert_close(states, expected)
+
+
+def test_an_attention_whose_output_is_not_found_is_refused_in_one_line(loaded, monkeypatch):
+    encoder = loaded("bert")
+    assert len(find_attention_outputs(encoder)) == 3
+    monkeypatch.setattr(changes, "find_attention_outputs", lambda encoder: None)
+    with pytest.raises(InputError, match="no module of a known name that ends their attention"):
+        restore_attention(encoder, [1]).__enter__()
