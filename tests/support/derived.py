@@ -906,7 +906,11 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     part = Part("", replace(subtract(trained, untrained), largest=2.0), MARGIN)
     brief = f"{task} {signed(part.effect.value)} points ({span(part.effect.ends())})"
-    return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings)
+    about = (
+        "these probes as they were fitted, over the test texts; with untrained encoders, also over "
+        f"{len(untrained)} draws of their weights"
+    )
+    return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings, interval_of=about)
 
 
 def sort_out(part: Part, above: str, below: str) -> str:
