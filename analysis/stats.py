@@ -313,7 +313,10 @@ class Difference:
         def excess(times: float) -> float:
             return self.half_width(tail, **dict.fromkeys(factors, times)) - distance
 
-        return np.inf if excess(1e6) >= 0 else float(brentq(excess, 1e-9, 1e6))
+        fewest, most = 1e-9, 1e6
+        if excess(most) >= 0:
+            return np.inf
+        return float(brentq(excess, fewest, most)) if excess(fewest) > 0 else fewest  # texts that do not differ
 
     def p_above(self, threshold: float) -> float:
         """The one-sided p of "a - b is not above the threshold"."""
@@ -347,7 +350,8 @@ def compare(
     lie within 0..1; otherwise the interval of one seed is Student's. halves: (halving, half, seed, text) a - b of
     probes that were fitted on half of the training texts (`training_variance`): with them the interval is that of the
     expected difference between two procedures, without them that of these fitted probes. groups: (text,) equal for
-    texts that are not independent, such as those of one author; None: all are.
+    texts that are not independent, such as those of one author (clusters, with the factor G / (G - 1) and the t of
+    G - 1 degrees); None: all are.
 
     One seed: the adjusted interval for paired proportions of Bonett & Price (2012), who add two texts to shares, one
     that only a gets right and one that only b does; otherwise ten texts without a difference would prove that there is
@@ -364,13 +368,13 @@ def compare(
     pseudo_texts = counts.mean() if shares else 0.0  # a text counts as often as seeds tested it
     total_count = counts.sum() + 2 * pseudo_texts
     centre = total.sum() / total_count
-    deviation = total - centre * counts
-    units = texts
-    if groups is not None:
-        deviation = np.bincount(np.unique(groups, return_inverse=True)[1], deviation)
-        units = len(deviation)
-    over_texts = ((deviation**2).sum() + 2 * pseudo_texts**2 * (1 + centre**2)) / total_count**2
-    variance, freedom = {"texts": float(over_texts)}, {"texts": units + 1 if shares else max(units - 1, 1)}
+    deviation = _add_within(groups, total - centre * counts)
+    squares, units = (deviation**2).sum(), len(deviation)
+    freedom_of_texts = units + 1 if shares else max(units - 1, 1)
+    if units < texts:  # the two texts that are added are no groups
+        squares, freedom_of_texts = squares * units / (units - 1), units - 1
+    over_texts = (squares + 2 * pseudo_texts**2 * (1 + centre**2)) / total_count**2
+    variance, freedom = {"texts": float(over_texts)}, {"texts": freedom_of_texts}
     if seeds > 1:
         variance["seeds"], freedom["seeds"] = float(np.nanmean(difference, 1).var(ddof=1) / seeds), seeds - 1
     if halves is not None:
@@ -390,15 +394,23 @@ def training_variance(halves: np.ndarray, groups: np.ndarray | None = None) -> f
     """
     between = halves[:, 0] - halves[:, 1]  # (halving, seed, text)
     difference, texts = np.nanmean(between, -1), (~np.isnan(between)).sum(-1)
-    deviation = np.nan_to_num(between - difference[..., None])
-    if groups is not None:
-        _, group = np.unique(groups, return_inverse=True)
-        flat = deviation.reshape(-1, len(group))
-        deviation = np.stack([np.bincount(group, row) for row in flat]).reshape(*difference.shape, -1)
+    deviation = _add_within(groups, np.nan_to_num(between - difference[..., None]))
     units = max(deviation.shape[-1], 2)
     interaction = (deviation**2).sum(-1) / texts**2 * units / (units - 1)
     at_half = np.mean((difference**2 - interaction) / 2)
     return float(max(at_half, 0.0) / 2)
+
+
+def _add_within(groups: np.ndarray | None, values: np.ndarray) -> np.ndarray:
+    """(..., text) -> (..., group) the sums over the texts of every group.
+
+    A single group says nothing about others: its texts count as independent, as those without groups do.
+    """
+    if groups is None or (groups == groups[:1]).all():
+        return values
+    order = np.argsort(groups, kind="stable")
+    starts = np.unique(groups[order], return_index=True)[1]
+    return np.add.reduceat(values[..., order], starts, axis=-1)
 
 
 def _compare_tables(a: pd.DataFrame, b: pd.DataFrame, *, shares: bool = True) -> Difference:

@@ -160,7 +160,8 @@ class Answer:
         from clsprobe.analysis.plots.svg import render_svg
 
         headline = self.headline
-        lines = (*headline.warnings, headline.sentence, headline.advice)
+        intervals = f"95 % intervals are about {headline.interval_of}." if headline.interval_of else ""
+        lines = (*headline.warnings, headline.sentence, headline.advice, intervals)
         paragraphs = [f"<p>{escape(display_text(line))}</p>" for line in lines if line]
         head = f"<h3>{escape(display_text(self.question))}</h3>{''.join(paragraphs)}"
         figures = [

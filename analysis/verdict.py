@@ -234,6 +234,8 @@ class Verdict:
             times = _count_times(parts, "texts", "training")
             if math.isfinite(needed):
                 needed = max(math.ceil(needed), texts + 1)
+            if math.isfinite(times):  # the centre of an interval is nearer to 0 than the effect
+                times = max(times, (texts + 1) / texts)
         lead = "" if fields.get("is_open") else f"{outcome.capitalize()}: "
         sentence = capitalise(f"{lead}{say(outcome, deciding)}.")
         return cls(
@@ -294,8 +296,9 @@ class Verdict:
 
     @property
     def is_decidable(self) -> bool:
-        """Whether a number of training and test texts that can be had would decide what is undecided."""
-        return self.texts * self.times_needed <= MOST
+        """Whether a number of test texts that can be had, or of training and test texts, would decide what is
+        undecided."""
+        return self.needed <= MOST or max(self.texts, self.training_texts) * self.times_needed <= MOST
 
     @property
     def p(self) -> float:
@@ -349,7 +352,7 @@ class Verdict:
             max(p_no, default=1.0),
             p_mixed,
             estimand=judged[0].estimand if judged and not math.isnan(pooled[0]) else "",
-            interval_of="; ".join(dict.fromkeys(part.interval_of for part in verdicts if part.interval_of)),
+            interval_of=_list_intervals(parts),
             warnings=tuple(dict.fromkeys(warning for part in verdicts for warning in part.warnings)),
             parts=dict(parts),
             is_open=is_open,
@@ -386,6 +389,17 @@ def _list_statements(parts: Mapping[str, Verdict], statements: Mapping[Outcome, 
     words |= {"left out": "left out:", "not answered": "not answered on"}
     clauses = [f"{words[word]} {_enumerate(names)}" for word, names in _group(parts).items() if word in words]
     return f"{capitalise('; '.join(clauses))}." if clauses else ""
+
+
+def _list_intervals(parts: Mapping[str, Verdict]) -> str:
+    """What the intervals of all tasks are about, or "... (task 1, task 2); ... (task 3)" where that differs."""
+    groups: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        if part.interval_of:
+            groups.setdefault(part.interval_of, []).append(name)
+    if len(groups) < 2:
+        return "".join(groups)
+    return "; ".join(f"{clause} ({_enumerate(names)})" for clause, names in groups.items())
 
 
 def _list_effects(parts: Mapping[str, Verdict], opening: str) -> str:
@@ -509,14 +523,16 @@ def describe_need(verdict: Verdict) -> str:
     texts, times, trained = verdict.texts, verdict.times_needed, verdict.training_texts
     if texts * times > MOST:
         return f"More than {MOST:,} test texts, or more seeds, would be needed to decide at this effect."
-    both = f"about {times:.1f} times as many of both could ({_round(trained * times):,} training and "
-    both += f"{_round(texts * times):,} test texts)"
+    more = max(times, 1.1)  # a smaller number is rounded to those that were used
+    factor = f"{more:.1f}" if more < 10 else f"{_round(more):,}"
+    both = f"about {factor} times as many of both could ({_round(trained * more):,} training and "
+    both += f"{_round(texts * more):,} test texts)"
     if verdict.needed > MOST:
         count = "No number of" if math.isinf(verdict.needed) else f"Fewer than {MOST:,}"
         verb = "would" if math.isinf(verdict.needed) else "would not"
         return f"{count} test texts {verb} decide at this effect with {trained:,} training texts; {both}."
     used = f"About {max(_round(verdict.needed), texts + 1):,} test texts could decide at this effect"
-    if verdict.needed < 1.1 * texts * times:
+    if verdict.needed < 1.1 * math.ceil(texts * times):
         return f"{used} ({texts:,} were used)."
     return f"{used} with {trained:,} training texts ({texts:,} were used); {both}."
 

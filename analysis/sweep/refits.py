@@ -38,7 +38,8 @@ class Refits:
 
     def __init__(self, table: pd.DataFrame | None, seeds: np.ndarray, texts: np.ndarray) -> None:
         self._procedures: dict[tuple[str, str], _Procedure] = {}
-        self.training_texts, self.groups = 0, np.arange(len(texts))
+        # a text without refits is a group of its own, with a number that none of the table has
+        self.training_texts, self.groups = 0, -1 - np.arange(len(texts))
         if table is None or table.empty:
             return
         self.training_texts = int(table.n_train.min())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from worlds import WORLDS, count_outcomes
+from worlds import WORLDS, count_outcomes, draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,6 +28,18 @@ def test_few_verdicts_are_wrong(name):
 @pytest.mark.parametrize("name", WORLDS)
 def test_few_of_many_verdicts_are_wrong(name):
     check(name, 200, 15)
+
+
+def test_other_training_texts_decide_what_the_test_texts_seem_to():
+    """The same draws without refits: these fitted probes differ from each other, and would say so of all of them."""
+    name = "poolings: other training texts, worse by the margin"
+    world, decided = WORLDS[name], []
+    for number in range(10):
+        measured = draw(name, number)
+        predictions = replace(measured, tables={"predictions": measured.tables["predictions"]})
+        whole, of_fits = (world.study.verdict(part).outcome for part in (measured, predictions))
+        decided += [of_fits] if of_fits in world.wrong and whole == "undecided" else []
+    assert len(decided) >= 4  # of 20 draws `check` allows 5 of either outcome
 
 
 def test_every_study_that_tests_a_claim_is_simulated():

@@ -434,6 +434,165 @@ def test_differences_over_different_texts_pair_those_that_both_have():
         assert (low + high) / 2 == pytest.approx(np.nanmean(a, 1) - np.nanmean(b, 1), abs=0.002)
 
 
+# ------------------------------------------------------------------------------------- variance of other training texts
+
+
+def linear_halves(noise, halvings, texts=50, seed=0):
+    """(halving, half, 1, text) scores of an estimator that adds the mean of its training noise, (training text,)."""
+    random, halves = np.random.default_rng(seed), np.empty((halvings, 2, 1, texts))
+    base = random.normal(size=texts)
+    for pair in halves:
+        first = random.permutation(len(noise)) < len(noise) // 2
+        pair[0], pair[1] = base + noise[first].mean(), base + noise[~first].mean()
+    return halves
+
+
+def test_the_variance_of_training_is_that_of_a_mean_where_training_is_a_mean():
+    """A linear estimator: other training texts would give the variance s^2 / n of the mean of n noises, in closed form
+    over all complementary halvings."""
+    noise = np.random.default_rng(1).normal(size=40)
+    expected = noise.var(ddof=1) / 40
+    assert stats.training_variance(linear_halves(noise, 4000)) == pytest.approx(expected, rel=0.05)
+    few = [stats.training_variance(linear_halves(noise, 10, seed=seed)) for seed in range(300)]
+    assert np.mean(few) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(200) // 4])
+def test_errors_on_single_texts_are_no_variance_of_training(groups):
+    """The halves differ text by text, or group by group, and not on the whole: the interaction is subtracted."""
+    random, size = np.random.default_rng(0), 200 if groups is None else 50
+    noise = np.repeat(random.normal(size=(4000, 2, 1, size)), 200 // size, axis=-1)
+    interaction = 2 / size
+    assert stats.training_variance(noise, groups) < 0.1 * interaction / 4
+    noisy = linear_halves(random.normal(0, 0.3, 40), 4000, 200)
+    expected = stats.training_variance(noisy)
+    assert stats.training_variance(noisy + noise, groups) == pytest.approx(expected, abs=0.1 * interaction / 4)
+    if groups is not None:  # the broken twin: texts of a group as if they were independent
+        assert stats.training_variance(noise) > 0.5 * interaction / 4
+
+
+def test_the_variance_of_training_worked_out_by_hand():
+    """One halving, four texts in two groups. The halves differ by 1, 1, 0, 0: half a point on average, and each group
+    is one away from its share, so that the mean has the sampling variance 2 / 16 * 2; less than 0 is 0."""
+    halves = np.array([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]]])
+    by_text = 4 * 0.25 / 16 * 4 / 3
+    assert stats.training_variance(halves) == pytest.approx((0.25 - by_text) / 4)
+    assert stats.training_variance(halves, np.array([7, 7, 3, 3])) == 0  # (0.25 - (1 + 1) / 16 * 2) / 4
+    by_group = stats.training_variance(halves * 2 + [[[[0, 0, 1, 1]], [[0, 0, 0, 0]]]], np.array([7, 7, 3, 3]))
+    assert by_group == pytest.approx((1.5**2 - (1 + 1) / 16 * 2) / 4)
+    missing = np.concatenate([halves, np.full((1, 2, 1, 2), np.nan)], -1)  # texts that this seed does not test
+    assert stats.training_variance(missing) == pytest.approx((0.25 - 4 * 0.25 / 16 * 6 / 5) / 4)
+
+
+def test_the_variance_of_training_over_many_texts_needs_no_square_of_them():
+    import tracemalloc
+
+    halves, groups = np.zeros((10, 2, 1, 4000)), np.arange(4000) // 2
+    tracemalloc.start()
+    try:
+        stats.training_variance(halves, groups)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * halves.nbytes < 4000 * 2000 * 8
+
+
+def draw_sides(seeds=1, texts=300, shares=(0.8, 0.75), seed=0):
+    random = np.random.default_rng(seed)
+    return ((random.random((seeds, texts)) < share).astype(float) for share in shares)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_interval_of_procedures_adds_the_variance_of_training(seeds, shares):
+    """By Cochran & Cox: every component with the t of its own degrees of freedom, weighted by the components."""
+    a, b = draw_sides(seeds)
+    halves = linear_halves(np.random.default_rng(1).normal(0, 0.2, 40), 10, 300).repeat(seeds, 2)
+    of_fits, whole = stats.compare(a, b, shares=shares), stats.compare(a, b, shares=shares, halves=halves)
+    variance = np.array([*of_fits.variance.values(), stats.training_variance(halves)])
+    assert [*whole.variance.values()] == pytest.approx(variance)
+    freedom = [301 if shares else 299, *([seeds - 1] if seeds > 1 else []), 10]
+    half = (variance @ t.isf(0.025, freedom)) / np.sqrt(variance.sum())
+    assert whole.interval() == pytest.approx((whole.centre - half, whole.centre + half))
+    assert whole.of_fits.interval() == of_fits.interval()
+    assert (whole.effect, whole.centre, whole.seeds) == (of_fits.effect, of_fits.centre, seeds)
+    low, high = whole.interval()
+    assert (whole.p_above(low), whole.p_below(high)) == pytest.approx((0.025, 0.025))
+    assert whole.p_above(low - 0.01) < 0.025 < whole.p_above(low + 0.01)
+    assert whole.p_above(0) + whole.p_below(0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("factors", [("texts",), ("training",), ("texts", "training"), ("seeds",)])
+def test_times_needed_are_those_of_a_search(factors):
+    a, b = draw_sides(3)
+    halves = linear_halves(np.random.default_rng(1).normal(0, 0.2, 40), 10, 300).repeat(3, 2)
+    difference = stats.compare(a, b, halves=halves)
+    grid = np.geomspace(0.01, 1000, 4001)
+    for distance in (0.05, 0.08, 0.2):
+        wide = [difference.half_width(**dict.fromkeys(factors, times)) > distance for times in grid]
+        times = difference.times_needed(distance, 0.025, *factors)
+        assert times == (np.inf if all(wide) else pytest.approx(grid[sum(wide)], rel=0.01))
+    assert difference.times_needed(difference.half_width(), 0.025, *factors) == pytest.approx(1)
+
+
+def test_no_number_of_test_texts_removes_the_variance_of_training():
+    a, b = draw_sides()
+    difference = stats.compare(a, b, halves=linear_halves(np.random.default_rng(1).normal(0, 0.5, 40), 10, 300))
+    distance = 0.9 * t.isf(0.025, 10) * np.sqrt(difference.variance["training"])
+    assert difference.times_needed(distance, 0.025, "texts") == np.inf
+    assert 1 < difference.times_needed(distance, 0.025, "texts", "training") < np.inf
+
+
+def test_texts_that_do_not_differ_need_no_number():
+    """Numbers that two readouts predict alike."""
+    same = np.random.default_rng(0).normal(size=(1, 50))
+    difference = stats.compare(same, same, shares=False)
+    assert difference.half_width() == 0
+    assert difference.times_needed(0.02, 0.025, "texts") < 1
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_without_groups_every_text_is_one(shares):
+    a, b = draw_sides()
+    halves, groups = linear_halves(np.ones(40), 10, 300), np.random.default_rng(0).permutation(300)
+    difference = stats.compare(a, b, shares=shares, halves=halves)
+    grouped = stats.compare(a, b, shares=shares, halves=halves, groups=groups)
+    assert (grouped.variance, grouped.freedom) == (pytest.approx(difference.variance), difference.freedom)
+    together = stats.compare(a, b, shares=shares, groups=np.zeros(300, int))  # of one group, nothing is known of others
+    assert together.interval() == stats.compare(a, b, shares=shares).interval()
+
+
+def test_the_variance_of_groups_worked_out_by_hand():
+    """Six texts in three groups, and two more for shares."""
+    difference, groups = np.array([[1.0, 1.0, 0.0, 1.0, 0.0, -1.0]]), np.array([4, 4, 9, 9, 0, 0])
+    numbers = stats.compare(difference, difference * 0, shares=False, groups=groups)
+    mean = 1 / 3  # the groups are 2, 1 and -1, and 2 / 3 on average
+    squares = (2 - 2 * mean) ** 2 + (1 - 2 * mean) ** 2 + (-1 - 2 * mean) ** 2
+    assert numbers.variance["texts"] == pytest.approx(squares / 36 * 3 / 2)
+    assert numbers.freedom["texts"] == 2
+    shares = stats.compare(difference, difference * 0, groups=groups)
+    centre = 2 / 8
+    squares = (2 - 2 * centre) ** 2 + (1 - 2 * centre) ** 2 + (-1 - 2 * centre) ** 2
+    assert shares.variance["texts"] == pytest.approx((squares * 3 / 2 + 2 * (1 + centre**2)) / 64)
+    assert (shares.centre, shares.freedom["texts"]) == (centre, 2)
+
+
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_few_groups_of_test_texts_are_covered_as_promised(count):
+    """Authors differ: as if every text had its own, the interval would be far too narrow."""
+    random, draws, n = np.random.default_rng(count), 300, 400
+    groups = np.arange(n) * count // n
+    covers = {"groups": 0, "texts": 0}
+    for _ in range(draws):
+        shares = random.uniform([[0.5], [0.4]], [[1.0], [0.9]], (2, count))
+        a, b = (random.random((2, 1, n)) < shares[:, None, groups]).astype(float)
+        for name, of_texts in (("groups", groups), ("texts", None)):
+            low, high = stats.compare(a, b, groups=of_texts).interval()
+            covers[name] += low <= 0.1 <= high
+    assert covers["groups"] / draws > 0.93 - 3 * np.sqrt(0.93 * 0.07 / draws)
+    assert covers["texts"] / draws < 0.75
+
+
 # --------------------------------------------------------------------------------------------------- many comparisons
 
 

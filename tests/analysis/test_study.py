@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tables import first, judge, measured, predictions
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.study import Answer, Exhibit, correct_answers
-from clsprobe.analysis.verdict import Verdict, warn_of_few_texts
+from clsprobe.analysis.verdict import Part, Verdict, warn_of_few_texts
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
@@ -319,6 +320,51 @@ def test_a_saved_answer_is_restored(tmp_path):
         pd.testing.assert_frame_equal(exhibit.table, loaded.table, check_dtype=False)
         loaded.draw()
     assert "Is mean pooling inferior" in restored._repr_html_()
+
+
+def test_an_answer_is_saved_with_what_its_intervals_are_about(tmp_path):
+    """JSON has neither NaN nor infinity: both are restored as "unknown", and the sentences are what they were."""
+    estimate = stats.Difference(0.01, 0.01, {"texts": 1e-6, "training": 1e-4}, {"texts": 99.0, "training": 10.0})
+    parts = [Part.of("a rival", estimate), Part("bits", 0.02, *(-np.inf, np.inf), 0.0, 1.0, 1.0, *(-np.inf, np.inf))]
+    verdict = Verdict.of(
+        parts[:1], lambda *_: "it is open", interval_of="other training texts", texts=9, training_texts=7
+    )
+    verdict = dataclasses.replace(verdict, comparisons=(*parts, Part("unknown", *[np.nan] * 3, 0.0, 1.0, 1.0)))
+    assert (verdict.needed, np.isfinite(verdict.times_needed)) == (np.inf, True)
+    answer = Answer("Q?", "C", verdict, ())
+    answer.save(tmp_path / "a.json")
+    assert not re.search("NaN|Infinity", (tmp_path / "a.json").read_text(encoding="utf-8"))
+    restored = Answer.load(tmp_path / "a.json").verdict
+    same = ("sentence", "interval_of", "texts", "training_texts", "times_needed", "advice", "warnings")
+    assert [getattr(restored, name) for name in same] == [getattr(verdict, name) for name in same]
+    assert np.isnan(restored.needed)
+    for part, saved in zip(verdict.comparisons, restored.comparisons, strict=True):
+        for name in ("effect", "low", "high", "low_of_fits", "high_of_fits", "p_yes", "p_no"):
+            value = getattr(part, name)
+            np.testing.assert_equal(getattr(saved, name), value if np.isfinite(value) else np.nan)
+
+
+def test_an_answer_without_these_fields_loads(tmp_path):
+    """As the version before wrote it."""
+    answer = Poolings().answer(measured(predictions=make_predictions(0.9, 0.89)))
+    answer.save(path := tmp_path / "poolings.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("interval_of", "training_texts", "times_needed"):
+        del content["verdict"][name]
+    for part in content["verdict"]["comparisons"]:
+        del part["low_of_fits"], part["high_of_fits"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    restored = Answer.load(path)
+    assert restored.verdict.sentence == answer.verdict.sentence
+    assert (restored.verdict.interval_of, restored.verdict.training_texts) == ("", 0)
+    assert np.isnan([restored.verdict.times_needed, restored.verdict.comparisons[0].low_of_fits]).all()
+    assert "<p>95 % intervals" not in restored._repr_html_()
+
+
+def test_a_notebook_says_what_the_intervals_are_about():
+    answer = Poolings().answer(measured(predictions=make_predictions(0.9, 0.7)))
+    remark = "<p>95 % intervals are about these probes as they were fitted, over the test texts.</p>"
+    assert remark in answer._repr_html_()
 
 
 def test_a_notebook_escapes_data():

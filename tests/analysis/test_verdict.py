@@ -217,6 +217,110 @@ def test_the_number_of_texts_that_would_decide():
     assert describe_need(judge(make_part(0.05), texts=500)) == ""
 
 
+def make_estimate(effect: float, test: float, training: float) -> stats.Difference:
+    """An effect with these standard errors of the test texts and of the training texts, and a normal interval."""
+    variance = {"texts": test**2, "training": training**2}
+    return stats.Difference(effect, effect, variance, dict.fromkeys(variance, 1e9))
+
+
+def judge_estimates(*estimates: stats.Difference, texts: int = 500, training_texts: int = 150) -> Verdict:
+    parts = [Part.of("a rival", estimate) for estimate in estimates]
+    return judge(*parts, texts=texts, training_texts=training_texts)
+
+
+@pytest.mark.parametrize(
+    ("test", "training", "texts", "sentence"),
+    [
+        (0.01, 0.0001, 500, "About 1,900 test texts could decide at this effect (500 were used)."),
+        (
+            0.008,
+            0.004,
+            500,
+            "About 3,200 test texts could decide at this effect with 150 training texts (500 were used); about 3.1 "
+            "times as many of both could (460 training and 1,500 test texts).",
+        ),
+        (
+            0.004,
+            0.01,
+            500,
+            "No number of test texts would decide at this effect with 150 training texts; about 4.5 times as many of "
+            "both could (670 training and 2,200 test texts).",
+        ),
+        (
+            0.0016,
+            0.004994,
+            5000,
+            "About 12,000 test texts could decide at this effect with 150 training texts (5,000 were used); about 1.1 "
+            "times as many of both could (160 training and 5,500 test texts).",
+        ),
+        (
+            0.02,
+            0.005,
+            50_000,
+            "Fewer than 1,000,000 test texts would not decide at this effect with 150 training texts; about 16 times "
+            "as many of both could (2,400 training and 820,000 test texts).",
+        ),
+        (1.0, 0.1, 500, "More than 1,000,000 test texts, or more seeds, would be needed to decide at this effect."),
+    ],
+)
+def test_the_number_of_training_texts_that_would_decide(test, training, texts, sentence):
+    """Both variances shrink with the number of their texts; alone, that of the test texts leaves the other."""
+    verdict = judge_estimates(make_estimate(0.01, test, training), texts=texts)
+    assert verdict.times_needed == pytest.approx(1.959964**2 * (test**2 + training**2) / 0.01**2, rel=1e-4)
+    left = (0.01 / 1.959964) ** 2 - training**2
+    assert verdict.needed == (pytest.approx(texts * test**2 / left, rel=1e-3) if left > 0 else math.inf)
+    assert describe_need(verdict) == sentence
+    assert verdict.is_decidable == (not sentence.startswith("More"))
+
+
+def test_every_part_counts_for_the_number_of_training_texts():
+    """All have to hold, or one has to fail among all."""
+    near, far = make_estimate(0.005, 0.004, 0.004), make_estimate(0.01, 0.004, 0.004)
+    assert judge_estimates(near, far).times_needed == judge_estimates(near).times_needed
+    fails = judge_estimates(make_estimate(-0.01, 0.004, 0.004), far)
+    assert fails.times_needed == pytest.approx(scipy_stats.norm.isf(0.0125) ** 2 * 0.32, rel=1e-4)
+
+
+def test_what_is_undecided_needs_more_than_was_used():
+    """The centre of the interval of 20 texts is nearer to 0 than the effect, which it would seem to exclude."""
+    right = np.r_[np.ones(5), np.zeros(15)]
+    verdict = judge(Part.of("", stats.compare(right[None], np.zeros((1, 20)))), texts=20)
+    assert verdict.outcome == "undecided"
+    assert (verdict.needed, verdict.times_needed) == (21, 21 / 20)
+    assert describe_need(verdict) == "About 21 test texts could decide at this effect (20 were used)."
+    for texts in range(1, 30):
+        assert "training" not in describe_need(judge(make_part(0.01, 0.0052), texts=texts))
+
+
+def test_millions_of_training_texts_are_named_and_not_recommended():
+    verdict = judge_estimates(make_estimate(0.01, 0.001, 0.01), training_texts=500_000)
+    assert describe_need(verdict).endswith(
+        "about 3.9 times as many of both could (1,900,000 training and 1,900 test texts)."
+    )
+    assert not verdict.is_decidable
+
+
+def test_a_part_has_the_interval_of_its_fitted_probes_too():
+    part = Part.of("", make_estimate(0.1, 0.01, 0.02))
+    assert (part.low_of_fits, part.high_of_fits) == pytest.approx((0.1 - 0.0196, 0.1 + 0.0196), abs=1e-5)
+    assert (part.low, part.high) == pytest.approx(
+        (0.1 - 1.96 * math.sqrt(5) * 0.01, 0.1 + 1.96 * math.sqrt(5) * 0.01), abs=1e-5
+    )
+    same = make_part(0.1)
+    assert (same.low, same.high) == (same.low_of_fits, same.high_of_fits)
+    assert part.simultaneous(3).low < part.low
+
+
+def test_several_tasks_say_what_the_intervals_of_each_are_about():
+    tasks = {
+        f"x:{name}": judge(make_part(0.05), interval_of=of)
+        for name, of in zip("abcd", ("", "A", "B", "A"), strict=True)
+    }
+    assert Verdict.over(tasks).interval_of == "A (b, d); B (c)"
+    del tasks["x:c"]
+    assert Verdict.over(tasks).interval_of == "A"
+
+
 def test_no_number_of_texts_decides_where_a_part_cannot_pass():
     """A readout that predicts one class has p 1, whatever its effect."""
     cannot_hold, cannot_fail = (

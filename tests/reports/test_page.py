@@ -186,6 +186,27 @@ def test_a_page_corrects_its_answers_for_their_number() -> None:
     assert "p = 0.16 among the 4 answers of this page (Holm)." in page
 
 
+def test_the_page_says_what_its_intervals_are_about() -> None:
+    """Beside the verdict; for the probes as they were fitted in the table of comparisons, where that is another one."""
+    part = Part("a rival", 0.1, 0.05, 0.15, 0.0, 0.001, 0.999, 0.08, 0.12)
+    verdict = Verdict("yes", "More.", 0.1, 0.05, 0.15, interval_of="other <texts>", comparisons=(part,))
+    page = render_page({"a": Answer("Q?", "C", verdict, ())})
+    assert '<p class="remark">95 % intervals are about other &lt;texts&gt;.</p>' in page
+    assert (
+        page.index('class="because"') < page.index("95 % intervals are") < page.index("Every comparison, taken alone")
+    )
+    details = page[page.index("Every comparison, taken alone") :]
+    assert [details.count(text) for text in ("low, these probes", "high, these probes", "0.080", "0.120")] == [1] * 4
+    for of_fits in ((0.05, 0.15), (float("nan"),) * 2):  # no other interval; an answer of an older version
+        part = dataclasses.replace(part, low_of_fits=of_fits[0], high_of_fits=of_fits[1])
+        page = render_page(
+            {"a": Answer("Q?", "C", dataclasses.replace(verdict, interval_of="", comparisons=(part,)), ())}
+        )
+        assert "these probes" not in page
+        assert "95 % intervals" not in page
+        assert "0.150" in page[page.index("Every comparison, taken alone") :]
+
+
 def test_warnings_stand_before_the_answer_in_red() -> None:
     verdict = dataclasses.replace(answer(20).verdict, warnings=("Only 12 test texts.",), advice="Try: clsprobe run")
     page = render_page({"a": dataclasses.replace(answer(20), verdict=verdict)})

@@ -3,7 +3,8 @@
 `derive_answer` takes the name of a study with its tables and facts and says what it should print: the sentence of each
 task, the one over all tasks, the warnings, and how many texts would decide. `derive_headlines` corrects the answers of
 a page for their number. All of it is written anew from docs/answers.md, with intervals and tests of its own: Bonett &
-Price for shares, Student's t over texts and over seeds, and for an interval that a table holds the normal distribution.
+Price for shares, Student's t over texts, over seeds and over halvings of the training texts, and for an interval that a
+table holds the normal distribution.
 
 To add a study: a function (rows, facts) -> `Task` in `STUDIES`, and what it lists for several tasks in `LISTED`.
 """
@@ -74,18 +75,31 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Effect:
-    """value: as measured. centre: of its intervals, whose squared half-widths come from texts and from seeds."""
+    """value: as measured. centre: of its intervals, whose squared half-widths come from test texts ("texts"), from
+    "seeds" and from "training" texts."""
 
     value: float
     centre: float
-    variances: tuple[float, ...]
-    freedoms: tuple[float, ...]
+    variances: Mapping[str, float]
+    freedoms: Mapping[str, float]
     largest: float = math.inf
 
-    def half(self, tail: float = LEVEL, texts: float = 1.0) -> float:
-        """Half the interval that leaves out `tail` on either side, with so many times the texts."""
-        variances = np.array([self.variances[0] / texts, *self.variances[1:]])
-        return float(variances @ stats.t.isf(tail, self.freedoms) / np.sqrt(variances.sum()))
+    def half(self, tail: float = LEVEL, **times: float) -> float:
+        """Half the interval that leaves out `tail` on either side, with so many times of what times names."""
+        variances = {name: value / times.get(name, 1.0) for name, value in self.variances.items()}
+        weighted = sum(value * stats.t.isf(tail, self.freedoms[name]) for name, value in variances.items())
+        return float(weighted / math.sqrt(sum(variances.values())))
+
+    def times(self, distance: float, tail: float, *names: str) -> float:
+        """How many times as many of these make it half the interval."""
+        if self.half(tail, **dict.fromkeys(names, 1e6)) >= distance:
+            return math.inf
+        return optimize.brentq(lambda times: self.half(tail, **dict.fromkeys(names, times)) - distance, 1e-9, 1e6)
+
+    @property
+    def of_fits(self) -> Effect:
+        """The same for these probes as they were fitted."""
+        return replace(self, variances={name: v for name, v in self.variances.items() if name != "training"})
 
     def ends(self, tail: float = LEVEL) -> tuple[float, float]:
         return max(self.centre - self.half(tail), -self.largest), min(self.centre + self.half(tail), self.largest)
@@ -93,25 +107,65 @@ class Effect:
     def p(self, distance: float) -> float:
         """The tail for which the centre lies half an interval, less or more, from where it is tested."""
         if len(self.variances) == 1:
-            return float(stats.t.sf(distance / math.sqrt(self.variances[0]), self.freedoms[0]))
-        return math.exp(optimize.brentq(lambda log: self.half(math.exp(log)) - distance, -200, -1e-9))
+            ((name, variance),) = self.variances.items()
+            return float(stats.t.sf(distance / math.sqrt(variance), self.freedoms[name]))
+        if distance < 0:
+            return 1 - self.p(-distance)
+        if self.half(math.exp(-200)) <= distance:
+            return 0.0
+        return math.exp(optimize.brentq(lambda log: self.half(math.exp(log)) - distance, -200, math.log(0.5)))
 
 
-def subtract(a: np.ndarray, b: np.ndarray) -> Effect:
-    """a - b of shares, (seed, text), over the same texts, of which two more are as far apart as can be."""
+def subtract(
+    a: np.ndarray, b: np.ndarray, halves: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> Effect:
+    """a - b of shares, (seed, text), over the same texts, of which two more are as far apart as can be.
+
+    halves: (halving, half, seed, text) a - b of probes that saw half of the training texts. groups: (text,) equal for
+    texts that are not independent of each other.
+    """
     difference = a.astype(float) - b
     by_text, by_seed, n = difference.mean(0), difference.mean(1), difference.shape[1] + 2
     centre = by_text.sum() / n
-    variances, freedoms = [(((by_text - centre) ** 2).sum() + 2 * (1 + centre**2)) / n**2], [n - 1]
+    squares, freedom = add_squares(by_text - centre, groups), n - 1
+    if (count := count_groups(by_text, groups)) < len(by_text):
+        squares, freedom = squares * count / (count - 1), count - 1
+    variances, freedoms = {"texts": (squares + 2 * (1 + centre**2)) / n**2}, {"texts": float(freedom)}
     if len(by_seed) > 1:
-        variances.append(by_seed.var(ddof=1) / len(by_seed))
-        freedoms.append(len(by_seed) - 1)
-    return Effect(difference.mean(), centre, tuple(variances), tuple(freedoms), 1.0)
+        variances["seeds"], freedoms["seeds"] = by_seed.var(ddof=1) / len(by_seed), len(by_seed) - 1
+    if halves is not None:
+        gaps = [first - second for pair in halves for first, second in zip(*pair, strict=True)]
+        of_halves = np.mean([(gap.mean() ** 2 - vary_mean(gap, groups)) / 2 for gap in gaps])
+        variances["training"], freedoms["training"] = max(float(of_halves), 0.0) / 2, len(halves)
+    return Effect(difference.mean(), centre, variances, freedoms, 1.0)
+
+
+def vary_mean(values: np.ndarray, groups: np.ndarray | None) -> float:
+    """The sampling variance of the mean of (text,) values."""
+    count = count_groups(values, groups)
+    return add_squares(values - values.mean(), groups) / len(values) ** 2 * count / (count - 1)
+
+
+def count_groups(values: np.ndarray, groups: np.ndarray | None) -> int:
+    """The number of groups of (text,) values; of texts where all are of one group, which says nothing of others."""
+    count = len(values) if groups is None else len(set(groups))
+    return count if count > 1 else len(values)
+
+
+def add_squares(deviations: np.ndarray, groups: np.ndarray | None) -> float:
+    """The sum of the squared sums of the groups of (text,) deviations."""
+    if groups is None or count_groups(deviations, groups) == len(deviations):
+        return float((deviations**2).sum())
+    sums: dict[Any, float] = {}
+    for group, deviation in zip(groups, deviations, strict=True):
+        sums[group] = sums.get(group, 0.0) + deviation
+    return sum(value**2 for value in sums.values())
 
 
 def read_effect(value: float, low: float, high: float) -> Effect:
     """An effect with the 95 % interval that a table holds."""
-    return Effect(value, (low + high) / 2, (((high - low) / 2 / 1.959963984540054) ** 2,), (math.inf,))
+    variance = ((high - low) / 2 / 1.959963984540054) ** 2
+    return Effect(value, (low + high) / 2, {"texts": variance}, {"texts": math.inf})
 
 
 @dataclass(frozen=True)
@@ -137,18 +191,16 @@ class Part:
     def p_no(self) -> float:
         return self.effect.p(self.threshold - self.effect.centre) if self.can_fail else 1.0
 
-    def needed(self, texts: int, tail: float) -> float:
-        """The texts with which half the interval is as wide as the effect is away from the threshold."""
-        distance = abs(self.excess)
-        if self.effect.half(tail, 1e6) >= distance:
-            return math.inf
-        return texts * optimize.brentq(lambda times: self.effect.half(tail, times) - distance, 1e-9, 1e6)
+    def times(self, tail: float, *names: str) -> float:
+        """How many times as many of these make half the interval as wide as the effect is away from the threshold."""
+        return self.effect.times(abs(self.excess), tail, *names)
 
 
 @dataclass(frozen=True)
 class Task:
     """What is printed about one task, or about all. word: the outcome. p: of yes, no and mixed. need: the clause on the
-    texts that would decide, and whether there may be so many. seeds: that would decide, and that were used."""
+    texts that would decide, and whether there may be so many. seeds: that would decide, and that were used. parts: the
+    comparisons. interval_of: what their intervals are about."""
 
     sentence: str
     word: str = "undecided"
@@ -160,13 +212,19 @@ class Task:
     is_open: bool = False
     is_claim: bool = False
     advice: str = ""
+    interval_of: str = ""
+    parts: tuple[Part, ...] = ()
     tasks: Mapping[str, Task] = field(default_factory=dict)
 
     def left_out(self, reason: str) -> Task:
         lead = f"{reason[0].upper()}{reason[1:]}, so that this decides nothing"
         finding = f"{self.sentence[0].lower()}{self.sentence[1:]}"
         sentence = f"{lead}: {finding}" if self.is_open else f"Left out: {reason}."
-        return Task(sentence, "left out", brief=self.brief, is_open=self.is_open)
+        return replace(
+            Task(sentence, "left out", brief=self.brief, is_open=self.is_open),
+            parts=self.parts,
+            interval_of=self.interval_of,
+        )
 
 
 def judge(
@@ -176,10 +234,11 @@ def judge(
     turned: bool = False,
     is_open: bool = False,
     texts: int = 0,
+    trained: int = 0,
     **more: Any,
 ) -> Task:
     """Whether all parts hold; turned: whether one fails. say: (holds, fails or undecided; the part that decides; the
-    ends of its interval) -> the sentence after the word."""
+    ends of its interval) -> the sentence after the word. texts, trained: the numbers of test and of training texts."""
     p_holds, p_fails = max(part.p_yes for part in parts), min(min(part.p_no for part in parts) * len(parts), 1.0)
     if p_holds < LEVEL:
         state, part, tail = "holds", min(parts, key=lambda part: part.excess), LEVEL
@@ -190,25 +249,49 @@ def judge(
     word = {"holds": "no" if turned else "yes", "fails": "yes" if turned else "no"}.get(state, state)
     clause, need = say(state, part, part.effect.ends(tail)), None
     if state == "undecided" and texts:
-        below = [part for part in parts if part.excess < 0]
-        if below:  # one of them has to fail, in the interval that holds for all at once
-            counts = [part.needed(texts, LEVEL / len(parts)) for part in below if part.can_fail]
-        else:  # all have to hold, the one that needs most texts too
-            each = [part.needed(texts, LEVEL) for part in parts]
-            counts = [max(each)] if all(part.can_hold for part in parts) else []
-        need = describe_need(min(counts), texts) if counts else None
+        alone, both = (count_times(parts, *names) for names in (("texts",), ("texts", "training")))
+        need = describe_need(alone, both, texts, trained) if alone is not None else None
     sentence = f"{clause[0].upper()}{clause[1:]}." if is_open else f"{word.capitalize()}: {clause}."
     p = (p_fails, p_holds, 1.0) if turned else (p_holds, p_fails, 1.0)
-    return Task(sentence, word, p, need=need, is_open=is_open, is_claim=True, **more)
+    return Task(sentence, word, p, need=need, is_open=is_open, is_claim=True, parts=tuple(parts), **more)
 
 
-def describe_need(count: float, texts: int) -> tuple[str, bool]:
-    if count > 1_000_000:
-        return "more than 1,000,000 test texts, or more seeds, would be needed to decide at this effect.", False
-    count = max(math.ceil(count), texts + 1)
-    unit = 10 ** max(len(str(count)) - 2, 0)
-    count = max(round(count / unit) * unit, texts + 1)
-    return f"about {count:,} test texts could decide at this effect ({texts:,} were used).", True
+def count_times(parts: Sequence[Part], *names: str) -> float | None:
+    """How many times as many of these decide what is undecided; None where a readout that predicts one class keeps it
+    so."""
+    below = [part for part in parts if part.excess < 0]
+    if below:  # one of them has to fail, in the interval that holds for all at once
+        counts = [part.times(LEVEL / len(parts), *names) for part in below if part.can_fail]
+        return min(counts) if counts else None
+    # all have to hold, the one that needs most texts too
+    return max(part.times(LEVEL, *names) for part in parts) if all(part.can_hold for part in parts) else None
+
+
+def describe_need(alone: float, both: float, texts: int, trained: int) -> tuple[str, bool]:
+    """alone: how many times as many test texts decide; both: as many test and training texts."""
+    most, effect = 1_000_000, "decide at this effect"
+    needed, together = (max(math.ceil(texts * x), texts + 1) if x < math.inf else x for x in (alone, both))
+    if texts * both > most:
+        return f"more than {most:,} test texts, or more seeds, would be needed to {effect}.", False
+    test_texts = max(round_to_two_digits(needed), texts + 1) if needed < math.inf else 0
+    can_be = needed <= most or trained * both <= most
+    if needed < 1.1 * together:
+        return f"about {test_texts:,} test texts could {effect} ({texts:,} were used).", can_be
+    more = max(both, 1.1)
+    training, test = (f"{round_to_two_digits(more * count):,}" for count in (trained, texts))
+    factor = f"{more:.1f}" if more < 10 else f"{round_to_two_digits(more):,}"
+    as_well = f"about {factor} times as many of both could ({training} training and {test} test texts)."
+    with_these = f"{effect} with {trained:,} training texts"
+    if needed == math.inf:
+        return f"no number of test texts would {with_these}; {as_well}", can_be
+    if needed > most:
+        return f"fewer than {most:,} test texts would not {with_these}; {as_well}", can_be
+    return f"about {test_texts:,} test texts could {with_these} ({texts:,} were used); {as_well}", can_be
+
+
+def round_to_two_digits(number: float) -> int:
+    unit = 10 ** max(len(str(int(number))) - 2, 0)
+    return round(number / unit) * unit
 
 
 # --------------------------------------------------------------------------------------------------- several answers
@@ -256,7 +339,17 @@ def unite(tasks: Mapping[str, Task], study: str) -> Task:
         warnings=tuple(dict.fromkeys(warning for task in tasks.values() for warning in task.warnings)),
         is_open=any(task.is_open for task in tasks.values()),
         is_claim=any(task.is_claim for task in tasks.values()),
+        interval_of=unite_intervals(tasks),
     )  # fmt: skip
+
+
+def unite_intervals(tasks: Mapping[str, Task]) -> str:
+    """The one clause on what the intervals are about, or every one with its tasks."""
+    clauses = {task.interval_of: [] for task in tasks.values() if task.interval_of}
+    for name, task in tasks.items():
+        clauses.get(task.interval_of, []).append(shorten(name))
+    several = [f"{clause} ({enumerate_all(names)})" for clause, names in clauses.items()]
+    return "; ".join(several if len(clauses) > 1 else clauses)
 
 
 def derive_answer(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Task:
@@ -315,9 +408,10 @@ def describe_few(texts: int, task: str) -> tuple[str, ...]:
 
 
 class Table:
-    """The predictions of one task and probe: every seed has the same texts."""
+    """The predictions of one task and probe: every seed has the same texts. refits: the scores of probes that were
+    fitted on halves of the training texts, or None."""
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, refits: pd.DataFrame | None = None) -> None:
         self.task, self.model = shorten(str(rows.task.iloc[0])), str(rows.model.iloc[0])
         rows = rows[rows.control.isin(["none", *CONTROLS])].sort_values(["seed", "row"])
         rows = rows.astype(dict.fromkeys(("control", "readout", "split", "label", "predicted"), str))
@@ -336,6 +430,40 @@ class Table:
                 if cell[0] == "none" and all(len(set(row)) == 1 for row in predicted):
                     self.of_one_class.add(cell)
         self.texts = self.hits[BEST_CLASS, "test"].shape[1]
+        self.refits: dict[tuple[str, str, str], np.ndarray] = {}  # control, readout, measure -> (half, seed, ...)
+        self.trained, self.groups = 0, None
+        self.interval_of = "these probes as they were fitted, over the test texts"
+        if refits is None or not len(refits):
+            return
+        refits = refits.sort_values(["seed", "row"])
+        for (control, readout, measure), part in refits.groupby(["control", "readout", "measure"], observed=True):
+            halves = part[[f"half {number}" for number in range(20)]].to_numpy(float).T
+            self.refits[control, readout, measure] = halves.reshape(20, part.seed.nunique(), -1)
+        tested = refits[refits.measure == "test"].drop_duplicates("row")
+        self.groups, self.trained = tested.group.to_numpy(), int(refits.n_train.iloc[0])
+        of_probe = "strength and layer" if len({cell[1] for cell in self.of("none")}) > 1 else "strength"
+        self.interval_of = (
+            f"the expected difference between two such probes, each trained on {self.trained:,} texts with its "
+            f"{of_probe} chosen on dev"
+        )
+
+    def halves(self, cell: Cell, among: Sequence[str] = ()) -> np.ndarray | None:
+        """(halving, half, seed, text) whether the probe of a half is right that reads the readout which is best on the
+        dev texts of this half. among: the readouts that it may choose; only that of the cell, if none is named."""
+        if cell == BEST_CLASS:
+            return np.broadcast_to(self.right(cell), (10, 2, *self.right(cell).shape))
+        names = among or ["any" if cell[0] == "untrained" else cell[2]]
+        if any((cell[0], name, "test") not in self.refits for name in names):
+            return None
+        chosen = np.empty((20, *self.right(cell).shape))
+        for half, seed in np.ndindex(chosen.shape[:2]):
+
+            def rank(name: str, half: int = half, seed: int = seed) -> tuple[float, float]:
+                accuracy, bits = (self.refits[cell[0], name, side][half, seed, 0] for side in ("dev", "dev bits"))
+                return accuracy, -bits
+
+            chosen[half, seed] = self.refits[cell[0], max(names, key=rank), "test"][half, seed]
+        return np.stack([chosen[0::2], chosen[1::2]], 1)
 
     def right(self, cell: Cell, side: str = "test") -> np.ndarray:
         """(seed, text) whether it is right."""
@@ -378,15 +506,23 @@ class Table:
         parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
         return f"{NAMES.get(cell[2], cell[2])} (layer{'s' * (len(layers) > 1)} {', '.join(parts)})"
 
-    def part(self, a: Cell, b: Cell, threshold: float = 0.0) -> Part:
-        effect = subtract(self.right(a), self.right(b))
+    def part(self, a: Cell, b: Cell, threshold: float = 0.0, among: Sequence[str] = ()) -> Part:
+        """a minus b. among: the readouts among which dev chose a, where it had more than one."""
+        sides = self.halves(a, among), self.halves(b)
+        halves = None if any(side is None for side in sides) else np.subtract(*sides)
+        effect = subtract(self.right(a), self.right(b), halves, self.groups)
         one_class = self.of_one_class
         return Part(self.name(b), effect, threshold, (a, b), a not in one_class, b not in one_class)
 
-    def parts(self, cell: Cell, names: Sequence[str], threshold: float = 0.0) -> list[Part]:
+    def parts(self, cell: Cell, names: Sequence[str], threshold: float = 0.0, among: Sequence[str] = ()) -> list[Part]:
         """The cell minus every baseline that was measured, and minus the best single class of test."""
         baselines = [self.choose(None, name) for name in names if self.of(name)]
-        return [self.part(cell, baseline, threshold) for baseline in [*baselines, BEST_CLASS]]
+        return [self.part(cell, baseline, threshold, among) for baseline in [*baselines, BEST_CLASS]]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `judge` has to know of the texts."""
+        return {"texts": self.texts, "trained": self.trained, "interval_of": self.interval_of}
 
     def spread(self, cell: Cell) -> tuple[float, float] | None:
         """The scores of a readout over the layers that dev cannot tell apart."""
@@ -449,8 +585,9 @@ class Table:
 
 
 def derive_run(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    table = Table(rows)
+    table = Table(rows, facts["refits"])
     cell = table.choose("cls" if table.of("none", "cls") else None)
+    among = () if cell[2] == "cls" else list(dict.fromkeys(other[2] for other in table.of("none")))
     name, score, one_class = table.name(cell), table.score(cell), table.describe_one_class(cell)
 
     def say(state: str, part: Part, ends: tuple[float, float]) -> str:
@@ -464,12 +601,12 @@ def derive_run(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     brief = f"{table.task} {score:.3f} {name.removeprefix('[CLS] ')}"
     warnings = table.warnings(cell, surface=True)
-    parts = table.parts(cell, tuple(CONTROLS))
-    return judge(parts, say, is_open=True, texts=table.texts, brief=brief, warnings=warnings)
+    parts = table.parts(cell, tuple(CONTROLS), among=among)
+    return judge(parts, say, is_open=True, brief=brief, warnings=warnings, **table.about)
 
 
 def derive_aggregate(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    table = Table(rows)
+    table = Table(rows, facts["refits"])
     cls, mean = table.choose("cls"), table.choose("mean")
     parts, of_mean = table.parts(cls, tuple(CONTROLS)), table.part(cls, mean, -MARGIN)
     one_class = table.describe_one_class(cls)
@@ -489,11 +626,11 @@ def derive_aggregate(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     closest = min(part.effect.value for part in parts)
     brief = f"{table.task} {signed(of_mean.effect.value)} and {signed(closest)}"
     warnings = table.warnings(cls, mean, surface=True)
-    return judge([*parts, of_mean], say, texts=table.texts, brief=brief, warnings=warnings)
+    return judge([*parts, of_mean], say, brief=brief, warnings=warnings, **table.about)
 
 
 def derive_poolings(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    table = Table(rows)
+    table = Table(rows, facts["refits"])
     mean, cls = table.choose("mean"), table.choose("cls")
     part, one_class = table.part(mean, cls, -MARGIN), table.describe_one_class(mean, cls)
 
@@ -503,15 +640,15 @@ def derive_poolings(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         return f"on {table.task}, {lead}{table.compared(part, ends)}{f': {doubt}' if state == 'undecided' else ''}"
 
     brief = f"{table.task} {signed(part.effect.value)} ({span(part.effect.ends())})"
-    return judge([part], say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cls, mean))
+    return judge([part], say, turned=True, brief=brief, warnings=table.warnings(cls, mean), **table.about)
 
 
 def derive_positions(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    table = Table(rows)
+    table = Table(rows, facts["refits"])
     names = dict.fromkeys(cell[2] for cell in table.of("none"))
     others = [table.choose(name) for name in names if name in ("sep", "random") or name.startswith("token[")]
     best, cls = max(others, key=lambda cell: table.right(cell, "dev").mean()), table.choose("cls")
-    part = table.part(best, cls, -MARGIN)
+    part = table.part(best, cls, -MARGIN, among=[other[2] for other in others])
     doubt = "it is not certain that this other position, the best on dev, tells as much"
     meaning = {
         "holds": "this other position, the best on dev, tells as much as [CLS] (within 2 points)",
@@ -523,11 +660,11 @@ def derive_positions(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         return f"on {table.task}, {table.compared(part, ends)}: {meaning[state]}"
 
     brief = f"{table.task} {table.name(best)} {signed(part.effect.value)}"
-    return judge([part], say, is_open=True, texts=table.texts, brief=brief, warnings=table.warnings(cls, best))
+    return judge([part], say, is_open=True, brief=brief, warnings=table.warnings(cls, best), **table.about)
 
 
 def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
-    table = Table(rows)
+    table = Table(rows, facts["refits"])
     cell = table.choose("flatten_projected")
     parts = table.parts(cell, BLIND, MARGIN)
 
@@ -542,10 +679,11 @@ def derive_order(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     closest = max(parts, key=lambda part: part.p_yes)
     brief = f"{table.task} {signed(closest.effect.value)}"
-    answer = judge(parts, say, turned=True, texts=table.texts, brief=brief, warnings=table.warnings(cell))
+    answer = judge(parts, say, turned=True, brief=brief, warnings=table.warnings(cell), **table.about)
     names = dict.fromkeys(other[2] for other in table.of("none") if not other[2].startswith("flatten"))
     others = sorted((table.choose(name) for name in names), key=lambda other: -table.right(other, "dev").mean())
-    p_kept = max(part.p_yes for part in table.parts(others[0], BLIND, MARGIN)) if others else 1.0
+    every = table.parts(others[0], BLIND, MARGIN, [other[2] for other in others]) if others else []
+    p_kept = max((part.p_yes for part in every), default=1.0)
     if answer.p[0] < LEVEL <= p_kept:
         what = "no more than a baseline without order, but no other readout certainly keeps order there either"
         finding = f"Undecided: on {table.task}, {table.name(cell)} {table.scored(cell)}, {what}"
@@ -587,7 +725,13 @@ def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     lowest = min(parts, key=lambda part: part.effect.value)
     brief = f"{table.task} {lowest.name} {signed(lowest.effect.value)} points"
-    answer = judge(parts, say, brief=brief, warnings=table.warnings(*(cells[name] for name in ("cls", *names))))
+    answer = judge(
+        parts,
+        say,
+        brief=brief,
+        warnings=table.warnings(*(cells[name] for name in ("cls", *names))),
+        interval_of="these training texts, over the test texts and the seeds of the training",
+    )
     if learned.p_yes >= LEVEL:
         return answer.left_out(
             f"on {table.task}, [CLS] fine-tuned gets {table.score(cells['cls']):.3f} of the test texts right, not "
@@ -603,14 +747,13 @@ def is_pooled(readout: str) -> bool:
 
 def count_seeds(parts: Sequence[Part]) -> tuple[int, int] | None:
     """How many seeds would decide, `MOST_SEEDS` + 1 where more would, and how many there were; None of a single one."""
-    used = len(parts[0].effect.freedoms) > 1 and int(parts[0].effect.freedoms[1]) + 1
+    used = int(parts[0].effect.freedoms.get("seeds", -1)) + 1
     below = [part for part in parts if part.excess < 0]
     tail = LEVEL / len(parts) if below else LEVEL
 
     def decides(part: Part, count: int) -> bool:
-        (of_texts, of_seeds), (freedom, _) = part.effect.variances, part.effect.freedoms
-        effect = replace(part.effect, variances=(of_texts, of_seeds * used / count), freedoms=(freedom, count - 1))
-        return effect.half(tail) <= abs(effect.centre - part.threshold)
+        effect = replace(part.effect, freedoms={**part.effect.freedoms, "seeds": count - 1})
+        return effect.half(tail, seeds=count / used) <= abs(effect.centre - part.threshold)
 
     counts = [
         next((count for count in range(used + 1, MOST_SEEDS + 1) if decides(part, count)), MOST_SEEDS + 1)
@@ -669,9 +812,11 @@ def derive_reconstruct(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
             f"a token ({gain[0]:.2f} to {gain[1]:.2f}) of {scored.blind.sum() / tokens.sum():.2f}"
         )
     trained = f"not reached by these decoders with {texts.n_train.iloc[0]:,} training texts: "
+    about = "these decoders as they were trained, over the test texts"
     if nothing:
-        return Task(f"Undecided: {trained}{reached}.", is_claim=True)
-    return judge([part], lambda state, part, ends: f"{'' if state == 'holds' else trained}{reached}")
+        unknown = Part("", read_effect(*[math.nan] * 3), 0.5, can_hold=False, can_fail=False)
+        return Task(f"Undecided: {trained}{reached}.", is_claim=True, interval_of=about, parts=(unknown,))
+    return judge([part], lambda state, _, ends: f"{'' if state == 'holds' else trained}{reached}", interval_of=about)
 
 
 def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
@@ -761,7 +906,11 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     part = Part("", replace(subtract(trained, untrained), largest=2.0), MARGIN)
     brief = f"{task} {signed(part.effect.value)} points ({span(part.effect.ends())})"
-    return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings)
+    about = (
+        "these probes as they were fitted, over the test texts; with untrained encoders, also over "
+        f"{len(untrained)} draws of their weights"
+    )
+    return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings, interval_of=about)
 
 
 def sort_out(part: Part, above: str, below: str) -> str:
@@ -819,7 +968,8 @@ def derive_trajectory(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     brief = f"{task} {signed(end.gain)} points ({span((end.gain_low, end.gain_high))})"
     warnings = describe_few(int(end.texts), task)
-    return judge([part], say, is_open=True, texts=int(end.texts), brief=brief, warnings=warnings)
+    about = "these probes as they were fitted, over the test texts"
+    return judge([part], say, is_open=True, texts=int(end.texts), brief=brief, warnings=warnings, interval_of=about)
 
 
 def derive_geometry(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
@@ -858,7 +1008,8 @@ def derive_geometry(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         )
         briefs.append(f"{name} {rank:.1f} and {without:.3f}".strip())
     brief = f"{shorten(rows.task.iloc[0])} {', '.join(briefs)}"
-    return Task(f"{where}: {'; '.join(clauses)}.", brief=brief, is_open=True)
+    about = "other texts of this kind, for this encoder (jackknife over the texts)"
+    return Task(f"{where}: {'; '.join(clauses)}.", brief=brief, is_open=True, interval_of=about)
 
 
 # study -> the table that it judges, what it says of a task, and the baselines that may solve one by construction
@@ -879,10 +1030,12 @@ STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame, Mapping[str, Any]], Task],
 def derive_task(study: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], task: str) -> Task:
     """What a study prints about one task."""
     name, derive, baselines = STUDIES[study]
-    rows = tables[name]
-    rows = rows[rows.task == task] if "task" in rows else rows
+    rows, refits = (
+        table[table.task == task] if table is not None and "task" in table else table
+        for table in (tables[name], tables.get("refits"))
+    )
     try:
-        answer = derive(rows, facts)
+        answer = derive(rows, {**facts, "refits": refits})
     except Missing as reason:
         return Task(f"Not answered on {shorten(task)}: {reason}.", "not answered")
     solvers = [baseline for baseline in facts.get("solved", {}).get(task, ()) if baseline in baselines]

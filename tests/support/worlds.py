@@ -1,8 +1,10 @@
 """Worlds whose answers are known: tables of what was measured are drawn, and a study judges them, without an encoder.
 
 A world names the outcomes that would be wrong, and the one that is right where the truth is far from the threshold
-(four standard errors or more). The texts of a draw are independent; whether two cells get a text right is correlated,
-as in life. `count_outcomes` counts the verdicts over many draws.
+(four standard errors or more). The texts of a draw are independent, or in groups; whether two cells get a text right is
+correlated, as in life. In some worlds other training texts would have given other probes: then a draw has the scores of
+probes that were fitted on halves of them too, and the truth is about the mean of all such probes. `count_outcomes`
+counts the verdicts over many draws.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, ONLY, RE
 from clsprobe.analysis.formation.cuts import PREDICTIONS as FIXED
 from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.study import Answer, Measured, Study
+from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
 from clsprobe.analysis.table import PREDICTIONS, concat_predictions
 from clsprobe.analysis.verdict import Verdict
 from clsprobe.fine_tuning import FineTuning
@@ -38,6 +41,7 @@ from clsprobe.run import Run
 from clsprobe.trajectory import Trajectory
 
 DEV, TEST = 200, 800  # texts
+TRAINED = 40  # parts of the training texts, each of which moves a probe by itself
 COMMON = 0.8  # share of the variance of a cell's errors that all cells have in common
 TASK = "file:made:label"
 Cell = tuple[str, int, str]  # control, layer, readout
@@ -49,7 +53,7 @@ BASELINES = {
 }
 
 
-def draw_predictions(
+def draw_tables(
     accuracies: Mapping[Cell, float | tuple[float, float]],
     random: np.random.Generator,
     *,
@@ -59,21 +63,36 @@ def draw_predictions(
     probes: Mapping[str, str] | None = None,
     texts: tuple[int, int] = (DEV, TEST),
     seeds: int = 1,
-) -> pd.DataFrame:
-    """Predictions of two classes. accuracies: cell -> its accuracy on all texts, or on dev and on test. shares: of the
-    first class on dev and on test; the majority predicts it. constant: readouts that predict it too. probes: readout ->
-    the name of its probe. texts: of dev and of test, the same ones under every seed."""
+    training: float | None = None,
+    group: int = 1,
+) -> dict[str, pd.DataFrame]:
+    """Predictions of two classes, and refits. accuracies: cell -> its accuracy on all texts, or on dev and on test.
+    shares: of the first class on dev and on test; the majority predicts it. constant: readouts that predict it too.
+    probes: readout -> the name of its probe. texts: of dev and of test, the same ones under every seed. training: how
+    much other training texts would move a probe, as a standard deviation of its probit; the accuracies are means over
+    them. None: no refits. group: so many texts are copies of one another."""
     n = sum(texts)
     on_test = np.arange(n) >= texts[0]
-    is_first = random.random(n) < np.where(on_test, shares[1], shares[0])
-    difficulty = random.normal(size=n)
-    cells, hits = [*accuracies] * seeds, []
+    is_first = np.repeat(random.random(n // group), group) < np.where(on_test, shares[1], shares[0])
+    difficulty = np.repeat(random.normal(size=n // group), group)
+    cells, hits, refitted, moved = [*accuracies] * seeds, [], [], {}
+    if training is not None:
+        moved = {cell: training * random.normal(size=TRAINED) for cell in accuracies}
+        divided, of_dev = _divide(TRAINED, random), _divide(texts[0] // group, random).repeat(group, 1)
     for control, layer, readout in cells:
         accuracy = accuracies[control, layer, readout]
         on_dev, at_test = accuracy if isinstance(accuracy, tuple) else (accuracy, accuracy)
-        latent = np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * random.normal(size=n)
+        own = np.repeat(random.normal(size=n // group), group)
+        latent = np.sqrt(COMMON) * difficulty + np.sqrt(1 - COMMON) * own
         is_constant = control == "majority" or readout in constant
-        hits.append(is_first if is_constant else latent < np.where(on_test, ndtri(at_test), ndtri(on_dev)))
+        threshold = np.where(on_test, ndtri(at_test), ndtri(on_dev)) * np.sqrt(1 + (training or 0.0) ** 2)
+        shift = moved.get((control, layer, readout), np.zeros(1)) / np.sqrt(TRAINED)
+        hits.append(is_first if is_constant else latent < threshold + shift.sum())
+        if training is not None:  # a half knows half of the shift, twice, and has errors of its own
+            of_half = np.repeat(random.normal(size=(len(HALVES), n // group)), group, 1)
+            latent = np.sqrt(COMMON) * difficulty + np.sqrt((1 - COMMON) / 2) * (own + of_half)
+            is_right = latent < threshold + 2 * (divided @ shift)[:, None]
+            refitted.append(np.tile(is_first, (len(HALVES), 1)) if is_constant else is_right)
     controls, layers, readouts = zip(*cells, strict=True)
     count = len(cells)
     frames = {
@@ -92,7 +111,41 @@ def draw_predictions(
         ),
         "log2_probability": -0.5,
     }
-    return pd.DataFrame(frames)[list(PREDICTIONS)]
+    tables = {"predictions": pd.DataFrame(frames)[list(PREDICTIONS)]}
+    if training is not None:
+        keys = [*zip(frames["seed"][::n], controls, readouts, strict=True)]
+        refits = _choose_of_halves(keys, np.array(refitted), of_dev, random)
+        rows = np.where(refits.row < 0, -1, refits.row + texts[0])
+        of_groups = {"row": rows, "group": np.where(rows < 0, -1, rows // group)}
+        tables["refits"] = refits.assign(task=task, n_train=600, **of_groups)[[*REFITS]]
+    return tables
+
+
+def _divide(n: int, random: np.random.Generator) -> np.ndarray:
+    """(half, text) True for the texts of a half; 2i and 2i + 1 are complementary."""
+    first = [random.permutation(n) < n // 2 for _ in range(HALVINGS)]
+    return np.array([half for one in first for half in (one, ~one)])
+
+
+def _choose_of_halves(
+    keys: Sequence[tuple[int, str, str]], hits: np.ndarray, of_dev: np.ndarray, random: np.random.Generator
+) -> pd.DataFrame:
+    """The columns of the refits but task, group and n_train, with rows that count from 0. keys: of every cell its seed,
+    control and readout. hits: (cell, half, text of dev and test) whether it is right. of_dev: (half, text of dev)
+    whether it is of this half. Every half reads the layer that is best on its own dev texts."""
+    procedures: dict[tuple[int, str, str], list[int]] = {}
+    for index, (seed, control, readout) in enumerate(keys):
+        procedures.setdefault((seed, control, ANY if control == "untrained" else readout), []).append(index)
+    parts, on_dev, half = [], of_dev.shape[1], np.arange(len(HALVES))
+    for (seed, control, readout), cells in procedures.items():
+        dev = (hits[cells][:, :, :on_dev] * of_dev).sum(2) / of_dev.sum(1)
+        best = dev.argmax(0)
+        test = hits[cells][best, half, on_dev:]
+        values = np.vstack([dev[best, half], 0.5 + 0.1 * random.random(len(HALVES)), test.T]).astype(np.float32)
+        key = {"seed": seed, "control": control, "readout": readout}
+        names = {"measure": ["dev", "dev bits", *["test"] * test.shape[1]], "row": [-1, -1, *range(test.shape[1])]}
+        parts.append(pd.DataFrame({**key, **names}).join(pd.DataFrame(values, columns=[*HALVES])))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _categories(values: Sequence[str], repeats: int) -> pd.Categorical:
@@ -116,7 +169,7 @@ def _sweep(cells: Mapping[Cell, float | tuple[float, float]], **more) -> Callabl
     solved = more.pop("solved", {})
 
     def draw(random: np.random.Generator) -> Measured:
-        result = measured(predictions=draw_predictions({("majority", -1, "none"): 0.5} | cells, random, **more))
+        result = measured(**draw_tables({("majority", -1, "none"): 0.5} | cells, random, **more))
         return replace(result, facts={**result.facts, "solved": solved})
 
     return draw
@@ -271,6 +324,25 @@ WORLDS |= {
         ("[CLS] predicts one class", {"cls": 0.5, "sep": 0.5, "constant": ("cls",)}, NEITHER, "undecided"),
         ("another predicts one class", {"cls": 0.8, "sep": 0.5, "constant": ("sep",)}, NO, "no"),
     )
+}
+
+# the mean over other training texts is the truth, and these probes are one draw of them
+FEW = (96, 400)
+POSITIONS = ("sep", "random", "token[1]", "token[2]", "token[-1]")
+WORLDS |= {
+    "poolings: other training texts, worse by the margin": World(
+        Poolings(), _sweep(_read(cls=0.82, mean=0.80), training=0.2, texts=FEW), NEITHER
+    ),
+    "poolings: other training texts, worse by far": World(
+        Poolings(), _sweep(_read(cls=0.87, mean=0.73), training=0.05, texts=FEW), YES, "yes"
+    ),
+    "poolings: other training texts, eight copies of every text": World(
+        Poolings(), _sweep(_read(cls=0.82, mean=0.80), training=0.1, texts=FEW, group=8), NEITHER
+    ),
+    # the best of five on dev is worse by 2 points, though each of them is by 4: it is chosen for its training texts too
+    "positions: other training texts, five at the margin": World(
+        Positions(), _sweep(_read(cls=0.84, **dict.fromkeys(POSITIONS, 0.8)), training=0.1, texts=FEW), NEITHER
+    ),
 }
 
 
@@ -499,6 +571,44 @@ READ: dict[str, World] = {
                 _sweep(CLS | FLAT | dict.fromkeys(BASELINES, 0.8), shares=(0.99, 0.995)),
             ),
         ),
+        (
+            "run: other training texts, three seeds",
+            Run(),
+            _sweep(_readouts(cls=0.78, mean=0.7), training=0.05, texts=FEW, seeds=3),
+        ),
+        ("run: other training texts, without [CLS]", Run(), _sweep(_readouts(mean=0.75, max=0.75), training=0.1)),
+        (
+            "run: other training texts, the vectors of a file",
+            Run(vectors="v.npy"),
+            _from_file(_sweep({("none", 1, "vector"): 0.8} | BASELINES, training=0.03)),
+        ),
+        ("aggregate: other training texts", Aggregate(), _sweep(_readouts(cls=0.85, mean=0.8), training=0.03)),
+        ("poolings: other training texts decide", Poolings(), _sweep(_read(cls=0.85, mean=0.8), training=0.1)),
+        (
+            "poolings: other training texts, hardly any difference",
+            Poolings(),
+            _sweep(_read(cls=0.82, mean=0.8), training=0.4, texts=(60, 40)),
+        ),
+        (
+            "positions: other training texts on two of three tasks",
+            Positions(),
+            _tasks(
+                _sweep(_read(cls=0.75, sep=0.85, random=0.85), training=0.03, texts=FEW, group=2),
+                _sweep(_read(cls=0.85, sep=0.75, random=0.75), training=0.1, texts=FEW),
+                _sweep(_read(cls=0.8, sep=0.8)),
+            ),
+        ),
+        (
+            "order: other training texts, kept and destroyed on two tasks",
+            Order(),
+            _tasks(
+                _sweep(CLS | FLAT | dict.fromkeys(BASELINES, 0.5), training=0.05),
+                _sweep(
+                    _read(cls=0.7, mean=0.7, max=0.7, flatten_projected=0.5) | dict.fromkeys(BASELINES, 0.6),
+                    training=0.05,
+                ),
+            ),
+        ),
         ("fine-tuning: five seeds", FineTuning(), _tuned(cls=0.82, sep=0.815, token1=0.85, seeds=5)),
         ("fine-tuning: two seeds", FineTuning(), _tuned(cls=0.82, sep=0.8, seeds=2)),
         (
@@ -565,11 +675,12 @@ def judge(name: str) -> tuple[Measured, Verdict]:
 
 def count_outcomes(name: str, draws: int) -> Counter[str]:
     """Outcome -> how often the study found it in so many draws of a world."""
-    world = WORLDS[name]
-    return Counter(
-        world.study.verdict(world.draw(np.random.default_rng([number, *name.encode()]))).outcome
-        for number in range(draws)
-    )
+    return Counter(WORLDS[name].study.verdict(draw(name, number)).outcome for number in range(draws))
+
+
+def draw(name: str, number: int) -> Measured:
+    """A draw of a world, of which each number is another one."""
+    return WORLDS[name].draw(np.random.default_rng([number, *name.encode()]))
 
 
 if __name__ == "__main__":

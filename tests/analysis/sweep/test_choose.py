@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from tables import first, predictions
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep import choose, exhibits
+from clsprobe.analysis.sweep.refits import HALVES, REFITS
 from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import COLUMNS, KEY, check_results
 from clsprobe.analysis.verdict import MissingEvidence
@@ -68,7 +71,7 @@ def test_nothing_is_found_in_a_cell_that_only_test_favours():
         }
         rows = predictions(cells | {("majority", -1, "none"): (first(0.5), first(0.5))})
         cell, baseline = TaskScores(rows).choose(None), TaskScores(rows).choose(None, "majority")
-        low, high = TaskScores(rows).difference(cell.where, baseline.where).interval()
+        low, high = TaskScores(rows).difference(cell, baseline).interval()
         significant += low > 0 or high < 0
         seeming.append(stats.accuracies(rows[rows.split == "test"], ["layer", "readout"]).value.max())
     assert significant <= 1
@@ -94,10 +97,96 @@ def test_scores_agree_with_those_of_the_tables():
         assert (cell.layer, cell.dev) == (best.layer[name], pytest.approx(best.dev[name]))
         expected = stats.accuracies(cell.rows(rows[rows.split == "test"]), ["readout"]).iloc[0]
         assert (cell.test, cell.low, cell.high) == pytest.approx((expected.value, expected.low, expected.high))
-    a, b = scores.choose("cls").where, scores.choose(None, "majority").where
-    effect = stats.paired_difference(stats.correctness(rows, **a), stats.correctness(rows, **b))
+    a, b = scores.choose("cls"), scores.choose(None, "majority")
+    effect = stats.paired_difference(stats.correctness(rows, **a.where), stats.correctness(rows, **b.where))
     difference = scores.difference(a, b)
     assert (difference.effect, *difference.interval()) == pytest.approx(effect)
+
+
+# ----------------------------------------------------------------------------------------------------------- refits
+
+
+def refits(procedures, *, groups=None, rows=None):
+    """The table of refits of one seed. procedures: control, readout -> dev accuracy (half,), dev bits (half,), test
+    (half, text)."""
+    parts = []
+    for (control, readout), (dev, bits, test) in procedures.items():
+        rows = np.arange(1000, 1000 + test.shape[1]) if rows is None else rows
+        names = {"task": "file:made:label", "seed": 0, "control": control, "readout": readout, "n_train": 150}
+        names |= {"measure": ["dev", "dev bits", *["test"] * len(rows)], "row": [-1, -1, *rows]}
+        names |= {"group": [-1, -1, *(np.arange(len(rows)) if groups is None else groups)]}
+        parts.append(pd.DataFrame(names).join(pd.DataFrame(np.vstack([dev, bits, test.T]), columns=[*HALVES])))
+    return pd.concat(parts)[[*REFITS]]
+
+
+def draw_refits(n=400, seed=0):
+    """cls and mean, of which cls is best on the dev of the even halves, then mean by its bits."""
+    random, even = np.random.default_rng(seed), np.arange(20) % 2 == 0
+    test = {name: (random.random((20, n)) < share).astype(float) for name, share in (("cls", 0.8), ("mean", 0.9))}
+    dev = {"cls": np.where(even, 0.9, 0.8), "mean": np.full(20, 0.8)}
+    bits = {"cls": np.full(20, 0.5), "mean": np.full(20, 0.4)}
+    procedures = {("none", name): (dev[name], bits[name], test[name]) for name in test}
+    procedures |= {("majority", "none"): (np.zeros(20), np.zeros(20), np.tile(first(0.5), (20, 1)).astype(float))}
+    return procedures, test, even
+
+
+def test_a_half_reads_the_readout_that_is_best_on_its_own_dev():
+    procedures, test, even = draw_refits()
+    scores = TaskScores(table(), refits(procedures))
+    cls, best, majority = scores.choose("cls"), scores.choose(None), scores.choose(None, "majority")
+    assert (cls.chosen_from, best.chosen_from, majority.chosen_from) == (("cls",), ("cls", "mean"), ("none",))
+    pairs = test["cls"].reshape(10, 2, 1, 400)
+    np.testing.assert_array_equal(scores.halves(cls), pairs)
+    chosen = np.where(even[:, None], test["cls"], test["mean"]).reshape(10, 2, 1, 400)
+    np.testing.assert_array_equal(scores.halves(best), chosen)
+    difference = scores.difference(best, majority)
+    expected = stats.training_variance(chosen - scores.halves(majority))
+    assert difference.variance["training"] == pytest.approx(expected)
+    assert expected > 2 * scores.difference(cls, majority).variance["training"]
+
+
+def test_a_procedure_that_was_not_refitted_is_compared_as_fitted():
+    procedures, *_ = draw_refits()
+    whole, without = TaskScores(table()), {key: part for key, part in procedures.items() if key[1] != "mean"}
+    scores = TaskScores(table(), refits(without))
+    assert scores.refits.training_texts == 150
+    for a, b, training in (("cls", "majority", True), ("mean", "majority", False), ("cls", "bag_of_words", False)):
+        a, b = scores.choose(a), scores.choose(None, b)
+        difference = scores.difference(a, b)
+        assert ("training" in difference.variance) == training
+        assert difference.of_fits.interval() == pytest.approx(whole.difference(a, b).interval())
+    assert scores.halves(scores.choose(None)) is None  # mean is one of those that dev chose from
+    assert scores.halves(dataclasses.replace(scores.choose("cls"), chosen_from=())) is None  # a cell that was named
+    best_class = scores.compare_with_baselines(scores.choose("cls"))[-1]
+    assert best_class.estimate.variance["training"] > 0  # it learns nothing, and cls does
+    empty = TaskScores(table(), refits(procedures)[:0])
+    assert (empty.refits.training_texts, empty.halves(empty.choose("cls"))) == (0, None)
+
+
+def test_a_text_without_refits_is_in_no_group_of_the_others():
+    """Half of the test texts, in groups whose numbers are those of the other texts."""
+    rows = np.arange(1000, 1200)
+    procedures = {key: (*dev, test[:, :200]) for key, (*dev, test) in draw_refits()[0].items()}
+    groups = TaskScores(table(), refits(procedures, rows=rows, groups=200 + np.arange(200) // 2)).refits.groups
+    assert len(np.unique(groups)) == 100 + 200
+    assert np.array_equal(groups[:200], 200 + np.arange(200) // 2)
+
+
+def test_test_texts_of_one_group_count_once():
+    """Two copies of every test text: the interval is that of half as many, with the t of their number."""
+    right = np.random.default_rng(0).random((2, 200)) < [[0.8], [0.7]]
+    cells = {("none", 1, "cls"): (first(0.8), right[0]), ("majority", -1, "none"): (first(0.5), right[1])}
+    twice = {cell: (dev, np.repeat(test, 2)) for cell, (dev, test) in cells.items()}
+    procedures = {
+        (control, readout): (np.ones(20), np.ones(20), np.tile(test, (20, 1)).astype(float))
+        for (control, _, readout), (_, test) in twice.items()
+    }
+    copies = TaskScores(predictions(twice), refits(procedures, groups=np.arange(400) // 2))
+    part = copies.compare(copies.choose("cls"), copies.choose(None, "majority"))
+    (low, high), single = (part.low, part.high), TaskScores(predictions(cells))
+    once = single.compare(single.choose("cls"), single.choose(None, "majority"))
+    assert high - low == pytest.approx(once.high - once.low, rel=0.02)
+    assert part.estimate.freedom["texts"] == 199
 
 
 # --------------------------------------------------------------------------------------------- gain and selectivity

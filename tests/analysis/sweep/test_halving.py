@@ -208,5 +208,5 @@ def test_texts_of_one_group_on_test_are_not_independent():
         estimates.append(scores.difference(scores.choose("cls"), scores.choose("mean")))
     single, clustered = estimates
     assert clustered.effect == single.effect
-    assert clustered.freedom["texts"] == 15 + 1
+    assert clustered.freedom["texts"] == 15 - 1
     assert single.freedom["texts"] == 60 + 1
