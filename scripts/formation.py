@@ -164,7 +164,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             return f"{finding}. {wording.compare_with_untrained(gathering, outcome, part, values)}"
 
         part = Part.of("later than in untrained encoders", difference, self.margin)
-        brief = f"{name} {points(part.effect, True)} points ({points(part.low, True)} to {points(part.high, True)})"
+        brief = f"{name} {points(part.effect, True)} ({points(part.low, True)} to {points(part.high, True)})"
         return Verdict.of(
             [part],
             say,

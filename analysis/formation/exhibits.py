@@ -92,9 +92,9 @@ def shift_exhibits(knockout: pd.DataFrame, margin: float) -> list[Exhibit]:
         table = pd.DataFrame(
             {
                 "name": [f"{EDGES[row.edges]}, layer {row.first}" for row in single.itertuples()],
-                "value": -single.effect.to_numpy(),
-                "low": -single.high.to_numpy(),
-                "high": -single.low.to_numpy(),
+                "value": 0 - single.effect.to_numpy(),  # and not -0.0 where nothing is lost
+                "low": 0 - single.high.to_numpy(),
+                "high": 0 - single.low.to_numpy(),
             }
         )
         written = f" {describe_writing(knockout, margin)}" if readout == "cls" else ""
@@ -125,7 +125,7 @@ def _tabulate_windows(gathering: Gathering) -> pd.DataFrame:
     """A row for every change in a single block or in a half."""
     rows = []
     halves = split_halves(gathering.layer) if gathering.layer > 1 else ()
-    spans = dict.fromkeys([*halves, *((block, block) for block in range(1, gathering.layer + 1))])
+    spans = dict.fromkeys([*((block, block) for block in range(1, gathering.layer + 1)), *halves])
     for edges, what in ((EVERYTHING, "cut off in"), (ONLY, "sees only in"), (RESTORED, "restored in")):
         for window in (Window(edges, *span) for span in spans):
             if window not in gathering.windows:

@@ -905,7 +905,7 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         )
 
     part = Part("", replace(subtract(trained, untrained), largest=2.0), MARGIN)
-    brief = f"{task} {signed(part.effect.value)} points ({span(part.effect.ends())})"
+    brief = f"{task} {signed(part.effect.value)} ({span(part.effect.ends())})"
     about = (
         "these probes as they were fitted, over the test texts; with untrained encoders, also over "
         f"{len(untrained)} draws of their weights"
