@@ -107,11 +107,14 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
     def prepare(self) -> list[str]:
         """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""
+        from clsprobe.analysis.formation.cuts import EVERY_RUN
+
         *sentences, _ = describe_sweep(self.inputs, probes=self.probes)
         description = self.inputs.description
         assert description is not None
         depth, tokens = self.inputs.layers[-1], sum(len(text) for text in self.inputs.corpus.texts) / 4
-        windows = depth * (depth + 1) * (depth + 2) / 3 + depth**2  # blocks run on all texts: cut, open, restored
+        windows = depth * (depth + 1) * (depth + 2) / 3 if depth <= EVERY_RUN else 2 * depth**2
+        windows += depth**2  # blocks run on all texts: cut, open, restored
         untrained = 5 * 3.5 * depth  # encoders, and passes of each
         on_test = 5 * depth**2 / 3  # erasures, and cuts for the fixed probe
         blocks = (windows + on_test) * self.seeds + untrained

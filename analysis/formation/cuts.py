@@ -47,13 +47,18 @@ PREDICTIONS = ("task", *KEY, "seed", "row", "label", "predicted")
 RETRAINED = ("task", "control", "draw", *Window._fields, "layer", "seed", "row", "label", "predicted")
 # the scores on test of probes that were fitted on halves of the training texts, as `sweep.refits.REFITS`
 REFITTED = ("task", "control", "draw", *Window._fields, "seed", "n_train", "row", "group", *HALVES)
+EVERY_RUN = 6  # layers of which all runs are cut: the blocks to run grow with the cube of their number
 DRAWS = 5  # untrained encoders, at least: with 3, the t over draws alone is 4.3
 Span = tuple[int, int]  # the first and the last block
 
 
 def list_windows(edges: Iterable[str], last: int) -> list[Window]:
-    """Every run of consecutive layers within 1 to `last`, for every kind of edges."""
-    return [Window(kind, a, b) for kind in edges for a in range(1, last + 1) for b in range(a, last + 1)]
+    """Runs of consecutive layers within 1 to `last`, for every kind of edges: all of them up to `EVERY_RUN` layers,
+    beyond that single layers and the runs that begin with the first or end with the last one."""
+    runs = [(a, b) for a in range(1, last + 1) for b in range(a, last + 1)]
+    if last > EVERY_RUN:
+        runs = [(a, b) for a, b in runs if a == b or a == 1 or b == last]
+    return [Window(kind, *run) for kind in edges for run in runs]
 
 
 def split_halves(layer: int) -> tuple[Span, Span]:

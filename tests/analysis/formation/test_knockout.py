@@ -336,3 +336,11 @@ def test_encoders_without_training_are_no_different_from_untrained_ones_unless_t
     lost = [[tabulate_correct(rows, half).to_numpy() for half in halves] for _, rows in fixed.groupby("draw")]
     shifts = [stats.compare(*pair).interval() for pair in lost]
     assert sum(low > 0.02 or high < -0.02 for low, high in shifts) >= 3  # of 7
+
+
+def test_a_deep_encoder_has_single_layers_and_the_runs_from_either_end():
+    assert len(list_windows(["rest->cls"], 6)) == 21
+    runs = [window[1:] for window in list_windows(["rest->cls"], 8)]
+    assert len(runs) == len(set(runs)) == 8 + 7 + 6
+    assert {(3, 3), (1, 5), (4, 8), (1, 8), *split_halves(8)} <= {*runs}
+    assert (2, 5) not in runs
