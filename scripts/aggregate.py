@@ -57,9 +57,9 @@ class Aggregate(SweepStudy):
 
         def say(outcome: Outcome, part: Part) -> str:
             is_of_mean = part.name == against_mean.name
-            rival, over = part.name, scores.range_over_baseline(cls, part)
+            rival, over = part.name, wording.range_over_baseline(scores, cls, part)
             if is_of_mean:
-                rival, over = wording.name_cell(scores, mean), scores.range_over_layers(cls, mean)
+                rival, over = wording.name_cell(scores, mean), wording.range_over_layers(scores, cls, mean)
             compared = difference_in_words(name, rival, part, over, unit=scores.unit)
             if outcome == "yes":
                 better = (

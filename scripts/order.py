@@ -73,7 +73,7 @@ class Order(SweepStudy):
         task, name = scores.task, wording.name_cell(scores, cell)
 
         def say(outcome: Outcome, part: Part) -> str:
-            over = scores.range_over_baseline(cell, part)
+            over = wording.range_over_baseline(scores, cell, part)
             difference = amount_in_words(part, over, unit=scores.unit, signed=True)
             baselines = wording.describe_baselines(scores, ORDER_BLIND, "baseline without order")
             what = {

@@ -44,7 +44,7 @@ class Poolings(SweepStudy):
         scores = self.read_scores(measured, task)
         mean, cls, task = scores.choose("mean"), scores.choose("cls"), scores.task
         name_of_mean, name_of_cls = wording.name_cell(scores, mean), wording.name_cell(scores, cls)
-        over = scores.range_over_layers(mean, cls)
+        over = wording.range_over_layers(scores, mean, cls)
         limit, one_class = f"{100 * self.margin:.0f} points", wording.describe_constant(scores, mean, cls)
 
         def say(outcome: Outcome, part: Part) -> str:

@@ -60,7 +60,7 @@ class Positions(SweepStudy):
         best = replace(best, chosen_from=tuple(cell.readout for cell in rivals))
         task, margin = scores.task, f"{100 * self.margin:.0f} points"
         name_of_best, name_of_cls = wording.name_cell(scores, best), wording.name_cell(scores, cls)
-        over = scores.range_over_layers(best, cls)
+        over = wording.range_over_layers(scores, best, cls)
         meanings = {
             "yes": f"this other position, the best on dev, tells as much as [CLS] (within {margin})",
             "no": f"this other position, the best on dev, tells less than [CLS] (by more than {margin})",

@@ -63,7 +63,7 @@ class Run(SweepStudy):
         one_class = wording.describe_constant(scores, subject)
 
         def say(outcome: Outcome, part: Part) -> str:
-            over, unit = scores.range_over_baseline(subject, part), scores.unit
+            over, unit = wording.range_over_baseline(scores, subject, part), scores.unit
             if outcome == "yes":
                 by = amount_in_words(part, over, unit=unit)
                 comparison = f"more than {wording.describe_baselines(scores)}, by {by} over the closest, {part.name}"

@@ -23,7 +23,8 @@ from sklearn.base import BaseEstimator, clone
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.sweep.grid import CHUNK, SplitTask, features
-from clsprobe.analysis.sweep.refits import ANY, CANDIDATES, HALVES, HALVINGS, REFITS
+from clsprobe.analysis.sweep.plan import CANDIDATES
+from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
 from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import NO_READOUT
 from clsprobe.probes.base import STRENGTHS, predict_each
@@ -80,12 +81,27 @@ def refit_halves(
         control = states.source["control"]
         names = [name for name in states.readouts if not make_attention_probe(name, states.dim)]
         for name in names if control == "none" else [None]:
-            cells = [cell for cell in scores.candidates(name, control, CANDIDATES, CERTAIN) if cell[1] in names]
+            cells = [cell for cell in list_candidates(scores, name, control) if cell[1] in names]
             procedure = _refit_cells(split, halves, states, cells, probe)
             tables.append(procedure.assign(control=control, readout=name or ANY))
     tables += _refit_baselines(split, halves, all_states[0])
     table = pd.concat(tables, ignore_index=True).assign(task=split.task.name, seed=seed)
     return table.assign(n_train=len(split.rows_of("train")))[[*REFITS]]
+
+
+def list_candidates(scores: TaskScores, readout: str | None, control: str = "none") -> list[tuple[int, str]]:
+    """The cells, (layer, readout), among which a half may choose: those of a readout, or of all, that are best on dev,
+    and no more than `CERTAIN` standard errors below the best one, paired over its texts; the lowest layer first."""
+    on_dev = {cell: scores.scores(cell._asdict(), "dev") for cell in scores.select_cells(control, readout)}
+    on_dev = {cell: values for cell, values in on_dev.items() if not np.isnan(values).all()}
+    ranked = sorted(on_dev, key=lambda cell: (-np.nanmean(on_dev[cell]), cell.layer))[:CANDIDATES]
+    close = []
+    for cell in ranked:
+        difference = np.nanmean(on_dev[ranked[0]] - on_dev[cell], 0)
+        error = np.nanstd(difference) / np.sqrt(max((~np.isnan(difference)).sum(), 1))
+        if np.nanmean(difference) <= CERTAIN * error:
+            close.append((cell.layer, cell.readout))
+    return sorted(close)
 
 
 def refit_cells(split: SplitTask, X: np.ndarray, probe: BaseEstimator, *, seed: int = 0) -> list[np.ndarray]:

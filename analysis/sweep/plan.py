@@ -7,7 +7,6 @@ from typing import Any
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.settings import PROBES, ProbeSettings
 from clsprobe.analysis.study import counted
-from clsprobe.analysis.sweep.refits import CANDIDATES
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import check_probe_name, choose_probes, find_probe
 from clsprobe.probes.tasks.split import split
@@ -15,6 +14,7 @@ from clsprobe.probes.tasks.task import Task
 
 BASELINES = ("majority", "length", "bag_of_words", "layer0_mean", "untrained")  # of a claim to tell more than any
 FLOPS, VALUES = 1.2e11, 4e6  # per second on two cores: of the encoder; features through a probe
+CANDIDATES = 4  # layers, or cells of untrained encoders, among which a half of the training texts chooses
 HALVES = 2.5  # what all halves of a cell take, in fits of the whole
 
 

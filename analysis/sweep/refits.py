@@ -13,7 +13,6 @@ import pandas as pd
 
 HALVINGS = 10
 HALVES = tuple(f"half {i}" for i in range(2 * HALVINGS))  # 2i and 2i + 1 are complementary
-CANDIDATES = 4  # layers, or cells of untrained encoders, among which a half chooses: those that are best on dev
 ANY = "any"  # the readout of a procedure that chooses among those of untrained encoders
 # measure: "dev" and "dev bits" (row -1: means on the half's own dev), or "test" (the score of a text)
 # group: equal for texts that are not independent

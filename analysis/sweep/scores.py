@@ -205,7 +205,7 @@ class TaskScores:
 
         Raises MissingEvidence where there are no predictions on dev or on test.
         """
-        cells = self._select_cells(control, readout)
+        cells = self.select_cells(control, readout)
         missing = [side for side in SIDES if not self._is_measured[side][[*cells.values()]].any()]
         if missing:
             name = readout or self.control_names.get(control, "any readout")
@@ -227,23 +227,7 @@ class TaskScores:
             top._asdict(), name, *self._estimate_score(top._asdict()), dev, self.metric, chosen_from=chosen_from
         )
 
-    def candidates(self, readout: str | None, control: str, most: int, errors: float) -> list[tuple[int, str]]:
-        """The cells of a readout, or of all, that are no more than so many standard errors below the best on dev,
-        paired over its texts; at most so many of them, as (layer, readout), the lowest layer first."""
-        cells = [*self._select_cells(control, readout).items()]
-        scores = {cell: self._arrays["dev"][0][index] for cell, index in cells if self._is_measured["dev"][index].any()}
-        if not scores:
-            return []
-        ranked = sorted(scores, key=lambda cell: (-np.nanmean(scores[cell]), cell.layer))
-        best, close = scores[ranked[0]], []
-        for cell in ranked[:most]:
-            difference = np.nanmean(best - scores[cell], 0)
-            error = np.nanstd(difference) / np.sqrt(max((~np.isnan(difference)).sum(), 1))
-            if np.nanmean(difference) <= errors * error:
-                close.append((cell.layer, cell.readout))
-        return sorted(close)
-
-    def _select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
+    def select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
         """Those of a control, and of a readout or of all."""
         return {
             cell: index
@@ -265,7 +249,7 @@ class TaskScores:
     @property
     def subject(self) -> ChosenCell:
         """[CLS] at the layer that dev chooses, or the best cell of all where [CLS] was not read."""
-        return self.choose("cls" if self._select_cells("none", "cls") else None)
+        return self.choose("cls" if self.select_cells("none", "cls") else None)
 
     def measured_controls(self, names: Iterable[str]) -> list[str]:
         """Those of the controls and baselines with predictions on dev and on test.
@@ -280,14 +264,14 @@ class TaskScores:
 
     def _count_seeds(self, control: str) -> int:
         """The number of seeds under which there are predictions of a control."""
-        cells = [*self._select_cells(control).values()]
+        cells = [*self.select_cells(control).values()]
         return int(np.any([is_measured[cells].any(0) for is_measured in self._is_measured.values()], axis=0).sum())
 
     def tied_layers(self, cell: ChosenCell) -> list[int]:
         """The layers of this readout that dev cannot tell from the chosen one: those whose paired 95 % dev interval
         against it holds 0. One vector for all texts, as [CLS] of layer 0, is none of them."""
         best, layers = self.scores(cell.where, "dev"), [cell.layer]
-        for same, index in self._select_cells(cell.where["control"], cell.readout).items():
+        for same, index in self.select_cells(cell.where["control"], cell.readout).items():
             other = self._arrays["dev"][0][index]
             if same.layer == cell.layer or (np.isnan(other) != np.isnan(best)).any():  # the probe failed there
                 continue
@@ -395,7 +379,7 @@ class TaskScores:
     @property
     def has_single_layer(self) -> bool:
         """Whether readouts were read at one layer only."""
-        return len({cell.layer for cell in self._select_cells("none")}) == 1
+        return len({cell.layer for cell in self.select_cells("none")}) == 1
 
     def scores_over_layers(self, cell: ChosenCell) -> tuple[float, float] | None:
         """The smallest and the largest test score over the layers that dev cannot tell apart; None where it can, and of
@@ -405,16 +389,3 @@ class TaskScores:
             return None
         scores = [float(np.nanmean(self.scores({**cell.where, "layer": layer}))) for layer in layers]
         return min(scores), max(scores)
-
-    def range_over_layers(self, a: ChosenCell, b: ChosenCell) -> tuple[float, float] | None:
-        """The smallest and the largest difference of their test scores over these layers."""
-        spans = self.scores_over_layers(a), self.scores_over_layers(b)
-        if spans == (None, None):
-            return None
-        (low_a, high_a), (low_b, high_b) = (span or (cell.test,) * 2 for span, cell in zip(spans, (a, b), strict=True))
-        return low_a - high_b, high_a - low_b
-
-    def range_over_baseline(self, cell: ChosenCell, part: Part) -> tuple[float, float] | None:
-        """The smallest and the largest difference from the baseline of a part over these layers."""
-        span = self.scores_over_layers(cell)
-        return span and (span[0] - (cell.test - part.effect), span[1] - (cell.test - part.effect))

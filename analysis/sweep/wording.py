@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.scores import UNNAMED, ChosenCell, TaskScores
-from clsprobe.analysis.verdict import warn_of_few_texts
+from clsprobe.analysis.verdict import Part, warn_of_few_texts
 
 READOUT_NAMES = {"cls": "[CLS]", "mean": "mean pooling", "max": "max pooling", "attention": "attention pooling"}
 
@@ -42,6 +42,21 @@ def describe_score(scores: TaskScores, cell: ChosenCell) -> str:
     if cell.metric == "accuracy":
         return f"gets {score} of the test texts right"
     return f"explains {score} of the variance of the test texts' numbers"
+
+
+def range_over_layers(scores: TaskScores, a: ChosenCell, b: ChosenCell) -> tuple[float, float] | None:
+    """The smallest and the largest difference of two test scores over the layers that dev cannot tell apart."""
+    spans = scores.scores_over_layers(a), scores.scores_over_layers(b)
+    if spans == (None, None):
+        return None
+    (low_a, high_a), (low_b, high_b) = (span or (cell.test,) * 2 for span, cell in zip(spans, (a, b), strict=True))
+    return low_a - high_b, high_a - low_b
+
+
+def range_over_baseline(scores: TaskScores, cell: ChosenCell, part: Part) -> tuple[float, float] | None:
+    """The smallest and the largest difference from the baseline of a part over these layers."""
+    span = scores.scores_over_layers(cell)
+    return span and (span[0] - (cell.test - part.effect), span[1] - (cell.test - part.effect))
 
 
 def describe_constant(scores: TaskScores, *cells: ChosenCell) -> str:

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from clsprobe.analysis.sweep import halving
 from clsprobe.analysis.sweep.grid import split_task, sweep
-from clsprobe.analysis.sweep.refits import ANY, CANDIDATES, HALVES, HALVINGS, REFITS, Refits
+from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS, Refits
 from clsprobe.analysis.sweep.scores import TaskScores
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.probes.base import STRENGTHS
@@ -70,7 +70,7 @@ def test_a_half_is_what_a_probe_of_its_texts_alone_gives(planted):
     train, dev, test = map(split.rows_of, ("train", "dev", "test"))
     rows = table[(table.control == "none") & (table.readout == "mean")]
     refitted = rows[rows.measure == "test"].set_index("row").loc[split.row_indices[test], [*HALVES]].to_numpy()
-    layers = [layer for layer, _ in scores.candidates("mean", "none", CANDIDATES, halving.CERTAIN)]
+    layers = [layer for layer, _ in halving.list_candidates(scores, "mean")]
     assert len(layers) > 1
     for column in (0, 1, 7):
         half, part = divmod(column, 2)
