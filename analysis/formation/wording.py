@@ -83,7 +83,7 @@ def describe_halves(gathering: Gathering, margin: float) -> str:
     for half in halves:
         share = gathering.share(Window(ONLY, *half))
         assert share is not None
-        value, low, high = (f"{100 * number:.0f}" for number in share)
+        value, low, high = (f"{100 * number:z.0f}" for number in share)
         kept.append(f"{value} % ({low} to {high}) with {format_span(*half)} alone")
     return (
         f"{capitalise(necessity)}, with a margin of {100 * margin:.0f} points: the cut costs {prices}. "

@@ -336,7 +336,7 @@ def test_tasks_that_disagree_are_listed():
     verdict = Formation().verdict(measured(**tables))
     assert verdict.outcome == "mixed"
     assert {part.outcome for part in verdict.parts.values()} == {"yes", "no"}
-    assert ": a: x +40.0 points (" in verdict.sentence
+    assert "encoders, in points: a: x +40.0 (" in verdict.sentence
     assert verdict.sentence.startswith(
         "Later than in untrained encoders on a: x; no later than in untrained encoders on b: y. "
     )
