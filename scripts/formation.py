@@ -139,7 +139,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         name = short(task)
         layer, everywhere = gathering.layer, Window(EVERYTHING, 1, gathering.layer)
         intact, cut_off = (f"{gathering.accuracy(window):.3f}" for window in (INTACT, everywhere))
-        few = warn_of_few_texts(gathering.texts, name)
+        few, about = warn_of_few_texts(gathering.texts, name), wording.describe_interval(gathering)
         if layer < 2:
             return Verdict.described(
                 f"On {name}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: a probe gets "
@@ -155,12 +155,13 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
                 f"gets {intact} of the test texts right, and {cut_off} where [CLS] is cut off from all other tokens in "
                 f"{wording.format_span(1, layer)} and the probe is trained anew, which is not certainly "
                 f"{100 * self.margin:.0f} points less ({points(lost.effect)} points, {points(low)} to {points(high)}).",
+                interval_of=about,
                 warnings=few,
             )
         finding = f"on {name}, {wording.describe_reading(gathering)}. {wording.describe_halves(gathering, self.margin)}"
         if gathering.draws < DRAWS:
             missing = "Untrained encoders were not measured: whether this is later than without training is not known"
-            return Verdict.described(f"{capitalise(finding)}. {missing}.", warnings=few)
+            return Verdict.described(f"{capitalise(finding)}. {missing}.", interval_of=about, warnings=few)
         difference, *values = gathering.compare_halves()
 
         def say(outcome: Outcome, part: Part) -> str:
@@ -173,7 +174,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             say,
             is_open=True,
             brief=brief,
-            interval_of=wording.describe_interval(gathering),
+            interval_of=about,
             texts=gathering.texts,
             training_texts=gathering.training_texts,
             warnings=few,
