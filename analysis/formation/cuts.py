@@ -160,8 +160,9 @@ class Gathering:
 
     def lose(self, window: Window) -> stats.Difference:
         """The accuracy that a change costs: intact minus changed."""
-        lost, halves = self._subtract(INTACT, window)
-        return stats.compare(lost.to_numpy(), np.zeros(lost.shape), halves=halves, groups=self._groups)
+        _, halves = self._subtract(INTACT, window)
+        intact, changed = (self._select(part).to_numpy() for part in (INTACT, window))
+        return stats.compare(intact, changed, halves=halves, groups=self._groups)
 
     def share(self, window: Window) -> tuple[float, float, float] | None:
         """The share of what [CLS] takes from the other tokens that is left after a change, with its 95 % interval.

@@ -236,6 +236,20 @@ def test_other_training_texts_make_the_answer_less_certain():
     assert verdicts[1].interval_of.startswith("the expected difference between such probes, each trained on 600 texts")
 
 
+def test_seeds_that_split_the_texts_differently_are_compared_each_on_its_own_texts():
+    parts = []
+    for number in range(2):
+        rows = retrained(4, n=300)
+        rows = rows[(rows.control == "none") | (rows.draw % 2 == number)]
+        parts.append(rows.assign(seed=number, row=rows.row + 200 * number))
+    tables = {"retrained": pd.concat(parts, ignore_index=True), "refitted": NO_REFITS}
+    gathering = Gathering(*tables.values())
+    assert gathering.texts == 500
+    assert gathering.lose(Window(EVERYTHING, 1, 4)).effect == pytest.approx(0.4)
+    assert judge(Formation(), fixed(), **tables).outcome == "yes"
+    assert Formation().show(measured(knockout=fixed(), **tables), TASK)
+
+
 def test_few_test_texts_are_warned_of():
     (warning,) = judge_cuts(4, n=40).warnings
     assert warning.startswith("Only 40 test texts on made: label")
