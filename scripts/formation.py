@@ -10,7 +10,9 @@
 5. Erasure removes the property from [CLS], or from the words, at one layer, as far as a linear probe can read it
    (LEACE), and the forward pass continues. Probes that are trained again show what is left there and at the end;
    random directions of the same variance are the control.
-6. Attention and attribution are exhibits, with their agreement with the shift over the layers.
+6. Swaps of [CLS] between the sentences of minimal pairs, where the source of a task makes any, show what of their
+   difference it carries in every layer.
+7. Attention and attribution are exhibits, with their agreement with the shift over the layers.
 
 The answer says which half of the layers below the probe is necessary, which suffices, and whether [CLS] gathers later
 than in untrained encoders.
@@ -125,7 +127,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         ]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
+        """The sweep, knockouts, erasures, swaps, attention and attribution (analysis.formation.measure)."""
         from clsprobe.analysis.formation.measure import measure_formation
 
         return measure_formation(self, self.inputs)
@@ -181,7 +183,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention and attribution."""
+        """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention, attribution and swaps."""
         from clsprobe.analysis.formation import exhibits
         from clsprobe.analysis.formation.cuts import Gathering
 
@@ -193,14 +195,14 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             (["swaps", "swap_reliability"], exhibits.swap_exhibits),
             (["twins"], exhibits.twin_exhibits),
         ]
-        shown = []
+        of_task: list[Exhibit] = []
         for names, make in evidence:
             if measured.tables.keys() >= {*names}:  # runs of older versions lack some
-                shown += make(*(measured.rows(name, task) for name in names))
-        return shown
+                of_task += make(*(measured.rows(name, task) for name in names))
+        return of_task
 
     def note(self, measured: Measured) -> list[str]:
-        """The self-check, and what the fixed probe shows."""
+        """The self-check, what the fixed probe shows, and what swaps carry."""
         from clsprobe.analysis.formation.cuts import describe_cut_off
         from clsprobe.analysis.formation.swap_effects import describe_swaps
         from clsprobe.analysis.formation.wording import describe_writing

@@ -172,8 +172,8 @@ class Gathering:
         everywhere = Window(EVERYTHING, 1, self.layer)
         if not self.lose(everywhere).interval()[0] > 0:
             return None
-        (kept, kept_halves), (whole, whole_halves) = (self._subtract(part, everywhere) for part in (window, INTACT))
-        return divide((kept.to_numpy(), kept_halves), (whole.to_numpy(), whole_halves), groups=self._groups)
+        (left, left_halves), (whole, whole_halves) = (self._subtract(part, everywhere) for part in (window, INTACT))
+        return divide((left.to_numpy(), left_halves), (whole.to_numpy(), whole_halves), groups=self._groups)
 
     def compare_halves(self) -> tuple[stats.Difference, float, float]:
         """How much later [CLS] gathers than in untrained encoders, and the values that this is the difference of.

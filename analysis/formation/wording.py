@@ -80,15 +80,15 @@ def describe_halves(gathering: Gathering, margin: float) -> str:
         f"{points(part.effect)} points ({points(part.low)} to {points(part.high)}) in {format_span(*half)}"
         for part, half in zip(costs, halves, strict=True)
     )
-    kept = []
+    shares = []
     for half in halves:
         share = gathering.share(Window(ONLY, *half))
         assert share is not None
         value, low, high = (f"{100 * number:z.0f}" for number in share)
-        kept.append(f"{value} % ({low} to {high}) with {format_span(*half)} alone")
+        shares.append(f"{value} % ({low} to {high}) with {format_span(*half)} alone")
     return (
         f"{capitalise(necessity)}, with a margin of {100 * margin:.0f} points: the cut costs {prices}. "
-        f"{capitalise(sufficiency)}: of what the cut everywhere takes away, [CLS] keeps {' and '.join(kept)}"
+        f"{capitalise(sufficiency)}: of what the cut everywhere takes away, [CLS] keeps {' and '.join(shares)}"
     )
 
 
