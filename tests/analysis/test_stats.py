@@ -729,3 +729,20 @@ def test_above_chance_wants_cells_of_the_same_texts():
     table = grid_predictions([0.5, 0.7])
     with pytest.raises(ValueError, match="same texts"):
         stats.above_chance(table.iloc[1:])
+
+
+def test_the_interval_of_two_procedures_holds_what_they_expect_and_that_of_fitted_probes_does_not():
+    """With 150 training and 2,000 test texts; the tables of docs/statistics.md have other sizes, accuracy and bits."""
+    coverage = simulations.procedures(150, (100, 2000), metrics=("r2",), simulations=60)["r2"]
+    assert min(expected for expected, _, _ in coverage) >= 0.88
+    assert coverage[1][1] < 0.7  # of the fitted probes' interval
+    assert coverage[1][2] >= 0.85  # which holds their own difference
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [{}, {"group_size": 4}, {"share_of_dev": 1 / 7}])
+@pytest.mark.parametrize("n_train", [150, 600])
+def test_intervals_of_procedures_cover_what_they_promise(n_train, options):
+    for metrics in (("accuracy", "bits"), ("r2",)):
+        coverage = simulations.procedures(n_train, metrics=metrics, simulations=100, **options)
+        assert all(expected >= 0.88 for rows in coverage.values() for expected, _, _ in rows)
