@@ -1,7 +1,8 @@
 """The scores of one task, and what a verdict is made of: cells that dev chooses, and their comparisons on test.
 
-1. `TaskScores` reads the predictions of a task once. `choose`: the layer of a readout, the best cell of all or the cell
-   of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot tell from it.
+1. `CellScores` reads the predictions of a task once. `TaskScores.choose`: the layer of a readout, the best cell of all
+   or the cell of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot
+   tell from it.
 2. `compare`: one test score minus another, as a part of a verdict; `compare_with_baselines`: a cell minus every
    baseline, the best single class of test among them. A readout that predicts one class never gets a yes.
 3. `range_over_layers`: what the layers that dev cannot tell apart do to a difference. Words: `wording`.
@@ -91,16 +92,14 @@ class ChosenCell:
         return predictions[match]
 
 
-class TaskScores:
-    """The scores of every cell on dev and test. rows: predictions of one task, of one probe in every cell. refits:
-    columns `REFITS`, of the same task; without them comparisons are of these probes as fitted."""
+class CellScores:
+    """The scores of every cell on dev and test, as arrays. rows: predictions of one task, of one probe in every
+    cell."""
 
-    def __init__(self, rows: pd.DataFrame, refits: pd.DataFrame | None = None) -> None:
+    def __init__(self, rows: pd.DataFrame) -> None:
         self.rows = rows
-        self._refit_table = refits
         self.is_of_numbers = stats.of_numbers(rows)
         self.metric, self.unit = ("R2", "points of R2") if self.is_of_numbers else ("accuracy", "points")
-        self._best: dict[str, pd.DataFrame] = {}
 
     @property
     def task(self) -> str:
@@ -192,6 +191,24 @@ class TaskScores:
         """The number of test texts."""
         return int(self._arrays["test"][0].shape[2])
 
+    def _select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
+        """Those of a control, and of a readout or of all."""
+        return {
+            cell: index
+            for cell, index in self._cells.items()
+            if cell.control == control and readout in (None, cell.readout)
+        }
+
+
+class TaskScores(CellScores):
+    """What dev chooses among the cells of a task, and how they compare on test. rows: as in `CellScores`. refits:
+    columns `REFITS`, of the same task; without them comparisons are of these probes as fitted."""
+
+    def __init__(self, rows: pd.DataFrame, refits: pd.DataFrame | None = None) -> None:
+        super().__init__(rows)
+        self._refit_table = refits
+        self._best: dict[str, pd.DataFrame] = {}
+
     # ------------------------------------------------------------------------------------------------ choosing
 
     def _best_layers(self, control: str) -> pd.DataFrame:
@@ -242,14 +259,6 @@ class TaskScores:
             if np.nanmean(difference) <= errors * error:
                 close.append((cell.layer, cell.readout))
         return sorted(close)
-
-    def _select_cells(self, control: str, readout: str | None = None) -> dict[Cell, int]:
-        """Those of a control, and of a readout or of all."""
-        return {
-            cell: index
-            for cell, index in self._cells.items()
-            if cell.control == control and readout in (None, cell.readout)
-        }
 
     def _estimate_score(self, where: Mapping[str, Any]) -> tuple[float, float, float]:
         """The test score of a cell with its interval, as `stats.accuracies`."""
