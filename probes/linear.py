@@ -52,7 +52,8 @@ class LogisticProbe(ClassifierMixin, CellProbe):
         weight = torch.as_tensor(self._weights(y, sample_weight))
         codes, standardised_dev = torch.as_tensor(np.array(y)), None
         if len(grid) > 1 and dev is not None:
-            standardised_dev = self._standardised(dev[0]), torch.as_tensor(np.array(dev[1]))
+            y_dev = _mask_untaught(torch.as_tensor(np.array(dev[1])), codes, weight)
+            standardised_dev = self._standardised(dev[0]), y_dev
         solution = solve(self._standardised(X), codes, grid, weight=weight, dev=standardised_dev, tol=self.tol)
         if standardised_dev:
             chosen = _choose_strength(solution, *standardised_dev)
@@ -95,13 +96,22 @@ class LogisticProbe(ClassifierMixin, CellProbe):
         return torch.from_numpy(_standardised(X, self.mean_, self.scale_))
 
 
+def _mask_untaught(y_dev: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(dev text, label set) the codes of dev, -1 for a class without training texts in the label set: it is impossible
+    at every strength, and would leave nothing to choose by. y, weight: (text, label set)."""
+    taught = y.masked_fill(weight <= 0, -1)
+    pairs = zip(y_dev.T, taught.T, strict=True)
+    return torch.stack([codes.masked_fill(~torch.isin(codes, known), -1) for codes, known in pairs], 1)
+
+
 def _choose_strength(solution: Solution, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(cell, label set): the index of the strength with the smallest cross-entropy on dev, X standardised."""
     Z = X[:, None, None] @ solution.coef.mT + solution.intercept[..., None, :]
     nats = Z.log_softmax(-1)  # (cell, label set, strength, text, class)
     codes = y.T  # (label set, text)
     own = nats.gather(-1, codes.clamp(min=0)[None, :, None, :, None].expand(*nats.shape[:-1], 1))[..., 0]
-    total = (own * (codes >= 0)[None, :, None]).sum(-1, dtype=torch.float64)
+    own = own.where((codes >= 0)[None, :, None], 0)  # class 0 may be impossible, and 0 times infinity is no number
+    total = own.sum(-1, dtype=torch.float64)
     return total.masked_fill(solution.loss.isinf(), -torch.inf).argmax(-1)
 
 

@@ -10,7 +10,9 @@
 5. Erasure removes the property from [CLS], or from the words, at one layer, as far as a linear probe can read it
    (LEACE), and the forward pass continues. Probes that are trained again show what is left there and at the end;
    random directions of the same variance are the control.
-6. Attention and attribution are exhibits, with their agreement with the shift over the layers.
+6. Swaps of [CLS] between the sentences of minimal pairs, where the source of a task makes any, show what of their
+   difference it carries in every layer.
+7. Attention and attribution are exhibits, with their agreement with the shift over the layers.
 
 The answer says which half of the layers below the probe is necessary, which suffices, and whether [CLS] gathers later
 than in untrained encoders.
@@ -125,7 +127,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         ]
 
     def measure(self, folder: RunFolder | None = None) -> Measured:
-        """The sweep, the knockouts, the erasures, attention and attribution (analysis.formation.measure)."""
+        """The sweep, knockouts, erasures, swaps, attention and attribution (analysis.formation.measure)."""
         from clsprobe.analysis.formation.measure import measure_formation
 
         return measure_formation(self, self.inputs)
@@ -139,7 +141,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         name = short(task)
         layer, everywhere = gathering.layer, Window(EVERYTHING, 1, gathering.layer)
         intact, cut_off = (f"{gathering.accuracy(window):.3f}" for window in (INTACT, everywhere))
-        few = warn_of_few_texts(gathering.texts, name)
+        few, about = warn_of_few_texts(gathering.texts, name), wording.describe_interval(gathering)
         if layer < 2:
             return Verdict.described(
                 f"On {name}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: a probe gets "
@@ -155,12 +157,13 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
                 f"gets {intact} of the test texts right, and {cut_off} where [CLS] is cut off from all other tokens in "
                 f"{wording.format_span(1, layer)} and the probe is trained anew, which is not certainly "
                 f"{100 * self.margin:.0f} points less ({points(lost.effect)} points, {points(low)} to {points(high)}).",
+                interval_of=about,
                 warnings=few,
             )
         finding = f"on {name}, {wording.describe_reading(gathering)}. {wording.describe_halves(gathering, self.margin)}"
         if gathering.draws < DRAWS:
             missing = "Untrained encoders were not measured: whether this is later than without training is not known"
-            return Verdict.described(f"{capitalise(finding)}. {missing}.", warnings=few)
+            return Verdict.described(f"{capitalise(finding)}. {missing}.", interval_of=about, warnings=few)
         difference, *values = gathering.compare_halves()
 
         def say(outcome: Outcome, part: Part) -> str:
@@ -173,14 +176,14 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             say,
             is_open=True,
             brief=brief,
-            interval_of=wording.describe_interval(gathering),
+            interval_of=about,
             texts=gathering.texts,
             training_texts=gathering.training_texts,
             warnings=few,
         )
 
     def show(self, measured: Measured, task: str) -> list[Exhibit]:
-        """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention and attribution."""
+        """Cuts read by retrained probes, shifts of the fixed probe, erasures, attention, attribution and swaps."""
         from clsprobe.analysis.formation import exhibits
         from clsprobe.analysis.formation.cuts import Gathering
 
@@ -192,14 +195,14 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
             (["swaps", "swap_reliability"], exhibits.swap_exhibits),
             (["twins"], exhibits.twin_exhibits),
         ]
-        shown = []
+        of_task: list[Exhibit] = []
         for names, make in evidence:
             if measured.tables.keys() >= {*names}:  # runs of older versions lack some
-                shown += make(*(measured.rows(name, task) for name in names))
-        return shown
+                of_task += make(*(measured.rows(name, task) for name in names))
+        return of_task
 
     def note(self, measured: Measured) -> list[str]:
-        """The self-check, and what the fixed probe shows."""
+        """The self-check, what the fixed probe shows, and what swaps carry."""
         from clsprobe.analysis.formation.cuts import describe_cut_off
         from clsprobe.analysis.formation.swap_effects import describe_swaps
         from clsprobe.analysis.formation.wording import describe_writing

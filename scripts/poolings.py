@@ -9,7 +9,7 @@ between mean and [CLS] on the same test texts: yes if mean is worse by more than
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,9 +17,6 @@ from clsprobe.analysis.settings import Names
 from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import Outcome, Part, Verdict, difference_in_words, points
-
-if TYPE_CHECKING:
-    pass
 
 
 class Poolings(SweepStudy):

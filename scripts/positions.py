@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,9 +19,6 @@ from clsprobe.analysis.settings import Names
 from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, difference_in_words, points
-
-if TYPE_CHECKING:
-    pass
 
 POSITIONS = ("cls", "sep", "token[1]", "token[2]", "token[-1]", "random")
 

@@ -10,15 +10,12 @@ further questions (`clsprobe.studies.FURTHER_STUDIES`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from clsprobe.analysis.study import Exhibit, Measured, short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words
-
-if TYPE_CHECKING:
-    pass
 
 
 class Run(SweepStudy):

@@ -160,8 +160,9 @@ class Gathering:
 
     def lose(self, window: Window) -> stats.Difference:
         """The accuracy that a change costs: intact minus changed."""
-        lost, halves = self._subtract(INTACT, window)
-        return stats.compare(lost.to_numpy(), np.zeros(lost.shape), halves=halves, groups=self._groups)
+        _, halves = self._subtract(INTACT, window)
+        intact, changed = (self._select(part).to_numpy() for part in (INTACT, window))
+        return stats.compare(intact, changed, halves=halves, groups=self._groups)
 
     def share(self, window: Window) -> tuple[float, float, float] | None:
         """The share of what [CLS] takes from the other tokens that is left after a change, with its 95 % interval.
@@ -171,8 +172,8 @@ class Gathering:
         everywhere = Window(EVERYTHING, 1, self.layer)
         if not self.lose(everywhere).interval()[0] > 0:
             return None
-        (kept, kept_halves), (whole, whole_halves) = (self._subtract(part, everywhere) for part in (window, INTACT))
-        return divide((kept.to_numpy(), kept_halves), (whole.to_numpy(), whole_halves), groups=self._groups)
+        (left, left_halves), (whole, whole_halves) = (self._subtract(part, everywhere) for part in (window, INTACT))
+        return divide((left.to_numpy(), left_halves), (whole.to_numpy(), whole_halves), groups=self._groups)
 
     def compare_halves(self) -> tuple[stats.Difference, float, float]:
         """How much later [CLS] gathers than in untrained encoders, and the values that this is the difference of.

@@ -314,9 +314,8 @@ def predict_retrained(
         erasures = [*vectors][first : first + AT_ONCE]
         X = np.stack([vectors[erasure] for erasure in erasures])
         train, dev, test = ((X[:, side], y[side]) for side in sides)
-        seen = np.where(np.isin(dev[1], train[1]), dev[1], -1)[:, None]  # a class may be in the other half alone
         linear = predict_each(
-            LogisticProbe(), train[0], train[1][:, None], test[0], dev=(dev[0], seen), strengths=STRENGTHS
+            LogisticProbe(), train[0], train[1][:, None], test[0], dev=(dev[0], dev[1][:, None]), strengths=STRENGTHS
         )
         mlp = fit_independent_probe(train[0], {"y": train[1]}, dev[0], {"y": dev[1]}, seed=seed)
         codes["linear"] |= zip(erasures, linear.codes[:, 0], strict=True)

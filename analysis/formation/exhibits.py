@@ -281,7 +281,10 @@ def explanation_exhibits(
 
 
 def twin_exhibits(twins: pd.DataFrame) -> list[Exhibit]:
-    """How far attribution agrees with exchanging the words that differ in minimal pairs. Rows of one task."""
+    """How far attribution agrees with exchanging the words that differ in minimal pairs. Rows of one task; nothing for
+    a task without pairs."""
+    if twins.empty:
+        return []
     unit = "lemmas" if (twins.lemma != "").all() else "pairs"
     summary = summarise_twins(twins, swap_effects.name_clusters(twins.lemma, twins.pair))
     incomplete = int((~twins.complete).sum())

@@ -106,10 +106,13 @@ def describe_swaps(swaps: pd.DataFrame) -> str:
     """A clause on where the effect of swapping [CLS] rises. swaps: columns `SWAPS`, rows of one task."""
     last, pairs, change = int(swaps["read at"].iloc[0]), swaps.pair.nunique(), measure_change(swaps)
     if not change["low"] > 0:
-        few = f" of {count_clusters(swaps)} {name_unit(swaps)}" if math.isnan(change["low"]) else ""
+        unit, few, missing = name_unit(swaps), "", ""
+        if math.isnan(change["low"]):
+            few, missing = f" of {count_clusters(swaps)} {unit}", f"; fewer than {FEWEST} {unit} give no interval"
         return (
             f"the probe of [CLS] at layer {last} does not certainly tell the twins of {pairs} minimal pairs{few} apart "
-            f"(they differ by {_in_words(change, '.2f')} nats of log-odds), so that swaps between them show nothing"
+            f"(they differ by {_in_words(change, 'z.2f')} nats of log-odds{missing}), so that swaps between them show "
+            "nothing"
         )
     if last == 1:
         return (
@@ -119,7 +122,7 @@ def describe_swaps(swaps: pd.DataFrame) -> str:
     effects, rises = compute_effects(swaps), compute_rises(swaps)
     effects = effects[effects.swap == CLS].set_index("layer")
     blocks = rises.block[rises.largest].tolist()
-    below, above = (_in_words(effects.loc[layer].to_dict(), ".0%") for layer in (blocks[0] - 1, blocks[-1]))
+    below, above = (_in_words(effects.loc[layer].to_dict(), "z.0%") for layer in (blocks[0] - 1, blocks[-1]))
     above = "all of it by construction" if blocks[-1] == last else above
     numbers = " or ".join(map(str, blocks))
     return (
@@ -141,9 +144,10 @@ def count_clusters(swaps: pd.DataFrame) -> int:
 
 
 def _in_words(estimate: Mapping[str, float], form: str) -> str:
-    """ "7 % (5 % to 9 %)"; without an interval where the value is exact by construction."""
-    value, low, high = (format(estimate[name] + 0.0, form).replace("%", " %") for name in ("value", "low", "high"))
-    return value if low == value == high else f"{value} ({low} to {high})"
+    """ "7 % (5 % to 9 %)", with "z" in the form and so without a minus before 0; without an interval where there is
+    none, or where the value is exact by construction."""
+    value, low, high = (format(estimate[name], form).replace("%", " %") for name in ("value", "low", "high"))
+    return value if low in (value, "nan") and high in (value, "nan") else f"{value} ({low} to {high})"
 
 
 def name_clusters(lemmas: Iterable[str], pairs: Iterable[int]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from clsprobe.analysis.formation.cuts import (
+    DRAWS,
     EVERYTHING,
     INTACT,
     ONLY,
@@ -33,12 +34,12 @@ _SINGLE: Mapping[str, Mapping[Outcome, str]] = {
     "necessary": {
         "yes": "the {} half is necessary",
         "no": "the {} half is not necessary",
-        "undecided": "it is not certain whether the {} half is necessary",
+        "undecided": "of the {} half it is not certain",
     },
     "sufficient": {
         "yes": "the {} half suffices",
         "no": "the {} half does not suffice",
-        "undecided": "it is not certain whether the {} half suffices",
+        "undecided": "of the {} half it is not certain",
     },
 }
 _OPPOSITE: Mapping[Outcome, Outcome] = {"yes": "no", "no": "yes", "undecided": "undecided"}
@@ -79,24 +80,26 @@ def describe_halves(gathering: Gathering, margin: float) -> str:
         f"{points(part.effect)} points ({points(part.low)} to {points(part.high)}) in {format_span(*half)}"
         for part, half in zip(costs, halves, strict=True)
     )
-    kept = []
+    shares = []
     for half in halves:
         share = gathering.share(Window(ONLY, *half))
         assert share is not None
-        value, low, high = (f"{100 * number:.0f}" for number in share)
-        kept.append(f"{value} % ({low} to {high}) with {format_span(*half)} alone")
+        value, low, high = (f"{100 * number:z.0f}" for number in share)
+        shares.append(f"{value} % ({low} to {high}) with {format_span(*half)} alone")
     return (
         f"{capitalise(necessity)}, with a margin of {100 * margin:.0f} points: the cut costs {prices}. "
-        f"{capitalise(sufficiency)}: of what the cut everywhere takes away, [CLS] keeps {' and '.join(kept)}"
+        f"{capitalise(sufficiency)}: of what the cut everywhere takes away, [CLS] keeps {' and '.join(shares)}"
     )
 
 
 def _say(kind: str, outcomes: Sequence[Outcome]) -> str:
-    """outcomes: of the lower and of the upper half."""
+    """outcomes: of the lower and of the upper half. What is certain comes first: "not certain" might otherwise be read
+    as said of both."""
     lower, upper = outcomes
     if lower == upper:
         return _BOTH[kind][lower]
-    return f"{_SINGLE[kind][lower].format('lower')}, and {_SINGLE[kind][upper].format('upper')}"
+    clauses = [_SINGLE[kind][outcome].format(half) for outcome, half in ((lower, "lower"), (upper, "upper"))]
+    return ", and ".join(reversed(clauses) if lower == "undecided" else clauses)
 
 
 def compare_with_untrained(gathering: Gathering, outcome: Outcome, part: Part, values: Sequence[float]) -> str:
@@ -132,6 +135,8 @@ def describe_interval(gathering: Gathering) -> str:
             f"the expected difference between such probes, each trained on {gathering.training_texts:,} texts with its "
             "strength chosen on dev"
         )
+    if gathering.draws < DRAWS or gathering.layer < 2:
+        return about
     return f"{about}; with untrained encoders, also over {gathering.draws} draws of their weights"
 
 

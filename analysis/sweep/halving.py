@@ -167,6 +167,8 @@ def _fit_halves(split: SplitTask, halves: np.ndarray, X: np.ndarray, probe: Base
         probe, X[:, train], y[train], X[:, evaluated], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
     )
     known = has_label(y[dev]).T  # (half, dev text)
+    # without the classes that the half's train lacks: they are impossible in every cell, and would hide the others
+    taught = known & np.stack([np.isin(split.y[dev], of_half) for of_half in y[train].T])
     fitted = []
     for cell, codes in enumerate(predictions.codes):
         if cell in predictions.failures:
@@ -176,7 +178,7 @@ def _fit_halves(split: SplitTask, halves: np.ndarray, X: np.ndarray, probe: Base
             log2_proba = np.take_along_axis(
                 predictions.log2_proba[cell, :, : len(dev)], np.broadcast_to(split.y[dev, None], (*known.shape, 1)), -1
             )[..., 0]
-            dev_bits = -np.where(known, log2_proba, 0).sum(1) / known.sum(1)
+            dev_bits = -np.where(taught, log2_proba, 0).sum(1) / np.maximum(taught.sum(1), 1)
         on_dev = np.array(
             [_score(split, half[: len(dev)][own], dev[own]).mean() for half, own in zip(codes, known, strict=True)]
         )

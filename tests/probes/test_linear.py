@@ -52,6 +52,23 @@ def test_dev_texts_without_a_label_do_not_choose():
     assert np.array_equal(chosen.strength_[:, 0], known.strength_[:, 0])
 
 
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_dev_texts_of_a_class_without_training_texts_do_not_choose(absent):
+    X, y = cells()
+    train, dev = slice(0, 160), slice(160, 240)
+    taught = np.where(y[train] == absent, -1, y[train])[:, :1]
+    is_scored = y[dev, 0] != absent
+    unlabelled = y[dev, :1].copy()
+    unlabelled[:20] = -1
+    is_scored[:20] = False
+    chosen = LogisticProbe().fit_cells(X[:, train], taught, dev=(X[:, dev], unlabelled), strengths=STRENGTHS)
+    known = LogisticProbe().fit_cells(
+        X[:, train], taught, dev=(X[:, dev][:, is_scored], y[dev, :1][is_scored]), strengths=STRENGTHS
+    )
+    assert np.array_equal(chosen.strength_, known.strength_)
+    assert (known.strength_ > min(STRENGTHS)).any()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constant_and_rounding_noise_has_scale_one(dtype):
     """The vector of layer-0 [CLS]: its float32 standard deviation is not exactly 0."""

@@ -116,7 +116,7 @@ def judge_cuts(*args, **more):
         (
             {"lower": 0.9, "upper": 0.87},
             "undecided",
-            "The lower half is not necessary, and it is not certain whether the upper half is necessary",
+            "The lower half is not necessary, and of the upper half it is not certain",
             "It is not certain whether [CLS] gathers it later than in untrained encoders:",
         ),
     ],
@@ -156,11 +156,21 @@ def test_where_retrained_probes_lose_nothing_in_either_half_either_suffices():
     ({"lower": 0.9, "upper": 0.7}, ". The lower half does not suffice, and the upper half suffices: "),
     ({"lower": 0.8, "upper": 0.8}, ". Neither half suffices: "),
     ({"lower": 0.88, "upper": 0.88}, ". It is not certain whether either half suffices: "),
-    ({"lower": 0.9, "upper": 0.88}, "whether the lower half suffices, and the upper half suffices: "),
+    ({"lower": 0.9, "upper": 0.88}, ". The upper half suffices, and of the lower half it is not certain: "),
+    ({"lower": 0.88, "upper": 0.9}, ". The lower half suffices, and of the upper half it is not certain: "),
+    ({"lower": 0.88, "upper": 0.7}, ". The lower half does not suffice, and of the upper half it is not certain: "),
 ])  # fmt: skip
 def test_the_answer_says_which_half_suffices(values, words):
     """Of four layers a half is open where the other one is cut."""
     assert words in judge_cuts(4, **values, n=1000).sentence
+
+
+def test_every_interval_of_an_answer_is_said_to_be_about_something():
+    draws = "; with untrained encoders, also over 5 draws of their weights"
+    for values, ending in (({"off": 0.895}, draws), ({"draws": 0}, "over the test texts")):
+        verdict = judge_cuts(4, **values)
+        assert verdict.interval_of.startswith("these probes as they were fitted, over the test texts")
+        assert verdict.interval_of.endswith(ending)
 
 
 def test_where_there_is_nothing_to_lose_no_half_is_named():
@@ -224,6 +234,20 @@ def test_other_training_texts_make_the_answer_less_certain():
     verdicts = [judge(Formation(), fixed(), retrained=table, refitted=refits) for refits in (NO_REFITS, refitted)]
     assert verdicts[0].interval_of.startswith("these probes as they were fitted, over the test texts; with")
     assert verdicts[1].interval_of.startswith("the expected difference between such probes, each trained on 600 texts")
+
+
+def test_seeds_that_split_the_texts_differently_are_compared_each_on_its_own_texts():
+    parts = []
+    for number in range(2):
+        rows = retrained(4, n=300)
+        rows = rows[(rows.control == "none") | (rows.draw % 2 == number)]
+        parts.append(rows.assign(seed=number, row=rows.row + 200 * number))
+    tables = {"retrained": pd.concat(parts, ignore_index=True), "refitted": NO_REFITS}
+    gathering = Gathering(*tables.values())
+    assert gathering.texts == 500
+    assert gathering.lose(Window(EVERYTHING, 1, 4)).effect == pytest.approx(0.4)
+    assert judge(Formation(), fixed(), **tables).outcome == "yes"
+    assert Formation().show(measured(knockout=fixed(), **tables), TASK)
 
 
 def test_few_test_texts_are_warned_of():
@@ -336,7 +360,7 @@ def test_tasks_that_disagree_are_listed():
     verdict = Formation().verdict(measured(**tables))
     assert verdict.outcome == "mixed"
     assert {part.outcome for part in verdict.parts.values()} == {"yes", "no"}
-    assert ": a: x +40.0 (" in verdict.sentence
+    assert "encoders, in points: a: x +40.0 (" in verdict.sentence
     assert verdict.sentence.startswith(
         "Later than in untrained encoders on a: x; no later than in untrained encoders on b: y. "
     )
@@ -403,8 +427,8 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     answer = Answer.load(out / "answers" / "formation.json")
     assert answer.verdict.outcome == "yes"
     sentence = answer.headline.sentence
-    assert "the lower half is necessary, and the upper half is necessary, with a margin" in sentence
-    assert ". The lower half does not suffice, and it is not certain whether the upper half suffices: " in sentence
+    assert ". The upper half is necessary, and of the lower half it is not certain, with a margin" in sentence
+    assert ". The lower half does not suffice, and of the upper half it is not certain: " in sentence
     assert ". [CLS] gathers it later than in untrained encoders: the cut in layers 3 to 4 costs " in sentence
     assert {exhibit.plot for exhibit in answer.exhibits} >= {"heatmap", "intervals", "curves", "token_strips"}
     assert "one class of all texts" in answer.notes[0]

@@ -839,6 +839,10 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     intact, everywhere = after("none", ""), after("rest->cls", "all")
     warnings, texts = describe_few(intact.shape[1], task), intact.shape[1]
+    about = (
+        "these probes as they were fitted, over the test texts; with untrained encoders, also over "
+        f"{rows.draw[rows.control == 'untrained'].nunique()} draws of their weights"
+    )
     if layer == 1:
         sentence = (
             f"On {task}, dev reads [CLS] at layer 1, which has no lower and no upper half below it: a probe gets "
@@ -854,7 +858,7 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
             f"other tokens in {where['all']} and the probe is trained anew, which is not certainly 2 points less "
             f"({plain(lost.effect.value)} points, {span(lost.effect.ends(), plain)})."
         )
-        return Task(sentence, warnings=warnings, is_open=True)
+        return Task(sentence, warnings=warnings, is_open=True, interval_of=about)
     cut = {name: after("rest->cls", name) for name in ("lower", "upper")}
     open_only = {name: after("only", name) for name in ("lower", "upper")}
     costs = {name: Part("", subtract(intact, right), MARGIN) for name, right in cut.items()}
@@ -871,7 +875,7 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
     )
     kept = []
     for name, right in open_only.items():
-        share, low, high = (f"{100 * number:.0f}" for number in fieller(right - everywhere, intact - everywhere))
+        share, low, high = (f"{100 * number:z.0f}" for number in fieller(right - everywhere, intact - everywhere))
         kept.append(f"{share} % ({low} to {high}) with {where[name]} alone")
     finding = (
         f"on {task}, a probe of [CLS] at layer {layer}, trained anew after every cut, gets {intact.mean():.3f} of the "
@@ -906,10 +910,6 @@ def derive_formation(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
 
     part = Part("", replace(subtract(trained, untrained), largest=2.0), MARGIN)
     brief = f"{task} {signed(part.effect.value)} ({span(part.effect.ends())})"
-    about = (
-        "these probes as they were fitted, over the test texts; with untrained encoders, also over "
-        f"{len(untrained)} draws of their weights"
-    )
     return judge([part], say, is_open=True, texts=texts, brief=brief, warnings=warnings, interval_of=about)
 
 
@@ -924,11 +924,9 @@ def join_halves(words: Mapping[str, str], of_both: Mapping[str, str]) -> str:
         word = words["lower"]
         sentence = of_both[word] if word else f"it is not certain whether either half {wanted}"
     else:
-        halves = [
-            f"the {name} half {word}" if word else f"it is not certain whether the {name} half {wanted}"
-            for name, word in words.items()
-        ]
-        sentence = ", and ".join(halves)
+        certain = [f"the {name} half {word}" for name, word in words.items() if word]
+        uncertain = [f"of the {name} half it is not certain" for name, word in words.items() if not word]
+        sentence = ", and ".join(certain + uncertain)  # "not certain" might be read as of both if it came first
     return sentence[0].upper() + sentence[1:]
 
 

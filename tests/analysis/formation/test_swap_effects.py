@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from clsprobe.analysis.formation import swap_effects
-from clsprobe.analysis.formation.exhibits import swap_exhibits
+from clsprobe.analysis.formation.exhibits import swap_exhibits, twin_exhibits
 from clsprobe.analysis.formation.swap_effects import CLS, INTACT, OTHERS, SAME_LABEL, WHOLE, Ratios
 
 
@@ -136,8 +136,9 @@ def test_twins_that_the_probe_does_not_tell_apart_show_nothing():
     (exhibit,) = make_exhibits(table)
     assert exhibit.plot is None
     assert "show nothing" in exhibit.caption
-    few = make_table([0, 0.5, 1], lemmas=3)
-    assert "of 9 minimal pairs of 3 lemmas apart" in swap_effects.describe_swaps(few)
+    few = swap_effects.describe_swaps(make_table([0, 0.5, 1], lemmas=3))
+    assert "of 9 minimal pairs of 3 lemmas apart (they differ by 2.00 nats of log-odds; fewer than 5 " in few
+    assert "nan" not in few
 
 
 # ----------------------------------------------------------------------------------------------------------- exhibits
@@ -178,3 +179,11 @@ def test_pairs_without_a_lemma_are_clusters_of_their_own():
 
 def test_a_task_without_pairs_has_no_exhibit():
     assert make_exhibits(make_table([0, 1]).head(0)) == []
+    columns = ["task", "pair", "lemma", "change", "scores", "complete"]
+    assert twin_exhibits(pd.DataFrame([("other", 0, "sleep", 1.0, 1.0, True)], columns=columns).head(0)) == []
+
+
+def test_nothing_has_no_sign():
+    sentence = swap_effects.describe_swaps(make_table([0, -0.002, 1, 1], noise=0))
+    assert "[CLS] of layer 1 carries 0 %" in sentence
+    assert "-0 %" not in sentence

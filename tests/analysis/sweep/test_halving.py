@@ -189,6 +189,19 @@ def test_numbers_are_refitted_too():
     assert (cls > 0.5).all()
 
 
+def test_a_class_that_a_half_lacks_does_not_choose_its_layer():
+    task = cells.task((60, 40, 20), classes=2)
+    labels = task.y.copy()
+    labels[[0, 60, 100]] = "0 rare"  # a text of every side
+    task = replace(task, y=labels)
+    states = cells.states([task], layers=2)
+    cells.plant(cells.cell(states, 1, 0), task, 2.0)
+    _, _, table = measure(task, states)
+    fitted = table[(table.control == "none") & (table.readout == "cls")].set_index("measure")[[*HALVES]]
+    assert (fitted.loc["dev bits"] < 1.5).all()  # and not infinite where dev has a text of the class, and train none
+    assert (fitted.loc["dev"] > 0.6).all()
+
+
 def test_a_side_of_one_group_cannot_be_divided():
     task = replace(cells.task(), groups=np.where(cells.sides(cells.SMALL) == "dev", 1000, np.arange(150)))
     *_, table = measure(task, cells.states([task]))
