@@ -198,7 +198,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
             judged,
             say,
             brief=f"{task} {lowest.name} {points(lowest.effect, True)} points",
-            interval_of="these training texts, over the test texts and the seeds of the training",
+            interval_of="trainings on these texts, over the test texts and the seeds of the training",
             warnings=wording.list_warnings(scores, *(cells[name] for name in ("cls", *names))),
         )
         learned = tables.compare_with_best_class(scores, cells["cls"])

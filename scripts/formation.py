@@ -198,7 +198,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         of_task: list[Exhibit] = []
         for names, make in evidence:
             if measured.tables.keys() >= {*names}:  # runs of older versions lack some
-                of_task += make(*(measured.rows(name, task) for name in names))
+                rows = [measured.rows(name, task) for name in names]
+                of_task += [] if rows[0].empty else make(*rows)
         return of_task
 
     def note(self, measured: Measured) -> list[str]:

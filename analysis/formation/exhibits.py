@@ -281,10 +281,7 @@ def explanation_exhibits(
 
 
 def twin_exhibits(twins: pd.DataFrame) -> list[Exhibit]:
-    """How far attribution agrees with exchanging the words that differ in minimal pairs. Rows of one task; nothing for
-    a task without pairs."""
-    if twins.empty:
-        return []
+    """How far attribution agrees with exchanging the words that differ in minimal pairs. Rows of one task."""
     unit = "lemmas" if (twins.lemma != "").all() else "pairs"
     summary = summarise_twins(twins, swap_effects.name_clusters(twins.lemma, twins.pair))
     incomplete = int((~twins.complete).sum())
@@ -305,10 +302,8 @@ def twin_exhibits(twins: pd.DataFrame) -> list[Exhibit]:
 def swap_exhibits(swaps: pd.DataFrame, reliability: pd.DataFrame) -> list[Exhibit]:
     """What a swap of [CLS] between twins carries, layer by layer, and how complete and selective it is.
 
-    Rows of one task, columns `swap_effects.SWAPS` and `swap_effects.RELIABILITY`. Nothing for a task without pairs.
+    Rows of one task, columns `swap_effects.SWAPS` and `swap_effects.RELIABILITY`.
     """
-    if swaps.empty:
-        return []
     labels, unit = " and ".join(sorted(swaps.label.unique())), swap_effects.name_unit(swaps)
     unseen = f", of {swap_effects.count_clusters(swaps)} lemmas that the probe did not learn from"
     pairs = (

@@ -30,6 +30,7 @@ from clsprobe.analysis.formation.cuts import (
 )
 from clsprobe.analysis.formation.knockout import Cell
 from clsprobe.analysis.formation.reliability import label_properties
+from clsprobe.analysis.formation.swap_effects import RELIABILITY, SWAPS
 from clsprobe.analysis.sources import MinimalPairs
 from clsprobe.analysis.study import Measured, short
 from clsprobe.analysis.sweep.choose import judged_rows
@@ -54,6 +55,11 @@ OTHERS = ("content->cls", "sep->cls", "cls->content")
 EXPLAINED = 60  # test texts whose attention and attributions are computed
 STRIPS = 8  # of these texts, those shown word by word; their scores are compared over baselines
 COMPARED = 20  # of these texts, those whose layer profile is compared over baselines
+SWAPPED = {  # tables of minimal pairs, and their columns
+    "swaps": SWAPS,
+    "swap_reliability": RELIABILITY,
+    "twins": ("pair", "change", "scores", "complete", "task", "lemma"),
+}
 TWINS = 24  # minimal pairs whose differing words are attributed
 
 
@@ -108,7 +114,11 @@ def measure_formation(settings: Any, inputs: Inputs) -> Measured:
             _extend(parts, {name: [table] for name, table in swapped.items()})
     with _go_on("the cuts in untrained encoders", notes, failures):
         _extend(parts, _cut_untrained(settings, inputs, states, cut))
-    measured = {name: pd.concat(blocks, ignore_index=True) for name, blocks in parts.items() if blocks}
+    measured = {
+        name: pd.concat([block for block in blocks if len(block)] or blocks[:1], ignore_index=True)
+        for name, blocks in parts.items()
+        if blocks
+    }
     return replace(sweep, tables={**sweep.tables, **measured}, notes=notes, failures=failures)
 
 
@@ -312,13 +322,14 @@ _AGREEMENT = {"": "correlation", " low": "low", " high": "high"}
 def _swap(
     encoder: Encoder, split: SplitTask, states: States, pairs: MinimalPairs | None, cell: Cell, seed: int
 ) -> tuple[dict[str, pd.DataFrame], str]:
-    """Tables swaps and swap_reliability of one task, and a note if there is no pair to swap."""
+    """Tables swaps, swap_reliability and twins of one task, empty ones with a note if there is no pair to swap."""
+    nothing = {name: pd.DataFrame(columns=[*columns]) for name, columns in SWAPPED.items()}
     if pairs is None:
-        return {}, "swaps are not shown, because its source makes no minimal pairs of this property."
+        return nothing, "swaps are not shown, because its source makes no minimal pairs of this property."
     texts, limit = [text for side in ("train", "dev") for text in split.of(side)[0]], states.source["max_length"]
     chosen = swaps.choose_pairs(encoder, pairs, texts, max_length=limit)
     if not len(chosen.texts):
-        return {}, (
+        return nothing, (
             "swaps are not shown, because there are no two minimal pairs of equal token count whose word with the "
             "label was in no training text."
         )

@@ -53,9 +53,10 @@ def draw_halves(split: SplitTask, *, seed: int = 0, halvings: int = HALVINGS) ->
         np.maximum.at(stratum, group, labels[rows])
         for half in halves:
             order = np.lexsort((random.random(len(size)), size, stratum))
-            coin = random.integers(2, size=(len(order) + 1) // 2)
             half_of_group = np.empty(len(order), np.int64)
-            half_of_group[order] = np.stack([coin, 1 - coin], 1).ravel()[: len(order)]
+            for of_stratum in np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1):
+                coin = random.integers(2, size=(len(of_stratum) + 1) // 2)  # for every two neighbours
+                half_of_group[of_stratum] = np.stack([coin, 1 - coin], 1).ravel()[: len(of_stratum)]
             half[rows] = half_of_group[group]
     return halves
 

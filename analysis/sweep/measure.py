@@ -33,6 +33,7 @@ from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
+from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.task import Task, readable
 
@@ -91,28 +92,36 @@ def measure_sweep(
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}
     if refit:
-        tables["refits"] = _refit(settings, inputs, states, predictions, drop)
+        tables["refits"], remarks = _refit(settings, inputs, states, predictions, drop)
+        notes += remarks
     measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
     return _add_details(settings, splits, trained, measured) if details else measured
 
 
 def _refit(
     settings: Any, inputs: Inputs, states: Sequence[States], predictions: pd.DataFrame, drop: np.ndarray | None
-) -> pd.DataFrame:
-    """The refits of every task and seed (`halving.refit_halves`), of the judged probe."""
-    tables = [pd.DataFrame(columns=[*REFITS])]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The refits of every task and seed (`halving.refit_halves`), of the judged probe where it is linear, and notes."""
+    tables, notes = [pd.DataFrame(columns=[*REFITS])], []
     for task in inputs.tasks:
         try:
             rows = judged_rows(predictions[predictions.task == task.name], settings.probes)
         except MissingEvidence:
             continue  # every cell is among the failures
+        name = judged_probe(rows, settings.probes)
+        probe, scores = find_probe(name), TaskScores(rows)
+        if not isinstance(probe, (LogisticProbe, RidgeProbe)):
+            notes.append(
+                f"{short(task.name)}: {name} is not refitted on halves of the training texts, which would take longer "
+                "than the sweep: the intervals are about these probes as they were fitted."
+            )
+            continue
         log.info("refitting on halves of the training texts of %s", task.name)
-        probe, scores = find_probe(judged_probe(rows, settings.probes)), TaskScores(rows)
         for seed in settings.every_seed:
             task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
             of_seed = [part for part in states if uses_seed(part, seed)]
             tables.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
-    return pd.concat([table for table in tables[1:] if len(table)] or tables[:1], ignore_index=True)
+    return pd.concat([table for table in tables[1:] if len(table)] or tables[:1], ignore_index=True), notes
 
 
 def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: States, measured: Measured) -> Measured:

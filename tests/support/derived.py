@@ -730,7 +730,7 @@ def derive_fine_tuning(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Task:
         say,
         brief=brief,
         warnings=table.warnings(*(cells[name] for name in ("cls", *names))),
-        interval_of="these training texts, over the test texts and the seeds of the training",
+        interval_of="trainings on these texts, over the test texts and the seeds of the training",
     )
     if learned.p_yes >= LEVEL:
         return answer.left_out(

@@ -141,7 +141,7 @@ def test_halves_share_no_group_and_have_every_class():
         assert sorted([*for_erasers, *for_probes]) == split.rows_of("train").tolist()
         assert not {*groups[for_erasers]} & {*groups[for_probes]}
         assert len({*split.y[for_erasers]}) == len({*split.y[for_probes]}) == 3
-        assert abs(len(for_erasers) - len(for_probes)) <= 4
+        assert abs(len(for_erasers) - len(for_probes)) <= 6  # a group more of each of three classes
     assert halve_train(split, 0)[0].tolist() != halve_train(split, 1)[0].tolist()
 
 
