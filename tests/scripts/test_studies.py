@@ -181,3 +181,15 @@ def test_every_study_is_tried():
 def test_no_study_is_made_of_another():
     for kind in studies().values():
         assert not [base for base in kind.__mro__[1:] if base in studies().values()]
+
+
+def test_a_probe_that_is_not_linear_is_not_refitted_and_a_note_says_so(folder, monkeypatch, one_thread):
+    monkeypatch.chdir(folder)
+    probe = "sklearn.naive_bayes:GaussianNB"
+    study = studies()["poolings"](
+        task="file:words.csv", model="./MODEL", device="cpu", allow_overlap=True, probes=probe, layers="1"
+    )
+    result = study.run()
+    assert result.measured.tables["refits"].empty
+    assert any(f"{probe} is not refitted on halves" in note for note in result.measured.notes)
+    assert result.answers["poolings"].verdict.interval_of == "these probes as they were fitted, over the test texts"

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from clsprobe.analysis.formation import swap_effects
-from clsprobe.analysis.formation.exhibits import swap_exhibits, twin_exhibits
+from clsprobe.analysis.formation.exhibits import swap_exhibits
 from clsprobe.analysis.formation.swap_effects import CLS, INTACT, OTHERS, SAME_LABEL, WHOLE, Ratios
 
 
@@ -175,12 +175,6 @@ def test_pairs_without_a_lemma_are_clusters_of_their_own():
     caption = make_exhibits(table)[0].caption
     assert "intervals over pairs" in caption
     assert "lemmas" not in caption
-
-
-def test_a_task_without_pairs_has_no_exhibit():
-    assert make_exhibits(make_table([0, 1]).head(0)) == []
-    columns = ["task", "pair", "lemma", "change", "scores", "complete"]
-    assert twin_exhibits(pd.DataFrame([("other", 0, "sleep", 1.0, 1.0, True)], columns=columns).head(0)) == []
 
 
 def test_nothing_has_no_sign():
