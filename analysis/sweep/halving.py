@@ -194,7 +194,11 @@ def _predict_halves(split: SplitTask, halves: np.ndarray, baseline: Baseline) ->
     for half in halves:
         for part in (0, 1):
             train, dev = (rows[half[rows] == part] for rows in map(split.rows_of, ("train", "dev")))
-            parts.append(_score(split, baseline(texts, split.y, train, dev).codes[0, 0, test], test))
+            taught = np.unique(split.y[train])
+            if len(split.classes):  # a rare one may be in the other half
+                dev = dev[np.isin(split.y[dev], taught)]
+            fit = majority if len(taught) < 2 or not len(dev) else baseline
+            parts.append(_score(split, fit(texts, split.y, train, dev).codes[0, 0, test], test))
     scores = np.stack(parts)
     return _Fitted(scores, *np.zeros((2, len(scores))))
 

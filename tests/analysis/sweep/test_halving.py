@@ -190,10 +190,11 @@ def test_numbers_are_refitted_too():
     assert (cls > 0.5).all()
 
 
-def test_a_class_that_a_half_lacks_does_not_choose_its_layer():
+@pytest.mark.parametrize("rare", ["0 rare", "z rare"])  # the first class, and the last
+def test_a_class_that_a_half_lacks_does_not_choose_its_layer(rare):
     task = cells.task((60, 40, 20), classes=2)
-    labels = task.y.copy()
-    labels[[0, 60, 100]] = "0 rare"  # a text of every side
+    labels = task.y.astype("<U9")
+    labels[[0, 60, 100]] = rare  # a text of every side
     task = replace(task, y=labels)
     states = cells.states([task], layers=2)
     cells.plant(cells.cell(states, 1, 0), task, 2.0)
