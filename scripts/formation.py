@@ -209,6 +209,11 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
         from clsprobe.analysis.formation.wording import describe_writing
 
         notes = []
+        if self.seeds > 1:
+            notes.append(
+                "Cuts and what is read at the end of erasures are of all seeds; leakage, reliability, attention, "
+                "attribution and swaps are of the first one."
+            )
         if "retrained" in measured.tables:
             notes.append(describe_cut_off(measured.tables["retrained"]))
         if "knockout" in measured.tables:

@@ -140,6 +140,11 @@ class Gathering:
         """The number of test texts."""
         return self._select(INTACT).shape[1]
 
+    @property
+    def texts_per_seed(self) -> int:
+        """The number of test texts of one seed: carved splits have others for every seed."""
+        return int(self._select(INTACT).notna().sum(axis=1).mean())
+
     def _select(self, window: Window, control: str = "none") -> pd.DataFrame:
         """((draw, seed), row) 1 where the retrained probe is right, else 0. Raises MissingEvidence."""
         if (control, window) not in self._correct:

@@ -116,7 +116,7 @@ def _tabulate_grid(gathering: Gathering, edges: str) -> pd.DataFrame:
     """Columns layer (the first of a window), readout (its last), value, low, high: accuracies after this change."""
     windows = sorted((w for w in gathering.windows if w.edges == edges), key=lambda w: (w.last, w.first))
     values = np.array([gathering.accuracy(window) for window in windows])
-    low, high = stats.wilson(values, gathering.texts)
+    low, high = stats.wilson(values, gathering.texts_per_seed)
     columns = {"layer": [w.first for w in windows], "readout": [f"to {w.last}" for w in windows]}
     return pd.DataFrame({**columns, "value": values, "low": low, "high": high})
 

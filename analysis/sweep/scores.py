@@ -4,7 +4,8 @@
    of a baseline, each chosen by dev accuracy and read on test once; `tied_layers`: those that dev cannot tell from it.
 2. `compare`: one test score minus another, as a part of a verdict; `compare_with_baselines`: a cell minus every
    baseline, the best single class of test among them. A readout that predicts one class never gets a yes.
-3. `range_over_layers`: what the layers that dev cannot tell apart do to a difference. Words: `wording`.
+3. A comparison is about the procedures that chose its cells where `refits` has both, otherwise about these fits.
+4. `scores_over_layers`: what the layers that dev cannot tell apart do to a score. Words: `wording`.
 """
 
 from __future__ import annotations
