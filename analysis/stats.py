@@ -270,6 +270,12 @@ def correctness(predictions: pd.DataFrame, *, split: str = "test", **where: obje
     return scores(rows).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
 
 
+def tabulate_correct(predictions: pd.DataFrame) -> pd.DataFrame:
+    """(seed, row) 1 where a prediction is correct, else 0. predictions: of one cell, of classes."""
+    index = pd.MultiIndex.from_frame(predictions[["seed", "row"]])
+    return is_correct(predictions).astype(float).set_axis(index).unstack("row")
+
+
 @dataclass(frozen=True, eq=False)
 class Difference:
     """The mean of a - b over the same texts, see `compare`: an `analysis.verdict.Estimate`.

@@ -84,9 +84,7 @@ def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def tabulate_correct(predictions: pd.DataFrame, cut: Window) -> pd.DataFrame:
     """(seed, row) 1 where the probe of one task and cell is right after a cut, else 0."""
-    rows = predictions[(predictions[list(Window._fields)] == list(cut)).all(axis=1)]
-    correct = stats.is_correct(rows).astype(float)
-    return correct.set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")
+    return stats.tabulate_correct(predictions[(predictions[list(Window._fields)] == list(cut)).all(axis=1)])
 
 
 def compute_losses(predictions: pd.DataFrame, edges: str) -> np.ndarray:

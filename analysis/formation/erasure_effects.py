@@ -35,7 +35,8 @@ def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     table = []
     for (task, probe), rows in predictions.groupby(["task", "probe"], sort=False):
-        hits = {Erasure(*key): _tabulate_hits(part) for key, part in rows.groupby(list(Erasure._fields), sort=False)}
+        by_erasure = rows.groupby(list(Erasure._fields), sort=False)
+        hits = {Erasure(*key): stats.tabulate_correct(part) for key, part in by_erasure}
         (intact,) = (correct for erasure, correct in hits.items() if erasure.kind == "none")
         for erasure, correct in hits.items():
             if erasure.kind == "none":
@@ -53,7 +54,3 @@ def compute_effects(predictions: pd.DataFrame) -> pd.DataFrame:
             )
     columns = ["value", "effect", "low", "high", "beyond", "beyond low", "beyond high"]
     return pd.DataFrame(table, columns=["task", "probe", *Erasure._fields, *columns])
-
-
-def _tabulate_hits(rows: pd.DataFrame) -> pd.DataFrame:
-    return stats.is_correct(rows).astype(float).set_axis(pd.MultiIndex.from_frame(rows[["seed", "row"]])).unstack("row")

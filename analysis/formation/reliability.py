@@ -20,7 +20,7 @@ https://arxiv.org/abs/2408.15510.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,12 @@ def halve_train(split: SplitTask, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return train[half[train] == 0], train[half[train] == 1]
 
 
+def make_length_reader(train: Sequence[str]) -> Callable[[str], int]:
+    """A function that reads the third of these texts, by their number of words, to which a text belongs: 0, 1 or 2."""
+    ends = np.quantile([len(text.split()) for text in train], [1 / 3, 2 / 3])
+    return lambda text: int(np.searchsorted(ends, len(text.split())))
+
+
 def label_properties(split: SplitTask, other_labels: Mapping[str, Mapping[str, str]]) -> dict[str, np.ndarray]:
     """name -> (text,) codes of other properties of the texts of a split than the task's, -1 without a label.
 
@@ -112,8 +118,8 @@ def label_properties(split: SplitTask, other_labels: Mapping[str, Mapping[str, s
     those are taken that label at least half of the texts of every side. A property with one class is left out.
     """
     texts, train = split.texts, split.rows_of("train")
-    lengths = np.array([len(text.split()) for text in texts])
-    properties = {"length": np.searchsorted(np.quantile(lengths[train], [1 / 3, 2 / 3]), lengths)}
+    read_length = make_length_reader([texts[i] for i in train])
+    properties = {"length": np.array([read_length(text) for text in texts])}
     for name, label_by_text in other_labels.items():
         labels = np.array([label_by_text.get(text, "") for text in texts])
         if all((labels[split.rows_of(side)] != "").mean() >= 0.5 for side in ("train", "dev", "test")):

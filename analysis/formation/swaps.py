@@ -24,7 +24,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from clsprobe.analysis.formation.reliability import completeness, fit_independent_probe, selectivity
+from clsprobe.analysis.formation.reliability import (
+    completeness,
+    fit_independent_probe,
+    make_length_reader,
+    selectivity,
+)
 from clsprobe.analysis.formation.swap_effects import (
     ABOVE_MAJORITY,
     CLS,
@@ -283,8 +288,6 @@ def _read_side(split: SplitTask, states: States, layer: int, side: str) -> tuple
 def _read_other_labels(pairs: MinimalPairs, train: Sequence[str]) -> dict[str, Callable[[str], str | None]]:
     """Other property -> its label of a text, None where it does not apply: the third of `train`, by words, to which the
     text belongs ("length"), and what the source of the pairs knows."""
-    thirds = np.quantile([len(text.split()) for text in train], [1 / 3, 2 / 3])
-    readers: dict[str, Callable[[str], str | None]] = {
-        "length": lambda text: str(np.searchsorted(thirds, len(text.split())))
-    }
+    read_length = make_length_reader(train)
+    readers: dict[str, Callable[[str], str | None]] = {"length": lambda text: str(read_length(text))}
     return readers | {name: labels.get for name, labels in pairs.other_labels.items()}

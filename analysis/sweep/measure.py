@@ -92,16 +92,24 @@ def measure_sweep(
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
     tables = {"results": results, "predictions": predictions}
     if refit:
-        tables["refits"], remarks = _refit(settings, inputs, states, predictions, drop)
+        tables["refits"], remarks = _refit(settings, inputs, states, predictions, drop, failures)
         notes += remarks
     measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
     return _add_details(settings, splits, trained, measured) if details else measured
 
 
 def _refit(
-    settings: Any, inputs: Inputs, states: Sequence[States], predictions: pd.DataFrame, drop: np.ndarray | None
+    settings: Any,
+    inputs: Inputs,
+    states: Sequence[States],
+    predictions: pd.DataFrame,
+    drop: np.ndarray | None,
+    failures: list[str],
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The refits of every task and seed (`halving.refit_halves`), of the judged probe where it is linear, and notes."""
+    """The refits of every task and seed (`halving.refit_halves`), of the judged probe where it is linear, and notes.
+
+    A task that fails has no refits, and `failures` says so.
+    """
     tables, notes = [pd.DataFrame(columns=[*REFITS])], []
     for task in inputs.tasks:
         try:
@@ -117,10 +125,16 @@ def _refit(
             )
             continue
         log.info("refitting on halves of the training texts of %s", task.name)
-        for seed in settings.every_seed:
-            task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
-            of_seed = [part for part in states if uses_seed(part, seed)]
-            tables.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
+        of_task = []
+        try:
+            for seed in settings.every_seed:
+                task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
+                of_seed = [part for part in states if uses_seed(part, seed)]
+                of_task.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
+        except Exception as error:  # the sweep must not be lost to any error
+            failures.append(f"the refits of {task.name} failed: {type(error).__name__}: {error}")
+        else:
+            tables += of_task
     return pd.concat([table for table in tables[1:] if len(table)] or tables[:1], ignore_index=True), notes
 
 
