@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from clsprobe.analysis.contents import own_contents
+from clsprobe.analysis.contents import own_contents, plugin_contents
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
 from clsprobe.probes.errors import InputError, printable
 from clsprobe.probes.files import read_json, write_parquet, write_text
@@ -348,7 +348,7 @@ class Study(BaseModel, ABC):
 
         A run is resumed only where all of them are what they were.
         """
-        return dict(own_contents())
+        return own_contents() | plugin_contents(self)
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings as the page lists them."""

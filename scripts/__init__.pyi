@@ -1,5 +1,6 @@
 # The public face of clsprobe, for type checkers and, through lazy_loader, at run time: one list of names for both.
 
+from .analysis.sources import Loaded as Loaded
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
 from .analysis.study import Answer as Answer
