@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 import threading
@@ -246,6 +247,25 @@ def make_folder(path: Path | str, *, private: bool = False) -> Path:
     for folder in created:
         _flush_folder(folder.parent)
     return path
+
+
+def make_temporary_folder() -> Path:
+    """A new folder among the temporary files of the system ($TMPDIR), closed to other users."""
+    return Path(tempfile.mkdtemp(prefix="clsprobe-"))
+
+
+def remove_temporary_folder(path: Path) -> None:
+    """Remove a folder that `make_temporary_folder` made, with what is in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_pretrained(folder: Path, *parts: Any, **options: Any) -> None:
+    """Save models and tokenizers of transformers and sentence-transformers, as safetensors, in a temporary folder.
+
+    options: of their `save_pretrained`.
+    """
+    for part in parts:
+        part.save_pretrained(str(folder), **options)
 
 
 def check_folder(path: Path) -> None:

@@ -77,6 +77,11 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
+    @classmethod
+    def of_task(cls, task: Task) -> Loaded:
+        """A task that was made in memory, with the rows that were left out of it and the notes on them."""
+        return cls([task], len(task.texts) + sum(task.left_out.values()), dict(task.left_out), list(task.notes))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that was read: of these values, not of a file, which may change after it was read."""

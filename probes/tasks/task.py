@@ -11,8 +11,8 @@ the same words in one text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -72,14 +72,16 @@ class Task:
     rows: np.ndarray | None = None
     textless: bool = False
     solved_by: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str):
             check_texts(self.texts)
         object.__setattr__(self, "name", escape_surrogates(self.name))
-        for field, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
+        for name, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
             if value is not None and len(value) != len(self.texts):
-                raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")
+                raise ValueError(f"Task {self.name!r}: {name} has {len(value)} rows, texts has {len(self.texts)}")
         if self.split is not None and (unknown := set(self.split) - {"train", "dev", "test"}):
             raise ValueError(
                 f"Task {self.name!r}: split holds {sorted(unknown)}; only 'train', 'dev' and 'test' are known"
