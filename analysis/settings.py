@@ -18,7 +18,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import DEFAULT, split_names
 from clsprobe.probes.tasks.task import Task
 
-PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
+DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
 
 
 def _read_names(value: Any) -> Any:
@@ -167,7 +167,7 @@ class ProbeSettings(Settings):
     """The probes, and how often they are fitted."""
 
     probes: Names = Field(
-        tuple(PROBES.values()),
+        tuple(DEFAULT_PROBES.values()),
         description="registered names or package.module:Class; the first that reads a task's labels is judged",
     )
     seeds: int = Field(
