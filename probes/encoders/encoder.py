@@ -27,7 +27,7 @@ from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.notebook import facts_to_html
-from clsprobe.probes.tasks.task import PAIRED, check_texts, parts
+from clsprobe.probes.tasks.texts import PAIRED, check_texts, parts
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ class Encoder:
         """Ids of every text, special tokens added. A text's own special tokens stay text, its markers stay tokens
         (`probes.encoders.tokenizer_files`).
 
-        A pair (`probes.tasks.task.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
+        A pair (`probes.tasks.texts.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
         The description's prompt is put before every text, and its tokens count as special.
         max_length: tokens to which longer texts are truncated, keeping the special ones, and of a pair the longer text
         first; None keeps the full length. Raises InputError for a pair where the tokenizer has no such template.

@@ -42,7 +42,7 @@ from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
 from clsprobe.probes.files import read_content
 from clsprobe.probes.registry import digest_source
-from clsprobe.probes.tasks.task import check_texts
+from clsprobe.probes.tasks.texts import check_texts
 
 if TYPE_CHECKING:
     import pandas as pd
