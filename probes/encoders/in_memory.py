@@ -28,7 +28,9 @@ WHERE = "model"
 PASS = "Pass (model, tokenizer) of transformers, a SentenceTransformer, a folder or a hub name"
 CONFIGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json")
 OF_ORIGIN = {"__version__", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version"}
-OF_CALLS = {"max_length", "pad_to_multiple_of", "pad_token_type_id", "stride", "truncation_strategy"}  # saved as well
+OF_CALLS = {  # keys that the last call of a tokenizer sets
+    "max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride", "truncation_strategy"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,8 @@ def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> Encode
                 content = read_json(path, largest=LARGEST_VOCABULARY)
                 left_out = OF_ORIGIN | OF_CALLS if file == "tokenizer_config.json" else OF_ORIGIN
                 content = {key: value for key, value in content.items() if key not in left_out}
+                if content.get("truncation_side") == "right":
+                    del content["truncation_side"]  # the default, which is saved after a call only
                 if file == "tokenizer.json":
                     content |= {"padding": None, "truncation": None}  # also of the last call
                 write_text(path, json.dumps(content, indent=1))
