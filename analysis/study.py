@@ -26,6 +26,7 @@ from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
 from clsprobe.analysis.contents import own_contents, plugin_contents
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.registers import STUDIES
 from clsprobe.analysis.result import Result
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need
 from clsprobe.probes.errors import printable
@@ -37,7 +38,8 @@ T = TypeVar("T")
 
 
 class Study(BaseModel, ABC):
-    """One question about an encoder. Subclass it in a file of scripts/: its fields become the flags of a command.
+    """One question about an encoder. Its fields are the flags of a command: that of its name among `STUDIES`, or of
+    ``package.module:Name``.
 
     A study is its question, its settings (groups of fields, see `analysis.settings`) and three methods: `measure`
     everything once, `judge` one task, `show` one task.
@@ -51,7 +53,8 @@ class Study(BaseModel, ABC):
     opening: ClassVar[str] = ""  # what is listed for every one of several tasks
     statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
     rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
-    aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command, for a study of clsprobe's own
+    further: ClassVar[tuple[str, ...]] = ()  # commands of other studies that its measurement can answer
     judged: ClassVar[str] = "predictions"  # the table that holds rows of every task which `judge` can judge
     tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
 
@@ -100,8 +103,8 @@ class Study(BaseModel, ABC):
 
     @classmethod
     def command(cls) -> str:
-        """The name of its command, "fine-tuning" for FineTuning."""
-        return cls.name().replace("_", "-")
+        """The name of its command, "fine-tuning" for FineTuning; ``package.module:Name`` where none is registered."""
+        return STUDIES.name_of(cls)
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:

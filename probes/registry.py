@@ -90,7 +90,7 @@ class Register:
 
     def is_plugin(self, name: str) -> bool:
         """Whether the name is of another package: a full name, or one that is registered and not clsprobe's own."""
-        if name in self.built_in or name in self.reserved:
+        if name in self.built_in or name in self.reserved or name.startswith("clsprobe."):
             return False
         return ":" in name or bool(self.owners(name))
 
@@ -165,7 +165,11 @@ class Register:
 
     def describe(self, name: str) -> str:
         """The first sentence of the docstring of one of clsprobe's own, read from its file: nothing is imported."""
-        return _first_sentence(ast.get_docstring(read_definition(self.built_in[name])) or "")
+        return _first_sentence(read_definition(self.built_in[name]))
+
+    def describe_module(self, name: str) -> str:
+        """The same of the module that defines it."""
+        return _first_sentence(_read_module(self.built_in[name].partition(":")[0]))
 
     def name_of(self, definition: Any) -> str:
         """The name by which a class or function is called: its short one if it has one, otherwise its full name."""
@@ -230,16 +234,20 @@ def search_current_folder() -> None:
 def read_definition(full_name: str) -> ast.ClassDef | ast.FunctionDef:
     """The syntax tree of a class or function at the top of a module of clsprobe, which is not imported."""
     module, _, name = full_name.partition(":")
-    spec = importlib.util.find_spec(module)
+    nodes = (node for node in _read_module(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return next(node for node in nodes if node.name == name)
+
+
+def _read_module(name: str) -> ast.Module:
+    spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name)
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
-def _first_sentence(docstring: str) -> str:
-    paragraph = " ".join(docstring.partition("\n\n")[0].split())
-    return re.split(r"\.(?= [A-Z]|$)", paragraph)[0]
+def _first_sentence(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+    paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    return re.split(r"\.(?= [A-Z]|$)", paragraph)[0].replace("`", "")
 
 
 def digest_source(module: str) -> str:

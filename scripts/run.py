@@ -4,7 +4,7 @@
 
 Every text is encoded once and probed at every layer and readout. The answer is what [CLS] tells at the layer that dev
 chooses, and whether that is more than each of the baselines tells, on the same test texts. The same measurement answers
-further questions (`clsprobe.studies.FURTHER_STUDIES`).
+further questions (`Run.further`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Run(SweepStudy):
         "undecided": "not certainly more than every baseline",
     }
     rivals: ClassVar[tuple[str, ...]] = BASELINES
+    further: ClassVar[tuple[str, ...]] = ("aggregate", "positions", "poolings")
     details: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = (
         *SweepStudy.tables,

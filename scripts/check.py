@@ -1,0 +1,5 @@
+"""check"""
+
+
+def check(model: str = "") -> None:
+    """Check a model."""
