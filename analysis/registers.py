@@ -43,8 +43,8 @@ def load_study(name: str) -> type[Study]:
     if "clsprobe.analysis.study:Study" not in bases:
         raise InputError(where, f"is {describe_kind(study)}, not a study", "Derive it from clsprobe.Study")
     if isabstract(study):
-        missing = ", ".join(sorted(study.__abstractmethods__))
-        raise InputError(where, f"is unfinished: it has no {missing}", "Define what is missing")
+        methods = ", ".join(sorted(study.__abstractmethods__))
+        raise InputError(where, f"is unfinished: it has no {methods}", "Define what is missing")
     if missing := [name for name in ("question", "claim") if not hasattr(study, name)]:
         raise InputError(where, f"is unfinished: it has no {missing[0]}", f'Write {missing[0]}: ClassVar[str] = "..."')
     return study

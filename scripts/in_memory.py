@@ -33,8 +33,7 @@ def probe(
     """
     from clsprobe.probes.tasks.task import Task
     from clsprobe.run import Run
-    from clsprobe.studies import further_studies
 
     rules = {rule: settings.pop(rule) for rule in ROW_RULES if rule in settings}
     task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
-    return Run(task=task, model=model, **settings).run(others=further_studies("run"))
+    return Run(task=task, model=model, **settings).run()
