@@ -129,7 +129,8 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InputError("--task", f"two tasks are called '{repeated}'", "Rename a file, or run them apart")
+        mend = "Pass name=... to one of them" if repeated.startswith("memory:") else "Rename a file, or run them apart"
+        raise InputError("--task", f"two tasks are called '{repeated}'", mend)
     return corpus
 
 

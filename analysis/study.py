@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,10 @@ class Study(BaseModel, ABC):
             return handler(values)
         except ValidationError as error:
             raise describe_invalid(cls, error) from None
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """The settings that differ from their defaults, for a short `repr`."""
+        return [(name, value) for name, value in self if value != type(self).model_fields[name].default]
 
     @abstractmethod
     def measure(self, folder: RunFolder | None = None) -> Measured:
