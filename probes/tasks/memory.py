@@ -4,7 +4,7 @@
    arrays, tensors, Series (by position, never by index), generators (read once).
 2. `_text_cells` and `value_cells` turn values into cells as the readers of JSONL and Parquet do: "NA" and "01" stay,
    True is "true", 1 is "1", whole floats lose their ".0", with a note; None, NaN, NA and NaT are missing.
-3. A `RowCollector` checks the rows. They are counted from 0, as `df.iloc` and lists count them.
+3. A `RowCollector` checks the rows. They are counted from 0, as ``df.iloc`` and lists count them.
 
 Nothing is imported to recognise a value: pandas, datasets and torch are known by what their objects can do.
 """

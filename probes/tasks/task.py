@@ -272,8 +272,8 @@ def _is_number(value: Any) -> bool:
 def _as_sides(split: Any, name: str) -> np.ndarray:
     """(text,) sides of a split."""
     sides = split if isinstance(split, np.ndarray) else np.array(memory.list_values(split, f"{name}: split"), str)
-    if unknown_sides := sorted(map(str, set(sides.tolist()) - set(SIDES))):
-        listed = ", ".join(map(quote, unknown_sides[:5]))
+    if len(others := sides[~np.isin(sides, SIDES)]):
+        listed = ", ".join(map(quote, sorted({str(side) for side in others})[:5]))
         raise InputError(name, f"split holds {listed}", "Write 'train', 'dev' or 'test' for every text")
     return sides
 
