@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from clsprobe.probes.extraction.readouts import DEFAULT, split_names
 
-PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
+DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
 
 
 def _read_names(value: Any) -> Any:
@@ -133,7 +133,7 @@ class ProbeSettings(Settings):
     """The probes, and how often they are fitted."""
 
     probes: Names = Field(
-        tuple(PROBES.values()),
+        tuple(DEFAULT_PROBES.values()),
         description="registered names or package.module:Class; the first that reads a task's labels is judged",
     )
     seeds: int = Field(

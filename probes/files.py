@@ -29,7 +29,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -152,6 +152,14 @@ def file_digest(path: Path | str, *, own: bool = False) -> str:
     """The SHA-256 of a file. own, errors: as in `open_file`."""
     with open_file(path, own=own) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(files: Mapping[str, Path]) -> str:
+    """One SHA-256 over the names and contents of files, whatever their order."""
+    total = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        total.update(f"{name} {file_digest(path)}\n".encode())
+    return total.hexdigest()
 
 
 def stays_inside(name: object) -> bool:

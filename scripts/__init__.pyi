@@ -2,6 +2,7 @@
 
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
+from .analysis.sources import Loaded as Loaded
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
 from .analysis.study import Study as Study

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.contents import model_contents, probe_contents
+from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
@@ -130,7 +130,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder or checkpoints, and code."""
         models = model_contents(self.models.values())
-        return super().contents() | self.inputs.contents | models | probe_contents(self.probes)
+        return super().contents() | self.inputs.contents | models
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings that differ from the default, and the plan, which the quick form reduces."""

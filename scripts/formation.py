@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
@@ -107,7 +106,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""
         pairs = {f"minimal pairs of {name}": pairs.digest for name, pairs in self.minimal_pairs.items()}
-        return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
+        return super().contents() | self.inputs.contents | pairs
 
     def prepare(self) -> list[str]:
         """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""
