@@ -140,9 +140,7 @@ class Answer:
             )
             for part in saved.exhibits
         )
-        lost = [
-            f"No installed package registers the plot '{plot}': its exhibits are shown as tables." for plot in unknown
-        ]
+        lost = [f"The plot '{plot}' is of no installed package: what it drew is shown as a table." for plot in unknown]
         verdict = saved.verdict
         if saved.answer is None:  # clsprobe 0.1 judged a claim that may be the opposite of the question
             verdict = _quote_verdict(verdict, saved.claim)

@@ -33,6 +33,7 @@ STUDIES = Register(
         "trajectory": "clsprobe.trajectory:Trajectory",
     },
     reserved=COMMANDS,
+    hyphenated=True,
 )
 
 

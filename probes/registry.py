@@ -64,6 +64,7 @@ class Register:
 
     kind: what an error calls them. group: of the entry points of other packages. flag: where the user names them.
     built_in: name -> ``package.module:Name`` of clsprobe's own. reserved: further names that no package can have.
+    hyphenated: whether names are those of commands, in which `_` is `-`.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Register:
     flag: str
     built_in: Mapping[str, str]
     reserved: Collection[str] = ()
+    hyphenated: bool = False
 
     def entries(self) -> list[Entry]:
         """All that is registered: clsprobe's own, then those of other packages by name. Imports none of them."""
@@ -212,9 +214,9 @@ class Register:
                     points += distribution.entry_points.select(group=self.group)
         registered = {}
         for point in points:
-            package = _describe_package(point)
-            if package.partition(" ")[0] != "clsprobe" and self.built_in.get(point.name) != point.value:
-                registered[printable(point.name), printable(point.value.partition("[")[0].strip())] = package
+            name, package = point.name.replace("_", "-") if self.hyphenated else point.name, _describe_package(point)
+            if package.partition(" ")[0] != "clsprobe" and self.built_in.get(name) != point.value:
+                registered[printable(name), printable(point.value.partition("[")[0].strip())] = package
         return dict(sorted(registered.items()))
 
 

@@ -49,12 +49,8 @@ class Commands(TyperGroup):
 
 
 def _studies() -> dict[str, Entry]:
-    """Command -> study, for all that have a command of their own; `_` in a registered name is `-`."""
-    studies: dict[str, Entry] = {}
-    for entry in STUDIES.entries():
-        if not entry.reason:
-            studies.setdefault(entry.name.replace("_", "-"), entry)
-    return studies
+    """Command -> study, for all that have a command of their own."""
+    return {entry.name: entry for entry in STUDIES.entries() if not entry.reason}
 
 
 def _describe(entry: Entry) -> str:
