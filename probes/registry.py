@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import secrets
 import sys
 import sysconfig
 from collections import Counter
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 FULL_NAME = re.compile(rf"{_DOTTED}:{_DOTTED}")
 _NAME = re.compile(r"\w[\w.-]*")  # what can be typed among others, separated by commas or colons
+
+
+_IN_MEMORY: dict[tuple[str, str], Any] = {}  # (group, name) -> an object of this process (`Register.remember`)
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,27 @@ class Register:
         """Whether the name is of another package: a full name, or one that is registered and not clsprobe's own."""
         if name in self.built_in or name in self.reserved or name.startswith("clsprobe."):
             return False
-        return ":" in name or bool(self.owners(name))
+        return ":" in name or (self.group, name) in _IN_MEMORY or bool(self.owners(name))
 
     def owners(self, name: str) -> dict[str, str]:
         """Full name -> package of all that other packages register under a name."""
         return {full_name: package for (other, full_name), package in self._registered().items() if other == name}
+
+    def remember(self, thing: Any) -> str:
+        """A name for a class or an object of this process, under which `load` finds it: its full name if that leads to
+        it, otherwise ``Name#DIGEST``, of its attributes."""
+        kind = thing if isinstance(thing, type) else type(thing)
+        if thing is kind and self._leads_to(full_name := self.name_of(kind), kind):
+            return full_name
+        name = f"{kind.__name__}#{digest_attributes(thing)[:8]}"
+        _IN_MEMORY[self.group, name] = thing
+        return name
+
+    def _leads_to(self, name: str, thing: Any) -> bool:
+        try:
+            return self.load(name) is thing
+        except InputError:  # a class within a function
+            return False
 
     def full_name(self, name: str) -> str:
         """The ``package.module:Name`` of a name. Imports nothing.
@@ -107,6 +127,9 @@ class Register:
         """
         if name in self.built_in:
             return self.built_in[name]
+        if (thing := _IN_MEMORY.get((self.group, name))) is not None:
+            kind = thing if isinstance(thing, type) else type(thing)
+            return f"{kind.__module__}:{kind.__qualname__}"
         if ":" in name:
             if not FULL_NAME.fullmatch(name):
                 mend = "Write it as in mypackage.module:Name"
@@ -127,9 +150,11 @@ class Register:
 
     def load(self, name: str) -> Any:
         """The object of a name, imported now. Raises InputError for whatever goes wrong in a plug-in."""
+        if (thing := _IN_MEMORY.get((self.group, name))) is not None:
+            return thing
         full_name = self.full_name(name)
         module_name, _, attribute = full_name.partition(":")
-        if name in self.built_in:
+        if full_name in self.built_in.values():
             return attrgetter(attribute)(importlib.import_module(module_name))
         where = f"{self.flag} {name}"
         if not FULL_NAME.fullmatch(full_name):
@@ -251,6 +276,16 @@ def _read_module(name: str) -> ast.Module:
 def _first_sentence(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
     paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
     return re.split(r"\.(?= [A-Z]|$)", paragraph)[0].replace("`", "")
+
+
+def digest_attributes(thing: Any) -> str:
+    """A digest of what an object was made with; random where an attribute cannot be hashed."""
+    import joblib
+
+    try:
+        return str(joblib.hash([type(thing).__qualname__, getattr(thing, "__dict__", {})]))
+    except Exception:  # pickling may raise anything
+        return secrets.token_hex()
 
 
 def digest_source(module: str) -> str:

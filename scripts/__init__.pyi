@@ -9,6 +9,7 @@ from .analysis.sources import load as load
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
 from .analysis.sweep.grid import sweep as sweep
+from .in_memory import probe as probe
 from .probes.base import CellProbe as CellProbe
 from .probes.base import predict_each as predict_each
 from .probes.codelength import OnlineCode as OnlineCode

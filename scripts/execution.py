@@ -18,7 +18,6 @@ log = logging.getLogger("clsprobe")
 def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) -> None:
     """Run a study and write its results to the folder `out`. dry: print what the run would take, and stop."""
     from clsprobe.analysis.folder import RunFolder
-    from clsprobe.analysis.registers import further_studies
     from clsprobe.analysis.result import format_answer
 
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
@@ -29,7 +28,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
             log.info(printable(sentence))
     if dry:
         return
-    result = study.run(folder, others=further_studies(type(study)))
+    result = study.run(folder)
     for answer in result.answers.values():
         for note in answer.notes:
             log.info("note: %s", printable(note))

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
-from pydantic import ValidationError
 
 from clsprobe.analysis.registers import STUDIES
 from clsprobe.completion import COMPLETIONS
 from clsprobe.config import read_config
 from clsprobe.execution import execute
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import describe_error
 
 if TYPE_CHECKING:
@@ -99,18 +98,11 @@ def _flag_name(field: str) -> str:
 
 def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | None = None) -> Study:
     """Make a study of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
-    values, places = read_config(Path(config), list(kind.model_fields)) if config else ({}, {})
-    places |= {field: _flag_name(field) for field in flag_values}
+    values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        if not problem["loc"]:  # of a validator of the whole study
-            raise InputError(f"clsprobe {kind.command()}", problem["msg"], "See --help") from None
-        field = str(problem["loc"][0])
-        if problem["type"] == "missing":
-            raise InputError(_flag_name(field), "is missing", "Give it; see --help") from None
-        raise _describe_invalid(places.get(field, _flag_name(field)), kind.model_fields[field], problem) from None
+    except InputError as error:
+        raise _locate(error, kind, flag_values, config) from error.__cause__
 
 
 def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any], config: str | None) -> InputError:
@@ -121,17 +113,3 @@ def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any]
         return error
     _, places = read_config(Path(config), list(kind.model_fields))
     return InputError(f"{places.get(field, flag)}{space}{value}", error.what, error.mend)
-
-
-def _describe_invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
-    value = str(problem["input"])
-    if problem["type"] == "literal_error":
-        allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        return unknown(where, "value", value, [name.strip("'") for name in allowed])
-    if info.annotation is bool:
-        return InputError(where, f"'{value}' does not fit", "Say true or false")
-    low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
-    high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
-    if low is not None:
-        return InputError(where, f"'{value}' does not fit", f"Give a whole number from {low} to {high}")
-    return InputError(where, f"'{value}': {problem['msg'].lower()}", "See --help")

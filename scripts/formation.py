@@ -102,7 +102,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     @cached_property
     def minimal_pairs(self) -> dict[str, MinimalPairs]:
         """Task -> its minimal pairs, for the tasks whose source makes any."""
-        return {name: pairs for spec in self.task for name, pairs in load_pairs(spec).items()}
+        return {name: pairs for spec in self.task if isinstance(spec, str) for name, pairs in load_pairs(spec).items()}
 
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""

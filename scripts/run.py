@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic import Field
+
 from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.study import short
@@ -43,6 +45,8 @@ class Run(SweepStudy):
         "information",
         "boilerplate",
     )
+
+    no_maps: bool = Field(False, description="leave the maps (UMAP) out, which take some twenty seconds")
 
     def ask(self, measured: Measured) -> str:
         """The question; it names the file of the vectors where [CLS] was not read."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import FULL_NAME, Register, describe_error, describe_kind, search_current_folder
+from clsprobe.probes.tasks.options import RowOptions, write_flag
 from clsprobe.probes.tasks.task import Task
 
 SOURCES = Register(
@@ -31,28 +32,19 @@ SOURCES = Register(
 
 
 @dataclass(frozen=True)
-class SourceOptions:
+class SourceOptions(RowOptions):
     """The command-line flags that a source may need, under the same names.
 
-    label_column: empty to load texts without labels; file: and hf: then make one task whose numbers are all 0.
+    Without a label column file: and hf: make one task whose numbers are all 0. text_column: one column, or two of them
+    for pairs, "premise,hypothesis".
     """
 
     text_column: str | None = None
-    label_column: tuple[str, ...] = ("label",)
-    split_column: str | None = None
-    group_column: str | None = None
     encoding: str = "utf-8"
     sep: str | None = None
     quoting: Literal["auto", "none", "csv"] = "auto"
-    target: Literal["class", "number"] | None = None
-    drop_empty: bool = False
-    drop_missing_labels: bool = False
-    missing_labels: tuple[str, ...] = ()
-    merge_labels: bool = False
-    replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None
-    vectors: str | None = None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -70,6 +62,10 @@ class SourceOptions:
             raise InputError("--text-column", f"'{names[0]}' is named twice", "Name another second column")
         return names
 
+    def flag(self, name: str, value: Any = None) -> str:
+        """An option as the command line has it."""
+        return write_flag(name, value)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -84,6 +80,11 @@ class Loaded:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+    @classmethod
+    def of_task(cls, task: Task) -> Loaded:
+        """A task that was made in memory, with the rows that were left out of it and the notes on them."""
+        return cls([task], len(task.texts) + sum(task.left_out.values()), dict(task.left_out), list(task.notes))
 
     @cached_property
     def digest(self) -> str:
@@ -165,12 +166,13 @@ def split_spec(spec: str) -> tuple[str, str]:
     return (f"{first}:{function}", further) if is_full else (first, rest)
 
 
-def load(spec: str, options: SourceOptions) -> Loaded:
+def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
 
-    Raises InputError for an unknown source, for invalid input data, and for whatever a source of another package raises
-    or returns instead of a `Loaded`.
+    options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
+    whatever a source of another package raises or returns instead of a `Loaded`.
     """
+    options = options or SourceOptions()
     source, rest = split_spec(spec)
     function = SOURCES.load(source)
     if options.vectors and source != "file":

@@ -36,7 +36,8 @@ from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.tasks.task import Task, readable
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import readable
 
 log = logging.getLogger("clsprobe")
 
@@ -151,7 +152,7 @@ def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: S
         if not split.task.textless:
             notes.append(_describe_control_task(split.task, measured.rows("results", split.task.name), rows))
         for what, measure in (
-            ("maps", _draw_maps),
+            *([] if getattr(settings, "no_maps", False) else [("maps", _draw_maps)]),
             ("disagreements", _disagreements),
             ("bits", _measure_bits),
             ("boilerplate", _find_boilerplate),
