@@ -21,6 +21,7 @@ from clsprobe.probes.tasks.memory import RowRules
 from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
 
 LISTED = 10  # classes that the display of a task lists
+IN_MEMORY = "memory:"  # how the names of tasks begin that no source has read
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ class Task:
     def _of_rows(cls, rows: CheckedRows, name: str) -> Self:
         ((column, (y, kind)),) = rows.labels.items()
         return cls(
-            f"memory:{name}:{column}",
+            f"{IN_MEMORY}{name}:{column}",
             rows.texts,
             y,
             kind,
