@@ -7,27 +7,75 @@ A study has the groups whose flags it can use, and gives a field another default
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
 
-from clsprobe.probes.extraction.readouts import DEFAULT, split_names
+from clsprobe.analysis.sources import Loaded
+from clsprobe.probes.encoders.in_memory import EncoderCopy, as_model
+from clsprobe.probes.errors import InputError, quote, unknown
+from clsprobe.probes.extraction.readouts import DEFAULT, READOUTS, split_names
+from clsprobe.probes.registry import PROBES, describe_kind
+from clsprobe.probes.tasks.task import Task
 
 DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
 
 
 def _read_names(value: Any) -> Any:
     """Names from a comma-separated string, or from a flag that is given several times."""
-    parts = [value] if isinstance(value, str) else list(value)
-    return tuple(name for part in parts for name in split_names(str(part)))
+    parts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return tuple(name for part in parts for name in split_names(_name_part(part)))
+
+
+def _name_part(part: Any) -> str:
+    """A name as it is; for a class or an object, one by which its register finds it."""
+    if isinstance(part, str):
+        return part
+    if hasattr(part, "get_params") or hasattr(part, "fit"):
+        return PROBES.remember(part)
+    return READOUTS.remember(part) if hasattr(part, "read") else str(part)
+
+
+def _read_layers(value: Any) -> Any:
+    """Layers as a flag has them: 6 and [0, 3, 6] stand for "6" and "0,3,6"."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        return value
+    return ",".join(map(str, value if isinstance(value, Iterable) else [value]))
 
 
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value)
+    tasks = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if wrong := [task for task in tasks if not isinstance(task, str | Task)]:
+        kind = {"DataFrame": "frame", "Dataset": "dataset", "DatasetDict": "dataset"}.get(
+            type(wrong[0]).__name__, "lists"
+        )
+        mend = f"Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv', or a Task, as from Task.from_{kind}"
+        raise InputError("--task", f"holds {describe_kind(wrong[0])}, which is no task", mend)
+    return tasks
+
+
+def _task_in_settings(value: Any) -> str:
+    """A SPEC as it is; a task in memory as its name and the digest of its texts, labels, split and groups."""
+    return value if isinstance(value, str) else f"{value.name} sha256:{Loaded.of_task(value).digest}"
+
+
+def _model_in_settings(value: Any) -> str | None:
+    """A name as it is; an encoder in memory as its name and the digest of its weights, configuration and tokenizer."""
+    return None if value is None else str(value)
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_read_names)]
-Specs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+TaskOrSpec = Annotated[str | InstanceOf[Task], PlainSerializer(_task_in_settings, return_type=str)]
+Specs = Annotated[tuple[TaskOrSpec, ...], BeforeValidator(_as_tuple)]
+Model = Annotated[
+    str | InstanceOf[EncoderCopy] | None,
+    BeforeValidator(as_model),
+    PlainSerializer(_model_in_settings, return_type=str | None),
+]
+Layers = Annotated[str, BeforeValidator(_read_layers)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -85,7 +133,7 @@ class TaskSettings(LabelSettings):
 class ModelSettings(Settings):
     """Which encoder."""
 
-    model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
+    model: Model = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
     prompt: str | None = Field(
         None,
         description="text before every text, or its name in the model; default: the model's own default, '' for none",
@@ -95,7 +143,7 @@ class ModelSettings(Settings):
 class ReadingSettings(Settings):
     """How an encoder is run over texts."""
 
-    layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
+    layers: Layers = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
     max_length: int | None = Field(
         None, ge=3, le=10**6, description="longest input in tokens; default: the model's own"
     )
@@ -149,3 +197,27 @@ class ProbeSettings(Settings):
 
 class SweepSettings(ProbeSettings, VectorSettings, FileOfVectors, TaskSettings):
     """Everything that the layer x readout x probe sweep needs."""
+
+
+def describe_invalid(kind: type[BaseModel], error: ValidationError) -> InputError:
+    """The first problem of values that do not fit the fields of `kind`, as an error that names the flag."""
+    problem: Mapping[str, Any] = error.errors()[0]
+    if not problem["loc"]:  # of a validator of the whole study
+        return InputError(kind.__name__, problem["msg"], "See its settings with --help")
+    field = str(problem["loc"][0])
+    where, value = "--" + field.replace("_", "-"), quote(str(problem["input"]))
+    if problem["type"] == "extra_forbidden":
+        return unknown(kind.__name__, "setting", field, kind.model_fields)
+    if problem["type"] == "missing":
+        return InputError(where, "is missing", "Give it; see --help")
+    if problem["type"] == "literal_error":
+        allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        return unknown(where, "value", str(problem["input"]), [name.strip("'") for name in allowed])
+    info = kind.model_fields[field]
+    if info.annotation is bool:
+        return InputError(where, f"{value} does not fit", "Say true or false")
+    low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
+    high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
+    if low is not None:
+        return InputError(where, f"{value} does not fit", f"Give a whole number from {low} to {high}")
+    return InputError(where, f"{value}: {problem['msg'].lower()}", "See --help")

@@ -1,5 +1,6 @@
 # The public face of clsprobe, for type checkers and, through lazy_loader, at run time: one list of names for both.
 
+from . import studies as studies
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
 from .analysis.sources import Loaded as Loaded
@@ -8,6 +9,7 @@ from .analysis.sources import load as load
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
 from .analysis.sweep.grid import sweep as sweep
+from .in_memory import probe as probe
 from .probes.base import CellProbe as CellProbe
 from .probes.base import predict_each as predict_each
 from .probes.codelength import OnlineCode as OnlineCode

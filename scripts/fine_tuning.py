@@ -58,6 +58,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     margin: ClassVar[float] = 0.02
     opening: ClassVar[str] = "The lowest of the others minus [CLS]"
     aliases: ClassVar[tuple[str, ...]] = ("finetune",)
+    further: ClassVar[tuple[str, ...]] = ("trajectory",)
     tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
@@ -71,9 +72,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     train_texts: int = Field(2000, ge=32, le=10**9, description="at most so many training texts, half as many of dev")
     lora: int = Field(0, ge=0, le=1024, description="train adapters of this rank instead of the encoder (needs peft)")
     seeds: int = Field(3, ge=1, le=1000, description="how many seeds; they move the order of the texts and the head")
-    quick: bool = Field(
-        False, description="500 training texts, 4 readouts, 2 seeds; so is a run of the built-in sentences"
-    )
+    quick: bool = Field(False, description="500 training texts, 4 readouts, 2 seeds; so are the built-in sentences run")
     checkpoints: Names = Field((), description="probe these models, in this order, instead of training one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the products; auto: bfloat16 where the hardware has it"
