@@ -21,6 +21,7 @@ from .probes.encoders.loading import load_encoder as load_encoder
 from .probes.encoders.tap import tap as tap
 from .probes.encoders.tokenizing import Batch as Batch
 from .probes.errors import InputError as InputError
+from .probes.extraction.contract import check_readout as check_readout
 from .probes.extraction.extractor import Extractor as Extractor
 from .probes.extraction.readouts import Readout as Readout
 from .probes.extraction.readouts import Weighted as Weighted

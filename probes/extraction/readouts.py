@@ -74,9 +74,13 @@ class Weighted(Readout):
         return (self.weights(batch) > 0).any(1)  # False for NaN, which is 0 / 0 where no token has weight
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The weighted mean, in float32. `where` excludes a NaN on padding; a product with the mask would not."""
+        """The weighted mean, in float32; NaN for a text without the position. `where` excludes a NaN on padding; a
+        product with the mask would not."""
+        import torch
+
         weights = self.weights(batch)[..., None]
-        return (hidden.float() * weights).where(weights != 0, 0).sum(1)
+        weighted = weights != 0
+        return (hidden.float() * weights).where(weighted, 0).sum(1).where(weighted.any(1), torch.nan)
 
 
 class Position(Weighted):

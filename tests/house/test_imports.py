@@ -1,6 +1,6 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric -> tasks -> encoders -> extraction -> base -> the probes -> training, interventions ->
+errors, files, hub, metric, randomness -> tasks -> encoders -> extraction -> base -> the probes -> training, interventions ->
 decoders -> analysis -> reports -> scripts
 """
 
@@ -16,7 +16,13 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 
 # A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
-    ("clsprobe.probes.errors", "clsprobe.probes.files", "clsprobe.probes.hub", "clsprobe.probes.metric"),
+    (
+        "clsprobe.probes.errors",
+        "clsprobe.probes.files",
+        "clsprobe.probes.hub",
+        "clsprobe.probes.metric",
+        "clsprobe.probes.randomness",
+    ),
     ("clsprobe.probes.tasks",),
     ("clsprobe.probes.encoders",),
     ("clsprobe.probes.extraction",),
