@@ -2,6 +2,7 @@
 
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
+from .analysis.sources.contract import check_source as check_source
 from .analysis.study import Answer as Answer
 from .analysis.study import Exhibit as Exhibit
 from .analysis.study import Study as Study
