@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError, field_validator
 
-from clsprobe.analysis.study import RERUN, Measured
+from clsprobe.analysis.answer import RERUN
+from clsprobe.analysis.measured import Measured
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import make_folder, read_json, remove_temporary_files, write_parquet, write_text
 
@@ -153,10 +154,7 @@ class RunFolder:
         others: further studies that will be answered from it. Raises InputError where a file or folder that is not of
         this run stands where one of its files will be.
         """
-        self.contents = study.contents()
-        if self._previous and self._previous.get("contents") != self.contents:
-            self._discards_work = True
-        self._check_obstacles([kind.name() for kind in (type(study), *others)], study.tables)
+        self._prepare(study.contents(), [kind.name() for kind in (type(study), *others)], study.tables)
         measured = self._resume()
         if measured is None:
             measured = study.measure(self)
@@ -164,6 +162,23 @@ class RunFolder:
             self._save(measured)
         self._clear_work_folder()
         return measured
+
+    def store(self, contents: Mapping[str, str], answers: Iterable[str], measured: Measured) -> None:
+        """Save a measurement that was made in memory. answers: the names of those that will be written.
+
+        Raises InputError as `measure` does.
+        """
+        self._prepare(contents, [*answers], [*measured.tables])
+        self._discards_work = bool(self._previous)
+        self.begin()
+        self._save(measured)
+
+    def _prepare(self, contents: Mapping[str, str], answers: Sequence[str], tables: Sequence[str]) -> None:
+        """Note what is read, and check that every file of the run can be written."""
+        self.contents = dict(contents)
+        if self._previous and self._previous.get("contents") != self.contents:
+            self._discards_work = True
+        self._check_obstacles(answers, tables)
 
     def make_work_folder(self) -> Path:
         """Create the folder of intermediate results, with which an interrupted run resumes; `measure` removes it.

@@ -1,13 +1,10 @@
-"""From a table to an answer: Study, Exhibit, Answer.
+"""From a table to an answer: `Study`.
 
 1. A `Study` asks one question. Its fields are its settings (and its flags on the command line).
 2. `measure` is its only slow step and returns `Measured` tables; `judge` and `show` are pure functions of these, for
    one task at a time. Uniting tasks, ordering exhibits and resuming are written once, here and in `analysis.folder`.
-3. A `Verdict` (analysis.verdict) is the answer in a sentence, with its outcome: yes, no, mixed or undecided.
-4. An `Exhibit` is a table, a caption, and the name of the plot in `analysis.plots` that draws it.
-5. An `Answer` is all of these: it saves to JSON + Parquet, loads and draws again without a model. `correct_answers`
-   corrects those of one page for their number; its `headline` is the verdict that is left.
-6. A question that the measurement cannot answer for a task (`MissingEvidence`, or any error of `judge`, `show` and
+3. `run` measures and answers; its `Result` is looked at, saved, or made a page of.
+4. A question that the measurement cannot answer for a task (`MissingEvidence`, or any error of `judge`, `show` and
    `note`) costs that part of its answer only, which says so: what was measured is never lost.
 
 Imports neither torch nor scikit-learn.
@@ -15,286 +12,28 @@ Imports neither torch nor scikit-learn.
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict
 
+from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
 from clsprobe.analysis.contents import own_contents
-from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, describe_need, holm
-from clsprobe.probes.errors import InputError, printable
-from clsprobe.probes.files import read_json, write_parquet, write_text
+from clsprobe.analysis.folder import RunFolder
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.result import Result
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need
+from clsprobe.probes.errors import printable
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-    from clsprobe.analysis.folder import RunFolder
-
-log = logging.getLogger("clsprobe")
 T = TypeVar("T")
-
-RERUN = "Run its command again with --overwrite"
-
-
-@dataclass(frozen=True, eq=False)
-class Exhibit:
-    """One piece of evidence: `table` drawn by `analysis.plots.draw(plot, table, arguments)`, or shown as a table.
-
-    section: the heading of the exhibit, such as a task's name; exhibits of one section are adjacent.
-    """
-
-    caption: str
-    table: pd.DataFrame
-    plot: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    section: str = ""
-
-    def draw(self) -> Figure:
-        """A matplotlib figure of the exhibit. Raises ValueError where the exhibit is a bare table."""
-        if self.plot is None:
-            raise ValueError(f"exhibit {self.caption!r} is a table without a plot")
-        from clsprobe.analysis.plots import draw
-
-        return draw(self.plot, self.table, self.arguments)
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A question, its verdict, the evidence, and everything needed to trace how it was reached.
-
-    verdict: of this question alone. answers, p: how many answers a page has, and the p of the verdict adjusted for
-    them (NaN where no claim was tested). notes: sentences a reader should see (self-checks, rows left out). settings:
-    heading -> name -> value, for the end of the page (settings, rows, model, versions); JSON values only. failures: a
-    sentence for every missing part, which is also the verdict's or a note, and its error; not saved.
-    """
-
-    question: str
-    claim: str
-    verdict: Verdict
-    exhibits: tuple[Exhibit, ...]
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    failures: Mapping[str, Exception] = field(default_factory=dict)
-    answers: int = 1
-    p: float = math.nan
-
-    @property
-    def headline(self) -> Verdict:
-        """The verdict as it stands among the answers of its page."""
-        return self.verdict.corrected(self.p, self.answers) if self.answers > 1 else self.verdict
-
-    def save(self, path: Path | str) -> None:
-        """Write `path` (JSON, last) and one Parquet file beside it for every exhibit."""
-        path = Path(path)
-        described = []
-        for number, exhibit in enumerate(self.exhibits):
-            name = f"{path.stem}.{number:02d}.parquet"
-            write_parquet(path.with_name(name), exhibit.table)
-            described.append(
-                {
-                    "caption": exhibit.caption,
-                    "table": name,
-                    "plot": exhibit.plot,
-                    "arguments": dict(exhibit.arguments),
-                    "section": exhibit.section,
-                }
-            )
-        content = {
-            "question": self.question,
-            "claim": self.claim,
-            "answer": self.headline.sentence,
-            "verdict": _verdict_to_json(self.verdict),
-            "answers": self.answers,
-            "p": _or_none(self.p),
-            "notes": list(self.notes),
-            "settings": self.settings,
-            "exhibits": described,
-        }
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
-
-    @classmethod
-    def load(cls, path: Path | str) -> Answer:
-        """Read an answer that `save` wrote. Raises InputError for anything else."""
-        from clsprobe.analysis.table import read_table
-
-        path = Path(path)
-        try:
-            saved = _Saved.model_validate(read_json(path, RERUN))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
-            raise InputError(str(path), what, RERUN) from None
-        for part in saved.exhibits:
-            if not re.fullmatch(r"[^/\\]+\.parquet", part.table):
-                raise InputError(str(path), f"names {json.dumps(part.table)}, which is no table beside it", RERUN)
-        exhibits = tuple(
-            Exhibit(**{**dict(part), "table": read_table(path.with_name(part.table))}) for part in saved.exhibits
-        )
-        verdict = saved.verdict
-        if saved.answer is None:  # clsprobe 0.1 judged a claim that may be the opposite of the question
-            verdict = _quote_verdict(verdict, saved.claim)
-        return cls(
-            saved.question,
-            saved.claim,
-            verdict,
-            exhibits,
-            saved.notes,
-            saved.settings,
-            answers=saved.answers,
-            p=math.nan if saved.p is None else saved.p,
-        )
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        from clsprobe.analysis.plots.style import display_text
-        from clsprobe.analysis.plots.svg import render_svg
-
-        headline = self.headline
-        intervals = f"95 % intervals are about {headline.interval_of}." if headline.interval_of else ""
-        lines = (*headline.warnings, headline.sentence, headline.advice, intervals)
-        paragraphs = [f"<p>{escape(display_text(line))}</p>" for line in lines if line]
-        head = f"<h3>{escape(display_text(self.question))}</h3>{''.join(paragraphs)}"
-        figures = [
-            f"<figure>{render_svg(exhibit.draw(), prefix=f'n{i}')}"
-            f"<figcaption>{escape(display_text(exhibit.caption))}</figcaption></figure>"
-            for i, exhibit in enumerate(self.exhibits)
-            if exhibit.plot
-        ]
-        return head + "".join(figures)
-
-
-def correct_answers(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """The answers of one page with the p of their verdicts adjusted for the number of tested claims (`holm`)."""
-    tested = [name for name, answer in answers.items() if answer.verdict.is_claim]
-    adjusted = dict(zip(tested, holm([answers[name].verdict.p for name in tested]), strict=True))
-    return {
-        name: replace(answer, answers=len(tested), p=adjusted.get(name, math.nan)) for name, answer in answers.items()
-    }
-
-
-def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    content = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
-    for name in ("effect", "low", "high", "needed", "times_needed"):
-        content[name] = _or_none(content[name])
-    parts = [
-        {name: getattr(part, name) for name in Part.__dataclass_fields__ if name != "estimate"}
-        | {name: _or_none(getattr(part, name)) for name in ("effect", "low", "high", "low_of_fits", "high_of_fits")}
-        for part in verdict.comparisons
-    ]
-    return content | {
-        "warnings": list(verdict.warnings),
-        "comparisons": parts,
-        "parts": {task: _verdict_to_json(part) for task, part in verdict.parts.items()},
-    }
-
-
-def _or_none(number: float) -> float | None:
-    """The number, or None for one that JSON lacks."""
-    return float(number) if math.isfinite(number) else None
-
-
-def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
-    """A verdict of an older version as an open answer that quotes the claim which it judged.
-
-    Over several tasks it had the smallest low and the largest high of all, which is no interval: left out.
-    """
-    if verdict.parts:
-        verdict = replace(verdict, effect=math.nan, low=math.nan, high=math.nan)
-    effect = (
-        "" if math.isnan(verdict.effect) else f" ({verdict.effect:+.3f}, {verdict.low:+.3f} to {verdict.high:+.3f})"
-    )
-    sentence = f"The claim judged was: {claim}. It was found: {verdict.outcome}{effect}. {verdict.sentence}"
-    parts = {task: replace(part, is_open=True) for task, part in verdict.parts.items()}
-    return replace(verdict, sentence=sentence, is_open=True, parts=parts)
-
-
-class _SavedExhibit(BaseModel):
-    caption: str
-    table: str
-    plot: str | None
-    arguments: dict[str, Any]
-    section: str
-
-
-class _Saved(BaseModel):
-    """The JSON that `Answer.save` writes."""
-
-    @field_validator("verdict", mode="before")
-    @classmethod
-    def _name_sentence(cls, content: Any) -> Any:
-        """clsprobe 0.1 called the sentence `because`."""
-        if not isinstance(content, dict) or "because" not in content:
-            return content
-        parts = content.get("parts", {})
-        if isinstance(parts, dict):
-            parts = {task: cls._name_sentence(part) for task, part in parts.items()}
-        return {**content, "sentence": content["because"], "parts": parts}
-
-    question: str
-    claim: str
-    answer: str | None = None  # versions before it had none
-    verdict: Verdict
-    answers: int = 1
-    p: float | None = None
-    notes: tuple[str, ...]
-    settings: dict[str, dict[str, Any]]
-    exhibits: list[_SavedExhibit]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The measurement of a study.
-
-    tables: name -> table. Those with a column `task` hold the rows of every task. facts: for run.json and the end of
-    the page: "rows" (task -> counts of its rows), "read" (SPEC -> rows read), "model", "versions",
-    "solved" (task -> baselines that solve it by construction).
-    notes: sentences a reader should see. failures: a sentence for every plug-in that failed.
-    """
-
-    tables: Mapping[str, pd.DataFrame]
-    facts: Mapping[str, Mapping[str, Any]]
-    notes: Sequence[str] = ()
-    failures: Sequence[str] = ()
-
-    @property
-    def tasks(self) -> list[str]:
-        """The names of the tasks, in the order of the settings."""
-        return list(self.facts["rows"])
-
-    def rows(self, table: str, task: str) -> pd.DataFrame:
-        """The rows of one task in a table. Raises MissingEvidence where it was not measured."""
-        if table not in self.tables:
-            raise MissingEvidence(f"the table {table} was not measured")
-        every_task = self.tables[table]
-        return every_task[every_task.task == task] if "task" in every_task else every_task
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """The result of a run: the measurement, and the answers that follow from it, by name.
-
-    title: of the page; None: its question.
-    """
-
-    answers: Mapping[str, Answer]
-    measured: Measured
-    title: str | None = None
-
-    @property
-    def failures(self) -> list[tuple[str, Exception | None]]:
-        """A sentence for everything that failed, the plug-ins first, with its error where it is known."""
-        failures: list[tuple[str, Exception | None]] = [(sentence, None) for sentence in self.measured.failures]
-        return failures + [failure for answer in self.answers.values() for failure in answer.failures.items()]
 
 
 class Study(BaseModel, ABC):
@@ -358,6 +97,11 @@ class Study(BaseModel, ABC):
     def name(cls) -> str:
         """The name of its answer, "fine_tuning" for FineTuning."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def command(cls) -> str:
+        """The name of its command, "fine-tuning" for FineTuning."""
+        return cls.name().replace("_", "-")
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
@@ -444,7 +188,7 @@ class Study(BaseModel, ABC):
         if decidable:
             from clsprobe.analysis.advice import advise
 
-            sentences.append(advise(self, self.name().replace("_", "-"), decidable))
+            sentences.append(advise(self, self.command(), decidable))
         return " ".join(sentences)
 
     def _show_task(self, measured: Measured, task: str) -> list[Exhibit]:
@@ -456,15 +200,41 @@ class Study(BaseModel, ABC):
         if measured.rows(self.judged, task).empty:
             raise MissingEvidence(f"nothing of it is in the table {self.judged}")
 
-    def run(self, folder: RunFolder | None = None, *, others: Sequence[type[Study]] = ()) -> Finished:
-        """Measure (into a folder, or only in memory) and answer. others: studies that the same measurement answers."""
-        measured = self.measure() if folder is None else folder.measure(self, others)
+    def choose_cells(self, measured: Measured) -> pd.DataFrame:
+        """The cells that dev chose (`Result.chosen`); empty for a study that chooses none."""
+        import pandas as pd
+
+        return pd.DataFrame()
+
+    def run(
+        self,
+        folder: RunFolder | Path | str | None = None,
+        *,
+        overwrite: bool = False,
+        others: Sequence[type[Study]] = (),
+    ) -> Result:
+        """Measure and answer, in memory or into the folder of a run.
+
+        folder: where everything is written, page included; the same call goes on with a run that was interrupted.
+        overwrite: replaces a finished run there. others: further studies that the same measurement answers. Raises
+        InputError for anything the user can fix.
+        """
+        if isinstance(folder, (str, Path)):
+            folder = RunFolder(folder, self.command(), self.settings(), overwrite=overwrite)
+        if folder is None:
+            contents: Mapping[str, str] = self.contents()  # before it is measured
+            measured = self.measure()
+        else:
+            measured = folder.measure(self, others)
+            contents = folder.contents
         kinds = [kind for kind in (type(self), *others) if kind.can_judge(measured)] or [type(self)]
         studies = [self if kind is type(self) else kind.sharing(self) for kind in kinds]
         without_notes = replace(measured, notes=())  # notes on the whole measurement stand in the first answer only
         answers = correct_answers({s.name(): s.answer(without_notes if i else measured) for i, s in enumerate(studies)})
         tasks = ", ".join(filter(None, map(short, measured.tasks)))
-        return Finished(answers, measured, f"{measured.facts['model']['model']} on {tasks}" if tasks else None)
+        title = f"{measured.facts['model']['model']} on {tasks}" if tasks else None
+        result = Result(self, answers, measured, contents, title)
+        return result if folder is None else result.write(folder)
 
 
 def _show_results(measured: Measured, task: str) -> list[Exhibit]:

@@ -25,10 +25,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
 from clsprobe.analysis.plots.points import assign_point_styles
 from clsprobe.analysis.plots.style import display_text, format_signed
 from clsprobe.analysis.plots.svg import render_svg
-from clsprobe.analysis.study import Answer, Exhibit, correct_answers
 from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.probes.files import write_text
 

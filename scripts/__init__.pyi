@@ -1,10 +1,10 @@
 # The public face of clsprobe, for type checkers and, through lazy_loader, at run time: one list of names for both.
 
+from .analysis.answer import Answer as Answer
+from .analysis.answer import Exhibit as Exhibit
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
 from .analysis.sources.contract import check_source as check_source
-from .analysis.study import Answer as Answer
-from .analysis.study import Exhibit as Exhibit
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
 from .analysis.sweep.grid import sweep as sweep

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.contents import model_contents, probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
+from clsprobe.analysis.study import Study, counted, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
 from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, difference_in_words, points
 from clsprobe.probes.encoders.describing import Description

@@ -16,7 +16,7 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """A page again, or several runs on one page, without a model."""
-    from clsprobe.analysis.study import Answer
+    from clsprobe.analysis.answer import Answer
     from clsprobe.reports.page import write_page
 
     answers = {}

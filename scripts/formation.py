@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.sources import MinimalPairs, load_pairs
-from clsprobe.analysis.study import Exhibit, Measured, Study, short
+from clsprobe.analysis.study import Study, short
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.analysis.verdict import (
     TAIL,

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.corpus import Inputs, read_inputs
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, counted, short
+from clsprobe.analysis.study import Study, counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST
 from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.probes.errors import InputError, escape_surrogates

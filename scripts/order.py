@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, Specs
-from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, amount_in_words, points
 

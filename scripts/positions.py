@@ -15,8 +15,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names
-from clsprobe.analysis.study import Exhibit, Measured
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, difference_in_words, points
 

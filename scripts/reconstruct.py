@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.contents import model_contents
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
 from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
-from clsprobe.analysis.study import Exhibit, Measured, Study, counted
+from clsprobe.analysis.study import Study, counted
 from clsprobe.analysis.verdict import Outcome, Part, Verdict
 from clsprobe.probes.encoders.describing import Description, describe_decoder
 from clsprobe.probes.encoders.devices import check_device

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clsprobe.analysis.study import Exhibit, Measured, short
+from clsprobe.analysis.answer import Exhibit
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words

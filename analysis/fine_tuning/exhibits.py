@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.fine_tuning.tables import (
     RATE,
     accuracies,
@@ -12,7 +13,6 @@ from clsprobe.analysis.fine_tuning.tables import (
     learning_curves,
     sensitivity,
 )
-from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.sweep.exhibits import DIFFERENCES, MORE, NO_WORSE, differences_exhibit
 
 CANNOT = (

@@ -36,7 +36,8 @@ from clsprobe.analysis.fine_tuning.tables import (
     results_of,
 )
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
-from clsprobe.analysis.study import Measured, counted, short
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import counted, short
 from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.analysis.table import PREDICTIONS, read_table
 from clsprobe.probes.base import STRENGTHS, predict_each

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.formation import erasure_effects, swap_effects
 from clsprobe.analysis.formation.agreement import summarise_twins
 from clsprobe.analysis.formation.cuts import (
@@ -20,7 +21,6 @@ from clsprobe.analysis.formation.cuts import (
     split_halves,
 )
 from clsprobe.analysis.formation.wording import describe_writing, format_span
-from clsprobe.analysis.study import Exhibit
 
 EDGES = {  # as a reader calls them
     "rest->cls": "[CLS] from all others",

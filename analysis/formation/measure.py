@@ -31,8 +31,9 @@ from clsprobe.analysis.formation.cuts import (
 from clsprobe.analysis.formation.knockout import Cell
 from clsprobe.analysis.formation.reliability import label_properties
 from clsprobe.analysis.formation.swap_effects import RELIABILITY, SWAPS
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.sources import MinimalPairs
-from clsprobe.analysis.study import Measured, short
+from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.choose import judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep

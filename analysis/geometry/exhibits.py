@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.geometry.measures import MASSIVE, MEASURES, choose_described
-from clsprobe.analysis.study import Exhibit
 
 NAMED = 4  # massive coordinates in a sentence
 COLUMNS = ["layer", "readout", "value", "low", "high"]

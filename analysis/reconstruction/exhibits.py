@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.reconstruction.scores import (
     BLIND,
     NOVEL,
@@ -23,7 +24,6 @@ from clsprobe.analysis.reconstruction.scores import (
     score_corpus,
 )
 from clsprobe.analysis.stats import wilson
-from clsprobe.analysis.study import Exhibit
 from clsprobe.analysis.verdict import MissingEvidence
 
 STAGES = ("vector", "re-ranked", "corrected")  # of writing a text

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
 from clsprobe.analysis.sources.tables import quote
-from clsprobe.analysis.study import Measured, counted
+from clsprobe.analysis.study import counted
 from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.decoders.base import Decoder, vocabulary
 from clsprobe.probes.decoders.sequence import SequenceDecoder, load_causal

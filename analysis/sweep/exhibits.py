@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import Exhibit
+from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.sweep.choose import (
     COMPARED_ON_ALL,
     accuracy_by_cell,

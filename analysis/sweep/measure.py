@@ -13,8 +13,9 @@ import pandas as pd
 from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import Measured, counted, short
+from clsprobe.analysis.study import counted, short
 from clsprobe.analysis.sweep.boilerplate import BOILERPLATE, list_boilerplate
 from clsprobe.analysis.sweep.choose import (
     DISAGREEMENTS,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, read_inputs
+from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.study import Study
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_readouts
@@ -74,6 +75,28 @@ class SweepStudy(SweepSettings, Study):
 
         states = encode_inputs(self, self.inputs, untrained=self.every_seed if self.untrained else ())
         return measure_sweep(self, self.inputs, states, details=self.details)
+
+    def choose_cells(self, measured: Measured) -> pd.DataFrame:
+        """One row per task and readout: the layer that dev chooses, with its scores. Raises what `choose` raises."""
+        import pandas as pd
+
+        tables = []
+        for task in measured.tasks:
+            scores = self.read_scores(measured, task)
+            best = scores.choose(None).where
+            chosen = [scores.choose(readout) for readout in read_readouts(scores.rows)]
+            columns = {
+                "task": task,
+                "readout": [cell.readout for cell in chosen],
+                "layer": [cell.layer for cell in chosen],
+                "probe": [cell.where["probe"] for cell in chosen],
+                "metric": [cell.metric.lower() for cell in chosen],
+                "dev": [cell.dev for cell in chosen],
+                **{name: [getattr(cell, name) for cell in chosen] for name in ("test", "low", "high")},
+                "best": [cell.where == best for cell in chosen],
+            }
+            tables.append(pd.DataFrame(columns))
+        return pd.concat(tables, ignore_index=True)
 
     def judged_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The judged ones among the predictions of one task: of the first named probe that reads it, see `choose`."""

@@ -12,7 +12,7 @@ from worlds import READ, WORLDS, answer_in_words, draw_tables, judge
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import correct_answers
+from clsprobe.analysis.answer import correct_answers
 from clsprobe.analysis.sweep.refits import Refits
 from clsprobe.analysis.table import concat_predictions
 from clsprobe.poolings import Poolings

@@ -12,7 +12,8 @@ import pytest
 from house import ROOT
 
 from clsprobe.analysis.folder import RunFolder, read_run
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import Study
 from clsprobe.probes.errors import InputError
 
 TABLE = pd.DataFrame({"a": [1, 2]})

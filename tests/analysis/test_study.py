@@ -16,7 +16,7 @@ from tables import first, judge, measured, predictions
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import Answer, Exhibit, correct_answers
+from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
 from clsprobe.analysis.verdict import Part, Verdict, warn_of_few_texts
 from clsprobe.order import Order
 from clsprobe.poolings import Poolings

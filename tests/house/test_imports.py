@@ -1,7 +1,7 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric, randomness -> tasks -> encoders -> extraction -> base -> the probes -> training, interventions ->
-decoders -> analysis -> reports -> scripts
+errors, files, hub, metric, randomness -> tasks -> encoders -> extraction -> base -> the probes -> training,
+interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
 """
 
 from __future__ import annotations
@@ -30,11 +30,17 @@ FLOORS = (
     ("clsprobe.probes",),
     ("clsprobe.probes.training", "clsprobe.probes.interventions"),
     ("clsprobe.probes.decoders",),
-    ("clsprobe.analysis",),
+    ("clsprobe.analysis.answer", "clsprobe.analysis.plots", "clsprobe.analysis.table", "clsprobe.analysis.verdict"),
     ("clsprobe.reports",),
+    ("clsprobe.analysis",),
     ("clsprobe",),
 )
-TABLES_ONLY = ("clsprobe.analysis.study", "clsprobe.analysis.stats", "clsprobe.analysis.plots")
+TABLES_ONLY = (
+    "clsprobe.analysis.answer",
+    "clsprobe.analysis.study",
+    "clsprobe.analysis.stats",
+    "clsprobe.analysis.plots",
+)
 HEAVY = {"torch", "transformers", "sklearn", "umap", "captum", "seaborn"}
 NAMES = {module.name for module in modules()}
 
@@ -112,6 +118,7 @@ LIGHT = {
     "clsprobe.probes.encoders.loading": HEAVY | {"pandas", "tokenizers", "huggingface_hub"},
     "clsprobe.probes.extraction.readouts": HEAVY | {"pandas"},
     "clsprobe.probes.extraction.vectors": HEAVY | {"pandas"},
+    "clsprobe.analysis.answer": HEAVY | {"pandas"},
     "clsprobe.analysis.study": HEAVY,
     "clsprobe.analysis.stats": {"torch", "transformers", "sklearn"},
     "clsprobe.analysis.plots": {"torch", "transformers", "sklearn", "umap", "captum"},

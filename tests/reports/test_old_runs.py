@@ -13,7 +13,7 @@ import pytest
 from commands import call
 from house import ROOT
 
-from clsprobe.analysis.study import Answer
+from clsprobe.analysis.answer import Answer
 from clsprobe.cli import main
 from clsprobe.probes.errors import InputError
 from clsprobe.reports.page import render_page

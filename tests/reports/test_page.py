@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from answers import answer, points, recalls
 
-from clsprobe.analysis.study import Answer, Exhibit
+from clsprobe.analysis.answer import Answer, Exhibit
 from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.reports.page import POINTS, ROWS, render_page, write_page
 

@@ -12,6 +12,7 @@ import pytest
 from tables import first, judge, measured, predictions
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.fine_tuning import measure, plan
 from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.fine_tuning.tables import (
@@ -24,7 +25,6 @@ from clsprobe.analysis.fine_tuning.tables import (
     describe_rates,
     find_edges,
 )
-from clsprobe.analysis.study import Answer
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError

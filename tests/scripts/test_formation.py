@@ -399,7 +399,7 @@ def test_agreement_is_the_rank_correlation_of_the_profiles():
 def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp_path, monkeypatch):
     import planted_transformer as planted
 
-    from clsprobe.analysis.study import Answer
+    from clsprobe.analysis.answer import Answer
     from clsprobe.cli import main
     from clsprobe.probes.encoders.loading import load_encoder
 

@@ -34,11 +34,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from inputs import content
 
+from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.folder import read_run
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.treebank import read_treebank
-from clsprobe.analysis.study import Answer
 from clsprobe.analysis.table import read_results
 from clsprobe.flags import make_study
 from clsprobe.probes.encoders.describing import describe

@@ -11,6 +11,7 @@ import pytest
 import tables
 from scipy.stats import norm, special_ortho_group, t
 
+from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.geometry import measures
 from clsprobe.analysis.geometry.measures import (
     COLUMNS,
@@ -25,7 +26,6 @@ from clsprobe.analysis.geometry.measures import (
     ranks,
     shape,
 )
-from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.flags import make_study
 from clsprobe.geometry import Geometry

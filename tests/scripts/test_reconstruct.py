@@ -15,6 +15,7 @@ from tables import judge
 from transformers import AutoModel, AutoModelForCausalLM
 
 from clsprobe import Extractor, load_encoder
+from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.reconstruction import scores as reconstruction
 from clsprobe.analysis.reconstruction import writing
@@ -27,7 +28,6 @@ from clsprobe.analysis.reconstruction.exhibits import (
 from clsprobe.analysis.reconstruction.measure import make_decoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
-from clsprobe.analysis.study import Answer
 from clsprobe.cli import main
 from clsprobe.probes.decoders import base
 from clsprobe.probes.decoders.bag import BagDecoder

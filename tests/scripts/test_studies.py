@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import Study
 from clsprobe.analysis.verdict import Verdict
 from clsprobe.studies import further_studies, studies
 

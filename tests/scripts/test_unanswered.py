@@ -16,9 +16,9 @@ from tables import first, judge, measured, predictions
 
 from clsprobe import execution
 from clsprobe.aggregate import Aggregate
+from clsprobe.analysis.answer import Answer, Exhibit
 from clsprobe.analysis.fine_tuning.tables import results_of
 from clsprobe.analysis.plots.style import PLOTS
-from clsprobe.analysis.study import Answer, Exhibit
 from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.poolings import Poolings
 from clsprobe.probes.errors import InputError

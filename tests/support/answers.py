@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from clsprobe.analysis.study import Answer, Exhibit
+from clsprobe.analysis.answer import Answer, Exhibit
 from clsprobe.analysis.verdict import Part, Verdict
 from clsprobe.analysis.verdict import points as points_of
 

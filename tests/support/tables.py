@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from clsprobe.analysis.study import Measured, Study
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import Study
 from clsprobe.analysis.table import PREDICTIONS
 from clsprobe.analysis.verdict import Verdict
 

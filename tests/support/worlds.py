@@ -22,11 +22,13 @@ from tables import measured
 
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
+from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.fine_tuning.tables import TUNED
 from clsprobe.analysis.formation.cuts import DRAWS, EVERYTHING, INTACT, ONLY, REFITTED, RETRAINED, Window
 from clsprobe.analysis.formation.cuts import PREDICTIONS as FIXED
 from clsprobe.analysis.geometry.measures import COLUMNS
-from clsprobe.analysis.study import Answer, Measured, Study
+from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.study import Study
 from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
 from clsprobe.analysis.table import PREDICTIONS, concat_predictions
 from clsprobe.analysis.verdict import Verdict
