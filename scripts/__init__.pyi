@@ -2,6 +2,7 @@
 
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
+from .analysis.contract import check_study as check_study
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
 from .analysis.sources.contract import check_source as check_source
