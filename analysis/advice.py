@@ -21,6 +21,8 @@ def advise(settings: BaseModel, command: str, factors: Mapping[str, float]) -> s
     """
     from clsprobe.analysis.sources.grammar import SIZE
 
+    if has_objects(settings):
+        return "Add texts, and run the study again."
     limit = getattr(settings, "max_texts", None)
     if all(name.startswith("grammar:") for name in factors):
         sizes = {parts[1].replace("-", "_"): int(parts[2]) for parts in _split_specs(settings) if len(parts) == 3}
@@ -38,6 +40,12 @@ def advise(settings: BaseModel, command: str, factors: Mapping[str, float]) -> s
         command = _format_command(settings, command, max_texts=_round_up(limit * max(factors.values())))
         return f"If the source has so many, try: {command}"
     return "Add texts to the source, and run the same command with --overwrite."
+
+
+def has_objects(settings: BaseModel) -> bool:
+    """Whether a task or an encoder in memory is among the settings, which no command can name."""
+    values = [getattr(settings, "model", None), *getattr(settings, "task", ())]
+    return any(value is not None and not isinstance(value, str) for value in values)
 
 
 def _split_specs(settings: BaseModel) -> list[list[str]]:

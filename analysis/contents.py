@@ -7,19 +7,21 @@ neither torch nor scikit-learn, except for a plug-in that does.
 from __future__ import annotations
 
 import platform
+import secrets
 import sys
-import sysconfig
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from clsprobe.analysis.sources import SOURCES, split_spec
 from clsprobe.probes.encoders.describing import Description
-from clsprobe.probes.files import file_digest
-from clsprobe.probes.registry import find_probe, registered_probes
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.extraction.readouts import READOUTS, list_plugins
+from clsprobe.probes.files import digest_files
+from clsprobe.probes.registry import PROBES, digest_source
 
 LIBRARIES = (
     "torch",
@@ -43,7 +45,7 @@ def own_contents() -> dict[str, str]:
     for library in LIBRARIES:
         with suppress(PackageNotFoundError):
             versions[library] = version(library)
-    return {"clsprobe": _digest_files(files)} | versions
+    return {"clsprobe": digest_files(files)} | versions
 
 
 def model_contents(descriptions: Iterable[Description]) -> dict[str, str]:
@@ -51,44 +53,32 @@ def model_contents(descriptions: Iterable[Description]) -> dict[str, str]:
     return {f"model {description.name}": description.digest for description in descriptions}
 
 
-def probe_contents(names: Iterable[str]) -> dict[str, str]:
-    """The digests of the source code of those of the named probes that are no part of clsprobe."""
-    modules = {name: registered_probes().get(name, name).partition(":")[0] for name in names}
-    return {
-        f"probe {name}": _digest_files(_source_files(name, module))
-        for name, module in modules.items()
-        if module.partition(".")[0] != "clsprobe"
-    }
+def plugin_contents(study: Any) -> dict[str, str]:
+    """The digests of the source of what a study uses of other packages: probes, readouts, sources, and itself.
 
-
-def _source_files(probe: str, module: str) -> dict[str, Path]:
-    """Name -> source file of a probe's module, and of the modules of its own that it imports.
-
-    Its own: of the same package if that is installed, otherwise all modules outside the installed packages, which are
-    those that a user may edit.
+    study: settings, of which `probes`, `readouts` and `task` are read where there are any.
     """
-    from modulefinder import ModuleFinder
-
-    find_probe(probe)  # imports its module, which may lie in the current folder
-    file = Path(str(sys.modules[module].__file__)).resolve()
-    root = file.parents[module.count(".") + (file.stem == "__init__")]
-    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    if root in installed:
-        package = root / module.partition(".")[0]
-        return {
-            path.relative_to(root).as_posix(): path for path in (package.rglob("*.py") if package.is_dir() else [file])
-        }
-    folders = dict.fromkeys([root, *(Path(entry or ".").resolve() for entry in sys.path)])
-    search_path = [str(folder) for folder in folders if not any(folder.is_relative_to(place) for place in installed)]
-    finder = ModuleFinder(search_path, excludes=["clsprobe"])
-    with suppress(Exception):  # a module that cannot be read is none that was imported
-        finder.import_hook(module)
-    parts: dict[str, Any] = finder.modules
-    return {module: file} | {name: Path(part.__file__) for name, part in parts.items() if part.__file__}
+    plugins = {f"study {_full_name(type(study))}": _full_name(type(study))}
+    plugins = {name: full_name for name, full_name in plugins.items() if not full_name.startswith("clsprobe.")}
+    for name in filter(PROBES.is_plugin, getattr(study, "probes", ())):
+        PROBES.load(name)
+        plugins[f"probe {name}"] = PROBES.full_name(name)
+    for name, full_name in list_plugins(getattr(study, "readouts", ())).items():
+        READOUTS.load(full_name)
+        plugins[f"readout {name}"] = full_name
+    for spec in getattr(study, "task", ()):
+        if isinstance(spec, str) and SOURCES.is_plugin(name := split_spec(spec)[0]):
+            SOURCES.load(name)
+            plugins[f"source {name}"] = SOURCES.full_name(name)
+    return {name: _digest_plugin(full_name.partition(":")[0]) for name, full_name in plugins.items()}
 
 
-def _digest_files(files: dict[str, Path]) -> str:
-    total = sha256()
-    for name, path in sorted(files.items()):
-        total.update(f"{name} {file_digest(path)}\n".encode())
-    return total.hexdigest()
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _digest_plugin(module: str) -> str:
+    try:
+        return digest_source(module)
+    except InputError:  # without a file nothing says whether it changes: a run is never resumed
+        return secrets.token_hex()

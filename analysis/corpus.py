@@ -82,13 +82,19 @@ class Inputs:
 
 
 def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
-    """Every SPEC with what was loaded from its source. options: fields of SourceOptions that override the settings."""
+    """Every SPEC with what was loaded from its source, and every task in memory under its name.
+
+    options: fields of SourceOptions that override the settings.
+    """
     fields = SourceOptions.__dataclass_fields__
     source_options = SourceOptions(
         **{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options
     )
-    for spec in settings.task:
-        yield spec, load(spec, source_options)
+    for task in settings.task:
+        if isinstance(task, Task):
+            yield task.name, Loaded.of_task(task)
+        else:
+            yield task, load(task, source_options)
 
 
 def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:

@@ -7,13 +7,18 @@ A study has the groups whose flags it can use, and gives a field another default
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer
 
+from clsprobe.analysis.sources import Loaded
+from clsprobe.probes.encoders.in_memory import EncoderCopy, as_model
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import DEFAULT, split_names
+from clsprobe.probes.tasks.task import Task
 
-PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
+DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
 
 
 def _read_names(value: Any) -> Any:
@@ -22,12 +27,41 @@ def _read_names(value: Any) -> Any:
     return tuple(name for part in parts for name in split_names(str(part)))
 
 
+def _read_layers(value: Any) -> Any:
+    """Layers as a flag has them: 6 and [0, 3, 6] stand for "6" and "0,3,6"."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        return value
+    return ",".join(map(str, value if isinstance(value, Iterable) else [value]))
+
+
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value)
+    if not isinstance(value, str | Task | Iterable):
+        what = f"holds {type(value).__name__}, which is no task"
+        raise InputError("--task", what, "Pass a SPEC such as 'grammar:tense', or a Task, as from Task.from_lists")
+    return (value,) if isinstance(value, str | Task) else tuple(value)
+
+
+def _task_in_settings(value: Any) -> str:
+    """A SPEC as it is; a task in memory as its name and the digest of its texts, labels, split and groups."""
+    return value if isinstance(value, str) else f"{value.name} sha256:{Loaded.of_task(value).digest}"
+
+
+def _model_in_settings(value: Any) -> str | None:
+    """A name as it is; an encoder in memory as its name and the digest of its weights, configuration and tokenizer."""
+    return None if value is None else str(value)
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_read_names)]
-Specs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+TaskOrSpec = Annotated[str | InstanceOf[Task], PlainSerializer(_task_in_settings, return_type=str)]
+Specs = Annotated[tuple[TaskOrSpec, ...], BeforeValidator(_as_tuple)]
+Model = Annotated[
+    str | InstanceOf[EncoderCopy] | None,
+    BeforeValidator(as_model),
+    PlainSerializer(_model_in_settings, return_type=str | None),
+]
+Layers = Annotated[str, BeforeValidator(_read_layers)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -85,7 +119,7 @@ class TaskSettings(LabelSettings):
 class ModelSettings(Settings):
     """Which encoder."""
 
-    model: str | None = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
+    model: Model = Field(None, description="a folder or a hub name, NAME@REVISION; default: the embedded MiniLM")
     prompt: str | None = Field(
         None,
         description="text before every text, or its name in the model; default: the model's own default, '' for none",
@@ -95,7 +129,7 @@ class ModelSettings(Settings):
 class ReadingSettings(Settings):
     """How an encoder is run over texts."""
 
-    layers: str = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
+    layers: Layers = Field("all", description="all, 0,3,6 or 1-12; 0 is the embedding output")
     max_length: int | None = Field(
         None, ge=3, le=10**6, description="longest input in tokens; default: the model's own"
     )
@@ -133,7 +167,7 @@ class ProbeSettings(Settings):
     """The probes, and how often they are fitted."""
 
     probes: Names = Field(
-        tuple(PROBES.values()),
+        tuple(DEFAULT_PROBES.values()),
         description="registered names or package.module:Class; the first that reads a task's labels is judged",
     )
     seeds: int = Field(

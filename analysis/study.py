@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
-from clsprobe.analysis.contents import own_contents
+from clsprobe.analysis.contents import own_contents, plugin_contents
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.result import Result
@@ -87,7 +87,7 @@ class Study(BaseModel, ABC):
 
         A run is resumed only where all of them are what they were.
         """
-        return dict(own_contents())
+        return own_contents() | plugin_contents(self)
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings as the page lists them."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
-from clsprobe.probes.tasks.task import parts
+from clsprobe.probes.tasks.texts import parts
 
 WEAK_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # TF-IDF rows have length 1 and need weaker penalties than STRENGTHS
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # 1 / alpha of scikit-learn's Ridge on the same rows

@@ -23,7 +23,7 @@ class InputError(Exception):
     def __str__(self) -> str:
         sentence = f"{self.where}: {self.what.rstrip('.')}"
         if self.mend:
-            mend = self.mend if self.mend.endswith(("?", "!")) else f"{self.mend.rstrip('.')}."
+            mend = self.mend if self.mend.endswith(("?", "!")) else f"{self.mend.removesuffix('.')}."
             sentence += ("" if sentence.endswith("?") else ".") + f" {mend}"
         return printable(sentence)
 
@@ -31,6 +31,11 @@ class InputError(Exception):
 def printable(text: str) -> str:
     """The text on one line: control characters and surrogates become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def quote(text: str, limit: int = 60) -> str:
+    """A name or a cell in quotes, for an error message; cut after `limit` characters."""
+    return f"'{text}'" if len(text) <= limit else f"'{text[:limit]}...'"
 
 
 def escape_surrogates(text: str) -> str:

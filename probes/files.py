@@ -25,11 +25,12 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -154,6 +155,14 @@ def file_digest(path: Path | str, *, own: bool = False) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_files(files: Mapping[str, Path]) -> str:
+    """One SHA-256 over the names and contents of files, whatever their order."""
+    total = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        total.update(f"{name} {file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
 def stays_inside(name: object) -> bool:
     """Whether a name that stands in a file leads to a file below the folder it belongs to, on any system.
 
@@ -246,6 +255,25 @@ def make_folder(path: Path | str, *, private: bool = False) -> Path:
     for folder in created:
         _flush_folder(folder.parent)
     return path
+
+
+def make_temporary_folder() -> Path:
+    """A new folder among the temporary files of the system ($TMPDIR), closed to other users."""
+    return Path(tempfile.mkdtemp(prefix="clsprobe-"))
+
+
+def remove_temporary_folder(path: Path) -> None:
+    """Remove a folder that `make_temporary_folder` made, with what is in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_pretrained(folder: Path, *parts: Any, **options: Any) -> None:
+    """Save models and tokenizers of transformers and sentence-transformers, as safetensors, in a temporary folder.
+
+    options: of their `save_pretrained`.
+    """
+    for part in parts:
+        part.save_pretrained(str(folder), **options)
 
 
 def check_folder(path: Path) -> None:

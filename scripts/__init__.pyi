@@ -3,12 +3,14 @@
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
 from .analysis.contract import check_study as check_study
+from .analysis.sources import Loaded as Loaded
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
 from .analysis.sources.contract import check_source as check_source
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
 from .analysis.sweep.grid import sweep as sweep
+from .in_memory import probe as probe
 from .probes.base import CellProbe as CellProbe
 from .probes.base import predict_each as predict_each
 from .probes.codelength import OnlineCode as OnlineCode

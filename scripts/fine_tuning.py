@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.contents import model_contents, probe_contents
+from clsprobe.analysis.contents import model_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_corpus, read_encoder
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
@@ -71,9 +71,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     train_texts: int = Field(2000, ge=32, le=10**9, description="at most so many training texts, half as many of dev")
     lora: int = Field(0, ge=0, le=1024, description="train adapters of this rank instead of the encoder (needs peft)")
     seeds: int = Field(3, ge=1, le=1000, description="how many seeds; they move the order of the texts and the head")
-    quick: bool = Field(
-        False, description="500 training texts, 4 readouts, 2 seeds; so is a run of the built-in sentences"
-    )
+    quick: bool = Field(False, description="500 training texts, 4 readouts, 2 seeds; so are the built-in sentences run")
     checkpoints: Names = Field((), description="probe these models, in this order, instead of training one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the products; auto: bfloat16 where the hardware has it"
@@ -130,7 +128,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder or checkpoints, and code."""
         models = model_contents(self.models.values())
-        return super().contents() | self.inputs.contents | models | probe_contents(self.probes)
+        return super().contents() | self.inputs.contents | models
 
     def displayed_settings(self) -> dict[str, Any]:
         """The settings that differ from the default, and the plan, which the quick form reduces."""

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
@@ -102,12 +101,12 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     @cached_property
     def minimal_pairs(self) -> dict[str, MinimalPairs]:
         """Task -> its minimal pairs, for the tasks whose source makes any."""
-        return {name: pairs for spec in self.task for name, pairs in load_pairs(spec).items()}
+        return {name: pairs for spec in self.task if isinstance(spec, str) for name, pairs in load_pairs(spec).items()}
 
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""
         pairs = {f"minimal pairs of {name}": pairs.digest for name, pairs in self.minimal_pairs.items()}
-        return super().contents() | self.inputs.contents | pairs | probe_contents(self.probes)
+        return super().contents() | self.inputs.contents | pairs
 
     def prepare(self) -> list[str]:
         """Describe the sweep, and estimate the time of the interventions, had dev chosen the last layer."""

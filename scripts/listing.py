@@ -91,6 +91,6 @@ def _list_readouts() -> dict[str, str]:
 
 
 def _list_probes() -> dict[str, str]:
-    from clsprobe.probes.registry import registered_probes
+    from clsprobe.probes.registry import PROBES
 
-    return registered_probes() | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}
+    return dict(PROBES.built_in) | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}

@@ -16,7 +16,8 @@ from clsprobe.analysis.study import counted, short
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
-from clsprobe.probes.tasks.task import Task, readable
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import readable
 
 log = logging.getLogger("clsprobe")
 

@@ -15,7 +15,7 @@ from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import OF_TOKENS, parse_readouts
-from clsprobe.probes.tasks.task import PAIRED
+from clsprobe.probes.tasks.texts import PAIRED
 
 if TYPE_CHECKING:
     from clsprobe.probes.extraction.states import States

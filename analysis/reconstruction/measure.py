@@ -18,7 +18,6 @@ from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
-from clsprobe.analysis.sources.tables import quote
 from clsprobe.analysis.study import counted
 from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.decoders.base import Decoder, vocabulary
@@ -26,7 +25,7 @@ from clsprobe.probes.decoders.sequence import SequenceDecoder, load_causal
 from clsprobe.probes.decoders.slot import SlotDecoder
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, quote
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import make_cache_folder

@@ -1,6 +1,7 @@
 """Task sources, one module each. The word before the first colon of a SPEC selects the source.
 
-A source is a module with ``load(rest, options) -> Loaded``; `rest` is what follows the colon. Imports no torch.
+A source is a function ``load(rest, options) -> Loaded``; `rest` is what follows the colon. Those of other packages are
+named as they are registered (`SOURCES`), or in full: ``package.module:load:REST``. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,40 +12,39 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.registry import FULL_NAME, Register, describe_error, describe_kind, search_current_folder
+from clsprobe.probes.tasks.options import RowOptions, write_flag
 from clsprobe.probes.tasks.task import Task
 
-SOURCES = ("grammar", "file", "conllu", "senteval", "hf")
+SOURCES = Register(
+    "source",
+    "clsprobe.sources",
+    "--task",
+    {name: f"clsprobe.analysis.sources.{name}:load" for name in ("grammar", "file", "conllu", "senteval", "hf")},
+)
 
 
 @dataclass(frozen=True)
-class SourceOptions:
+class SourceOptions(RowOptions):
     """The command-line flags that a source may need, under the same names.
 
-    label_column: empty to load texts without labels; file: and hf: then make one task whose numbers are all 0.
+    Without a label column file: and hf: make one task whose numbers are all 0. text_column: one column, or two of them
+    for pairs, "premise,hypothesis".
     """
 
     text_column: str | None = None
-    label_column: tuple[str, ...] = ("label",)
-    split_column: str | None = None
-    group_column: str | None = None
     encoding: str = "utf-8"
     sep: str | None = None
     quoting: Literal["auto", "none", "csv"] = "auto"
-    target: Literal["class", "number"] | None = None
-    drop_empty: bool = False
-    drop_missing_labels: bool = False
-    missing_labels: tuple[str, ...] = ()
-    merge_labels: bool = False
-    replace_invalid: bool = False
     detokenise: bool = False
     split: str | None = None
-    vectors: str | None = None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -62,6 +62,10 @@ class SourceOptions:
             raise InputError("--text-column", f"'{names[0]}' is named twice", "Name another second column")
         return names
 
+    def flag(self, name: str, value: Any = None) -> str:
+        """An option as the command line has it."""
+        return write_flag(name, value)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -77,6 +81,11 @@ class Loaded:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+    @classmethod
+    def of_task(cls, task: Task) -> Loaded:
+        """A task that was made in memory, with the rows that were left out of it and the notes on them."""
+        return cls([task], len(task.texts) + sum(task.left_out.values()), dict(task.left_out), list(task.notes))
 
     @cached_property
     def digest(self) -> str:
@@ -137,25 +146,54 @@ def load_pairs(spec: str) -> dict[str, MinimalPairs]:
 
     Raises InputError like `load`.
     """
-    source, _, rest = spec.partition(":")
+    source, rest = split_spec(spec)
     if source not in ("grammar", "conllu"):
         return {}
     pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(rest)
     return pairs
 
 
-def load(spec: str, options: SourceOptions) -> Loaded:
-    """Load the tasks of a SPEC such as ``grammar:tense`` or ``file:reviews.csv``.
+def split_spec(spec: str) -> tuple[str, str]:
+    """The name of the source of a SPEC, and what is left for it: ("grammar", "tense"), ("package.module:load", REST).
 
-    Raises InputError for an unknown source and for invalid input data.
+    A full name has a dot before its first colon, or a module there that can be imported. Imports neither.
     """
-    source, _, rest = spec.partition(":")
-    if source not in SOURCES:
-        raise unknown("--task", "source", source, SOURCES)
+    first, _, rest = spec.partition(":")
+    function, _, further = rest.partition(":")
+    if first in SOURCES.built_in or not FULL_NAME.fullmatch(f"{first}:{function}") or first in SOURCES.names():
+        return first, rest
+    search_current_folder()
+    is_full = "." in first or find_spec(first) is not None
+    return (f"{first}:{function}", further) if is_full else (first, rest)
+
+
+def load(spec: str, options: SourceOptions | None = None) -> Loaded:
+    """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
+
+    options: how rows are read, by default as the flags' defaults say. Raises InputError for an unknown source, for
+    invalid input data, and for whatever a source of another package raises or returns instead of a `Loaded`.
+    """
+    options = options or SourceOptions()
+    source, rest = split_spec(spec)
+    function = SOURCES.load(source)
     if options.vectors and source != "file":
         what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
         raise InputError("--vectors", what, "Give the labels as file:PATH")
-    return import_module(f"clsprobe.analysis.sources.{source}").load(rest, options)
+    if not SOURCES.is_plugin(source):
+        loaded: Loaded = function(rest, options)
+        return loaded
+    where = f"--task {source}"
+    if not callable(function):
+        raise InputError(where, f"is {describe_kind(function)}, not a source", "Name a function load(rest, options)")
+    try:
+        result = function(rest, options)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(where, f"failed on '{rest}' ({describe_error(error)})", "Mend the plug-in") from error
+    if not isinstance(result, Loaded):
+        raise InputError(where, f"returned {describe_kind(result)}, not a Loaded", "Return a clsprobe.Loaded")
+    return result
 
 
 def _update_digest(total: Any, values: np.ndarray | Sequence[str] | None) -> None:

@@ -35,10 +35,10 @@ import numpy as np
 from clsprobe.analysis.sources import Loaded, MinimalPairs, SourceOptions
 from clsprobe.analysis.sources.inflection import Inflector
 from clsprobe.analysis.sources.lines import find_path
-from clsprobe.analysis.sources.tables import Texts, quote
 from clsprobe.analysis.sources.treebank import Sentence, Token, Treebank, normalize, read_treebank, render, word_key
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError, quote, unknown
 from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import Texts
 
 FLOOR = 30  # minimum number of sentences of a class
 BINS = ((5, 8), (9, 12), (13, 16), (17, 20), (21, 25), (26, 28))  # words; the sentence lengths of SentEval

@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
-from clsprobe.analysis.sources.labels import (
+from clsprobe.probes import hub
+from clsprobe.probes.errors import InputError, did_you_mean, format_rows, quote, unknown
+from clsprobe.probes.files import check_file
+from clsprobe.probes.tasks.labels import (
     LONGEST_LABEL,
     MANY_NUMBERS,
     Numbers,
@@ -31,11 +34,8 @@ from clsprobe.analysis.sources.labels import (
     note_labels,
     note_unused,
 )
-from clsprobe.analysis.sources.tables import ArrowTexts, quote
-from clsprobe.probes import hub
-from clsprobe.probes.errors import InputError, did_you_mean, format_rows, unknown
-from clsprobe.probes.files import check_file
-from clsprobe.probes.tasks.task import PAIRED, Task
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import PAIRED, ArrowTexts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
         for name, column in columns.items()
     ]
     labels = {label for column in columns.values() for label in column.unique().drop_null().to_pylist()}
-    notes += note_unused(options.missing_labels, {label.strip() for label in labels}, labels)
+    notes += note_unused(options, {label.strip() for label in labels}, labels)
     for empty, title, reason, flag, drop in checks:
         empty &= keep
         if not drop:
@@ -456,7 +456,7 @@ def _convert_labels(
         if ambiguity := numbers.ambiguity():
             _, what, mend = ambiguity
             raise InputError(rows.title, f"column {quote(name)} {what}", mend)
-        if note := numbers.note(name):
+        if note := numbers.note(options.title(name)):
             notes.append(note)
         return numbers.array()[codes]
     if (longest := max(map(len, values))) > LONGEST_LABEL:
@@ -466,6 +466,6 @@ def _convert_labels(
         what = f"column {quote(name)} holds numbers with fractions ({len(values):,} distinct)"
         raise InputError(rows.title, what, "Pass --target number, or --target class to make each a class")
     counts = dict(zip(values, np.bincount(codes).tolist(), strict=True))
-    notes += note_labels(name, counts, options.merge_labels)
+    notes += note_labels(name, counts, options)
     merged = merge_spellings(counts) if options.merge_labels else {}
     return np.array([merged.get(value, value) for value in values])[codes]

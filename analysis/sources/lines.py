@@ -16,7 +16,7 @@ from pathlib import Path
 from clsprobe.analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.files import open_file, read_error
-from clsprobe.probes.tasks.task import PAIRED
+from clsprobe.probes.tasks.texts import PAIRED
 
 GZIP = b"\x1f\x8b"
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.lines import find_path, read_lines
-from clsprobe.analysis.sources.tables import Findings, Texts, quote
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.tasks.rows import Findings
 from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import Texts
 
 PARTS = {"tr": "train", "va": "dev", "te": "test"}
 
@@ -32,7 +33,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     if path.is_dir():
         files = ", ".join(sorted(file.name for file in path.iterdir() if file.suffix in (".txt", ".tsv"))[:10])
         raise InputError(str(path), "is a folder", f"Name one of its files: {files}" if files else "Name a file")
-    findings, texts = Findings(path), Texts()
+    findings, texts = Findings(path.name), Texts()
     sides, codes, classes = array("b"), array("i"), dict[str, int]()
     digests = {part: [0, 0] for part in PARTS}  # rows and the sum of their hashes, which ignores their order
     names, n_fields, n_rows, n_empty = list(PARTS), 0, 0, 0

@@ -5,8 +5,6 @@
    change while it was read.
 2. `.tsv` is quoted or not as its whole content says (quoting.py), `.csv` is, and --quoting overrides both. Numbers of
    classes become the names that a Parquet file or a dataset_info.json carries for them.
-3. `Findings` collects the problems of single rows, so that one error names up to ten rows with the same problem.
-4. `Texts` packs strings into one buffer; `ArrowTexts` is the read-only sequence over it.
 
 pandas is not used: it turns NA into missing, merges the labels 01, 1 and 1.0, shifts columns on an unquoted comma, and
 merges rows of an unquoted TSV that start with a quote. Everything beyond numpy and the standard library is imported on
@@ -21,27 +19,25 @@ import io
 import json
 import operator
 import os
-import re
 import sys
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.analysis.sources.quoting import QuoteCounts
-from clsprobe.probes.errors import InputError, did_you_mean, format_rows
+from clsprobe.probes.errors import InputError, did_you_mean, quote
 from clsprobe.probes.files import open_file, read_content, read_error, spool_stream
+from clsprobe.probes.tasks.rows import Findings, Row, check_columns, name_classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Reader = Callable[["Source"], Iterator["Row"]]
-Row = tuple[int, Sequence[str | None]]  # the first line of the record and its selected cells (None: no value)
+Reader = Callable[["Source"], Iterator[Row]]  # the first line of every record and its selected cells
 
 MAGIC = (  # first bytes, kind of file, remedy
     (b"\x1f\x8b", "a gzip file", "Unpack it with gunzip"),
@@ -102,12 +98,7 @@ def read_rows(path: Path | Stdin, columns: Sequence[str], options: SourceOptions
         source = Source(file, head, columns, options, findings)
         class_names = _find_class_names(path, source)
         rows = READERS[path.suffix.lower()](source)
-        yield from _name_classes(rows, class_names, source) if class_names else rows
-
-
-def quote(text: str, limit: int = 60) -> str:
-    """A name or a cell in quotes, for an error message; cut after `limit` characters."""
-    return f"'{text}'" if len(text) <= limit else f"'{text[:limit]}...'"
+        yield from name_classes(rows, class_names, columns, findings) if class_names else rows
 
 
 @dataclass(frozen=True)
@@ -124,79 +115,6 @@ class Source:
     def name(self) -> str:
         """The name of the file in error messages."""
         return self.findings.name
-
-
-class Findings:
-    """Notes and problems found while reading one file, problems by kind.
-
-    name: the file in error messages. unit: what its line numbers count ("line", or "row" in Parquet).
-    """
-
-    def __init__(self, path: Path | Stdin) -> None:
-        self.name = path.name
-        self.unit = "row" if path.suffix.lower() == ".parquet" else "line"
-        self.notes: list[str] = []
-        self._problems: dict[str, tuple[str, str, array[int]]] = {}
-
-    def add(self, line: int, what: str, mend: str = "", kind: str = "") -> None:
-        """Record a problem of `line`. The first one of a `kind` (default: `what`) provides the message."""
-        self._problems.setdefault(kind or what, (what, mend, array("q")))[2].append(line)
-
-    def raise_problems(self) -> None:
-        """Raise InputError for the kind of problem recorded first, if any."""
-        for what, mend, lines in self._problems.values():
-            if more := lines[1:]:
-                plural = "s" if len(more) > 1 else ""
-                what += f" (likewise {self.unit}{plural} {format_rows(more, 9)})"
-            raise InputError(f"{self.name}:{lines[0]}", what, mend)
-
-
-class Texts:
-    """A growing list of strings in one UTF-8 buffer. A million strings take their bytes plus 8 MB."""
-
-    def __init__(self) -> None:
-        self._bytes, self._ends = bytearray(), array("q", [0])
-
-    def append(self, text: str) -> None:
-        """Add one text. Raises UnicodeEncodeError, and adds nothing, for an unpaired surrogate."""
-        self._bytes += text.encode()
-        self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def finish(self) -> ArrowTexts:
-        """The texts as a read-only sequence over the same memory. Do not append afterwards."""
-        import pyarrow as pa
-
-        ends, text = pa.py_buffer(self._ends), pa.py_buffer(self._bytes)
-        return ArrowTexts(pa.LargeStringArray.from_buffers(len(self), ends, text))
-
-
-class ArrowTexts(Sequence[str]):
-    """A `Sequence[str]` over an Arrow string array. Python strings are made on access."""
-
-    def __init__(self, array: pa.Array) -> None:
-        self.array = array
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> ArrowTexts: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> str | ArrowTexts:
-        if isinstance(index, slice):
-            return ArrowTexts(self.array[index])
-        return self.array[operator.index(index)].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 4096):
-            yield from self.array[start : start + 4096].to_pylist()
-
-    def __repr__(self) -> str:
-        return f"<ArrowTexts: {len(self):,} texts>"
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -285,24 +203,6 @@ def _class_names(info: Any, source: Source) -> dict[str, list[str]]:
         if isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes):
             names[column] = classes
     return names
-
-
-def _name_classes(rows: Iterable[Row], class_names: Mapping[str, Sequence[str]], source: Source) -> Iterator[Row]:
-    """The rows, with class names in place of numbers and none in place of -1; a cell that is a name already stays."""
-    positions = [(n, column, class_names[column]) for n, column in enumerate(source.columns) if column in class_names]
-    for line, row in rows:
-        cells = list(row)
-        for n, column, names in positions:
-            cell = cells[n]
-            if cell is None or not cell.strip():
-                continue
-            number = int(match[1]) if (match := re.fullmatch(r"\s*(-?\d{1,18})(?:\.0)?\s*", cell)) else None
-            if number is not None and -1 <= number < len(names):
-                cells[n] = names[number] if number >= 0 else None
-            elif cell not in names:
-                what = f"column {quote(column)} holds {quote(cell)}, and its classes are 0 to {len(names) - 1}"
-                source.findings.add(line, what, "Mend the label, or the class names of the data set", f"class {column}")
-        yield line, cells
 
 
 # ------------------------------------------------------------------------------------------------------- lines of text
@@ -484,7 +384,7 @@ def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, sepa
         other = "\\t" if others[0] == "\t" else others[0]
         ask = "Rename it to .csv and pass" if separator == "\t" else "Pass"
         raise InputError(name, f"one column {quote(header[0])}. Separated by '{other}'?", f"{ask} --sep '{other}'")
-    _check_columns(header, columns, name)
+    check_columns(header, columns, name, source.options)
     width, positions = len(header), [header.index(column) for column in columns]
     select = operator.itemgetter(*positions) if len(positions) > 1 else lambda cells: (cells[positions[0]],)
     rows, longer = 0, 0  # with one field more than the header
@@ -504,19 +404,6 @@ def _select_cells(records: Iterator[tuple[int, list[str]]], source: Source, sepa
     if longer == rows > 1:
         what = f"the header has {width} fields, and every row one more"
         raise InputError(name, what, "Name the first column in the header too (in R: col.names = NA)")
-
-
-def _check_columns(header: Sequence[str], columns: Sequence[str], name: str) -> None:
-    if duplicates := [c for n, c in enumerate(header) if c and c in header[:n]]:
-        raise InputError(name, f"two columns are called {quote(duplicates[0])}", "Rename one of them")
-    if missing := [c for c in columns if c not in header]:
-        listed = ", ".join(quote(c)[1:-1] for c in header[:20])
-        listed += f" and {len(header) - 20} more" if len(header) > 20 else ""
-        guesses = [g for c in missing if (g := did_you_mean(c, [h for h in header if len(h) < 200]))]
-        hint = "Name it with --text-column or --label-column"
-        if guesses:
-            hint = f"Did you mean {' and '.join(map(quote, dict.fromkeys(guesses)))}?"
-        raise InputError(name, f"no column {' and no column '.join(map(quote, missing))}", f"Columns: {listed}. {hint}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSONL
@@ -575,7 +462,7 @@ def _read_jsonl(source: Source) -> Iterator[Row]:
         raise InputError(source.name, "file is empty")
     if unseen:
         findings.raise_problems()  # broken lines explain a missing column better
-        _check_columns(list(keys), columns, source.name)
+        check_columns(list(keys), columns, source.name, source.options)
 
 
 def _describe_error(error: Exception) -> str:
@@ -616,7 +503,7 @@ def _read_parquet(source: Source) -> Iterator[Row]:
     row = 0
     try:
         parquet = pq.ParquetFile(source.file)
-        _check_columns(parquet.schema_arrow.names, columns, name)
+        check_columns(parquet.schema_arrow.names, columns, name, source.options)
         texts = source.options.text_columns
         whole = {column for column in columns if _holds_whole_numbers(parquet, column, column in texts, source)}
         for batch in parquet.iter_batches(8192, columns=list(dict.fromkeys(columns))):

@@ -25,8 +25,8 @@ from conllu.exceptions import ParseException
 from conllu.parser import parse_dict_value, parse_id_value, parse_int_value
 
 from clsprobe.analysis.sources.lines import read_lines
-from clsprobe.analysis.sources.tables import Findings, quote
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.tasks.rows import Findings
 
 SIDES = ("train", "dev", "test")
 
@@ -145,7 +145,7 @@ class _BadLine(Exception):
 
 def _read_sentences(path: Path) -> Iterator[Sentence]:
     """Yield the sentences of one file. Raises InputError with up to ten lines that have the same problem."""
-    findings, any_block = Findings(path), False
+    findings, any_block = Findings(path.name), False
     for block, text in _read_blocks(path):
         any_block = True
         try:

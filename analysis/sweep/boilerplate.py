@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sources.tables import quote
 from clsprobe.analysis.study import counted, short
 from clsprobe.analysis.sweep.scores import ChosenCell
-from clsprobe.probes.errors import printable
+from clsprobe.probes.errors import printable, quote
 from clsprobe.probes.tasks.duplicates import normalise
-from clsprobe.probes.tasks.task import readable
+from clsprobe.probes.tasks.texts import readable
 
 if TYPE_CHECKING:
     from clsprobe.analysis.sweep.grid import SplitTask

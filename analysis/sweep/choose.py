@@ -19,7 +19,7 @@ from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.scores import CONTROL_NAMES, ChosenCell, TaskScores
 from clsprobe.analysis.table import NUMBERS
 from clsprobe.analysis.verdict import MissingEvidence
-from clsprobe.probes.tasks.task import readable
+from clsprobe.probes.tasks.texts import readable
 
 COMPARED_ON_ALL = (*BASELINES, "shuffled")  # the controls with a label for every text
 DISAGREEMENTS = ("right", "text", "label", "the other says", "row")

@@ -36,7 +36,8 @@ from clsprobe.analysis.verdict import MissingEvidence
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.tasks.task import Task, readable
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import readable
 
 log = logging.getLogger("clsprobe")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from clsprobe.analysis.corpus import Inputs
-from clsprobe.analysis.settings import PROBES, ProbeSettings
+from clsprobe.analysis.settings import DEFAULT_PROBES, ProbeSettings
 from clsprobe.analysis.study import counted
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.registry import check_probe_name, choose_probes, find_probe
+from clsprobe.probes.registry import PROBES, choose_probes, find_probe
 from clsprobe.probes.tasks.split import split
 from clsprobe.probes.tasks.task import Task
 
@@ -23,7 +23,7 @@ def check_probes(settings: ProbeSettings) -> None:
     if not settings.probes:
         raise InputError("--probes", "no probe is named", "Name one, such as logistic")
     for name in settings.probes:
-        check_probe_name(name)
+        PROBES.full_name(name)
 
 
 def check_tasks(settings: Any, inputs: Inputs) -> None:
@@ -44,8 +44,8 @@ def check_tasks(settings: Any, inputs: Inputs) -> None:
 
 def probes_of(task: Task, names: tuple[str, ...]) -> list[str]:
     """The named probes that read a task; InputError where none does. The defaults are not loaded for this."""
-    if names == tuple(PROBES.values()):
-        return [PROBES[task.kind]]
+    if names == tuple(DEFAULT_PROBES.values()):
+        return [DEFAULT_PROBES[task.kind]]
     return [*choose_probes({name: find_probe(name) for name in names}, task)]
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clsprobe.analysis.contents import probe_contents
 from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import SweepSettings
@@ -62,7 +61,7 @@ class SweepStudy(SweepSettings, Study):
 
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder or vectors, and code."""
-        return super().contents() | self.inputs.contents | probe_contents(self.probes)
+        return super().contents() | self.inputs.contents
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; sentences on the cost of a run."""

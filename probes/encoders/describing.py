@@ -10,7 +10,6 @@ import json
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,16 @@ from clsprobe.probes.encoders.finding import (
     TOKENIZERS,
     WEIGHTS,
     check_files,
+    digest_folder,
     find_decoder_folder,
     find_embedded_folder,
     find_encoder_folder,
     find_folder,
-    list_files,
     read_json,
 )
+from clsprobe.probes.encoders.in_memory import EncoderCopy
 from clsprobe.probes.encoders.sentence_layout import SentenceLayout, choose_prompt, read_layout
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.files import file_digest
 
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
 _WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
@@ -45,7 +44,8 @@ class Description:
     where a block is not one layer. max_length: the longest input in tokens, special ones included, by default (that of
     sentence-transformers may be below `longest`, the longest that the model can take). revision: the hub's commit, None
     for a local folder. sentence: what a sentence-transformers folder adds, None for another. prompt: the
-    text before every text. notes: sentences on how its files are read.
+    text before every text. notes: sentences on how its files are read. copy: of an encoder that was loaded
+    already, whose folder this is.
     """
 
     name: str
@@ -59,6 +59,28 @@ class Description:
     sentence: SentenceLayout | None = None
     prompt: str = ""
     notes: tuple[str, ...] = ()
+    copy: EncoderCopy | None = None
+
+    def __repr__(self) -> str:
+        return f"<Description of {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """Name, architecture and size on one line."""
+        return f"{self.name}: {self.model_type}, {self.layers} layers, {self.dim} dimensions"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a reader wants to know of the model, by name."""
+        facts = {
+            "architecture": self.model_type,
+            "layers": f"0..{self.layers}, 0 is the embedding output",
+            "dimensions": f"{self.dim:,}",
+            "longest input": f"{self.max_length:,} tokens"
+            + (f" (--max-length up to {self.longest:,})" if self.longest > self.max_length else ""),
+            "prompt": repr(self.prompt) if self.prompt else "none",
+        }
+        return facts | {f"note {number}": note for number, note in enumerate(self.notes, 1)}
 
     @property
     def model_type(self) -> str:
@@ -92,11 +114,8 @@ class Description:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of every file that loading may read, in other folders too."""
-        total = sha256()
-        for name, path in list_files(self.folder).items():
-            total.update(f"{name} {file_digest(path)}\n".encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
+        """SHA-256 over the files that loading may read (`finding.digest_folder`)."""
+        return self.copy.digest if self.copy else digest_folder(self.folder)
 
     def check_unchanged(self) -> None:
         """Raise InputError where the files are not those of `digest` any more: what was loaded may be a mixture."""
@@ -109,17 +128,20 @@ def describe_decoder(name: str, **config: int) -> Description:
     return Description(name, find_decoder_folder(name), config, 0, 0, 0, 0)
 
 
-def describe(name: str | None = None, *, prompt: str | None = None) -> Description:
+def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = None) -> Description:
     """Find a model and read its configuration; torch is not imported.
 
-    name: a folder (a path that exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, or
-    None for the embedded model. prompt: the text before every text, or the name that the model has for it; None for the
-    model's default, "" for none. Raises InputError for a model that cannot be read.
+    model: a folder (a path that exists or starts with ``./ ../ / ~``), a hub name with an optional ``@REVISION``, the
+    copy of an encoder in memory, or None for the embedded model. prompt: the text before every text, or the name that
+    the model has for it; None for the model's default, "" for none. Raises InputError for a model that cannot be read.
     """
-    if name is None or (name == EMBEDDED and not os.path.exists(name)):
+    copy = model if isinstance(model, EncoderCopy) else None
+    if copy:
+        name, folder = copy.name, copy.folder
+    elif model is None or (model == EMBEDDED and not os.path.exists(model)):
         name, folder = EMBEDDED, find_embedded_folder()
     else:
-        folder = find_folder(name)
+        name, folder = str(model), find_folder(str(model))
     revision = folder.name if folder.parent.name == "snapshots" else None
     layout = read_layout(folder, name)
     folder = find_encoder_folder(folder)
@@ -172,6 +194,7 @@ def describe(name: str | None = None, *, prompt: str | None = None) -> Descripti
         sentence=layout,
         prompt=prompt_text,
         notes=tuple(notes),
+        copy=copy,
     )
 
 

@@ -26,7 +26,8 @@ from clsprobe.probes.encoders.messages import quiet_transformers
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.tasks.task import PAIRED, check_texts, parts
+from clsprobe.probes.notebook import facts_to_html
+from clsprobe.probes.tasks.texts import PAIRED, check_texts, parts
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,25 @@ class Encoder:
     adapter: Adapter = ADAPTERS["bert"]
     checked: dict[str, Any] = field(default_factory=dict)
     tokenizer_lock: Lock = field(default_factory=Lock, repr=False)
+
+    def __repr__(self) -> str:
+        weights = "" if self.untrained is None else f", untrained (seed {self.untrained})"
+        return f"<Encoder {self.description.summary}, {self._precision}{weights}>"
+
+    def _repr_html_(self) -> str:
+        tokens = {"[CLS]": self.cls_id, "[SEP]": self.sep_id}
+        weights = "trained" if self.untrained is None else f"random, seed {self.untrained}"
+        facts = self.description.facts | {
+            "special tokens": ", ".join(f"{name} {'none' if id is None else id}" for name, id in tokens.items()),
+            "weights": weights,
+            "runs in": self._precision,
+            "padding": "reaches other tokens: read by equal length" if self.checked.get("leaks") else "changes nothing",
+        }
+        return facts_to_html(f"Encoder {self.name}", facts)
+
+    @property
+    def _precision(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
 
     @property
     def tokenizer(self) -> Any:
@@ -89,7 +109,7 @@ class Encoder:
         """Ids of every text, special tokens added. A text's own special tokens stay text, its markers stay tokens
         (`probes.encoders.tokenizer_files`).
 
-        A pair (`probes.tasks.task.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
+        A pair (`probes.tasks.texts.pair`) follows the tokenizer's own template, [CLS] a [SEP] b [SEP].
         The description's prompt is put before every text, and its tokens count as special.
         max_length: tokens to which longer texts are truncated, keeping the special ones, and of a pair the longer text
         first; None keeps the full length. Raises InputError for a pair where the tokenizer has no such template.

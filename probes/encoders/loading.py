@@ -6,6 +6,7 @@ the results of the self-check.
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import DTYPES, check_device, choose_device
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, PACKAGE, find_embedded_folder
+from clsprobe.probes.encoders.in_memory import as_model
 from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
+from clsprobe.probes.encoders.tokenizer_files import SAMPLES, load_tokenizer
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.files import file_digest
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def load_encoder(
-    name: str | Description | None = None,
+    model: Any = None,
     *,
     device: str = "auto",
     dtype: str = "float32",
@@ -32,10 +35,12 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder from a folder or by its hub name; without a name the embedded MiniLM.
 
+    model: also a `Description`, or an encoder that is loaded already: a SentenceTransformer, or a model of transformers
+    with its tokenizer, (model, tokenizer). It is copied (`in_memory.copy_encoder`), and stays as it is.
     untrained: the seed of random weights that replace the trained ones (a baseline). Raises InputError for a model that
     cannot be loaded.
     """
-    description = name if isinstance(name, Description) else describe(name)
+    description = model if isinstance(model, Description) else describe(as_model(model))
     check_device(device)
     if dtype not in DTYPES:
         raise unknown("--dtype", "dtype", dtype, DTYPES)
@@ -51,13 +56,13 @@ def load_encoder(
     from transformers import AutoConfig, AutoModel
 
     from clsprobe.probes.encoders.selfcheck import confirm_adapter, self_check
-    from clsprobe.probes.encoders.tokenizer_files import load_tokenizer
 
     torch_dtype, torch_device = getattr(torch, dtype), choose_device(device)
     with quiet_transformers():
         with as_input_error(name, "its tokenizer cannot be loaded"):
             loaded = load_tokenizer(folder, lower_case=bool(description.sentence and description.sentence.lower_case))
             refuse_foreign_tokenizer(description, loaded.tokenizer)
+            _refuse_other_tokens(description, loaded.tokenizer)
         with as_input_error(name, "cannot be loaded"), torch.random.fork_rng(devices=[]):
             if untrained is None:
                 model, report = AutoModel.from_pretrained(
@@ -110,6 +115,18 @@ def refuse_foreign_tokenizer(description: Description, tokenizer: Any) -> None:
             f"its tokenizer knows {vocabulary_size:,} tokens, its embedding table {table_size:,}",
             "Use its own tokenizer",
         )
+
+
+def _refuse_other_tokens(description: Description, tokenizer: Any) -> None:
+    """Raise InputError where the copy of a tokenizer in memory gives texts other tokens than the original."""
+    if description.copy is None or (original := description.copy.tokenizer) is None:
+        return
+    original = copy.deepcopy(original)  # a call sets the padding and truncation of a tokenizer
+    options = {"padding": False, "truncation": False, "verbose": False}
+    changed = sum(original(text, **options)["input_ids"] != tokenizer(text, **options)["input_ids"] for text in SAMPLES)
+    if changed:
+        what = f"its tokenizer, saved and loaded, gives {changed} of {len(SAMPLES)} sample texts other tokens"
+        raise InputError(description.name, what, "Save model and tokenizer, load them again, and pass these")
 
 
 def _refuse_foreign_weights(description: Description, report: dict[str, Any]) -> None:

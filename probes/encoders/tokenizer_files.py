@@ -63,6 +63,9 @@ class LoadedTokenizer:
     markers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<LoadedTokenizer {type(self.tokenizer).__name__}>"
+
     @property
     def splits_special_tokens(self) -> bool:
         """The argument `split_special_tokens` of the tokenizer. One written in Python would split the markers too."""

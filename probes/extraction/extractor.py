@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 import secrets
 import time
@@ -42,7 +41,8 @@ from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
 from clsprobe.probes.files import read_content
-from clsprobe.probes.tasks.task import check_texts
+from clsprobe.probes.registry import digest_source
+from clsprobe.probes.tasks.texts import check_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -419,7 +419,7 @@ def _digest_own_code() -> str:
 
 
 def _digest_code(readout: Readout) -> str:
-    """A digest of a custom readout: the source files of its classes, and its attributes.
+    """A digest of a custom readout: the source of its classes (`digest_source`), and its attributes.
 
     Random where a class has no file, such as one typed at a prompt, or an attribute cannot be hashed. Empty for a
     readout of this package: `_digest_own_code` covers its code, and its name its parameters.
@@ -428,16 +428,13 @@ def _digest_code(readout: Readout) -> str:
 
     digest, is_custom = sha256(), False
     for part in walk_readouts(readout):
-        classes = [
-            base
-            for base in type(part).__mro__
-            if base.__module__ not in ("abc", "builtins", "clsprobe.probes.extraction.readouts")
-        ]
-        is_custom = is_custom or bool(classes)
+        modules = dict.fromkeys(base.__module__ for base in type(part).__mro__)
+        custom = [name for name in modules if name not in ("abc", "builtins", "clsprobe.probes.extraction.readouts")]
+        is_custom = is_custom or bool(custom)
         try:
-            for base in classes:
-                digest.update(read_content(inspect.getfile(base)))
-            digest.update(joblib.hash(vars(part)).encode() if classes else b"")
+            for name in custom:
+                digest.update(digest_source(name).encode())
+            digest.update(joblib.hash(vars(part)).encode() if custom else b"")
         except Exception:  # pickling may raise anything
             digest.update(secrets.token_bytes())
     return digest.hexdigest() if is_custom else ""

@@ -9,7 +9,8 @@ position puts all weight on one token.
 3. `Flatten` concatenates the tokens; `Projected` projects that to the dimension of one token.
 4. `Cat` concatenates readouts of one layer, `Last` one readout of several layers; `Normed` applies the norm after the
    last layer first. `Pooled` is the vector of a sentence-transformers model.
-5. `parse_readouts` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts.
+5. `parse_readouts` turns the names of the command line (``cls``, ``token[1]`` or ``token1``, ``mean``) into readouts,
+   those of other packages too (`READOUTS`).
 
 Torch is imported in the methods, so that names are checked without it.
 """
@@ -23,6 +24,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.registry import Register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -336,13 +338,26 @@ ARRANGED = (
     "mean@no_cls",
 )  # fmt: skip
 OF_TOKENS: dict[str, type[Flatten]] = {readout.name: readout for readout in (Flatten, Projected, Attention)}
+FORMS = {  # names that are made of others, and what they stand for
+    "token[K]": "The K-th content token; token[-1] is the last; token1 and token-1 work too",
+    "cat(A,B)": "Several readouts of one layer, concatenated",
+    "lastN(A)": "A readout of the last N layers, concatenated, as in last4(cls)",
+    "A+norm": "A readout after the norm that follows the last layer, where the model has one",
+}
+READOUTS = Register(
+    "readout",
+    "clsprobe.readouts",
+    "--readouts",
+    {name: f"{kind.__module__}:{kind.__name__}" for name, kind in (NAMED | OF_TOKENS).items()},
+    reserved=("token", "new", "none"),
+)
 
 
 def parse_readouts(names: Iterable[str | Readout]) -> list[Readout]:
     """Readouts from their names; ``token1`` and ``token-1`` are accepted for ``token[1]`` and ``token[-1]``.
 
     A Readout among the names stays as it is. Raises InputError for an unknown name, ``token[0]``, a name given twice,
-    and an empty list.
+    an empty list, and whatever goes wrong in a readout of another package.
     """
     readouts: list[Readout] = []
     for name in names:
@@ -375,9 +390,47 @@ def _parse_readout(name: str) -> Readout:
         return OF_TOKENS[flat[1]](int(flat[2] or FLATTENED))
     if token:
         raise InputError("--readouts", f"'{name}': content tokens are counted from 1", "Use token[1], or cls")
-    if name not in NAMED:
-        raise unknown("--readouts", "readout", name, (*DEFAULT, "pooled", *OF_TOKENS, "cat(cls,mean)", "last4(cls)"))
-    return NAMED[name]()
+    if name in NAMED:
+        return NAMED[name]()
+    if name in _PLUGINS:
+        return _PLUGINS[name][1]
+    if READOUTS.is_plugin(name):
+        return _load_plugin(name)
+    raise READOUTS.unknown(name, ("token[1]", "token[2]", "token[-1]", "cat(cls,mean)", "last4(cls)", "cls+norm"))
+
+
+# What tables call a readout of another package -> its full name, and the readout: the tables, and what is read by their
+# names later, know no other name. Two of one name in a process are refused, so that a name means one readout.
+_PLUGINS: dict[str, tuple[str, Readout]] = {}
+
+
+def _load_plugin(name: str) -> Readout:
+    """A readout of another package. Raises InputError where it cannot be made, or where tables could not name it."""
+    full_name = READOUTS.full_name(name)
+    readout = READOUTS.make(name, Readout, "readout", "Derive it from clsprobe.Readout")
+    where, rename = f"--readouts {name}", "Give its class another `name`"
+    own = getattr(readout, "name", None)
+    if not isinstance(own, str) or not re.fullmatch(r"[^\W\d][\w.-]*(\[[\w.=-]*\])?", own):
+        what = "has no name" if own is None else f"its name is {own!r}, which cannot stand in a list of names"
+        raise InputError(where, what, "Give its class a `name` of letters, digits and _, for the tables")
+    base = own.partition("[")[0]
+    if base in READOUTS.built_in or base in READOUTS.reserved or base.startswith(Attention.name):
+        raise InputError(where, f"its name is '{own}', which is a readout of clsprobe", rename)
+    others = [_PLUGINS[own][0]] if own in _PLUGINS else [*READOUTS.owners(own)]
+    if others and full_name not in others:
+        raise InputError(where, f"its name is '{own}', which is that of {others[0]}", rename)
+    if readout.last_layer_only or readout.after_norm or readout.depth != 1:
+        mend = f"Read one layer, and name it in last4({own}) or {own}{Normed.suffix}"
+        raise InputError(where, "reads more than the tokens of one layer", mend)
+    _PLUGINS[own] = full_name, readout
+    return readout
+
+
+def list_plugins(names: Iterable[str]) -> dict[str, str]:
+    """Name -> full name of the readouts of other packages among these names, and within them."""
+    parts = [part for name in names for part in re.split(r"[(),]|@\w*|\+norm", name)]
+    full_names = {part: _PLUGINS[part][0] for part in parts if part in _PLUGINS}
+    return full_names | {part: READOUTS.full_name(part) for part in parts if READOUTS.is_plugin(part)}
 
 
 def parse_arrangement(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsprobe.probes.extraction.readouts import last_layer_only
+from clsprobe.probes.notebook import facts_to_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,23 @@ class States:
     limit: int
     source: dict[str, Any]
     last: int = 0
+
+    def __repr__(self) -> str:
+        layers, readouts = ",".join(map(str, self.layers)), ", ".join(self.readouts)
+        return f"<States of {self.source['model']}: {len(self):,} texts, layers {layers}, readouts {readouts}>"
+
+    def _repr_html_(self) -> str:
+        control = {"none": "trained"}.get(self.source["control"], self.source["control"])
+        facts = {
+            "texts": f"{len(self):,}, {len(self.truncated):,} of them truncated to {self.limit:,} tokens",
+            "layers": ", ".join(map(str, self.layers)),
+            "readouts": ", ".join(self.readouts),
+            "dimensions": f"{self.dim:,}",
+            "cells": f"{len(self.cells):,}, each an array (text, dim), as in states.cell{self.cells[-1]}",
+            "encoder": control,
+        }
+        notes = {f"note {number}": note for number, note in enumerate(self.source.get("notes", ()), 1)}
+        return facts_to_html(f"States of {self.source['model']}", facts | notes)
 
     def cell(self, layer: int, readout: str, rows: np.ndarray | None = None) -> np.ndarray:
         """(text, dim) float32 of all texts in their order, or of `rows`; NaN where a text lacks the readout.

@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from tqdm import tqdm
 
-from clsprobe.probes.tasks.task import PAIRED, parts
+from clsprobe.probes.tasks.texts import PAIRED, parts
 
 GRAM = 5  # characters
 ALIKE = 0.8  # least Jaccard similarity of near copies

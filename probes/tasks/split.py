@@ -20,9 +20,10 @@ import numpy as np
 
 from clsprobe.probes.errors import InputError, format_rows
 from clsprobe.probes.tasks import duplicates
+from clsprobe.probes.tasks.options import write_argument, write_flag
+from clsprobe.probes.tasks.rows import SIDES
 from clsprobe.probes.tasks.task import Task
 
-SIDES = ("train", "dev", "test")
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest
 BLOCK = 10  # neighbours in the stratified order that are distributed over the sides
 TEMPLATE = 0.05  # share of all different texts (and more than ten) above which near copies are a template
@@ -254,8 +255,10 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
         what = f"{'classes' if len(missing) > 1 else 'a class'} too small for every side: {', '.join(items)}{more}"
         mend = "Give at least three texts of each that are no copies of each other, or leave it out"
-        if task.name.startswith(("file:", "hf:")):
-            mend += " (--missing-labels NAME; --merge-labels where it is another spelling of a class)"
+        if task.name.startswith(("file:", "hf:", "memory:")):
+            write = write_argument if task.name.startswith("memory:") else write_flag
+            missing_labels, merge_labels = write("missing_labels", ("NAME",)), write("merge_labels", True)
+            mend += f" ({missing_labels}; {merge_labels} where it is another spelling of a class)"
         raise InputError(task.name, what, mend)
 
 

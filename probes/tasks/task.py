@@ -1,66 +1,47 @@
 """A probing task: texts, one label each, and their split.
 
-A `Task` is plain data. Sources (analysis/sources) make tasks, `probes.tasks.split` splits them, the sweep measures.
-
-A pair of texts (premise and hypothesis) is one string too: `pair` joins them with `PAIRED`. Whatever stores texts thus
-stores pairs: packed arrays, dictionaries, digests, caches. Only code that looks inside a text splits it (`parts`): the
-encoder, the baselines, the search for duplicates, the page. `PAIRED` is a Unicode noncharacter, reserved for internal
-use, which no text may contain; sources reject it. A subclass of str would be lost in an Arrow array, and would equal
-the same words in one text.
+A `Task` is plain data. Sources (analysis/sources) make tasks of files; `Task.from_lists`, `Task.from_frame` and
+`Task.from_dataset` make them of what is in memory, with the same guards (`probes.tasks.rows`). `probes.tasks.split`
+splits them, the sweep measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from types import MappingProxyType
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, escape_surrogates
+from clsprobe.probes.errors import InputError, escape_surrogates, format_rows, printable, quote, unknown
+from clsprobe.probes.tasks import memory
+from clsprobe.probes.tasks.memory import RowRules
+from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
+from clsprobe.probes.tasks.texts import ArrowTexts, check_texts
 
-PAIRED = "\ufdd0"
-
-
-def pair(first: str, second: str) -> str:
-    """Two texts as one string, which an encoder tokenizes with its tokenizer's template for pairs."""
-    return first + PAIRED + second
-
-
-def parts(text: str) -> list[str]:
-    """The texts in a string: the string itself, or both texts of a pair."""
-    return text.split(PAIRED)
-
-
-def readable(text: str) -> str:
-    """A text for display: a double bar separates the texts of a pair."""
-    return " ‖ ".join(parts(text))
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise InputError for one text instead of several (a sequence of characters), and for an item that is no text."""
-    if isinstance(texts, str | bytes):
-        raise InputError("texts", "is one text, not a list of texts", "Pass [text]")
-    for row in range(len(texts)):
-        if not isinstance(texts[row], str):
-            what = f"row {row:,} holds {type(texts[row]).__name__}, not a text"
-            raise InputError("texts", what, "Leave such rows out, or make texts of them")
+LISTED = 10  # classes that the display of a task lists
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A label set to be predicted from every cell of an encoder.
 
+    Lists are converted to arrays. Raises InputError for fields that do not fit together.
+
     name: ``SOURCE:STEM:LABEL`` ("file:trec:coarse"), never a path; bytes of a file's name that are not UTF-8 are
     escaped.
-    texts: (text,) in the order of the source; a pair of texts is one string (`pair`).
-    y: (text,) strings for kind "class", float64 for kind "number".
+    texts: (text,) in the order of the source; a pair of texts is one string (`probes.tasks.texts.pair`).
+    y: (text,) strings for kind "class", finite float64 for kind "number".
     split: (text,) "train" | "dev" | "test" if the source fixes it, else None.
     groups: (text,) rows that share a value stay on one side of a split, or None.
     rows: (text,) row index in the source, counting rows left out, if vectors belong to rows, else None.
     textless: there are labels only; the texts are names of rows ("row 17").
     solved_by: the baselines that solve the task by construction ("length" where the label is the length of the text),
     named as in `probes.baseline`. A verdict that compares with one of them leaves the task out.
+    left_out: reason -> rows that were left out when the task was made in memory. notes: on its rows, likewise. Those of
+    a task that comes from a source are kept in its `Loaded`.
     """
 
     name: str
@@ -72,20 +53,241 @@ class Task:
     rows: np.ndarray | None = None
     textless: bool = False
     solved_by: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.texts, str):
-            check_texts(self.texts)
-        object.__setattr__(self, "name", escape_surrogates(self.name))
-        for field, value in {"y": self.y, "split": self.split, "groups": self.groups, "rows": self.rows}.items():
-            if value is not None and len(value) != len(self.texts):
-                raise ValueError(f"Task {self.name!r}: {field} has {len(value)} rows, texts has {len(self.texts)}")
-        if self.split is not None and (unknown := set(self.split) - {"train", "dev", "test"}):
-            raise ValueError(
-                f"Task {self.name!r}: split holds {sorted(unknown)}; only 'train', 'dev' and 'test' are known"
-            )
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError("name", f"{self.name!r} is no name of a task", "Name it as in my:task:label")
+        fields: dict[str, Any] = {"name": escape_surrogates(self.name), "texts": _as_texts(self.texts, self.name)}
+        if self.kind not in ("class", "number"):
+            raise unknown(self.name, "kind", str(self.kind), ("class", "number"))
+        fields["y"] = (_as_numbers if self.kind == "number" else _as_classes)(self.y, self.name)
+        if self.split is not None:
+            fields["split"] = _as_sides(self.split, self.name)
+        if self.groups is not None:
+            fields["groups"] = _as_codes(self.groups, self.name)
+        if self.rows is not None:
+            fields["rows"] = _as_row_numbers(self.rows, self.name)
+        for name in ("y", "split", "groups", "rows"):
+            values = fields.get(name)
+            if values is not None and len(values) != len(fields["texts"]):
+                what = f"{name} has {len(values):,} rows, texts has {len(fields['texts']):,}"
+                raise InputError(self.name, what, "Give one value for every text, in their order")
+        for name in ("solved_by", "notes"):
+            value = getattr(self, name)
+            fields[name] = (value,) if isinstance(value, str) else tuple(value)
+        fields["left_out"] = MappingProxyType(dict(self.left_out))
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_lists(
+        cls,
+        texts: Iterable[Any],
+        labels: Iterable[Any],
+        *,
+        name: str = "data",
+        split: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+        **rules: Unpack[RowRules],
+    ) -> Self:
+        """A task of texts and their labels: lists, arrays, Series (by position), tensors of labels, generators.
+
+        The guards, and hence the texts and labels, are those of the same rows in a file (``file:``): "NA" and "01" stay
+        as they are, None and NaN are missing, and an InputError names invalid rows, counted from 0.
+
+        texts: (text,) strings, or pairs of them. name: the task is called ``memory:NAME:label``. split: (text,) train,
+        dev (or validation) and test; by default they are carved. groups: (text,) rows that share a value stay on one
+        side. rules: target, drop_empty, drop_missing_labels, missing_labels, merge_labels, replace_invalid: see
+        `RowRules`.
+        """
+        return cls._of_rows(memory.read_lists(texts, labels, split, groups, _check_name(name), rules), name)
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        text: str | int | Sequence[str] = "text",
+        label: str | int = "label",
+        *,
+        name: str = "data",
+        split: str | None = None,
+        groups: str | None = None,
+        **rules: Unpack[RowRules],
+    ) -> Self:
+        """A task of the rows of a pandas DataFrame, whatever its index, with the guards of a file.
+
+        text: the column with the texts, or two for pairs: ("premise", "hypothesis"). label: the column with the labels;
+        the task is called ``memory:NAME:LABEL``. split: a column with train, dev (or validation) and test; by default
+        they are carved. groups: a column; rows that share a value stay on one side. rules: as in `from_lists`. Raises
+        InputError.
+        """
+        return cls._of_rows(memory.read_frame(frame, text, label, split, groups, _check_name(name), rules), name)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        text: str | Sequence[str] = "text",
+        label: str = "label",
+        *,
+        name: str = "data",
+        split: str | None = None,
+        groups: str | None = None,
+        **rules: Unpack[RowRules],
+    ) -> Self:
+        """A task of the rows of a Dataset of the library `datasets`, or of a DatasetDict, whose parts are its split.
+
+        The numbers of a ClassLabel become its names; -1 is a missing label. Everything else is as in `from_frame`.
+        """
+        return cls._of_rows(memory.read_dataset(dataset, text, label, split, groups, _check_name(name), rules), name)
+
+    @classmethod
+    def _of_rows(cls, rows: CheckedRows, name: str) -> Self:
+        ((column, (y, kind)),) = rows.labels.items()
+        return cls(
+            f"memory:{name}:{column}",
+            rows.texts,
+            y,
+            kind,
+            rows.split,
+            rows.groups,
+            left_out=rows.left_out,
+            notes=tuple(rows.notes),
+        )
 
     @property
     def label(self) -> str:
         """The last part of the name, which identifies the label set."""
         return self.name.rsplit(":", 1)[-1]
+
+    def __repr__(self) -> str:
+        return f"<Task {printable(self.name)}: {len(self.texts):,} texts, {self._describe_labels(5)}, {self._sides()}>"
+
+    def _repr_html_(self) -> str:
+        """A table of classes and sides for notebooks. No text is shown; names from data are escaped."""
+        side_of_row = np.full(len(self.y), "texts") if self.split is None else self.split
+        sides = [side for side in ("texts", *SIDES) if np.isin(side, side_of_row)]
+
+        def count_rows(label: str, rows: np.ndarray) -> tuple[str, ...]:
+            return label, *(f"{np.count_nonzero(rows & (side_of_row == side)):,}" for side in sides)
+
+        if self.kind == "number":
+            body = [count_rows(self._describe_labels(0), np.full(len(self.y), True))]
+        else:
+            classes, n = np.unique(self.y, return_counts=True)
+            largest = classes[np.argsort(-n, kind="stable")[:LISTED]]
+            body = [count_rows(quote(str(label), 40), self.y == label) for label in largest]
+            if more := len(classes) - len(largest):
+                body.append(count_rows(f"{more:,} more", ~np.isin(self.y, largest)))
+        rows = "".join(f"<tr>{''.join(f'<td>{_display(cell)}</td>' for cell in row)}</tr>" for row in body)
+        header = "".join(f"<th>{cell}</th>" for cell in ("label", *sides))
+        remarks = [f"{n:,} rows left out: {reason}" for reason, n in self.left_out.items()] + [*self.notes]
+        listed = "".join(f"<li>{_display(remark)}</li>" for remark in remarks)
+        return (
+            f"<div><b>Task</b> {_display(self.name)}: {len(self.texts):,} texts, {self._sides()}"
+            f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+            f"{f'<ul>{listed}</ul>' if listed else ''}</div>"
+        )
+
+    def _describe_labels(self, most: int) -> str:
+        if not len(self.y):
+            return "no labels"
+        if self.kind == "number":
+            return f"numbers from {self.y.min():g} to {self.y.max():g}"
+        classes = np.unique(self.y).tolist()
+        more = ", ..." if len(classes) > most else ""
+        listed = ", ".join(printable(quote(label, 40)) for label in classes[:most])
+        return f"{len(classes):,} class{'es' if len(classes) != 1 else ''} ({listed}{more})"
+
+    def _sides(self) -> str:
+        if self.split is None:
+            return "no split of its own"
+        return ", ".join(f"{n:,} {side}" for side in SIDES if (n := np.count_nonzero(self.split == side)))
+
+
+def _display(text: str) -> str:
+    """A name from data in HTML: nothing in it is markup, hidden, or changes the direction of what follows."""
+    return f"<bdi>{escape(printable(text))}</bdi>"
+
+
+# ------------------------------------------------------------------------------------------- fields, as a task has them
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise InputError("name", f"{name!r} is no name", "Pass a word, as in name='reviews'")
+    return name
+
+
+def _as_texts(texts: Any, name: str) -> Sequence[str]:
+    """Texts as a sequence of strings. Those of a source, in Arrow, are strings already."""
+    if isinstance(texts, ArrowTexts):
+        return texts
+    if not isinstance(texts, str | bytes | list | tuple):
+        texts = memory.list_values(texts, f"{name}: texts")
+    check_texts(texts)
+    return texts
+
+
+def _as_classes(y: Any, name: str) -> np.ndarray:
+    """(text,) strings."""
+    is_array = isinstance(y, np.ndarray) and y.ndim == 1
+    if is_array and (y.dtype.kind == "U" or (y.dtype == object and all(isinstance(label, str) for label in y))):
+        return y
+    findings, values = Findings(name, "row", memory.PLACE), memory.list_values(y, f"{name}: y")
+    cells = [*memory.value_cells(values, "y", findings, whole=memory.are_whole(values))]
+    for row, cell in enumerate(cells):
+        if cell is None:
+            findings.add(
+                row, "y is missing", "Leave the text out, as Task.from_lists does with drop_missing_labels=True"
+            )
+    findings.raise_problems()
+    return StringCodes(cell for cell in cells if cell is not None).array()
+
+
+def _as_numbers(y: Any, name: str) -> np.ndarray:
+    """(text,) finite float64."""
+    values = y if isinstance(y, np.ndarray) else memory.list_values(y, f"{name}: y")
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        row = next((row for row, value in enumerate(values) if not _is_number(value)), 0)
+        raise InputError(f"{name} row {row}", "y holds no number", "Give numbers, or kind='class'") from None
+    if numbers.ndim != 1:
+        raise InputError(name, f"y has the shape {numbers.shape}", "Give one number for every text")
+    if len(bad := np.flatnonzero(~np.isfinite(numbers))):
+        raise InputError(name, f"y holds no finite number in rows {format_rows(bad)}", "Leave these texts out")
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return np.ndim(np.float64(value)) == 0
+    except (TypeError, ValueError):
+        return False
+
+
+def _as_sides(split: Any, name: str) -> np.ndarray:
+    """(text,) sides of a split."""
+    sides = split if isinstance(split, np.ndarray) else np.array(memory.list_values(split, f"{name}: split"), str)
+    if unknown_sides := sorted(map(str, set(sides.tolist()) - set(SIDES))):
+        listed = ", ".join(map(quote, unknown_sides[:5]))
+        raise InputError(name, f"split holds {listed}", "Write 'train', 'dev' or 'test' for every text")
+    return sides
+
+
+def _as_codes(groups: Any, name: str) -> np.ndarray:
+    """(text,) values that are equal within a group."""
+    if isinstance(groups, np.ndarray):
+        return groups
+    return np.array(StringCodes(map(repr, memory.list_values(groups, f"{name}: groups"))).codes)
+
+
+def _as_row_numbers(rows: Any, name: str) -> np.ndarray:
+    """(text,) row indices."""
+    numbers = rows if isinstance(rows, np.ndarray) else np.array(memory.list_values(rows, f"{name}: rows"))
+    if numbers.dtype.kind not in "iu" and len(numbers):
+        raise InputError(name, "rows holds what is no row index", "Give whole numbers from 0")
+    return numbers

@@ -1,7 +1,7 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric, randomness -> tasks -> encoders -> extraction -> base -> the probes -> training,
-interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
+errors, files, hub, metric, notebook, randomness, registry -> tasks -> encoders -> extraction -> base -> the probes ->
+training, interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 
 # A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
-    (
-        "clsprobe.probes.errors",
-        "clsprobe.probes.files",
-        "clsprobe.probes.hub",
-        "clsprobe.probes.metric",
-        "clsprobe.probes.randomness",
+    tuple(
+        f"clsprobe.probes.{name}"
+        for name in ("errors", "files", "hub", "metric", "notebook", "randomness", "registry")
     ),
     ("clsprobe.probes.tasks",),
     ("clsprobe.probes.encoders",),

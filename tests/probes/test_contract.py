@@ -24,7 +24,7 @@ from clsprobe.probes.base import CellProbe, predict_each
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.mlp import MLPProbe
 from clsprobe.probes.pooling import AttentionProbe
-from clsprobe.probes.registry import find_probe, registered_probes
+from clsprobe.probes.registry import PROBES, find_probe
 
 FEW = range(3)
 MANY = pytest.param(range(3, 20), marks=pytest.mark.long, id="seeds 3-19")
@@ -37,7 +37,7 @@ def few_training_rounds(monkeypatch):
 
 
 @pytest.mark.parametrize("seeds", [pytest.param([0], id="seed 0"), pytest.param(range(1, 20), marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", registered_probes())
+@pytest.mark.parametrize("name", PROBES.built_in)
 def test_every_registered_probe_satisfies_the_contract(name, seeds, few_training_rounds):
     for seed in seeds:
         check_probe(find_probe(name), seed=seed)

@@ -21,7 +21,7 @@ from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe.flags import make_study
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.extraction.readouts import NAMED, parse_readouts
-from clsprobe.probes.registry import check_probe_name, registered_probes
+from clsprobe.probes.registry import PROBES
 from clsprobe.run import Run
 from clsprobe.studies import studies
 
@@ -80,8 +80,8 @@ FLAGS = [field.replace("_", "-") for field in Run.model_fields if len(field) > 3
 KINDS: dict[str, tuple[list[str], Callable[[str, Path], Callable[[], object]]]] = {
     "column": (COLUMNS, load_column),
     "readout": (list(NAMED), lambda typo, _: lambda: parse_readouts([typo])),
-    "probe": (list(registered_probes()), lambda typo, _: lambda: check_probe_name(typo)),
-    "source": (list(SOURCES), lambda typo, _: lambda: load(f"{typo}:x", SourceOptions())),
+    "probe": (list(PROBES.built_in), lambda typo, _: lambda: PROBES.full_name(typo)),
+    "source": (list(SOURCES.built_in), lambda typo, _: lambda: load(f"{typo}:x", SourceOptions())),
     "property": (list(PROPERTIES), lambda typo, _: lambda: load(f"conllu:x:{typo}", SourceOptions())),
     "built-in": (list(BUILT_IN), lambda typo, _: lambda: load(f"grammar:{typo}", SourceOptions())),
     "flag": (FLAGS, lambda typo, _: run_command("run", f"--{typo}", "1")),

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
-from clsprobe.analysis.sources.tables import ArrowTexts, Texts
 from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import ArrowTexts, Texts
 
 ROWS = [
     ("NA", "01"),

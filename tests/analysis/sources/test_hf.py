@@ -19,7 +19,8 @@ from outside import within_deadline
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, hf, load
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.tasks.task import Task, parts
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import parts
 
 OLD, NEW = "a" * 40, "b" * 40
 LABELLED = {"text": ["one", "two", "three", "four"], "label": [0, 1, 1, 0]}

@@ -20,7 +20,8 @@ from clsprobe.analysis.sweep.boilerplate import (
 )
 from clsprobe.analysis.sweep.grid import split_task
 from clsprobe.analysis.sweep.scores import TaskScores
-from clsprobe.probes.tasks.task import Task, pair
+from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.texts import pair
 
 SIGNATURE = "Kind regards, your Customer Service"  # six words and marks
 COUNTS = (300, 100, 200)

@@ -28,7 +28,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.tasks import duplicates
-from clsprobe.probes.tasks.task import PAIRED, pair, parts, readable
+from clsprobe.probes.tasks.texts import PAIRED, pair, parts, readable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,7 +23,7 @@ from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor, plan_batches
 from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse_readouts
-from clsprobe.probes.tasks.task import PAIRED
+from clsprobe.probes.tasks.texts import PAIRED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

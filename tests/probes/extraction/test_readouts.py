@@ -209,7 +209,7 @@ def test_names(given, name):
     [
         (["token[0]"], ("token[0]", "counted from 1")),
         (["token-0"], ("token-0", "counted from 1")),
-        (["maen"], ("unknown readout 'maen'", "Did you mean 'mean'?", "cls, sep, token[1]")),
+        (["maen"], ("unknown readout 'maen'", "Did you mean 'mean'?", "cls, sep, random")),
         (["CLS"], ("Did you mean 'cls'?",)),
         (["token"], ("unknown readout 'token'",)),
         (["token[1"], ("unknown readout 'token[1'",)),

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from clsprobe import Extractor, InputError, LogisticProbe, load_encoder
-from clsprobe.probes.tasks.task import pair
+from clsprobe.probes.tasks.texts import pair
 from clsprobe.probes.training import checkpoint
 from clsprobe.probes.training import fine_tune as training
 from clsprobe.probes.training.arrangements import ArrangedEncoder, arrange_encoder, longest_text

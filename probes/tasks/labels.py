@@ -1,7 +1,8 @@
 """Labels as people write them: those that may mean that there is none, spellings of one class, numbers.
 
-`file:` and `hf:` read labels that nobody has checked. 1 and 1.0, True and true, "pos" and "pos " are classes of their
-own without --merge-labels; so are nan, NA and None without --missing-labels. A note says which of them there are.
+Files, frames and data sets hold labels that nobody has checked. 1 and 1.0, True and true, "pos" and "pos " are classes
+of their own unless they are merged; so are nan, NA and None unless they are named as missing. A note says which of them
+there are.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from math import isfinite
 
 import numpy as np
 
-from clsprobe.analysis.sources.tables import quote
-from clsprobe.probes.errors import did_you_mean
+from clsprobe.probes.errors import did_you_mean, quote
+from clsprobe.probes.tasks.options import RowOptions
 
 LONGEST_LABEL = 1000  # characters; longer ones are texts, and numpy pads every label to the longest
 MANY_NUMBERS = 10  # distinct labels with fractions that still count as classes, such as half stars
@@ -49,52 +50,54 @@ def merge_spellings(counts: Mapping[str, int]) -> dict[str, str]:
     return {label: group[0] for group in _group_spellings(counts) for label in group[1:]}
 
 
-def note_labels(column: str, counts: Mapping[str, int], merge: bool) -> list[str]:
-    """What the labels of a column may hide. counts: label -> rows. merge: the spellings of a class are merged."""
+def note_labels(column: str, counts: Mapping[str, int], options: RowOptions) -> list[str]:
+    """What the labels of a column may hide. counts: label -> rows."""
 
     def listed(labels: Iterable[str], separator: str = ", ") -> str:
         labels = list(labels)
         more = f" and {len(labels) - LISTED:,} more" if len(labels) > LISTED else ""
         return separator.join(f"{quote(label)} ({counts[label]:,})" for label in labels[:LISTED]) + more
 
-    notes, title = [], f"column {quote(column)}"
+    notes, title = [], options.title(column)
     if missing := sorted(filter(may_be_missing, counts)):
-        names = ",".join(dict.fromkeys(label.strip() for label in missing))
+        flag = options.flag("missing_labels", tuple(dict.fromkeys(label.strip() for label in missing)))
         notes.append(
             f"{title}: classes that may stand for no label (rows in brackets): {listed(missing)}; "
-            f"--missing-labels {names} leaves these rows out"
+            f"{flag} leaves these rows out"
         )
     if groups := _group_spellings({label: n for label, n in counts.items() if label not in missing}):
         more = f"; and {len(groups) - LISTED:,} more" if len(groups) > LISTED else ""
-        spellings = "; ".join(listed(group, " = " if merge else ", ") for group in groups[:LISTED]) + more
-        if merge:
+        spellings = (
+            "; ".join(listed(group, " = " if options.merge_labels else ", ") for group in groups[:LISTED]) + more
+        )
+        if options.merge_labels:
             notes.append(f"{title}: spellings of one class are merged into the first (rows in brackets): {spellings}")
         else:
             notes.append(
                 f"{title}: some classes differ only by spaces, case or the writing of a number (rows in brackets): "
-                f"{spellings}; --merge-labels makes one class of each"
+                f"{spellings}; {options.flag('merge_labels', True)} makes one class of each"
             )
     return notes
 
 
-def mend_unseen(label: str, train_labels: Iterable[str]) -> str:
+def mend_unseen(label: str, train_labels: Iterable[str], options: RowOptions) -> str:
     """What to do about a label that no train row has."""
     if may_be_missing(label):
-        return f"Pass --missing-labels {label.strip()} to leave rows with it out"
+        return f"Pass {options.flag('missing_labels', (label.strip(),))} to leave rows with it out"
     key = spelling_key(label)
     if similar := next((other for other in train_labels if spelling_key(other) == key), None):
-        return f"Pass --merge-labels to make it one class with {quote(similar)}"
+        return f"Pass {options.flag('merge_labels', True)} to make it one class with {quote(similar)}"
     return "Remove these rows, or add such rows to train"
 
 
-def note_unused(missing_labels: Iterable[str], used: Iterable[str], labels: Iterable[str]) -> list[str]:
-    """A note for every name of --missing-labels that no row has. labels: those of all rows."""
+def note_unused(options: RowOptions, used: Iterable[str], labels: Iterable[str]) -> list[str]:
+    """A note for every label that stands for none and that no row has. labels: those of all rows."""
     notes, used = [], set(used)
-    for name in missing_labels:
+    for name in options.missing_labels:
         if name not in used:
             guess = did_you_mean(name, labels)
             notes.append(
-                f"--missing-labels: no row has the label {quote(name)}"
+                f"{options.flag('missing_labels')}: no row has the label {quote(name)}"
                 + (f"; did you mean {quote(guess)}?" if guess else "")
             )
     return notes
@@ -174,9 +177,9 @@ class Numbers:
             return row, what, "Write its numbers with a point and without a separator of thousands"
         return None
 
-    def note(self, column: str) -> str:
+    def note(self, title: str) -> str:
         """How the numbers are written, where that is unusual; else empty."""
         if self._first_comma is None:
             return ""
         text = self._first_comma[1].strip()
-        return f"column {quote(column)} is written with decimal commas: {text} is read as {text.replace(',', '.')}"
+        return f"{title} is written with decimal commas: {text} is read as {text.replace(',', '.')}"

@@ -1,0 +1,173 @@
+"""Encoders that are already loaded: a model of transformers with its tokenizer, or a SentenceTransformer.
+
+1. `as_model` recognises them among what a user passes for a model; names stay names.
+2. `copy_encoder` writes them, as they are at that moment, to a private temporary folder. From there on they are a
+   model's folder like any other: the same checks, the same digest, and an untrained twin. Training on afterwards does
+   not change the copy. The folder is removed with the last reference to it, at the latest with the process.
+3. What differs between two equal models, such as where they were loaded from, is left out of the copy: equal models
+   have equal digests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clsprobe.probes.encoders.finding import LARGEST_VOCABULARY, digest_folder, read_json
+from clsprobe.probes.encoders.messages import first_line, quiet_transformers
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.files import make_temporary_folder, remove_temporary_folder, write_pretrained, write_text
+
+WHERE = "model"
+PASS = "Pass (model, tokenizer) of transformers, a SentenceTransformer, a folder or a hub name"
+CONFIGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json")
+OF_ORIGIN = frozenset(  # keys that say where or by which version a model was loaded
+    ("__version__", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version")
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderCopy:
+    """The copy of an encoder in memory. tokenizer: the user's own, None for a SentenceTransformer."""
+
+    name: str
+    folder: Path
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, remove_temporary_folder, self.folder)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of weights, configuration and tokenizer (`finding.digest_folder`)."""
+        return digest_folder(self.folder)
+
+    def __str__(self) -> str:
+        """What stands in the settings of a run."""
+        return f"{self.name} sha256:{self.digest}"
+
+    def __repr__(self) -> str:
+        return f"<EncoderCopy of {self.name}>"
+
+
+def as_model(value: Any) -> str | EncoderCopy | None:
+    """A name, a folder or None as it is; an encoder in memory as its copy.
+
+    value: also a pair of model and tokenizer, a SentenceTransformer, or an `Encoder`, which stands for the files that
+    it was loaded from. Raises InputError for anything else.
+    """
+    if value is None or isinstance(value, str | EncoderCopy):
+        return value
+    if _is_a(value, "clsprobe", "Encoder"):
+        return _origin_of(value)
+    if isinstance(value, Path):
+        return f"./{value}" if str(value) == value.name else str(value)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return copy_encoder(*value)
+    return copy_encoder(value)
+
+
+def _origin_of(encoder: Any) -> str | EncoderCopy:
+    """The name or the copy that an `Encoder` was loaded from. Raises InputError where that is not all of it."""
+    description, what = encoder.description, ""
+    if encoder.untrained is not None:
+        what = "is an untrained Encoder, which studies make themselves"
+    elif any(parameter.requires_grad for parameter in encoder.model.parameters()):
+        what = "is an Encoder that has been trained since it was loaded"
+    elif description.prompt:
+        what = f"is an Encoder with the prompt {description.prompt!r}"
+    if what:
+        raise InputError(WHERE, what, f"Pass the name {description.name!r}, with prompt=..., or (model, tokenizer)")
+    origin: str | EncoderCopy = description.copy or description.name
+    return origin
+
+
+def copy_encoder(model: Any, tokenizer: Any = None) -> EncoderCopy:
+    """Copy an encoder in memory to a temporary folder; neither object is changed.
+
+    Raises InputError for objects that cannot be read as an encoder.
+    """
+    model = _unwrap(model)
+    if _is_a(tokenizer, "transformers", "PreTrainedModel"):  # the two in the other order
+        model, tokenizer = _unwrap(tokenizer), model
+    if _is_a(model, "sentence_transformers", "SentenceTransformer"):
+        if tokenizer is not None:
+            raise InputError(WHERE, "a SentenceTransformer has its tokenizer already", "Pass it alone")
+        transformer = getattr(model[0], "auto_model", None)
+        if transformer is None:
+            raise InputError(WHERE, f"its first module, {type(model[0]).__name__}, is no model of transformers", PASS)
+        _refuse_unusual(transformer)
+        return _write(transformer, lambda folder: write_pretrained(folder, model, create_model_card=False), None)
+    if not _is_a(model, "transformers", "PreTrainedModel"):
+        kind = type(model)
+        raise InputError(WHERE, f"is {kind.__module__}.{kind.__qualname__}, which is not read as an encoder", PASS)
+    if tokenizer is None:
+        raise InputError(WHERE, f"{type(model).__name__} comes without its tokenizer", "Pass (model, tokenizer)")
+    if not _is_a(tokenizer, "transformers", "PreTrainedTokenizerBase"):
+        what = f"{type(tokenizer).__name__} is no tokenizer of transformers"
+        raise InputError(WHERE, what, "Pass (model, tokenizer), the tokenizer from AutoTokenizer.from_pretrained")
+    _refuse_unusual(model)
+    encoder = model.base_model  # without the head of a classifier or a masked language model
+    return _write(encoder, lambda folder: write_pretrained(folder, encoder, tokenizer), tokenizer)
+
+
+def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> EncoderCopy:
+    """The copy that `save` makes. encoder: the model of transformers in it."""
+    architectures = encoder.config.architectures
+    folder = make_temporary_folder()
+    copy = EncoderCopy(_name_of(encoder), folder, tokenizer)
+    try:
+        with quiet_transformers():
+            save(folder)
+        for file in CONFIGS:
+            if (path := folder / file).exists():
+                content = read_json(path, largest=LARGEST_VOCABULARY)
+                content = {key: value for key, value in content.items() if key not in OF_ORIGIN}
+                if file == "tokenizer.json":
+                    content |= {"padding": None, "truncation": None}  # which the last call of the tokenizer has set
+                write_text(path, json.dumps(content, indent=1))
+    except Exception as error:  # the objects are the user's and may raise anything
+        raise InputError(WHERE, f"cannot be copied ({first_line(error)})", "Save it, and pass its folder") from error
+    finally:
+        encoder.config.architectures = architectures  # which saving sets
+    return copy
+
+
+def _name_of(encoder: Any) -> str:
+    """What tables call it: the last parts of the name it was loaded by, or its class."""
+    name = str(getattr(encoder, "name_or_path", "") or "")
+    name = "/".join(name.rstrip("/").split("/")[-1 if name.startswith((".", "/", "~")) else -2 :])
+    return f"{name or type(encoder).__name__} (in memory)"
+
+
+def _unwrap(model: Any) -> Any:
+    """The model in the wrappers of torch: compiled, or run in parallel."""
+    for wrapper, attribute in (("OptimizedModule", "_orig_mod"), ("DataParallel", "module"),
+                               ("DistributedDataParallel", "module")):  # fmt: skip
+        if type(model).__name__ == wrapper:
+            model = getattr(model, attribute)
+    return model
+
+
+def _refuse_unusual(model: Any) -> None:
+    """Raise InputError for a model whose saved weights would not be those that it runs."""
+    if hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(WHERE, "has adapters of PEFT", "Merge them first: model.merge_and_unload()")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise InputError(WHERE, "has quantised weights", "Pass the unquantised model")
+    if names := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:
+        raise InputError(WHERE, f"has no weights in memory for {names[0]}", "Load it whole, without device_map")
+
+
+def _is_a(value: Any, package: str, name: str) -> bool:
+    """Whether a value is of this class of a package, which is not imported for that: where there is none of its
+    modules, there is none of its objects."""
+    return package in sys.modules and any(
+        kind.__name__ == name and kind.__module__.partition(".")[0] == package for kind in type(value).__mro__
+    )

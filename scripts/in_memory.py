@@ -1,0 +1,40 @@
+"""What does the [CLS] vector know of texts and labels in memory? The whole sweep, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clsprobe.analysis.result import Result
+
+ROW_RULES = ("target", "drop_empty", "drop_missing_labels", "missing_labels", "merge_labels", "replace_invalid")
+
+
+def probe(
+    texts: Any,
+    labels: Any,
+    *,
+    split: Sequence[str] | None = None,
+    groups: Sequence[Any] | None = None,
+    name: str = "data",
+    model: Any = None,
+    **settings: Any,
+) -> Result:
+    """Probe every layer and readout of an encoder for labels of texts, as ``clsprobe run`` does for a file.
+
+    texts, labels, split, groups, name: as in `Task.from_lists`. model: a folder, a hub name, a SentenceTransformer, or
+    (model, tokenizer) of transformers; by default the embedded MiniLM. settings: those of the command, such as
+    ``layers=[0, 6]``, ``readouts=["cls", "mean"]``, ``probes="logistic"``, ``seeds=3``, and the rules for rows of
+    `Task.from_lists`, such as ``target="number"``.
+
+    Returns the `Result`: printed, the answers in words; `Result.results` and `Result.predictions` are its tables,
+    `Result.chosen` the layers that dev chose. Raises InputError for anything the user can fix.
+    """
+    from clsprobe.probes.tasks.task import Task
+    from clsprobe.run import Run
+    from clsprobe.studies import further_studies
+
+    rules = {rule: settings.pop(rule) for rule in ROW_RULES if rule in settings}
+    task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
+    return Run(task=task, model=model, **settings).run(others=further_studies("run"))
