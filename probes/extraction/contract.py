@@ -15,15 +15,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clsprobe.probes.encoders.tokenizing import Batch, text_seed
-from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import Readout, Weighted, parse_readouts
+from clsprobe.probes.extraction.readouts import PLUGIN_NAME, READOUTS, Readout, Weighted
 from clsprobe.probes.randomness import forbid_global_randomness
-from clsprobe.probes.tasks.task import pair
+from clsprobe.probes.tasks.texts import pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,17 +76,18 @@ def check_readout(readout: Readout, encoder: Encoder | None = None, *, seed: int
 
 
 def _check_name(readout: Readout) -> None:
+    if type(readout).__module__ == Readout.__module__:
+        return
     name = getattr(readout, "name", None)
-    assert isinstance(name, str) and re.fullmatch(r"[^\s/,]+(\(.*\))?(\+norm)?", name), (  # noqa: PT018
+    assert isinstance(name, str) and re.fullmatch(PLUGIN_NAME, name), (  # noqa: PT018
         f"the name of a readout is a value of a column and of --readouts, and {name!r} cannot be one: set `name` to a "
-        "word without spaces, slashes and commas"
+        "word of letters, digits and _"
     )
-    with suppress(InputError):  # no name of ours
-        (ours,) = parse_readouts([name])
-        assert isinstance(readout, type(ours)), (
-            f"'{name}' is the name of a readout of clsprobe, and equal names are taken for equal readouts: "
-            "choose a name of your own"
-        )
+    base = name.partition("[")[0]
+    assert base not in (*READOUTS.built_in, *READOUTS.reserved), (
+        f"'{name}' is the name of a readout of clsprobe, and equal names are taken for equal readouts: choose a name of "
+        "your own"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- the texts

@@ -14,7 +14,7 @@ import pytest
 from clsprobe import InputError, SourceOptions, Task, check_source
 from clsprobe.analysis.sources import Loaded, conllu, file, grammar, hf, senteval
 from clsprobe.analysis.sources.lines import find_path
-from clsprobe.probes.tasks.task import pair
+from clsprobe.probes.tasks.texts import pair
 
 NOUNS = ["dog", "cat", "owl", "fox", "cow", "hen", "ape", "bee", "ant", "elk"]
 VERBS = ["bark", "sleep", "walk", "jump", "look", "work"]
@@ -57,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
 DROP = {"drop_empty": True, "drop_missing_labels": True}
 SHIPPED = {
     "grammar": (grammar.load, "tense:60", {}),
-    "grammar of all": (grammar.load, "all:360", {}),
+    "grammar of several": (grammar.load, "demo:360", {}),
     "file": (file.load, "rows.csv", DROP),
     "file of two label sets": (file.load, "rows.csv", {"label_column": ("label", "other"), **DROP}),
     "file of numbers": (file.load, "rows.csv", {"label_column": ("amount",), "target": "number", **DROP}),
@@ -228,18 +228,17 @@ TWINS = {
     "a list of tasks": (no_loaded, "gives list without a task: return"),
     "a path as name": (changed(name="mine:/home/me/films:opinion"), "holds a path, which would be published"),
     "no source in its name": (changed(name="films"), "no name of a task: write SOURCE:STEM:LABEL"),
-    "bytes for a text": (with_text(b"sentence"), "text 11 is bytes, not str"),
-    "a missing text": (with_text(None), "text 11 is NoneType, not str.*counted"),
+    "bytes for a text": (with_text(b"sentence"), "valid data, and InputError .*row 11 holds bytes"),
+    "a missing text": (with_text(None), "valid data, and InputError .*row 11 holds NoneType"),
     "an empty text": (with_text(" "), "text 11 is empty: leave such rows out, counted"),
     "an empty side of a pair": (with_text(pair("a", "")), "text 11 is empty"),
     "half a character": (with_text("caf\udce9"), r"half of a character \(a surrogate\)"),
     "three texts in a pair": (with_text(pair("a", pair("b", "c"))), "holds U.FDD0, which separates the texts"),
-    "numbers among classes": (changed(y=np.array([1, 2] * 6)), "label 0 is 1, not a name: y holds strings"),
-    "an empty label": (changed(y=np.array(["", "bad"] * 6)), "label 0 is '', not a name"),
-    "not a number": (changed(y=np.array([np.nan, 1.0] * 6), kind="number"), "label 0 is nan, not a finite number"),
+    "an empty label": (changed(y=np.array(["", "bad"] * 6)), "label 0 is empty: leave rows without a label out"),
+    "not a number": (changed(y=np.array([np.nan, 1.0] * 6), kind="number"), "valid data, and InputError .*no finite number"),
     "one text": (changed(texts=TEXTS[:1], y=LABELS[:1], loaded_rows=3), "has 1 texts: raise InputError"),
-    "an unknown side": (changed(split=np.array(["train", "devel"] * 6)), "is to be valid data, and ValueError"),
-    "no train side": (changed(split=np.array(["test", "dev"] * 6)), "has the sides dev, test: they are train"),
+    "an unknown side": (changed(split=np.array(["train", "devel"] * 6)), "valid data, and InputError .*split holds 'devel'"),
+    "no train side": (changed(split=np.array(["test", "dev"] * 6)), "has no train side: raise InputError"),
 }
 
 

@@ -328,7 +328,7 @@ TWINS = {
     FloatsOnly: "`read` raised RuntimeError|bfloat16",
     FailsOnTheEmptyText: "`read` raised IndexError: no content; texts may be empty",
     TakesAName: "is the name of a readout of clsprobe.*choose a name of your own",
-    NameOfTwoWords: "the name of a readout is a value of a column.*without spaces",
+    NameOfTwoWords: "the name of a readout is a value of a column.*letters, digits",
     Bare: "is no readout: derive its class from clsprobe.Readout",
 }
 
