@@ -95,13 +95,10 @@ def check_study(
 
 
 def _check_declared(study: Study) -> None:
-    for name in ("question", "claim"):
-        text = getattr(study, name, None)
-        assert isinstance(text, str) and text.strip(), (  # noqa: PT018
-            f"the study has no {name}: set `{name}: ClassVar[str]` to a sentence in the words of whoever asks"
-        )
-    assert study.question.endswith("?"), (
-        f"{study.question!r} is printed above the answer and asks nothing: end the question with a question mark"
+    question = getattr(study, "question", None)
+    assert isinstance(question, str) and question.endswith("?"), (  # noqa: PT018
+        f"the question {question!r} is printed above the answer and asks nothing: set `question: ClassVar[str]` to a "
+        "question in the words of whoever asks, with its question mark"
     )
     assert isinstance(getattr(study, "margin", 0.0), int | float), (
         f"the margin is {study.margin!r}, not a number: declare it in units of the metric (0.02 is 2 points)"
@@ -316,6 +313,9 @@ def _check_outcomes(study: Study, verdicts: Sequence[Verdict], *, planted: bool)
     outcomes = {part.outcome for part in counted}
     if not any(part.is_claim for part in counted):
         return  # a description, which states nothing that could be wrong
+    assert getattr(study, "claim", "").strip(), (
+        "the study tests a claim that it does not state: set `claim: ClassVar[str]` to what a yes means"
+    )
     missing = {"undecided"} - outcomes or ({"yes", "no"} - outcomes if planted else set())
     assert not missing and outcomes & DECISIVE, (  # noqa: PT018
         f"no world is answered with {' and no with '.join(sorted(missing or DECISIVE))} (only with "
@@ -446,9 +446,9 @@ def _check_answer(study: Study, measured: Measured) -> None:
 
 
 def _compare_answers(before: Answer, after: Answer, of: str, mend: str) -> None:
-    def contents(answer: Answer) -> list[str]:
+    def contents(answer: Answer) -> list[Any]:
         exhibits = [(e.caption, e.plot, dict(e.arguments), e.section) for e in answer.exhibits]
-        return [answer.headline.sentence, *answer.headline.warnings, *answer.notes, *map(repr, exhibits)]
+        return [answer.headline.sentence, *answer.headline.warnings, *answer.notes, *exhibits]
 
     differing = [(a, b) for a, b in zip(contents(before), contents(after), strict=False) if a != b]
     assert not differing and len(before.exhibits) == len(after.exhibits), (  # noqa: PT018

@@ -123,7 +123,7 @@ def sweep(
     probes: Mapping[str, BaseEstimator],
     *,
     seeds: Sequence[int] = (0,),
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] | None = None,
     drop: np.ndarray | None = None,
     allow_overlap: bool = False,
     on_predictions: Callable[[pd.DataFrame], None] | None = None,
@@ -134,11 +134,12 @@ def sweep(
     Numbers are read by the probes that are regressors, classes by the others; InputError where there is none.
 
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.tasks.control.CONTROLS`. on_predictions: called with every block of predictions (columns
+    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of predictions (columns
     `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
     first failure raises RuntimeError.
     """
     all_states = [states] if isinstance(states, States) else list(states)
+    controls = tuple(CONTROLS) if controls is None else controls
     blocks: list[pd.DataFrame] = []
     probes_by_task = [choose_probes(probes, task) for task in tasks]
     total = sum(

@@ -256,8 +256,8 @@ TWINS = {
     LacksAColumn: "cannot be drawn .*lacks effect",
     TuplesForArguments: r"an answer that was saved and loaded give another answer .*lists, not tuples",
     NotesTheNumberOfCalls: "saved and loaded give another answer .*depend on the columns",
-    AsksNothing: "asks nothing: end the question with a question mark",
-    ClaimsNothing: "the study has no claim: set `claim",
+    AsksNothing: "asks nothing: set `question.*with its question mark",
+    ClaimsNothing: "tests a claim that it does not state: set `claim",
 }
 
 
