@@ -112,7 +112,11 @@ class Answer:
 
     @classmethod
     def load(cls, path: Path | str) -> Answer:
-        """Read an answer that `save` wrote. Raises InputError for anything else."""
+        """Read an answer that `save` wrote. An exhibit whose plot is not registered is a table, and a note says so.
+
+        Raises InputError for anything else.
+        """
+        from clsprobe.analysis.plots import can_draw
         from clsprobe.analysis.table import read_table
 
         path = Path(path)
@@ -125,9 +129,18 @@ class Answer:
         for part in saved.exhibits:
             if not re.fullmatch(r"[^/\\]+\.parquet", part.table):
                 raise InputError(str(path), f"names {json.dumps(part.table)}, which is no table beside it", RERUN)
+        unknown = {part.plot: None for part in saved.exhibits if part.plot and not can_draw(part.plot)}
         exhibits = tuple(
-            Exhibit(**{**dict(part), "table": read_table(path.with_name(part.table))}) for part in saved.exhibits
+            Exhibit(
+                part.caption,
+                read_table(path.with_name(part.table)),
+                None if part.plot in unknown else part.plot,
+                {} if part.plot in unknown else part.arguments,
+                part.section,
+            )
+            for part in saved.exhibits
         )
+        lost = [f"The plot '{plot}' is of no installed package: what it drew is shown as a table." for plot in unknown]
         verdict = saved.verdict
         if saved.answer is None:  # clsprobe 0.1 judged a claim that may be the opposite of the question
             verdict = _quote_verdict(verdict, saved.claim)
@@ -136,7 +149,7 @@ class Answer:
             saved.claim,
             verdict,
             exhibits,
-            saved.notes,
+            (*saved.notes, *lost),
             saved.settings,
             answers=saved.answers,
             p=math.nan if saved.p is None else saved.p,

@@ -30,7 +30,7 @@ from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
 from clsprobe.probes.tasks.split import sample_task
-from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.task import IN_MEMORY, Task
 
 if TYPE_CHECKING:
     from clsprobe.probes.extraction.vectors import Vectors
@@ -90,11 +90,23 @@ def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Lo
     source_options = SourceOptions(
         **{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options
     )
+    if all(isinstance(task, Task) for task in settings.task):
+        _refuse_reading(settings)
     for task in settings.task:
         if isinstance(task, Task):
             yield task.name, Loaded.of_task(task)
         else:
             yield task, load(task, source_options)
+
+
+def _refuse_reading(settings: TextSettings) -> None:
+    """Raise InputError for a setting that says how a file or data set is read, where all tasks are in memory."""
+    for name in SourceOptions.__dataclass_fields__:
+        info = type(settings).model_fields.get(name)
+        if info is not None and name != "vectors" and getattr(settings, name) != info.default:
+            what = "says how a source is read, and the task is in memory"
+            mend = "Leave it out; Task.from_lists, from_frame and from_dataset have such arguments"
+            raise InputError(name, what, mend)
 
 
 def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:
@@ -117,7 +129,8 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InputError("--task", f"two tasks are called '{repeated}'", "Rename a file, or run them apart")
+        mend = "Pass name=... to one of them" if repeated.startswith(IN_MEMORY) else "Rename a file, or run them apart"
+        raise InputError("--task", f"two tasks are called '{repeated}'", mend)
     return corpus
 
 
@@ -146,6 +159,9 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)
     corpus = read_corpus(settings, seed=seed, vectors=vectors)
+    if rowless := [task.name for task in corpus.tasks if task.rows is None]:
+        mend = "Make it with Task(..., rows=...), the row of the vectors for every text"
+        raise InputError(rowless[0], "does not say which rows the vectors belong to", mend)
     rows = np.concatenate([task.rows for task in corpus.tasks if task.rows is not None])
     ids = vectors.check(rows, layers, readouts)
     corpus.contents[str(settings.vectors)] = vectors.digest

@@ -7,15 +7,16 @@ A study has the groups whose flags it can use, and gives a field another default
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
 
 from clsprobe.analysis.sources import Loaded
 from clsprobe.probes.encoders.in_memory import EncoderCopy, as_model
-from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import DEFAULT, split_names
+from clsprobe.probes.errors import InputError, quote, unknown
+from clsprobe.probes.extraction.readouts import DEFAULT, READOUTS, split_names
+from clsprobe.probes.registry import PROBES, describe_kind
 from clsprobe.probes.tasks.task import Task
 
 DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> its default probe
@@ -23,8 +24,17 @@ DEFAULT_PROBES = {"class": "logistic", "number": "ridge"}  # kind of a task -> i
 
 def _read_names(value: Any) -> Any:
     """Names from a comma-separated string, or from a flag that is given several times."""
-    parts = [value] if isinstance(value, str) else list(value)
-    return tuple(name for part in parts for name in split_names(str(part)))
+    parts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return tuple(name for part in parts for name in split_names(_name_part(part)))
+
+
+def _name_part(part: Any) -> str:
+    """A name as it is; for a class or an object, one by which its register finds it."""
+    if isinstance(part, str):
+        return part
+    if hasattr(part, "get_params") or hasattr(part, "fit"):
+        return PROBES.remember(part)
+    return READOUTS.remember(part) if hasattr(part, "read") else str(part)
 
 
 def _read_layers(value: Any) -> Any:
@@ -37,10 +47,14 @@ def _read_layers(value: Any) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-    if not isinstance(value, str | Task | Iterable):
-        what = f"holds {type(value).__name__}, which is no task"
-        raise InputError("--task", what, "Pass a SPEC such as 'grammar:tense', or a Task, as from Task.from_lists")
-    return (value,) if isinstance(value, str | Task) else tuple(value)
+    tasks = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if wrong := [task for task in tasks if not isinstance(task, str | Task)]:
+        kind = {"DataFrame": "frame", "Dataset": "dataset", "DatasetDict": "dataset"}.get(
+            type(wrong[0]).__name__, "lists"
+        )
+        mend = f"Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv', or a Task, as from Task.from_{kind}"
+        raise InputError("--task", f"holds {describe_kind(wrong[0])}, which is no task", mend)
+    return tasks
 
 
 def _task_in_settings(value: Any) -> str:
@@ -183,3 +197,27 @@ class ProbeSettings(Settings):
 
 class SweepSettings(ProbeSettings, VectorSettings, FileOfVectors, TaskSettings):
     """Everything that the layer x readout x probe sweep needs."""
+
+
+def describe_invalid(kind: type[BaseModel], error: ValidationError) -> InputError:
+    """The first problem of values that do not fit the fields of `kind`, as an error that names the flag."""
+    problem: Mapping[str, Any] = error.errors()[0]
+    if not problem["loc"]:  # of a validator of the whole study
+        return InputError(kind.__name__, problem["msg"], "See its settings with --help")
+    field = str(problem["loc"][0])
+    where, value = "--" + field.replace("_", "-"), quote(str(problem["input"]))
+    if problem["type"] == "extra_forbidden":
+        return unknown(kind.__name__, "setting", field, kind.model_fields)
+    if problem["type"] == "missing":
+        return InputError(where, "is missing", "Give it; see --help")
+    if problem["type"] == "literal_error":
+        allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        return unknown(where, "value", str(problem["input"]), [name.strip("'") for name in allowed])
+    info = kind.model_fields[field]
+    if info.annotation is bool:
+        return InputError(where, f"{value} does not fit", "Say true or false")
+    low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
+    high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
+    if low is not None:
+        return InputError(where, f"{value} does not fit", f"Give a whole number from {low} to {high}")
+    return InputError(where, f"{value}: {problem['msg'].lower()}", "See --help")

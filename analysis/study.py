@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from clsprobe.analysis.answer import Answer, Exhibit, correct_answers
 from clsprobe.analysis.contents import own_contents, plugin_contents
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.registers import STUDIES, further_studies
 from clsprobe.analysis.result import Result
+from clsprobe.analysis.settings import describe_invalid
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need
 from clsprobe.probes.errors import printable
 
@@ -37,7 +39,8 @@ T = TypeVar("T")
 
 
 class Study(BaseModel, ABC):
-    """One question about an encoder. Subclass it in a file of scripts/: its fields become the flags of a command.
+    """One question about an encoder. Its fields are the flags of a command: that of its name among `STUDIES`, or of
+    ``package.module:Name``.
 
     A study is its question, its settings (groups of fields, see `analysis.settings`) and three methods: `measure`
     everything once, `judge` one task, `show` one task.
@@ -51,9 +54,23 @@ class Study(BaseModel, ABC):
     opening: ClassVar[str] = ""  # what is listed for every one of several tasks
     statements: ClassVar[Mapping[Outcome, str]] = {}  # of an open question: outcome -> what it says of a task
     rivals: ClassVar[tuple[str, ...]] = ()  # baselines: a task that one of them solves by construction decides nothing
-    aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of its command, for a study of clsprobe's own
+    further: ClassVar[tuple[str, ...]] = ()  # commands of other studies that its measurement can answer
     judged: ClassVar[str] = "predictions"  # the table that holds rows of every task which `judge` can judge
     tables: ClassVar[tuple[str, ...]] = ()  # the tables that `measure` returns
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_values(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
+        """Raise InputError that names the setting for the first value that does not fit."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise describe_invalid(cls, error) from None
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """The settings that differ from their defaults, for a short `repr`."""
+        return [(name, value) for name, value in self if value != type(self).model_fields[name].default]
 
     @abstractmethod
     def measure(self, folder: RunFolder | None = None) -> Measured:
@@ -100,8 +117,8 @@ class Study(BaseModel, ABC):
 
     @classmethod
     def command(cls) -> str:
-        """The name of its command, "fine-tuning" for FineTuning."""
-        return cls.name().replace("_", "-")
+        """The name of its command, "fine-tuning" for FineTuning; ``package.module:Name`` where none is registered."""
+        return STUDIES.name_of(cls)
 
     @classmethod
     def can_judge(cls, measured: Measured) -> bool:
@@ -211,14 +228,17 @@ class Study(BaseModel, ABC):
         folder: RunFolder | Path | str | None = None,
         *,
         overwrite: bool = False,
-        others: Sequence[type[Study]] = (),
+        others: Sequence[type[Study]] | None = None,
     ) -> Result:
         """Measure and answer, in memory or into the folder of a run.
 
         folder: where everything is written, page included; the same call goes on with a run that was interrupted.
-        overwrite: replaces a finished run there. others: further studies that the same measurement answers. Raises
-        InputError for anything the user can fix.
+        overwrite: replaces a finished run there. others: further studies that the same measurement answers, by default
+        those of `further`.
+        Raises InputError for anything the user can fix.
         """
+        if others is None:
+            others = further_studies(type(self))
         if isinstance(folder, (str, Path)):
             folder = RunFolder(folder, self.command(), self.settings(), overwrite=overwrite)
         if folder is None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 BEAT, STALE = 2.0, 30.0  # seconds between two heartbeats of a lock, and without one until it is stale
 ABANDONED = 3600.0  # seconds without a change until a file is abandoned, more than clocks of machines differ
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # machine, process
+TEMPORARY_FOLDER = "clsprobe-"  # the beginning of its name
 LARGEST_TEXT = 64 << 20  # bytes of a file that is parsed as a whole, such as JSON; none of ours comes near it
 LARGEST_LOCK = 4096  # bytes
 
@@ -259,11 +260,12 @@ def make_folder(path: Path | str, *, private: bool = False) -> Path:
 
 def make_temporary_folder() -> Path:
     """A new folder among the temporary files of the system ($TMPDIR), closed to other users."""
-    return Path(tempfile.mkdtemp(prefix="clsprobe-"))
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY_FOLDER))
 
 
 def remove_temporary_folder(path: Path) -> None:
     """Remove a folder that `make_temporary_folder` made, with what is in it."""
+    assert path.name.startswith(TEMPORARY_FOLDER)
     shutil.rmtree(path, ignore_errors=True)
 
 

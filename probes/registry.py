@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import secrets
 import sys
 import sysconfig
 from collections import Counter
@@ -40,6 +41,9 @@ FULL_NAME = re.compile(rf"{_DOTTED}:{_DOTTED}")
 _NAME = re.compile(r"\w[\w.-]*")  # what can be typed among others, separated by commas or colons
 
 
+_IN_MEMORY: dict[tuple[str, str], Any] = {}  # (group, name) -> an object of this process (`Register.remember`)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A name of a register.
@@ -60,6 +64,7 @@ class Register:
 
     kind: what an error calls them. group: of the entry points of other packages. flag: where the user names them.
     built_in: name -> ``package.module:Name`` of clsprobe's own. reserved: further names that no package can have.
+    hyphenated: whether names are those of commands, in which `_` is `-`.
     """
 
     kind: str
@@ -67,6 +72,7 @@ class Register:
     flag: str
     built_in: Mapping[str, str]
     reserved: Collection[str] = ()
+    hyphenated: bool = False
 
     def entries(self) -> list[Entry]:
         """All that is registered: clsprobe's own, then those of other packages by name. Imports none of them."""
@@ -90,13 +96,29 @@ class Register:
 
     def is_plugin(self, name: str) -> bool:
         """Whether the name is of another package: a full name, or one that is registered and not clsprobe's own."""
-        if name in self.built_in or name in self.reserved:
+        if name in self.built_in or name in self.reserved or name.startswith("clsprobe."):
             return False
-        return ":" in name or bool(self.owners(name))
+        return ":" in name or (self.group, name) in _IN_MEMORY or bool(self.owners(name))
 
     def owners(self, name: str) -> dict[str, str]:
         """Full name -> package of all that other packages register under a name."""
         return {full_name: package for (other, full_name), package in self._registered().items() if other == name}
+
+    def remember(self, thing: Any) -> str:
+        """A name for a class or an object of this process, under which `load` finds it: its full name if that leads to
+        it, otherwise ``Name#DIGEST``, of its attributes."""
+        kind = thing if isinstance(thing, type) else type(thing)
+        if thing is kind and self._leads_to(full_name := self.name_of(kind), kind):
+            return full_name
+        name = f"{kind.__name__}#{digest_attributes(thing)[:8]}"
+        _IN_MEMORY[self.group, name] = thing
+        return name
+
+    def _leads_to(self, name: str, thing: Any) -> bool:
+        try:
+            return self.load(name) is thing
+        except InputError:  # a class within a function
+            return False
 
     def full_name(self, name: str) -> str:
         """The ``package.module:Name`` of a name. Imports nothing.
@@ -105,6 +127,9 @@ class Register:
         """
         if name in self.built_in:
             return self.built_in[name]
+        if (thing := _IN_MEMORY.get((self.group, name))) is not None:
+            kind = thing if isinstance(thing, type) else type(thing)
+            return f"{kind.__module__}:{kind.__qualname__}"
         if ":" in name:
             if not FULL_NAME.fullmatch(name):
                 mend = "Write it as in mypackage.module:Name"
@@ -125,9 +150,11 @@ class Register:
 
     def load(self, name: str) -> Any:
         """The object of a name, imported now. Raises InputError for whatever goes wrong in a plug-in."""
+        if (thing := _IN_MEMORY.get((self.group, name))) is not None:
+            return thing
         full_name = self.full_name(name)
         module_name, _, attribute = full_name.partition(":")
-        if name in self.built_in:
+        if full_name in self.built_in.values():
             return attrgetter(attribute)(importlib.import_module(module_name))
         where = f"{self.flag} {name}"
         if not FULL_NAME.fullmatch(full_name):
@@ -165,7 +192,11 @@ class Register:
 
     def describe(self, name: str) -> str:
         """The first sentence of the docstring of one of clsprobe's own, read from its file: nothing is imported."""
-        return _first_sentence(ast.get_docstring(read_definition(self.built_in[name])) or "")
+        return _first_sentence(read_definition(self.built_in[name]))
+
+    def describe_module(self, name: str) -> str:
+        """The same of the module that defines it."""
+        return _first_sentence(_read_module(self.built_in[name].partition(":")[0]))
 
     def name_of(self, definition: Any) -> str:
         """The name by which a class or function is called: its short one if it has one, otherwise its full name."""
@@ -183,9 +214,9 @@ class Register:
                     points += distribution.entry_points.select(group=self.group)
         registered = {}
         for point in points:
-            package = _describe_package(point)
-            if package.partition(" ")[0] != "clsprobe" and self.built_in.get(point.name) != point.value:
-                registered[printable(point.name), printable(point.value.partition("[")[0].strip())] = package
+            name, package = point.name.replace("_", "-") if self.hyphenated else point.name, _describe_package(point)
+            if package.partition(" ")[0] != "clsprobe" and self.built_in.get(name) != point.value:
+                registered[printable(name), printable(point.value.partition("[")[0].strip())] = package
         return dict(sorted(registered.items()))
 
 
@@ -230,16 +261,30 @@ def search_current_folder() -> None:
 def read_definition(full_name: str) -> ast.ClassDef | ast.FunctionDef:
     """The syntax tree of a class or function at the top of a module of clsprobe, which is not imported."""
     module, _, name = full_name.partition(":")
-    spec = importlib.util.find_spec(module)
+    nodes = (node for node in _read_module(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return next(node for node in nodes if node.name == name)
+
+
+def _read_module(name: str) -> ast.Module:
+    spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name)
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
-def _first_sentence(docstring: str) -> str:
-    paragraph = " ".join(docstring.partition("\n\n")[0].split())
-    return re.split(r"\.(?= [A-Z]|$)", paragraph)[0]
+def _first_sentence(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+    paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    return re.split(r"\.(?= [A-Z]|$)", paragraph)[0].replace("`", "")
+
+
+def digest_attributes(thing: Any) -> str:
+    """A digest of what an object was made with; random where an attribute cannot be hashed."""
+    import joblib
+
+    try:
+        return str(joblib.hash([type(thing).__qualname__, getattr(thing, "__dict__", {})]))
+    except Exception:  # pickling may raise anything
+        return secrets.token_hex()
 
 
 def digest_source(module: str) -> str:

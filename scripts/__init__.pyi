@@ -1,5 +1,6 @@
 # The public face of clsprobe, for type checkers and, through lazy_loader, at run time: one list of names for both.
 
+from . import studies as studies
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
 from .analysis.contract import check_study as check_study

@@ -1,6 +1,6 @@
 """The command line: ``clsprobe <study> ...``, and the commands for finished runs, the cache and lists.
 
-1. Every file of this package that defines a study is a sub-command; the study's fields are its flags (`flags`).
+1. Every study is a sub-command (`commands`); its fields are its flags (`flags`).
 2. An error that the user can fix is one line, ``error: WHERE: WHAT. MEND.``, with exit code 2. 130 is Ctrl-C, 1 a bug.
 
 Imports no torch, so that help, lists and errors about data or flags come at once.
@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
+from clsprobe.analysis.registers import load_study
 from clsprobe.cache import cache
+from clsprobe.check import check
+from clsprobe.commands import Commands
 from clsprobe.execution import execute
 from clsprobe.finished import export, report
-from clsprobe.flags import make_command
 from clsprobe.listing import list_choices
 from clsprobe.probes.errors import InputError, did_you_mean
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -42,7 +46,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # the base of typer's errors, w
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code. arguments: default those of the process, which then handles Ctrl-C."""
     words = [_hyphenate(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    if words:
+    if words and ":" not in words[0]:
         words[0] = words[0].replace("_", "-")  # `fine_tuning` is `fine-tuning`
     interrupt = _Interrupt(f"stopped; the same command goes on: clsprobe {shlex.join(words)}")
     debug, quiet = "--debug" in words, "--quiet" in words
@@ -55,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
         warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # without the source line
-        register_studies()
         code = app(args=words, prog_name="clsprobe", standalone_mode=False) or 0  # typer itself returns 130 for Ctrl-C
     except InputError as error:
         code = _report_error(error, debug)
@@ -132,11 +135,30 @@ def _convert_usage_error(error: Any, words: Sequence[str]) -> InputError:
     known: list[str] = []
     if context is not None:
         known = [option for parameter in context.command.params for option in parameter.opts]
-        known += list(getattr(context.command, "commands", {}))
+        known += context.command.list_commands(context) if isinstance(context.command, Commands) else []
     names = [word.partition("=")[0] for word in words]
     mistyped = next((name for name in names if name in message.replace("'", " ").split()), None)
     guess = did_you_mean(mistyped, known) if mistyped else None
     return InputError(mistyped or "command", message, f"Did you mean '{guess}'?" if guess else "See --help")
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    versions = {name: version(name) for name in ("clsprobe", "torch", "transformers", "scikit-learn")}
+    own = f"clsprobe {versions.pop('clsprobe')}"
+    others = ", ".join(f"{name} {number}" for name, number in versions.items())
+    typer.echo(f"{own} (Python {platform.python_version()}, {others})")
+    raise typer.Exit
+
+
+@app.callback()
+def _set_flags(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the versions and exit", callback=_print_versions, is_eager=True)
+    ] = False,
+) -> None:
+    """The flags of the command itself."""
 
 
 @app.command()
@@ -150,25 +172,11 @@ def demo(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """Everything, on the embedded model and the built-in sentences."""
-    from clsprobe.studies import studies
-
-    execute("demo", studies()["run"](), out, overwrite=overwrite, dry=dry_run)
+    execute("demo", load_study("run")(), out, overwrite=overwrite, dry=dry_run)
 
 
 app.command()(report)
 app.command()(export)
 app.command()(cache)
+app.command()(check)
 app.command("list")(list_choices)
-
-
-def register_studies() -> None:
-    """Register a sub-command for every study; those that are registered already are skipped."""
-    from clsprobe.studies import studies
-
-    registered = {command.name for command in app.registered_commands}
-    for name, kind in studies().items():
-        if name in registered:
-            continue
-        description = kind.question + (f"\n\nThe claim it judges: {kind.claim}." if kind.claim else "")
-        for command in (name, *kind.aliases):
-            app.command(command, help=description, hidden=command != name)(make_command(name, kind))

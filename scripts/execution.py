@@ -19,7 +19,6 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     """Run a study and write its results to the folder `out`. dry: print what the run would take, and stop."""
     from clsprobe.analysis.folder import RunFolder
     from clsprobe.analysis.result import format_answer
-    from clsprobe.studies import further_studies
 
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for sentence in study.prepare():
@@ -29,7 +28,7 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
             log.info(printable(sentence))
     if dry:
         return
-    result = study.run(folder, others=further_studies(name))
+    result = study.run(folder)
     for answer in result.answers.values():
         for note in answer.notes:
             log.info("note: %s", printable(note))

@@ -58,6 +58,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     margin: ClassVar[float] = 0.02
     opening: ClassVar[str] = "The lowest of the others minus [CLS]"
     aliases: ClassVar[tuple[str, ...]] = ("finetune",)
+    further: ClassVar[tuple[str, ...]] = ("trajectory",)
     tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")

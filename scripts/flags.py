@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
-from pydantic import ValidationError
 
+from clsprobe.analysis.registers import STUDIES
+from clsprobe.completion import COMPLETIONS
 from clsprobe.config import read_config
 from clsprobe.execution import execute
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError
+from clsprobe.probes.registry import describe_error
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -33,7 +35,13 @@ RUN_FLAGS: dict[str, tuple[Any, str]] = {  # flags of the run, not of the study
 
 
 def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
-    """Make the function of a sub-command, with a keyword argument for every field of the study and every run flag."""
+    """Make the function of a sub-command, with a keyword argument for every field of the study and every run flag.
+
+    Raises InputError where a field of the study has the name of a run flag.
+    """
+    if taken := sorted(RUN_FLAGS.keys() & kind.model_fields.keys()):
+        what = f"has a setting '{taken[0]}', and {_flag_name(taken[0])} is a flag of every run"
+        raise InputError(f"clsprobe {name}", what, "Rename it")
     flags = {field: (_flag_type(info), _flag_help(info)) for field, info in kind.model_fields.items()} | RUN_FLAGS
 
     def command(**arguments: Any) -> None:
@@ -41,12 +49,16 @@ def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
         run = {field: values.pop(field, None) for field in RUN_FLAGS}
         if empty := [field for field in ("out", "config") if run[field] == ""]:
             raise InputError(_flag_name(empty[0]), "is empty", "Name one, or leave the flag out")
-        out = run["out"] or f"out/{name}"
+        out = run["out"] or f"out/{name.rpartition(':')[2]}"
         try:
             study = make_study(kind, values, run["config"])
             execute(name, study, out, overwrite=bool(run["overwrite"]), dry=run["dry_run"])
         except InputError as error:
             raise _locate(error, kind, values, run["config"]) from error.__cause__
+        except Exception as error:
+            if not STUDIES.is_plugin(name):
+                raise
+            raise InputError(f"clsprobe {name}", f"failed ({describe_error(error)})", "--debug shows where") from error
 
     annotations = {field: _annotate(field, *flag) for field, flag in flags.items()}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -65,7 +77,8 @@ def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
 
 
 def _annotate(field: str, type_: Any, description: str) -> Any:
-    option = typer.Option(_flag_name(field), help=description, show_default=False)
+    complete = COMPLETIONS.get(field)
+    option = typer.Option(_flag_name(field), help=description, show_default=False, autocompletion=complete)
     return Annotated[bool, option] if type_ is bool else Annotated[type_ | None, option]
 
 
@@ -74,8 +87,9 @@ def _flag_type(info: FieldInfo) -> Any:
 
 
 def _flag_help(info: FieldInfo) -> str:
-    default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
-    return f"{info.description}" + ("" if default in (None, False, "") else f" [default: {default}]")
+    default = ",".join(map(str, info.default)) if isinstance(info.default, tuple) else info.default
+    has_default = not info.is_required() and default not in (None, False, "")
+    return (info.description or "") + (f" [default: {default}]" if has_default else "")
 
 
 def _flag_name(field: str) -> str:
@@ -84,14 +98,11 @@ def _flag_name(field: str) -> str:
 
 def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | None = None) -> Study:
     """Make a study of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
-    values, places = read_config(Path(config), list(kind.model_fields)) if config else ({}, {})
-    places |= {field: _flag_name(field) for field in flag_values}
+    values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = str(problem["loc"][0])
-        raise _describe_invalid(places.get(field, _flag_name(field)), kind.model_fields[field], problem) from None
+    except InputError as error:
+        raise _locate(error, kind, flag_values, config) from error.__cause__
 
 
 def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any], config: str | None) -> InputError:
@@ -102,17 +113,3 @@ def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any]
         return error
     _, places = read_config(Path(config), list(kind.model_fields))
     return InputError(f"{places.get(field, flag)}{space}{value}", error.what, error.mend)
-
-
-def _describe_invalid(where: str, info: FieldInfo, problem: Mapping[str, Any]) -> InputError:
-    value = str(problem["input"])
-    if problem["type"] == "literal_error":
-        allowed = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        return unknown(where, "value", value, [name.strip("'") for name in allowed])
-    if info.annotation is bool:
-        return InputError(where, f"'{value}' does not fit", "Say true or false")
-    low = next((limit.ge for limit in info.metadata if hasattr(limit, "ge")), None)
-    high = next((limit.le for limit in info.metadata if hasattr(limit, "le")), None)
-    if low is not None:
-        return InputError(where, f"'{value}' does not fit", f"Give a whole number from {low} to {high}")
-    return InputError(where, f"'{value}': {problem['msg'].lower()}", "See --help")

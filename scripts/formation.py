@@ -43,7 +43,7 @@ from clsprobe.analysis.verdict import (
     warn_of_few_texts,
 )
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import NAMED, last_layer_only, parse_readouts
+from clsprobe.probes.extraction.readouts import Cat, Cls, Flatten, parse_readouts
 
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder
@@ -79,12 +79,13 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
 
     def model_post_init(self, context: Any) -> None:
         """Raise InputError without cls, or for a readout that is no vector of a single layer."""
-        names = [readout.name for readout in parse_readouts(self.readouts)]
-        if "cls" not in names:
+        readouts = parse_readouts(self.readouts)
+        if not any(isinstance(readout, Cls) for readout in readouts):
             raise InputError("--readouts", "this study is about cls", "Name cls, and others beside it")
-        for name in names:
-            if last_layer_only(name) or (name not in NAMED and not name.startswith("token[")):
-                raise InputError("--readouts", f"'{name}' is no vector of a single layer", "Use cls, token[1] or mean")
+        for readout in readouts:
+            if readout.last_layer_only or isinstance(readout, Flatten | Cat):
+                what = f"'{readout.name}' is no vector of a single layer"
+                raise InputError("--readouts", what, "Use cls, token[1] or mean")
 
     @cached_property
     def inputs(self) -> Inputs:

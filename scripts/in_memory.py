@@ -19,12 +19,14 @@ def probe(
     groups: Sequence[Any] | None = None,
     name: str = "data",
     model: Any = None,
+    maps: bool = False,
     **settings: Any,
 ) -> Result:
     """Probe every layer and readout of an encoder for labels of texts, as ``clsprobe run`` does for a file.
 
     texts, labels, split, groups, name: as in `Task.from_lists`. model: a folder, a hub name, a SentenceTransformer, or
-    (model, tokenizer) of transformers; by default the embedded MiniLM. settings: those of the command, such as
+    (model, tokenizer) of transformers; by default the embedded MiniLM. maps: draw UMAPs too, which takes some twenty
+    seconds. settings: those of the command, such as
     ``layers=[0, 6]``, ``readouts=["cls", "mean"]``, ``probes="logistic"``, ``seeds=3``, and the rules for rows of
     `Task.from_lists`, such as ``target="number"``.
 
@@ -33,8 +35,7 @@ def probe(
     """
     from clsprobe.probes.tasks.task import Task
     from clsprobe.run import Run
-    from clsprobe.studies import further_studies
 
     rules = {rule: settings.pop(rule) for rule in ROW_RULES if rule in settings}
     task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
-    return Run(task=task, model=model, **settings).run(others=further_studies("run"))
+    return Run(task=task, model=model, no_maps=not maps, **settings).run()

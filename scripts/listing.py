@@ -1,65 +1,75 @@
-"""`clsprobe list`: the models, tasks, readouts, probes and studies to choose from."""
+"""`clsprobe list`: the models, tasks, readouts, probes, studies, sources and plots to choose from."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clsprobe.probes.errors import InputError, printable, unknown
 
+if TYPE_CHECKING:
+    from clsprobe.probes.registry import Entry, Register
+
+
+KINDS = ("models", "tasks", "readouts", "probes", "studies", "sources", "plots")
+Lines = list[tuple[str, str]]  # names and descriptions
+
 
 def list_choices(
-    what: Annotated[str, typer.Argument(help="models, tasks, readouts, probes or studies")],
+    what: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}", autocompletion=lambda: list(KINDS)),
+    ],
     task: Annotated[str | None, typer.Option(help="tasks: a SPEC, for its rows by class and those left out")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """What there is to choose from."""
-    from clsprobe.studies import studies
-
-    listings = {
-        "models": _list_models, "tasks": _list_tasks, "readouts": _list_readouts, "probes": _list_probes,
-        "studies": lambda: {name: kind.question for name, kind in studies().items()},
-    }  # fmt: skip
-    if what not in listings:
-        raise unknown("list", "kind", what, listings)
+    if what not in KINDS:
+        raise unknown("list", "kind", what, KINDS)
     if task is not None:
         if what != "tasks":
             raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
         for line in _describe_spec(task):
             typer.echo(line)
         return
-    descriptions = listings[what]()
-    width = max(map(len, descriptions))
-    for name, description in descriptions.items():
-        typer.echo(f"{name:<{width}}  {description}")
+    listings = (
+        _list_models, _list_tasks, _list_readouts, _list_probes, _list_studies, _list_sources, _list_plots
+    )  # fmt: skip
+    lines = dict(zip(KINDS, listings, strict=True))[what]()
+    width = max(len(name) for name, _ in lines)
+    for name, description in lines:
+        typer.echo(printable(f"{name:<{width}}  {description}"))
 
 
-def _list_models() -> dict[str, str]:
+def _list_models() -> Lines:
     from clsprobe.probes.encoders.adapters import BLOCKS
     from clsprobe.probes.encoders.describing import describe
 
     embedded = describe()
-    return {
-        embedded.name: f"embedded, the default: layers 0..{embedded.layers}, {embedded.dim} dimensions",
-        "ORG/NAME or a folder": f"any encoder of these architectures: {', '.join(sorted(BLOCKS))}",
-    }
+    return [
+        (embedded.name, f"embedded, the default: layers 0..{embedded.layers}, {embedded.dim} dimensions"),
+        ("ORG/NAME or a folder", f"any encoder of these architectures: {', '.join(sorted(BLOCKS))}"),
+    ]
 
 
-def _list_tasks() -> dict[str, str]:
+def _list_tasks() -> Lines:
+    from clsprobe.analysis.sources import SOURCES
     from clsprobe.analysis.sources.grammar import DEMO, PROPERTIES, SIZE
 
-    return {
-        **{f"grammar:{name}": "built-in sentences, words disjoint between train and test" for name in PROPERTIES},
-        "grammar:demo": f"{', '.join(DEMO)}; the default",
-        "grammar:all": "all of them",
-        "grammar:NAME:SIZE": f"as many sentences as you say instead of {SIZE:,}",
-        "file:PATH": "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files",
-        "file:-": "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say",
-        "conllu:PATH:PROPERTY": "a Universal Dependencies treebank; conllu:PATH:all for all it supports",
-        "senteval:PATH": "a SentEval probing file",
-        "hf:ORG/NAME[:CONFIG][@REVISION]": "a Hugging Face dataset; --split takes its slice syntax",
-    }
+    of_others = [(f"{name}:REST", text) for name, text in _list_register(SOURCES) if name not in SOURCES.built_in]
+    return [
+        *((f"grammar:{name}", "built-in sentences, words disjoint between train and test") for name in PROPERTIES),
+        ("grammar:demo", f"{', '.join(DEMO)}; the default"),
+        ("grammar:all", "all of them"),
+        ("grammar:NAME:SIZE", f"as many sentences as you say instead of {SIZE:,}"),
+        ("file:PATH", "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files"),
+        ("file:-", "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say"),
+        ("conllu:PATH:PROPERTY", "a Universal Dependencies treebank; conllu:PATH:all for all it supports"),
+        ("senteval:PATH", "a SentEval probing file"),
+        ("hf:ORG/NAME[:CONFIG][@REVISION]", "a Hugging Face dataset; --split takes its slice syntax"),
+        *of_others,
+    ]
 
 
 def _describe_spec(spec: str) -> list[str]:
@@ -78,19 +88,58 @@ def _describe_spec(spec: str) -> list[str]:
     return [*lines, *loaded.notes]
 
 
-def _list_readouts() -> dict[str, str]:
-    return {
-        "cls": "the [CLS] token",
-        "sep": "the last separator",
-        "token[K]": "the K-th content token; token[-1] is the last; token1 and token-1 work too",
-        "random": "one content token, drawn by the text",
-        "mean": "mean over all real tokens",
-        "max": "maximum of every coordinate over all real tokens",
-        "cls+norm": "cls, or any other, after the norm that follows the last layer, where the model has one",
-    }
+def _list_readouts() -> Lines:
+    from clsprobe.probes.extraction.readouts import FORMS, READOUTS
+
+    return [*_list_register(READOUTS), *FORMS.items(), ("package.module:Class", "any clsprobe.Readout")]
 
 
-def _list_probes() -> dict[str, str]:
+def _list_probes() -> Lines:
     from clsprobe.probes.registry import PROBES
 
-    return dict(PROBES.built_in) | {"package.module:Class": "any CellProbe, scikit-learn classifier or regressor"}
+    return [*_list_register(PROBES), ("package.module:Class", "any CellProbe, scikit-learn classifier or regressor")]
+
+
+def _list_sources() -> Lines:
+    from clsprobe.analysis.sources import SOURCES
+
+    lines = [
+        (entry.name, _describe_origin(entry) if entry.package else SOURCES.describe_module(entry.name))
+        for entry in SOURCES.entries()
+    ]
+    return [*lines, ("package.module:function", "any function load(rest, options) that returns a clsprobe.Loaded")]
+
+
+def _list_studies() -> Lines:
+    from clsprobe.analysis.registers import STUDIES, load_study, read_question
+
+    def ask(entry: Entry) -> str:
+        if not entry.package:
+            return read_question(entry.name)
+        try:
+            question = load_study(entry.name).question
+        except InputError as error:
+            return f"cannot be used: {error.what}"
+        return f"{question} ({_describe_origin(entry)})"
+
+    return [*((entry.name, ask(entry)) for entry in STUDIES.entries()), ("package.module:Class", "any clsprobe.Study")]
+
+
+def _list_plots() -> Lines:
+    from clsprobe.analysis.plots import PLOTS
+
+    return _list_register(PLOTS)
+
+
+def _list_register(register: Register) -> Lines:
+    """clsprobe's own names with the first sentence of their docstrings, and those of other packages."""
+    return [
+        (entry.name, _describe_origin(entry) if entry.package else register.describe(entry.name))
+        for entry in register.entries()
+    ]
+
+
+def _describe_origin(entry: Entry) -> str:
+    """Where an object of another package comes from: "stranger 1.0, stranger.probes:Mine"."""
+    full_name = "" if entry.name == entry.full_name else f", {entry.full_name}"
+    return f"{entry.package}{full_name}" + (f"; {entry.reason}" if entry.reason else "")

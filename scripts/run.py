@@ -4,13 +4,15 @@
 
 Every text is encoded once and probed at every layer and readout. The answer is what [CLS] tells at the layer that dev
 chooses, and whether that is more than each of the baselines tells, on the same test texts. The same measurement answers
-further questions (`clsprobe.studies.FURTHER_STUDIES`).
+further questions (`Run.further`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
+
+from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.measured import Measured
@@ -33,6 +35,7 @@ class Run(SweepStudy):
         "undecided": "not certainly more than every baseline",
     }
     rivals: ClassVar[tuple[str, ...]] = BASELINES
+    further: ClassVar[tuple[str, ...]] = ("aggregate", "positions", "poolings")
     details: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = (
         *SweepStudy.tables,
@@ -42,6 +45,8 @@ class Run(SweepStudy):
         "information",
         "boilerplate",
     )
+
+    no_maps: bool = Field(False, description="leave the maps (UMAP) out, which take some twenty seconds")
 
     def ask(self, measured: Measured) -> str:
         """The question; it names the file of the vectors where [CLS] was not read."""

@@ -1,30 +1,39 @@
-"""All studies by the name of their command, and which of them share a measurement."""
+"""The studies by the names of their classes, each imported when it is first used: ``clsprobe.studies.Poolings(...)``.
+
+Those of other packages (`STUDIES`) are here too, under names that are theirs alone.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from clsprobe.analysis.study import Study
+from clsprobe.analysis.registers import STUDIES, load_study
+from clsprobe.probes.errors import did_you_mean
 
-# command -> further studies that its measurement can answer; each skips what it cannot judge
-FURTHER_STUDIES = {"run": ("aggregate", "positions", "poolings"), "fine-tuning": ("trajectory",)}
-
-
-def studies() -> dict[str, type[Study]]:
-    """Command -> study, for every module of this package that defines a study."""
-    result: dict[str, type[Study]] = {}
-    for module in iter_modules(import_module("clsprobe").__path__):
-        if module.ispkg or module.name == "__main__":
-            continue
-        for kind in vars(import_module(f"clsprobe.{module.name}")).values():
-            defined = isinstance(kind, type) and kind.__module__ == f"clsprobe.{module.name}"
-            if defined and issubclass(kind, Study):
-                result[module.name.replace("_", "-")] = kind
-    return result
+if TYPE_CHECKING:
+    from clsprobe.analysis.study import Study
 
 
-def further_studies(command: str) -> list[type[Study]]:
-    """The other studies that the measurement of a command can answer."""
-    by_command = studies()
-    return [by_command[name] for name in FURTHER_STUDIES.get("run" if command == "demo" else command, ())]
+def _names() -> dict[str, str]:
+    """Name of a class -> its full name. clsprobe's own come first; a name of two packages is nobody's."""
+    own = {full_name.partition(":")[2]: full_name for full_name in STUDIES.built_in.values()}
+    others = {entry.full_name for entry in STUDIES.entries() if entry.package}
+    owners = Counter(full_name.rpartition(":")[2] for full_name in others)
+    unique = {full_name.rpartition(":")[2]: full_name for full_name in others}
+    return {name: full_name for name, full_name in unique.items() if owners[name] == 1} | own
+
+
+def __getattr__(name: str) -> type[Study]:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    names = _names()
+    if name not in names:
+        guess = did_you_mean(name, names)
+        hint = f"Did you mean '{guess}'?" if guess else f"There are {', '.join(sorted(names))}"
+        raise AttributeError(f"there is no study '{name}'. {hint}")
+    return load_study(names[name])
+
+
+def __dir__() -> list[str]:
+    return sorted(_names())

@@ -1,9 +1,8 @@
-"""The style of every figure: palette, rcParams, text that fits its place, and the register of plots.
+"""The style of every figure: palette, rcParams, text that fits its place, and what makes a function a plot.
 
-`register_plot` makes a function of a table a plot: its columns are checked, it is drawn in the house style, and it has
-a name. Figures are made within a style context: no pyplot figure, and the user's rcParams are neither used nor
-changed. Labels are drawn as typed (``$`` starts no mathematics, ``_x`` stays in the legend). Margins are computed from
-the text they hold.
+`register_plot` makes a function of a table a plot: its columns are checked, and it is drawn in the house style. Figures
+are made within a style context: no pyplot figure, and the user's rcParams are neither used nor changed. Labels are
+drawn as typed (``$`` starts no mathematics, ``_x`` stays in the legend). Margins are computed from the text they hold.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Key = TypeVar("Key")
 
-PLOTS: dict[str, Callable[..., Figure]] = {}  # name -> plot; `register_plot` fills it
+DEFINED: dict[str, Callable[..., Figure]] = {}  # full name -> plot, of all imported modules; `register_plot` fills it
 
 INK, SOFT, FAINT = "#1f2328", "#59636e", "#d0d7de"  # text, secondary text, rules
 # Eight colours that maximise the smallest distance between two (Oklab) under normal sight, deuteranopia, protanopia and
@@ -124,7 +123,7 @@ def house_style() -> Iterator[None]:
 
 
 def register_plot(*columns: str) -> Callable[[Callable[Concatenate[pd.DataFrame, P], Figure]], Callable[..., Figure]]:
-    """Register a function of a table with these columns in `PLOTS`, under its own name.
+    """Register a function of a table with these columns as a plot, under its full name ``package.module:function``.
 
     The registered function checks the columns (ValueError), draws in the house style, and a blank figure of no rows.
     """
@@ -141,7 +140,7 @@ def register_plot(*columns: str) -> Callable[[Callable[Concatenate[pd.DataFrame,
             with house_style():
                 return plot(table, *args, **kwargs) if len(table) else _empty_figure()
 
-        PLOTS[plot.__name__] = checked_plot
+        DEFINED[f"{plot.__module__}:{plot.__qualname__}"] = checked_plot
         return checked_plot
 
     return decorate

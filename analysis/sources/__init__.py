@@ -170,8 +170,8 @@ def split_spec(spec: str) -> tuple[str, str]:
 def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
 
-    options: how rows are read, by default as the flags' defaults say. Raises InputError for an unknown source, for
-    invalid input data, and for whatever a source of another package raises or returns instead of a `Loaded`.
+    options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
+    whatever a source of another package raises or returns instead of a `Loaded`.
     """
     options = options or SourceOptions()
     source, rest = split_spec(spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,10 +28,10 @@ from clsprobe.analysis.table import (
 )
 from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
 from clsprobe.probes.baseline import BASELINES, Baseline, predict_from_features
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.pooling import make_attention_probe
-from clsprobe.probes.registry import choose_probes
+from clsprobe.probes.registry import PROBES, choose_probes, describe_kind, find_probe
 from clsprobe.probes.tasks.control import CONTROLS, has_label
 from clsprobe.probes.tasks.split import check_numbers, split
 from clsprobe.probes.tasks.task import Task
@@ -118,9 +119,9 @@ def split_task(
 
 
 def sweep(
-    tasks: Sequence[Task],
+    tasks: Task | Sequence[Task],
     states: States | Sequence[States],
-    probes: Mapping[str, BaseEstimator],
+    probes: Mapping[str, BaseEstimator] | str | BaseEstimator | Sequence[str | BaseEstimator],
     *,
     seeds: Sequence[int] = (0,),
     controls: Sequence[str] | None = None,
@@ -133,15 +134,28 @@ def sweep(
 
     Numbers are read by the probes that are regressors, classes by the others; InputError where there is none.
 
+    probes: by the names that the table has, or registered names and estimators, which go by their registered names.
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
     names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of predictions (columns
     `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
     first failure raises RuntimeError.
     """
-    all_states = [states] if isinstance(states, States) else list(states)
     controls = tuple(CONTROLS) if controls is None else controls
+    tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
+    all_states = _check_list("states", states, States, "Make them, as in Extractor(encoder)(task.texts)")
+    if isinstance(seeds, int):
+        raise InputError(
+            "seeds", f"is one number ({seeds})", f"Pass [{seeds}] for this seed, range({seeds}) for so many"
+        )
+    names = [task.name for task in tasks]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError("tasks", f"two are called '{repeated}'", "Give one another name, or sweep them apart")
+    controls = [controls] if isinstance(controls, str) else list(controls)
+    if others := [control for control in controls if control not in CONTROLS]:
+        raise unknown("controls", "control", str(others[0]), CONTROLS)
+    named_probes = _name_probes(probes)
     blocks: list[pd.DataFrame] = []
-    probes_by_task = [choose_probes(probes, task) for task in tasks]
+    probes_by_task = [choose_probes(named_probes, task) for task in tasks]
     total = sum(
         _count_fits(s, len(p)) for p in probes_by_task for s in all_states for seed in seeds if uses_seed(s, seed)
     )
@@ -158,6 +172,29 @@ def sweep(
                     if on_predictions:
                         on_predictions(_prediction_table(block))
     return check_results(pd.concat(blocks, ignore_index=True))
+
+
+def _check_list(name: str, values: Any, kind: Any, mend: str) -> list[Any]:
+    """Several objects of a kind, or a single one, as a list. Raises InputError for anything else."""
+    values = [values] if isinstance(values, kind) or not hasattr(values, "__iter__") else list(values)
+    if not values:
+        raise InputError(name, "is empty", mend)
+    if others := [value for value in values if not isinstance(value, kind)]:
+        raise InputError(name, f"holds {describe_kind(others[0])}", mend)
+    return values
+
+
+def _name_probes(probes: Any) -> dict[str, BaseEstimator]:
+    """Estimators by name. Raises InputError for what is neither an estimator nor a registered name."""
+    if not isinstance(probes, Mapping):
+        probes = [probes] if isinstance(probes, str | BaseEstimator) else list(probes)
+        probes = {probe if isinstance(probe, str) else PROBES.name_of(type(probe)): probe for probe in probes}
+    probes = {name: find_probe(probe) if isinstance(probe, str) else probe for name, probe in probes.items()}
+    for name, probe in probes.items():
+        if not isinstance(probe, BaseEstimator):
+            what = f"'{name}' is {describe_kind(probe)}, not an estimator"
+            raise InputError("probes", what, "Pass an instance, as in {'logistic': LogisticProbe()}")
+    return probes
 
 
 def _count_fits(states: States, probes: int) -> int:

@@ -27,7 +27,8 @@ from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.notebook import facts_to_html
-from clsprobe.probes.tasks.texts import PAIRED, check_texts, parts
+from clsprobe.probes.tasks.memory import as_texts
+from clsprobe.probes.tasks.texts import PAIRED, parts
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ class Encoder:
         max_length: tokens to which longer texts are truncated, keeping the special ones, and of a pair the longer text
         first; None keeps the full length. Raises InputError for a pair where the tokenizer has no such template.
         """
-        check_texts(texts)
+        texts = as_texts(texts)
         size, end, prompt = 1000, len(texts), self.description.prompt
         chunks = [[prompt + texts[i] for i in range(start, min(start + size, end))] for start in range(0, end, size)]
         rows = Rows.concatenate([*map(self._tokenize_mixed, chunks), Rows.empty()])

@@ -4,8 +4,8 @@
 2. `copy_encoder` writes them, as they are at that moment, to a private temporary folder. From there on they are a
    model's folder like any other: the same checks, the same digest, and an untrained twin. Training on afterwards does
    not change the copy. The folder is removed with the last reference to it, at the latest with the process.
-3. What differs between two equal models, such as where they were loaded from, is left out of the copy: equal models
-   have equal digests.
+3. What differs between two equal models, such as where they were loaded from, or how their tokenizer was last called,
+   is left out of the copy: equal models have equal digests.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from clsprobe.probes.files import make_temporary_folder, remove_temporary_folder
 WHERE = "model"
 PASS = "Pass (model, tokenizer) of transformers, a SentenceTransformer, a folder or a hub name"
 CONFIGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json")
-OF_ORIGIN = frozenset(  # keys that say where or by which version a model was loaded
-    ("__version__", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version")
-)
+OF_ORIGIN = {"__version__", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version"}
+OF_CALLS = {  # keys that the last call of a tokenizer sets
+    "max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride", "truncation_strategy"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +129,12 @@ def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> Encode
         for file in CONFIGS:
             if (path := folder / file).exists():
                 content = read_json(path, largest=LARGEST_VOCABULARY)
-                content = {key: value for key, value in content.items() if key not in OF_ORIGIN}
+                left_out = OF_ORIGIN | OF_CALLS if file == "tokenizer_config.json" else OF_ORIGIN
+                content = {key: value for key, value in content.items() if key not in left_out}
+                if content.get("truncation_side") == "right":
+                    del content["truncation_side"]  # the default, which is saved after a call only
                 if file == "tokenizer.json":
-                    content |= {"padding": None, "truncation": None}  # which the last call of the tokenizer has set
+                    content |= {"padding": None, "truncation": None}  # also of the last call
                 write_text(path, json.dumps(content, indent=1))
     except Exception as error:  # the objects are the user's and may raise anything
         raise InputError(WHERE, f"cannot be copied ({first_line(error)})", "Save it, and pass its folder") from error

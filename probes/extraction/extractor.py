@@ -42,7 +42,7 @@ from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
 from clsprobe.probes.files import read_content
 from clsprobe.probes.registry import digest_source
-from clsprobe.probes.tasks.texts import check_texts
+from clsprobe.probes.tasks.memory import as_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,10 +78,10 @@ def plan_batches(
 class Extractor:
     """Texts in, `States` out.
 
-    readouts: names or Readouts, or one text of names; by default those of `DEFAULT` that the model has. layers: "all",
-    layer numbers (0 = embedding output), or a text for `parse_layers`. max_tokens_per_batch: padded tokens in a batch,
-    by default `BUDGET` of the device. max_length: the longest input in tokens, special ones included, at most what the
-    model can take; by default what its files say.
+    readouts: names or Readouts, one Readout, or one text of names; by default those of `DEFAULT` that the model has.
+    layers: "all", layer numbers (0 = embedding output), one number, or a text for `parse_layers`.
+    max_tokens_per_batch: padded tokens in a batch, by default `BUDGET` of the device. max_length: the longest input in
+    tokens, special ones included, at most what the model can take; by default what its files say.
     long_rows: "error" refuses longer texts, "truncate" truncates them, keeping the special tokens. cache: a folder
     (`store.make_cache_folder`) that stores the vectors; without one they stay in memory. Where padding leaks
     (`self_check`), texts are batched by equal length. Raises InputError for a layer or readout that the model lacks.
@@ -90,9 +90,9 @@ class Extractor:
     def __init__(
         self,
         encoder: Encoder,
-        readouts: str | Sequence[str | Readout] = DEFAULT,
+        readouts: str | Readout | Sequence[str | Readout] = DEFAULT,
         *,
-        layers: str | Sequence[int] = "all",
+        layers: str | int | Sequence[int] = "all",
         max_tokens_per_batch: int | None = None,
         max_length: int | None = None,
         long_rows: Literal["truncate", "error"] = "error",
@@ -102,7 +102,7 @@ class Extractor:
         if isinstance(layers, str):
             layers = parse_layers(layers, encoder.description)
         self.last = len(encoder.points) - 1
-        self.layers = check_layers(layers, self.last)
+        self.layers = check_layers([layers] if isinstance(layers, int | np.integer) else layers, self.last)
         self.max_tokens_per_batch = max_tokens_per_batch or BUDGET[encoder.device.type]
         self.max_length = encoder.description.limit(max_length)
         self.long_rows = long_rows
@@ -117,6 +117,7 @@ class Extractor:
             raise InputError(f"--max-length {self.max_length}", what, mend)
         missing = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
         names = split_names(readouts) if isinstance(readouts, str) else readouts
+        names = [names] if isinstance(names, Readout) else names
         self.readouts = parse_readouts(name for name in names if tuple(names) != DEFAULT or name not in missing)
         self._check_readouts(missing)
         self.readouts = [readout.bind(encoder) for readout in self.readouts]
@@ -150,7 +151,7 @@ class Extractor:
         Raises InputError for texts that are too long, vectors that are not finite, a text that does not fit in memory,
         and a full disk.
         """
-        check_texts(texts)
+        texts = as_texts(texts)
         store: Store | Memory = Memory()
         made_of = {} if self.cache is None else self._made_of(texts)
         is_new = self.cache is None or not Store.locate(self.cache, made_of).exists()

@@ -218,7 +218,7 @@ class Flatten(Readout):
 
 
 class Attention(Flatten):
-    """The same numbers, for a probe that learns attention over tokens (probes.pooling)."""
+    """The numbers of `flatten`, for a probe that learns attention over tokens (probes.pooling)."""
 
     name = "attention"
 
@@ -394,7 +394,7 @@ def _parse_readout(name: str) -> Readout:
         return NAMED[name]()
     if name in _PLUGINS:
         return _PLUGINS[name][1]
-    if READOUTS.is_plugin(name):
+    if ":" in name or READOUTS.is_plugin(name):
         return _load_plugin(name)
     raise READOUTS.unknown(name, ("token[1]", "token[2]", "token[-1]", "cat(cls,mean)", "last4(cls)", "cls+norm"))
 

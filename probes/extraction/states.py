@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clsprobe.probes.errors import InputError, format_rows
 from clsprobe.probes.extraction.readouts import last_layer_only
 from clsprobe.probes.notebook import facts_to_html
 
@@ -91,8 +92,12 @@ class States:
         return np.empty((0, self.dim), np.float32) if values is None else values
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
-        """(text,) the row of each text among the encoded ones. Raises KeyError for a text that was not encoded."""
-        return np.array([self._index[text] for text in texts], np.int64)
+        """(text,) the row of each text among the encoded ones. Raises InputError for a text that was not encoded."""
+        rows = np.array([self._index.get(text, -1) for text in texts], np.int64)
+        if len(missing := np.flatnonzero(rows < 0)):
+            what = f"{len(missing):,} of {len(rows):,} texts were not encoded (rows {format_rows(missing, 5)})"
+            raise InputError("states", what, "Encode all of them, as in states = Extractor(encoder)(task.texts)")
+        return rows
 
     @cached_property
     def present(self) -> np.ndarray:

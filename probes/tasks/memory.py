@@ -4,7 +4,7 @@
    arrays, tensors, Series (by position, never by index), generators (read once).
 2. `_text_cells` and `value_cells` turn values into cells as the readers of JSONL and Parquet do: "NA" and "01" stay,
    True is "true", 1 is "1", whole floats lose their ".0", with a note; None, NaN, NA and NaT are missing.
-3. A `RowCollector` checks the rows. They are counted from 0, as `df.iloc` and lists count them.
+3. A `RowCollector` checks the rows. They are counted from 0, as ``df.iloc`` and lists count them.
 
 Nothing is imported to recognise a value: pandas, datasets and torch are known by what their objects can do.
 """
@@ -24,6 +24,7 @@ import numpy as np
 from clsprobe.probes.errors import InputError, quote, unknown
 from clsprobe.probes.tasks.options import RowOptions, write_argument
 from clsprobe.probes.tasks.rows import ALIASES, SIDES, CheckedRows, Findings, RowCollector, check_columns, name_classes
+from clsprobe.probes.tasks.texts import ArrowTexts, check_texts
 
 PLACE = "{name} row {number}"  # where a message finds a row
 BATCH = 4096  # rows of a dataset that are read at once
@@ -76,7 +77,7 @@ def read_lists(texts: Any, labels: Any, split: Any, groups: Any, name: str, rule
         **_check_rules(rules),
     )
     collector = RowCollector(options)
-    _add(collector, {column: columns[column] for column in collector.columns}, findings)
+    _add(collector, [columns[column] for column in collector.columns], findings)
     return collector.finish(name)
 
 
@@ -95,7 +96,7 @@ def read_frame(
     header = [str(key) for key in frame.columns]
     collector = RowCollector(_column_options(header, text, label, split, groups, rules))
     check_columns(header, collector.columns, name, collector.options)
-    values = {column: list_values(frame[keys[column]], column) for column in collector.columns}
+    values = [list_values(frame[keys[column]], column) for column in collector.columns]
     _add(collector, values, Findings(name, "row", PLACE))
     return collector.finish(name)
 
@@ -117,7 +118,7 @@ def read_dataset(
             for column, feature in (part.features or {}).items()
             if column in columns[len(collector.options.text_columns) :] and type(feature).__name__ == "ClassLabel"
         }
-        _add(collector, {column: _DatasetColumn(part, column) for column in columns}, findings, side, class_names)
+        _add(collector, [_DatasetColumn(part, column) for column in columns], findings, side, class_names)
     return collector.finish(name)
 
 
@@ -244,6 +245,19 @@ class _DatasetColumn:
 # ------------------------------------------------------------------------------------------------------ values to cells
 
 
+def as_texts(texts: Any) -> Sequence[str]:
+    """Texts as a sequence of strings: those of a list, an array, a Series (by position) or a generator.
+
+    Those in Arrow stay there, unread. Raises InputError for one string, and for an item that is no text.
+    """
+    if isinstance(texts, ArrowTexts):
+        return texts
+    if not isinstance(texts, str | bytes | list | tuple):
+        texts = list_values(texts, "texts")
+    check_texts(texts)
+    return texts
+
+
 def list_values(values: Any, argument: str) -> Sequence[Any]:
     """Values that have an order, as Python's own where a library can tell. Raises InputError."""
     no_list = isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__")
@@ -309,19 +323,19 @@ def _split_pairs(values: Iterable[Any], findings: Findings) -> tuple[list[Any], 
 
 def _add(
     collector: RowCollector,
-    columns: Mapping[str, Any],
+    columns: Sequence[Any],
     findings: Findings,
     side: str | None = None,
     class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Give the rows of a table to the collector. columns: values of each column, in the collector's order."""
+    """Give the rows of a table to the collector. columns: the values of each of the collector's columns."""
     options = collector.options
-    if not len(next(iter(columns.values()))):
+    if not len(columns[0]):
         raise InputError(findings.name, "has no rows", "Give some")
     cells = []
-    for column, values in columns.items():
+    for n, (column, values) in enumerate(zip(collector.columns, columns, strict=True)):
         title = options.title(column)
-        if column in options.text_columns:
+        if n < len(options.text_columns):
             cells.append(_text_cells(values, title, findings))
             continue
         if whole := options.target != "number" and are_whole(values):

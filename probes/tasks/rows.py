@@ -377,7 +377,8 @@ class RowCollector:
             findings, lines = self._locate(unseen[codes[unseen] == first])
             sides = "the train rows" if options.split_column else train_table
             rows = f"{findings.unit}s {format_rows(lines)}"
-            what = f"label {quote(values[first])} of {title} is not in {sides} ({rows}"
+            of_column = "" if title == "label" else f" of {title}"
+            what = f"label {quote(values[first])}{of_column} is not in {sides} ({rows}"
             what += f"; {others:,} more labels likewise)" if others else ")"
             mend = mend_unseen(values[first], [values[code] for code in train_codes], options)
             raise InputError(findings.locate(lines[0]), what, mend)

@@ -19,9 +19,9 @@ from clsprobe.probes.errors import InputError, escape_surrogates, format_rows, p
 from clsprobe.probes.tasks import memory
 from clsprobe.probes.tasks.memory import RowRules
 from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
-from clsprobe.probes.tasks.texts import ArrowTexts, check_texts
 
 LISTED = 10  # classes that the display of a task lists
+IN_MEMORY = "memory:"  # how the names of tasks begin that no source has read
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise InputError("name", f"{self.name!r} is no name of a task", "Name it as in my:task:label")
-        fields: dict[str, Any] = {"name": escape_surrogates(self.name), "texts": _as_texts(self.texts, self.name)}
+        fields: dict[str, Any] = {"name": escape_surrogates(self.name), "texts": memory.as_texts(self.texts)}
         if self.kind not in ("class", "number"):
             raise unknown(self.name, "kind", str(self.kind), ("class", "number"))
         fields["y"] = (_as_numbers if self.kind == "number" else _as_classes)(self.y, self.name)
@@ -147,7 +147,7 @@ class Task:
     def _of_rows(cls, rows: CheckedRows, name: str) -> Self:
         ((column, (y, kind)),) = rows.labels.items()
         return cls(
-            f"memory:{name}:{column}",
+            f"{IN_MEMORY}{name}:{column}",
             rows.texts,
             y,
             kind,
@@ -209,7 +209,7 @@ class Task:
 
 def _display(text: str) -> str:
     """A name from data in HTML: nothing in it is markup, hidden, or changes the direction of what follows."""
-    return f"<bdi>{escape(printable(text))}</bdi>"
+    return f"<bdi>{escape(printable(text), quote=False)}</bdi>"
 
 
 # ------------------------------------------------------------------------------------------- fields, as a task has them
@@ -219,16 +219,6 @@ def _check_name(name: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InputError("name", f"{name!r} is no name", "Pass a word, as in name='reviews'")
     return name
-
-
-def _as_texts(texts: Any, name: str) -> Sequence[str]:
-    """Texts as a sequence of strings. Those of a source, in Arrow, are strings already."""
-    if isinstance(texts, ArrowTexts):
-        return texts
-    if not isinstance(texts, str | bytes | list | tuple):
-        texts = memory.list_values(texts, f"{name}: texts")
-    check_texts(texts)
-    return texts
 
 
 def _as_classes(y: Any, name: str) -> np.ndarray:
@@ -272,8 +262,8 @@ def _is_number(value: Any) -> bool:
 def _as_sides(split: Any, name: str) -> np.ndarray:
     """(text,) sides of a split."""
     sides = split if isinstance(split, np.ndarray) else np.array(memory.list_values(split, f"{name}: split"), str)
-    if unknown_sides := sorted(map(str, set(sides.tolist()) - set(SIDES))):
-        listed = ", ".join(map(quote, unknown_sides[:5]))
+    if len(others := sides[~np.isin(sides, SIDES)]):
+        listed = ", ".join(map(quote, sorted({str(side) for side in others})[:5]))
         raise InputError(name, f"split holds {listed}", "Write 'train', 'dev' or 'test' for every text")
     return sides
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from commands import call
 
+from clsprobe.analysis.registers import STUDIES, load_study
 from clsprobe.analysis.table import check_results
-from clsprobe.studies import studies
 
 
 @pytest.fixture
@@ -72,17 +72,17 @@ def test_dashes_and_underscores_are_the_same(table, capsys):
 
 
 def test_every_study_is_a_sub_command_with_its_fields_as_flags(capsys):
-    assert set(studies()) >= {"run", "positions", "poolings"}
-    for name, kind in studies().items():
+    for name in STUDIES.built_in:
         assert call(name, "--help") == 0
         help_text = capsys.readouterr().out
-        assert all("--" + field.replace("_", "-") in help_text for field in kind.model_fields)
+        assert all("--" + field.replace("_", "-") in help_text for field in load_study(name).model_fields)
 
 
 def test_lists(capsys):
     for what, expected in (
         ("models", "all-MiniLM-L6-v2"), ("tasks", "grammar:tense"), ("readouts", "token[K]"),
-        ("probes", "clsprobe.probes.linear:LogisticProbe"), ("studies", "Is mean pooling inferior to [CLS]?"),
+        ("probes", "Multinomial logistic regression"), ("studies", "Is mean pooling inferior to [CLS]?"),
+        ("sources", "CoNLL"), ("plots", "token_strips"), ("readouts", "flatten_projected"), ("readouts", "cat(A,B)"),
     ):  # fmt: skip
         assert call("list", what) == 0
         assert expected in capsys.readouterr().out

@@ -24,7 +24,7 @@ import typer
 from inputs import ROWS, command, lay_out
 
 from clsprobe.analysis.sources import SourceOptions, load, tables
-from clsprobe.cli import app, main, register_studies
+from clsprobe.cli import app, main
 from clsprobe.flags import make_study
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
@@ -45,7 +45,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def parser() -> object:
     """The command line, which typer would build anew for every row."""
-    register_studies()
     return typer.main.get_command(app)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clsprobe import studies
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.registers import STUDIES, further_studies, load_study
 from clsprobe.analysis.study import Study
 from clsprobe.analysis.verdict import Verdict
-from clsprobe.studies import further_studies, studies
 
 SMALL_TRAINING = {"train_texts": 32, "max_length": 16}
 SETTINGS = {  # command -> what keeps its measurement small
@@ -53,7 +54,7 @@ def measure(folder, one_thread):
 
     @cache
     def measure(command: str) -> tuple[Study, Measured]:
-        kind = studies()[command]
+        kind = load_study(command)
         settings = {"task": "file:words.csv", "device": "cpu", **SETTINGS[command]}
         settings |= {"model": "./MODEL"} if "model" in kind.model_fields else {}
         settings |= {"allow_overlap": True} if "allow_overlap" in kind.model_fields else {}
@@ -81,7 +82,7 @@ def test_a_study_judges_and_shows_what_it_has_measured(command, measure):
         assert not re.search(r"\bnan\b", verdict.sentence)
         exhibits = study.show(measured, task)
         assert [exhibit.draw() for exhibit in exhibits if exhibit.plot]
-    for other in further_studies(command):
+    for other in further_studies(type(study)):
         assert other.can_judge(measured)
         assert other.sharing(study).verdict(measured).outcome in ("yes", "no", "undecided")
     answer = study.answer(measured)
@@ -167,7 +168,7 @@ def test_what_cannot_be_answered_is_said_in_a_sentence(command, measure):
 
 def test_a_study_runs_in_memory(folder, monkeypatch, one_thread):
     monkeypatch.chdir(folder)
-    study = studies()["poolings"](task="file:words.csv", model="./MODEL", device="cpu", allow_overlap=True)
+    study = studies.Poolings(task="file:words.csv", model="./MODEL", device="cpu", allow_overlap=True)
     before = sorted(folder.rglob("*"))
     result = study.run()
     assert list(result.answers) == ["poolings"]
@@ -176,18 +177,19 @@ def test_a_study_runs_in_memory(folder, monkeypatch, one_thread):
 
 
 def test_every_study_is_tried():
-    assert set(SETTINGS) == set(studies())
+    assert set(SETTINGS) == set(STUDIES.built_in)
 
 
 def test_no_study_is_made_of_another():
-    for kind in studies().values():
-        assert not [base for base in kind.__mro__[1:] if base in studies().values()]
+    kinds = [load_study(name) for name in STUDIES.built_in]
+    for kind in kinds:
+        assert not [base for base in kind.__mro__[1:] if base in kinds]
 
 
 def test_a_probe_that_is_not_linear_is_not_refitted_and_a_note_says_so(folder, monkeypatch, one_thread):
     monkeypatch.chdir(folder)
     probe = "sklearn.naive_bayes:GaussianNB"
-    study = studies()["poolings"](
+    study = studies.Poolings(
         task="file:words.csv", model="./MODEL", device="cpu", allow_overlap=True, probes=probe, layers="1"
     )
     result = study.run()

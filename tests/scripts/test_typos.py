@@ -15,15 +15,16 @@ from random import Random
 import pytest
 
 from clsprobe import cli
+from clsprobe.analysis.registers import COMMANDS, STUDIES
 from clsprobe.analysis.sources import SOURCES, SourceOptions, load
 from clsprobe.analysis.sources.conllu import PROPERTIES
 from clsprobe.analysis.sources.grammar import PROPERTIES as BUILT_IN
 from clsprobe.flags import make_study
+from clsprobe.listing import KINDS as LISTED
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.extraction.readouts import NAMED, parse_readouts
 from clsprobe.probes.registry import PROBES
 from clsprobe.run import Run
-from clsprobe.studies import studies
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLUMNS = ["text", "label", "sentence", "stars", "category", "split", "group", "review_id", "Author", "question type"]
@@ -87,14 +88,13 @@ KINDS: dict[str, tuple[list[str], Callable[[str, Path], Callable[[], object]]]] 
     "flag": (FLAGS, lambda typo, _: run_command("run", f"--{typo}", "1")),
     "key": (FLAGS, read_key),
     "value": (["truncate", "error", "drop"], lambda typo, _: lambda: make_study(Run, {"long_rows": typo})),
-    "list": (["models", "tasks", "readouts", "probes", "studies"], lambda typo, _: run_command("list", typo)),
-    "command": ([*studies(), "demo", "report", "export", "cache", "list"], lambda typo, _: run_command(typo)),
+    "list": (list(LISTED), lambda typo, _: run_command("list", typo)),
+    "command": ([*STUDIES.built_in, *COMMANDS], lambda typo, _: run_command(typo)),
 }
 
 
 def shares(folder: Path) -> dict[str, tuple[int, int]]:
     """Kind -> (right, tried): of TYPOS typos, how many were answered with what was meant."""
-    cli.register_studies()
     rng, counts = Random(0), dict[str, tuple[int, int]]()
     for kind, (names, ask) in KINDS.items():
         right = 0

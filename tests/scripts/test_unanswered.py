@@ -18,12 +18,13 @@ from clsprobe import execution
 from clsprobe.aggregate import Aggregate
 from clsprobe.analysis.answer import Answer, Exhibit
 from clsprobe.analysis.fine_tuning.tables import results_of
-from clsprobe.analysis.plots.style import PLOTS
+from clsprobe.analysis.plots import PLOTS
+from clsprobe.analysis.plots.style import DEFINED
+from clsprobe.analysis.registers import further_studies
 from clsprobe.analysis.verdict import MissingEvidence, Verdict
 from clsprobe.poolings import Poolings
 from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
-from clsprobe.studies import further_studies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +128,7 @@ def answers_in_memory(**settings):
     """The answers to all questions of `clsprobe run`, by name, and the failures."""
     columns = {"text_column": "text", "split_column": "split"}
     study = Run(task="file:d.csv", vectors="v.safetensors", allow_overlap=True, **columns, **settings)
-    result = study.run(others=further_studies("run"))
+    result = study.run(others=further_studies(type(study)))
     return result.answers, [sentence for sentence, _ in result.failures]
 
 
@@ -193,7 +194,7 @@ def test_a_question_that_cannot_be_answered_leaves_the_others(monkeypatch, part)
 
 
 def test_a_figure_that_cannot_be_drawn_is_a_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PLOTS, "curves", break_off)
+    monkeypatch.setitem(DEFINED, PLOTS.built_in["curves"], break_off)
     table = predictions({("none", 3, name): (first(0.9), first(0.9)) for name in ("cls", "mean")})
     monkeypatch.setattr(Poolings, "measure", lambda *_: measured(predictions=table))
     monkeypatch.setattr(Poolings, "contents", lambda _: {})

@@ -17,7 +17,6 @@ import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.probes.tasks.task import Task
-from clsprobe.probes.tasks.texts import ArrowTexts, Texts
 
 ROWS = [
     ("NA", "01"),
@@ -233,29 +232,6 @@ def test_real_texts(data_folder: Path) -> None:
     sst2 = read(data_folder / "sst2")
     assert sst2.tasks[0].split is not None
     assert Counter(sst2.tasks[0].split.tolist()) == {"train": 6920, "dev": 872, "test": 1821}
-
-
-def test_arrow_texts_are_a_sequence() -> None:
-    packed = Texts()
-    for i in range(10_000):
-        packed.append(f"é{i}")
-    with pytest.raises(UnicodeEncodeError):
-        packed.append("\ud800")
-    texts = packed.finish()
-    expected = [f"é{i}" for i in range(10_000)]
-    assert len(texts) == 10_000
-    assert list(texts) == expected
-    assert texts[0] == "é0"
-    assert texts[-1] == "é9999"
-    assert texts[np.int64(7)] == "é7"
-    assert type(texts[3]) is str
-    assert isinstance(texts[5:9], ArrowTexts)
-    assert list(texts[5:9]) == expected[5:9]
-    assert list(texts[::-3]) == expected[::-3]
-    assert "é5" in texts
-    assert texts.index("é5") == 5
-    with pytest.raises(IndexError):
-        texts[10_000]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

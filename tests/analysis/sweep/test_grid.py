@@ -283,6 +283,39 @@ def test_numbers_need_a_regression_probe():
         sweep([number], states([hand_task]), PROBES)
 
 
+def test_one_task_and_one_probe_may_be_given_alone():
+    hand_task = task()
+    hand_states = states([hand_task])
+    expected = sweep([hand_task], [hand_states], PROBES, controls=["shuffled"])
+    for probes in (LogisticProbe(), [LogisticProbe()], "logistic", ["logistic"], {"logistic": "logistic"}):
+        pd.testing.assert_frame_equal(sweep(hand_task, hand_states, probes, controls="shuffled"), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": "grammar:tense"}, "tasks: holds a str. Load them, as in clsprobe.load"),
+        ({"tasks": []}, "tasks: is empty."),
+        ({"tasks": [task(), task()]}, "tasks: two are called 'hand:made:label'. Give one another name"),
+        ({"states": []}, "states: is empty. Make them, as in Extractor"),
+        ({"states": np.zeros((150, 4))}, "states: holds a ndarray. Make them, as in Extractor"),
+        ({"probes": "logistik"}, "--probes: unknown probe 'logistik'. Did you mean 'logistic'?"),
+        ({"probes": {"logistic": LogisticProbe}}, "probes: 'logistic' is the class LogisticProbe, not an estimator."),
+        ({"probes": {"x": 3}}, "probes: 'x' is an int, not an estimator. Pass an instance, as in"),
+        ({"seeds": 3}, r"seeds: is one number \(3\). Pass \[3\] for this seed, range\(3\) for so many"),
+        ({"controls": "shufled"}, "controls: unknown control 'shufled'. Did you mean 'shuffled'?"),
+    ],
+)
+def test_what_cannot_be_swept_is_named(arguments, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        sweep(**({"tasks": task(), "states": states([task()]), "probes": "logistic"} | arguments))
+
+
+def test_texts_of_a_task_that_were_not_encoded_are_counted():
+    with pytest.raises(InputError, match=r"^states: 150 of 150 texts were not encoded \(rows 0, 1, 2, 3, 4 and"):
+        sweep(task(), states([task(name="hand:made:other")]), PROBES)
+
+
 # ----------------------------------------------------------------------------------------------- probes, leaks, memory
 
 

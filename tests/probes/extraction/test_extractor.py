@@ -10,6 +10,7 @@ from typing import Any
 
 import models
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import hooks, record_layers
@@ -377,8 +378,12 @@ def test_no_texts(bert):
 
 def test_texts_may_be_any_sequence(bert):
     expected = stack_cells(Extractor(bert)(TEXTS))
-    for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object)):
-        assert np.array_equal(stack_cells(Extractor(bert)(texts)), expected, equal_nan=True)
+    series = pd.Series(TEXTS, index=range(len(TEXTS), 0, -1))  # whose items are not in the order of their labels
+    for texts in (list(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object), series, (text for text in TEXTS)):
+        states = Extractor(bert)(texts)
+        assert np.array_equal(stack_cells(states), expected, equal_nan=True)
+        assert list(states.texts) == list(TEXTS)
+    assert np.array_equal(bert.tokenize(series).digests(), bert.tokenize(TEXTS).digests())
 
 
 # ------------------------------------------------------------------------------------------- layers, readouts, refusals
@@ -395,6 +400,22 @@ def test_some_layers(bert, layers):
         states.cell(1, "max")
     with pytest.raises(KeyError, match="no cell"):
         states.cell(2, "token[9]")
+
+
+def test_one_layer_and_one_readout_may_be_given_alone(bert):
+    states = Extractor(bert, parse_readouts(["mean"])[0], layers=2)(TEXTS)
+    assert states.cells == [(2, "mean")]
+
+
+def test_texts_that_were_not_encoded_are_counted(bert):
+    states = Extractor(bert, "cls", layers=0)(TEXTS[:2])
+    assert states.rows([TEXTS[1], TEXTS[0]]).tolist() == [1, 0]
+    with pytest.raises(InputError) as error:
+        states.rows([TEXTS[0], "a secret", TEXTS[1], "another one"])
+    assert str(error.value) == (
+        "states: 2 of 4 texts were not encoded (rows 1, 3). Encode all of them, as in "
+        "states = Extractor(encoder)(task.texts)."
+    )
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [1, 1], [1.0], [], "13", "none"])

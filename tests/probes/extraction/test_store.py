@@ -584,7 +584,6 @@ class CommandResult:
 @pytest.fixture
 def command(capsys, monkeypatch) -> Callable[..., CommandResult]:
     """`clsprobe cache ...`: an error is one line, and nothing else is on stderr."""
-    monkeypatch.setattr("clsprobe.cli.register_studies", lambda: None)  # registering takes longer than everything else
 
     def command(*arguments: object) -> CommandResult:
         capsys.readouterr()
