@@ -193,6 +193,10 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
         raise InputError(where, f"failed on '{rest}' ({describe_error(error)})", "Mend the plug-in") from error
     if not isinstance(result, Loaded):
         raise InputError(where, f"returned {describe_kind(result)}, not a Loaded", "Return a clsprobe.Loaded")
+    if wrong := [task for task in result.tasks if not isinstance(task, Task)]:
+        raise InputError(where, f"returned {describe_kind(wrong[0])} among its tasks", "Make each a clsprobe.Task")
+    if not result.tasks:
+        raise InputError(where, f"made no task of '{rest}'", "Raise InputError where there is none")
     return result
 
 
