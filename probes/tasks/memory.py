@@ -11,7 +11,7 @@ Nothing is imported to recognise a value: pandas, datasets and torch are known b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -260,12 +260,10 @@ def as_texts(texts: Any) -> Sequence[str]:
 
 def list_values(values: Any, argument: str) -> Sequence[Any]:
     """Values that have an order, as Python's own where a library can tell. Raises InputError."""
-    no_list = isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__")
-    if no_list or getattr(values, "shape", None) == ():
-        what = (
-            "is one string" if isinstance(values, str) else f"is {values if values is None else type(values).__name__}"
-        )
-        raise InputError(argument, f"{what}, not a list", "Pass a list with one value per text")
+    has_order = hasattr(values, "__iter__") and not isinstance(values, str | bytes | Mapping | set | frozenset)
+    if not has_order or hasattr(values, "columns") or getattr(values, "shape", None) == ():
+        kind = "one string" if isinstance(values, str) else None if values is None else type(values).__name__
+        raise InputError(argument, f"is {kind}, not a list", "Pass a list with one value per text")
     if isinstance(values, np.ndarray) and values.dtype.kind in "mM":  # `tolist` makes numbers of some times
         return list(values)
     return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from types import MappingProxyType
 from typing import Any, Literal, Self, Unpack
 
 import numpy as np
@@ -76,7 +75,7 @@ class Task:
         for name in ("solved_by", "notes"):
             value = getattr(self, name)
             fields[name] = (value,) if isinstance(value, str) else tuple(value)
-        fields["left_out"] = MappingProxyType(dict(self.left_out))
+        fields["left_out"] = dict(self.left_out)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
