@@ -219,12 +219,12 @@ def _dataset_parts(dataset: Any, name: str) -> list[tuple[str | None, str, Any]]
     if len(parts) == 1:
         return [(None, titles[part], rows) for part, rows in parts.items()]
     sides = {part: ALIASES.get(part.lower()) for part in parts}
-    mend = "Leave out what is neither, as in {part: ds[part] for part in ('train', 'test')}"
+    mend = "Pass those that make it, as in {part: ds[part] for part in ('train', 'test')}"
     if others := [part for part, side in sides.items() if side is None]:
         raise InputError(name, f"part {quote(others[0])} is no side of a split (train, validation, test)", mend)
     if "train" not in sides.values() or len(set(sides.values())) < len(sides):
-        listed = " and ".join(map(quote, parts))
-        raise InputError(name, f"its parts {listed} are not one train part, one test part and at most one other", mend)
+        what = f"{', '.join(map(quote, parts))} are not one train part with a test part, a dev part or both"
+        raise InputError(name, what, mend)
     return [(side, titles[part], parts[part]) for side in SIDES for part in parts if sides[part] == side]
 
 
