@@ -30,7 +30,7 @@ from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
 from clsprobe.probes.tasks.split import sample_task
-from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.task import IN_MEMORY, Task
 
 if TYPE_CHECKING:
     from clsprobe.probes.extraction.vectors import Vectors
@@ -129,7 +129,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        mend = "Pass name=... to one of them" if repeated.startswith("memory:") else "Rename a file, or run them apart"
+        mend = "Pass name=... to one of them" if repeated.startswith(IN_MEMORY) else "Rename a file, or run them apart"
         raise InputError("--task", f"two tasks are called '{repeated}'", mend)
     return corpus
 

@@ -12,10 +12,8 @@ Every violation is an AssertionError that says what is wrong and how to fix it.
 from __future__ import annotations
 
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from clsprobe.probes import metric
 from clsprobe.probes.base import Predictions, predict_each
+from clsprobe.probes.randomness import forbid_global_randomness
 
 ROWS, DIM = 300, 6  # of each side
 SIGNAL, NULL, GAPS = range(3)  # label sets
@@ -43,6 +42,8 @@ def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
     the unit of numbers. It must not modify its inputs, its parameters or a global random state. A regressor is tested
     on numbers, every other probe on classes.
     """
+    import torch  # noqa: F401  (its random state is watched where it is loaded)
+
     kind = NUMBERS if is_regressor(probe) else CLASSES
     rng = np.random.default_rng(seed)
     X, truth = kind.plant(rng)
@@ -64,7 +65,7 @@ def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
         )
         return result
 
-    with _forbid_global_randomness():
+    with forbid_global_randomness():
         first = run(test)
     second = run(test.copy())
     assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(copies, inputs, strict=True)), (
@@ -253,38 +254,6 @@ def _same(first: Predictions, second: Predictions, n: int = ROWS) -> bool:
     return codes and np.array_equal(first.log2_proba[:, :, :n], second.log2_proba[:, :, :n])
 
 
-@contextmanager
-def _forbid_global_randomness() -> Iterator[None]:
-    """Raise AssertionError if a global random state changes. They start randomly, so that seeding is noticed."""
-    import torch
-
-    def states() -> list[str]:
-        numpy_state = np.random.get_state()  # noqa: NPY002  (the old global state is what is watched)
-        return [
-            repr(random.getstate()),
-            repr([np.asarray(part).tolist() for part in numpy_state]),
-            repr(torch.get_rng_state().tolist()),
-        ]
-
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    start = int(np.random.default_rng().integers(1 << 32))
-    random.seed(start)
-    np.random.seed(start)  # noqa: NPY002
-    torch.manual_seed(start)
-    initial = states()
-    try:
-        yield
-        for name, old, new in zip(("random", "numpy.random", "torch"), initial, states(), strict=True):
-            assert old == new, (
-                f"the global random state of {name} is moved: draw from a generator of its own, "
-                "numpy.random.default_rng(seed) or torch.Generator().manual_seed(seed)"
-            )
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
-
-
 # ------------------------------------------------------------------------------------------------------ whole pipelines
 
 
@@ -312,7 +281,7 @@ def check_evaluation(evaluate: Evaluation, *, seed: int = 0) -> None:
         )
         return fitted, unseen
 
-    with _forbid_global_randomness():
+    with forbid_global_randomness():
         fitted, unseen = evaluate_on(*sides[2:])
     repeated = evaluate_on(*sides[2:])
     assert np.array_equal(fitted, repeated[0]) and np.array_equal(unseen, repeated[1]), (  # noqa: PT018

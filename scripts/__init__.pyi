@@ -3,9 +3,11 @@
 from . import studies as studies
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Exhibit as Exhibit
+from .analysis.contract import check_study as check_study
 from .analysis.sources import Loaded as Loaded
 from .analysis.sources import SourceOptions as SourceOptions
 from .analysis.sources import load as load
+from .analysis.sources.contract import check_source as check_source
 from .analysis.study import Study as Study
 from .analysis.study import Verdict as Verdict
 from .analysis.sweep.grid import sweep as sweep
@@ -24,6 +26,7 @@ from .probes.encoders.loading import load_encoder as load_encoder
 from .probes.encoders.tap import tap as tap
 from .probes.encoders.tokenizing import Batch as Batch
 from .probes.errors import InputError as InputError
+from .probes.extraction.contract import check_readout as check_readout
 from .probes.extraction.extractor import Extractor as Extractor
 from .probes.extraction.readouts import Readout as Readout
 from .probes.extraction.readouts import Weighted as Weighted

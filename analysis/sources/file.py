@@ -64,7 +64,7 @@ def _find_files(rest: str) -> tuple[Path | Stdin, Sequence[tuple[str | None, Pat
         raise _not_found_error(rest) from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(quote(rest, 200)[1:-1], f"cannot be read ({reason.lower()})") from None
+        raise InputError(quote(rest, 200)[1:-1], f"cannot be read ({reason.lower()})", "Check the path") from None
     if path.is_dir():
         return path, _split_files(path, names)
     if path.suffix.lower() not in READERS:
@@ -85,7 +85,7 @@ def _not_found_error(rest: str) -> InputError:
         guess = did_you_mean(missing.name, (entry.name for entry in os.scandir(missing.parent)))
     except OSError:
         guess = None
-    return InputError(rest, what, f"Did you mean {guess}?" if guess else "")
+    return InputError(rest, what, f"Did you mean {guess}?" if guess else "Check the path")
 
 
 def _split_files(folder: Path, names: Sequence[str]) -> list[tuple[str | None, Path]]:

@@ -130,12 +130,12 @@ class _DatasetName:
 
     @classmethod
     def parse(cls, rest: str) -> _DatasetName:
-        match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?::([^@]+))?(?:@(.+))?", rest)
+        match = re.fullmatch(r"([\w.-]{1,96}(?:/[\w.-]{1,96})?)(?::([^@]+))?(?:@(.+))?", rest)  # 96: the hub's limit
         path = rest.partition("@")[0].partition(":")[0] if match else rest
         if rest and (path.startswith((".", "/", "~")) or os.path.exists(path)):
             raise InputError("--task", f"{path} is a path, not a name on the hub", f"For your own files: file:{path}")
         if not match:
-            raise InputError("--task", f"'{rest}' is no name of a data set", EXAMPLE)
+            raise InputError("--task", f"'{rest[:100]}' is no name of a data set", EXAMPLE)
         return cls(*match.groups())
 
     @property

@@ -38,7 +38,7 @@ def find_path(rest: str, example: str) -> Path:
         guess = did_you_mean(missing.name, sorted(os.listdir(missing.parent)))
         raise InputError(rest, what, f"Did you mean {guess}?" if guess else "Check the path") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a name too long, a NUL in it, no home for ~
-        raise read_error(rest[:200], error) from None
+        raise read_error(rest[:200], error, "Check the path") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

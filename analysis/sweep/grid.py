@@ -124,7 +124,7 @@ def sweep(
     probes: Mapping[str, BaseEstimator] | str | BaseEstimator | Sequence[str | BaseEstimator],
     *,
     seeds: Sequence[int] = (0,),
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] | None = None,
     drop: np.ndarray | None = None,
     allow_overlap: bool = False,
     on_predictions: Callable[[pd.DataFrame], None] | None = None,
@@ -136,10 +136,11 @@ def sweep(
 
     probes: by the names that the table has, or registered names and estimators, which go by their registered names.
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.tasks.control.CONTROLS`. on_predictions: called with every block of predictions (columns
+    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of predictions (columns
     `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
     first failure raises RuntimeError.
     """
+    controls = tuple(CONTROLS) if controls is None else controls
     tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
     all_states = _check_list("states", states, States, "Make them, as in Extractor(encoder)(task.texts)")
     if isinstance(seeds, int):

@@ -76,9 +76,13 @@ class Weighted(Readout):
         return (self.weights(batch) > 0).any(1)  # False for NaN, which is 0 / 0 where no token has weight
 
     def read(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The weighted mean, in float32. `where` excludes a NaN on padding; a product with the mask would not."""
+        """The weighted mean, in float32; NaN for a text without the position. `where` excludes a NaN on padding; a
+        product with the mask would not."""
+        import torch
+
         weights = self.weights(batch)[..., None]
-        return (hidden.float() * weights).where(weights != 0, 0).sum(1)
+        weighted = weights != 0
+        return (hidden.float() * weights).where(weighted, 0).sum(1).where(weighted.any(1), torch.nan)
 
 
 class Position(Weighted):
@@ -190,8 +194,8 @@ class Max(Readout):
 
 
 class Flatten(Readout):
-    """The first `tokens` tokens concatenated in order, special ones included, padded with zeros: `tokens` x dim
-    numbers."""
+    """The first tokens of a text concatenated in order, special ones included, padded with zeros: 32 of them, or as many
+    as in flatten[64]."""
 
     name = "flatten"
 
@@ -398,6 +402,7 @@ def _parse_readout(name: str) -> Readout:
 # What tables call a readout of another package -> its full name, and the readout: the tables, and what is read by their
 # names later, know no other name. Two of one name in a process are refused, so that a name means one readout.
 _PLUGINS: dict[str, tuple[str, Readout]] = {}
+PLUGIN_NAME = r"[^\W\d][\w.-]*(\[[\w.=-]*\])?"
 
 
 def _load_plugin(name: str) -> Readout:
@@ -406,7 +411,7 @@ def _load_plugin(name: str) -> Readout:
     readout = READOUTS.make(name, Readout, "readout", "Derive it from clsprobe.Readout")
     where, rename = f"--readouts {name}", "Give its class another `name`"
     own = getattr(readout, "name", None)
-    if not isinstance(own, str) or not re.fullmatch(r"[^\W\d][\w.-]*(\[[\w.=-]*\])?", own):
+    if not isinstance(own, str) or not re.fullmatch(PLUGIN_NAME, own):
         what = "has no name" if own is None else f"its name is {own!r}, which cannot stand in a list of names"
         raise InputError(where, what, "Give its class a `name` of letters, digits and _, for the tables")
     base = own.partition("[")[0]

@@ -23,7 +23,7 @@ from clsprobe.probes.errors import InputError, format_rows
 from clsprobe.probes.tasks import duplicates
 from clsprobe.probes.tasks.options import write_argument, write_flag
 from clsprobe.probes.tasks.rows import SIDES
-from clsprobe.probes.tasks.task import Task
+from clsprobe.probes.tasks.task import IN_MEMORY, Task
 
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest
 BLOCK = 10  # neighbours in the stratified order that are distributed over the sides
@@ -127,19 +127,23 @@ def _ties(
     """The ties of a task, and a note for every kind of copy among its rows."""
     texts = duplicates.hash_texts(task.texts, seed)
     same = {"copies of a {} text": texts}
-    notes = _row_notes(_repeats(texts, np.arange(len(texts))), "repeat{s} an earlier text") + _contradictions(
+    notes = _row_notes(task, _repeats(texts, np.arange(len(texts))), "repeat{s} an earlier text") + _contradictions(
         task, texts
     )
     group = duplicates.group_rows(texts, task.groups)
     if near:
         near_groups, template = _separate_templates(_cached_near_copies(task), texts)
         same["near copies of a {} text"] = near_groups
-        notes += _row_notes(_repeats(near_groups, group), "nearly repeat{s} an earlier text")
-        notes += _row_notes(np.flatnonzero(template), "differ{s} so little from so many others that they are no copies")
+        notes += _row_notes(task, _repeats(near_groups, group), "nearly repeat{s} an earlier text")
+        notes += _row_notes(
+            task, np.flatnonzero(template), "differ{s} so little from so many others that they are no copies"
+        )
         group = duplicates.group_rows(group, near_groups)
     if tokens is not None:
         same["copies, to the encoder, of a {} text"] = encoder_groups = duplicates.group_rows(tokens)
-        notes += _row_notes(_repeats(encoder_groups, group), "repeat{s} an earlier text as far as the encoder can see")
+        notes += _row_notes(
+            task, _repeats(encoder_groups, group), "repeat{s} an earlier text as far as the encoder can see"
+        )
         group = duplicates.group_rows(group, encoder_groups)
     if task.groups is not None:
         same["rows of a group in {}"] = task.groups
@@ -169,13 +173,17 @@ def _repeats(group: np.ndarray, known_groups: np.ndarray) -> np.ndarray:
     return np.delete(rows, np.unique(group[rows], return_index=True)[1])
 
 
-def _row_notes(rows: np.ndarray, what: str) -> list[str]:
+def _row_notes(task: Task, rows: np.ndarray, what: str) -> list[str]:
     if not len(rows):
         return []
     many = len(rows) > 1
-    return [
-        f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} (rows {format_rows(rows + 1)})"
-    ]
+    listed = _list_rows(task.name, rows)
+    return [f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} (rows {listed})"]
+
+
+def _list_rows(name: str, rows: np.ndarray, limit: int = 10) -> str:
+    """Rows of a task as a reader counts them: from 1, in memory from 0. name: of the task."""
+    return format_rows(rows if name.startswith(IN_MEMORY) else rows + 1, limit)
 
 
 # --------------------------------------------------------------------------------------------- the source's own sides
@@ -194,7 +202,7 @@ def _drop_overlap(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, 
             rows = leaving & np.isin(values, values[staying])
             if rows.any():
                 left_out[f"{leaves} {reason.format(stays)}"] = int(rows.sum())
-                notes += _row_notes(np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
+                notes += _row_notes(task, np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
             leaving &= ~rows
     if not (side == "train").any():
         raise InputError(task.name, "every train text is tied to a dev or test text", "Give other train texts")
@@ -256,7 +264,7 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         classes = np.unique(task.y)
         items = [
             f"'{classes[c]}' ({', '.join(f'{name} {counts[name][c]}' for name in needed)}; "
-            f"rows {format_rows(rows[labels == c] + 1, 5)})"
+            f"rows {_list_rows(task.name, rows[labels == c], 5)})"
             for c in missing[:10]
         ]
         more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
@@ -326,7 +334,7 @@ def _contradictions(task: Task, texts: np.ndarray) -> list[str]:
         return []
     code = np.unique(texts, return_inverse=True)[1]
     labels = np.bincount(np.unique(np.stack([code, _label_codes(task)], 1), axis=0)[:, 0])
-    return _row_notes(np.flatnonzero(labels[code] > 1), "hold{s} a text that has another label elsewhere")
+    return _row_notes(task, np.flatnonzero(labels[code] > 1), "hold{s} a text that has another label elsewhere")
 
 
 def check_numbers(name: str, y: np.ndarray, side: np.ndarray) -> None:
@@ -335,7 +343,7 @@ def check_numbers(name: str, y: np.ndarray, side: np.ndarray) -> None:
     Nothing can be learned from such a train side, and on dev and test there is no variance to explain.
     """
     if len(bad := np.flatnonzero(~np.isfinite(y))):
-        raise InputError(name, f"rows {format_rows(bad + 1)} hold no finite number", "Mend them or leave them out")
+        raise InputError(name, f"rows {_list_rows(name, bad)} hold no finite number", "Mend them or leave them out")
     for part in SIDES:
         numbers = np.unique(y[side == part])
         if len(numbers) == 1:
@@ -356,7 +364,7 @@ def _check_labels(task: Task, side: np.ndarray) -> list[str]:
         unknown = np.flatnonzero((side == name) & ~np.isin(task.y, train))
         if len(unknown):
             label = task.y[unknown[0]]
-            rows = format_rows(unknown[task.y[unknown] == label] + 1)
+            rows = _list_rows(task.name, unknown[task.y[unknown] == label])
             what = f"label '{label}' stands in {name} (rows {rows}) but not in train"
             raise InputError(task.name, what, "Leave these rows out, or give train rows with this label")
         missing = train[~np.isin(train, task.y[side == name])]

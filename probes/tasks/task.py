@@ -20,6 +20,7 @@ from clsprobe.probes.tasks.memory import RowRules
 from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
 
 LISTED = 10  # classes that the display of a task lists
+IN_MEMORY = "memory:"  # how the names of tasks begin that no source has read
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,7 @@ class Task:
     def _of_rows(cls, rows: CheckedRows, name: str) -> Self:
         ((column, (y, kind)),) = rows.labels.items()
         return cls(
-            f"memory:{name}:{column}",
+            f"{IN_MEMORY}{name}:{column}",
             rows.texts,
             y,
             kind,
@@ -181,7 +182,7 @@ class Task:
                 body.append(count_rows(f"{more:,} more", ~np.isin(self.y, largest)))
         rows = "".join(f"<tr>{''.join(f'<td>{_display(cell)}</td>' for cell in row)}</tr>" for row in body)
         header = "".join(f"<th>{cell}</th>" for cell in ("label", *sides))
-        remarks = [f"{n:,} rows left out: {reason}" for reason, n in self.left_out.items()] + [*self.notes]
+        remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()] + [*self.notes]
         listed = "".join(f"<li>{_display(remark)}</li>" for remark in remarks)
         return (
             f"<div><b>Task</b> {_display(self.name)}: {len(self.texts):,} texts, {self._sides()}"

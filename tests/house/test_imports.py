@@ -1,6 +1,6 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric, notebook, registry -> tasks -> encoders -> extraction -> base -> the probes ->
+errors, files, hub, metric, notebook, randomness, registry -> tasks -> encoders -> extraction -> base -> the probes ->
 training, interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
 """
 
@@ -16,7 +16,10 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 
 # A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
-    tuple(f"clsprobe.probes.{name}" for name in ("errors", "files", "hub", "metric", "notebook", "registry")),
+    tuple(
+        f"clsprobe.probes.{name}"
+        for name in ("errors", "files", "hub", "metric", "notebook", "randomness", "registry")
+    ),
     ("clsprobe.probes.tasks",),
     ("clsprobe.probes.encoders",),
     ("clsprobe.probes.extraction",),

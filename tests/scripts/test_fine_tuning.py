@@ -9,10 +9,13 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
+from saved import read_measured
 from tables import first, judge, measured, predictions
+from worlds import known_worlds
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.answer import Answer
+from clsprobe.analysis.contract import check_study
 from clsprobe.analysis.fine_tuning import measure, plan
 from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.fine_tuning.tables import (
@@ -500,6 +503,9 @@ def test_the_whole_of_it(small, tmp_path, monkeypatch):
     grid = along.exhibits[0].table
     assert list(dict.fromkeys(grid.readout)) == ["0 %", "30 %", "100 %"]
     assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
+    of_run = read_measured(tmp_path / "whole")
+    check_study(FineTuning(), of_run, worlds=known_worlds("fine-tuning"))
+    check_study(Trajectory(), of_run, worlds=known_worlds("trajectory"))
     facts = json.loads((tmp_path / "whole" / "run.json").read_text())
     assert facts["finished"]
     start = pd.read_parquet(tmp_path / "whole" / "tables" / "trajectory.parquet")

@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from house import ROOT
+from saved import read_measured
 from tables import judge, measured
+from worlds import known_worlds
 
+from clsprobe.analysis.contract import check_study
 from clsprobe.analysis.formation.cuts import (
     DRAWS,
     EVERYTHING,
@@ -441,6 +444,7 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
                     "How far attribution depends on its baseline", "Does attribution name the words"):  # fmt: skip
         assert finding in captions
     assert (out / "report.html").stat().st_size > 10_000
+    check_study(Formation(), read_measured(out), worlds=known_worlds("formation"))
     shifts = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "intervals").set_index("name").value
     assert shifts["[CLS] from the words, layer 4"] > 0.2
     assert (shifts[[f"[CLS] from the words, layer {layer}" for layer in (1, 2, 3)]].abs() < 0.1).all()

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tables
+from saved import read_measured
 from scipy.stats import norm, special_ortho_group, t
 
 from clsprobe.analysis.answer import Answer
+from clsprobe.analysis.contract import check_study
 from clsprobe.analysis.geometry import measures
 from clsprobe.analysis.geometry.measures import (
     COLUMNS,
@@ -562,6 +564,8 @@ def test_the_command_runs_on_a_model_in_a_folder(tmp_path, monkeypatch, one_thre
     counts = json.loads((tmp_path / "out" / "run.json").read_text())["rows"]["file:t:label"]
     assert counts["used"] + counts["left out: copies"] == 82
     page = (tmp_path / "out" / "report.html").read_text()
+    measured = read_measured(tmp_path / "out")
+    check_study(Geometry(), measured, worlds={"undecided": measured})  # it describes, and states nothing
     assert "<b>cat" not in page
     points = next(exhibit.table for exhibit in answer.exhibits if exhibit.plot == "scatter")
     assert "<b>cat</b>" in set(points.text)

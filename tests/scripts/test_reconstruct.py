@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from saved import read_measured
 from tables import judge
 from transformers import AutoModel, AutoModelForCausalLM
 
-from clsprobe import Extractor, load_encoder
+from worlds import known_worlds
+
+from clsprobe import Extractor, check_study, load_encoder
 from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.reconstruction import scores as reconstruction
@@ -482,6 +485,7 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
     for decoder in ("bag", "slot", "sequence"):
         assert f"the same vector for every text, the {decoder} decoder gained nothing on dev, as it must be" in notes
     assert "Treat stored vectors as the texts themselves" in (out / "report.html").read_text()
+    check_study(Reconstruct(), read_measured(out), worlds=known_worlds("reconstruct"))
     table = pd.read_parquet(out / "tables" / "reconstructions.parquet")
     wrote = table[(table.decoder == "sequence") & table.text.notna()].pivot(index="row", columns=["readout", "source"])
     for readout in ("cls", "mean"):

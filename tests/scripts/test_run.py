@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from worlds import known_worlds
 
 from clsprobe.analysis import stats
+from clsprobe.analysis.contract import check_study
 from clsprobe.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +52,11 @@ def cell_of(measured, probe="logistic", readout="cls"):
     rows = measured.tables["predictions"]
     rows = rows[(rows.split == "test") & (rows.control == "none") & (rows.probe == probe) & (rows.readout == readout)]
     return rows, stats.is_correct(rows)
+
+
+def test_it_keeps_the_contract_of_a_study(measured):
+    study, of_run, _ = measured
+    check_study(study, of_run, worlds=known_worlds("run"))
 
 
 def test_boilerplate_is_noted_with_the_accuracy_of_the_other_texts(measured):

@@ -675,6 +675,17 @@ def judge(name: str) -> tuple[Measured, Verdict]:
     return measured, answer_in_words(world.study, measured).verdict
 
 
+def known_worlds(study: str) -> dict[str, Measured]:
+    """Outcome -> a draw of a world in which it is the right answer to this study, for `check_study`."""
+    result: dict[str, Measured] = {}
+    for name, world in WORLDS.items():
+        drawn, verdict = judge(name) if name.startswith(f"{study}: ") else (None, None)
+        is_right = world.right is not None or (verdict is not None and verdict.outcome == "undecided")
+        if drawn is not None and verdict.is_counted and is_right:
+            result.setdefault(world.right or "undecided", drawn)
+    return result
+
+
 def count_outcomes(name: str, draws: int) -> Counter[str]:
     """Outcome -> how often the study found it in so many draws of a world."""
     return Counter(WORLDS[name].study.verdict(draw(name, number)).outcome for number in range(draws))

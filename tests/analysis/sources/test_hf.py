@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -89,6 +90,10 @@ def test_splits_become_sides_and_class_labels_their_names(cache: Path) -> None:
     assert type(task.texts[0]) is str
     assert list(task.texts[2:5]) == ["three", "four", "one"]
     assert task.texts[-1] == "four"
+
+
+def test_a_name_longer_than_the_hub_allows_is_none(cache: Path) -> None:
+    assert re.fullmatch("--task: 'x{100}' is no name of a data set. .*", error("x" * 5000))
 
 
 def test_one_split_is_not_split(cache: Path) -> None:
