@@ -421,7 +421,7 @@ def test_parts_of_a_dataset_are_its_split(tmp_path: Path) -> None:
         ({"train": dataset(), "unsupervised": dataset()}, {}, "data: part 'unsupervised' is no side of a split (train, "
          "validation, test). Pass those that make it, as in {part: ds[part] for part in ('train', 'test')}."),
         ({"validation": dataset(), "test": dataset()}, {}, "data: 'validation', 'test' are not one train part with a"),
-        ({"train": dataset(), "val": dataset(), "dev": dataset()}, {}, "data: 'train', 'val', 'dev' are not one train part"),
+        ({"train": dataset(), "val": dataset(), "dev": dataset()}, {}, "data: 'train', 'val', 'dev' are not one train"),
         ({"train": dataset(), "test": dataset([-1] * 9)}, {}, "data['test'] row 0: column 'label' is empty (likewise"),
         ({"train": dataset(), "test": dataset()}, {"split": "text"}, "split: data is split by its parts already."),
         ({"train": dataset(), "test": dataset().remove_columns("label")}, {}, "data['test']: no column 'label'. Colum"),
