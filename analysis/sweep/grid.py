@@ -136,9 +136,9 @@ def sweep(
 
     probes: by the names that the table has, or registered names and estimators, which go by their registered names.
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of predictions (columns
-    `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
-    first failure raises RuntimeError.
+    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of
+    predictions (columns `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe
+    raised; without it the first failure raises RuntimeError.
     """
     controls = tuple(CONTROLS) if controls is None else controls
     tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
