@@ -19,7 +19,7 @@ from typing import Any
 from clsprobe.analysis.sources import SOURCES, split_spec
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import READOUTS, list_plugins
+from clsprobe.probes.extraction.readouts import list_plugins, parse_readouts
 from clsprobe.probes.files import digest_files
 from clsprobe.probes.registry import PROBES, digest_source
 
@@ -64,7 +64,7 @@ def plugin_contents(study: Any) -> dict[str, str]:
         PROBES.load(name)
         plugins[f"probe {name}"] = PROBES.full_name(name)
     for name, full_name in list_plugins(getattr(study, "readouts", ())).items():
-        READOUTS.load(full_name)
+        parse_readouts([name])
         plugins[f"readout {name}"] = full_name
     for spec in getattr(study, "task", ()):
         if isinstance(spec, str) and SOURCES.is_plugin(name := split_spec(spec)[0]):

@@ -46,8 +46,9 @@ def load_study(name: str) -> type[Study]:
     if isabstract(study):
         methods = ", ".join(sorted(study.__abstractmethods__))
         raise InputError(where, f"is unfinished: it has no {methods}", "Define what is missing")
-    if missing := [name for name in ("question", "claim") if not hasattr(study, name)]:
-        raise InputError(where, f"is unfinished: it has no {missing[0]}", f'Write {missing[0]}: ClassVar[str] = "..."')
+    for field in ("question", "claim"):
+        if not hasattr(study, field):
+            raise InputError(where, f"is unfinished: it has no {field}", f'Write {field}: ClassVar[str] = "..."')
     return study
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsprobe.probes.errors import InputError, did_you_mean, printable, unknown
-from clsprobe.probes.files import digest_files
+from clsprobe.probes.files import digest_files, read_content
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -160,7 +160,8 @@ class Register:
         if not FULL_NAME.fullmatch(full_name):
             what = f"is registered as '{full_name}', which is no package.module:Name"
             raise InputError(where, what, "Mend the entry point of its package")
-        search_current_folder()
+        if name == full_name:
+            search_current_folder()
         with _guard(where, f"{module_name} cannot be imported"):
             try:
                 module = importlib.import_module(module_name)
@@ -269,7 +270,7 @@ def _read_module(name: str) -> ast.Module:
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return ast.parse(read_content(spec.origin).decode())
 
 
 def _first_sentence(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:

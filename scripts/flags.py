@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
+from pydantic import ValidationError
 
 from clsprobe.analysis.registers import STUDIES
+from clsprobe.analysis.settings import describe_invalid
 from clsprobe.completion import COMPLETIONS
 from clsprobe.config import read_config
 from clsprobe.execution import execute
@@ -101,6 +103,8 @@ def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | 
     values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})
+    except ValidationError as error:  # of a validator that another package adds to its study
+        raise describe_invalid(kind, error) from None
     except InputError as error:
         raise _locate(error, kind, flag_values, config) from error.__cause__
 

@@ -77,7 +77,7 @@ class Description:
             "layers": f"0..{self.layers}, 0 is the embedding output",
             "dimensions": f"{self.dim:,}",
             "longest input": f"{self.max_length:,} tokens"
-            + (f" (--max-length up to {self.longest:,})" if self.longest > self.max_length else ""),
+            + (f" (max_length up to {self.longest:,})" if self.longest > self.max_length else ""),
             "prompt": repr(self.prompt) if self.prompt else "none",
         }
         return facts | {f"note {number}": note for number, note in enumerate(self.notes, 1)}

@@ -194,8 +194,8 @@ class Max(Readout):
 
 
 class Flatten(Readout):
-    """The first `tokens` tokens concatenated in order, special ones included, padded with zeros: `tokens` x dim
-    numbers."""
+    """The first tokens of a text concatenated in order, special ones included, padded with zeros: 32 of them, or as many
+    as in flatten[64]."""
 
     name = "flatten"
 

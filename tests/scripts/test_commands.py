@@ -109,7 +109,7 @@ def desk(tmp_path, monkeypatch):
 FAILURES = {
     "--size 3": "clsprobe own_studies:Fails: failed (ZeroDivisionError: division by zero). --debug shows where.",
     "--size x": "--size: 'x': input should be a valid integer, unable to parse string as an integer. See --help.",
-    "--size 9": "clsprobe own_studies:Fails: Value error, it is too large. See --help.",
+    "--size 9": "Fails: Value error, it is too large. See its settings with --help.",
     "": "--size: is missing. Give it; see --help.",
     "--siez 3": "--siez: No such option: --siez. Did you mean '--size'?",
 }

@@ -530,7 +530,7 @@ def test_states(bert):
     assert stack_cells(states).dtype == np.float32
     assert states.rows(["cat", TEXTS[0], "cat"]).tolist() == [1, 0, 1]
     assert states.rows([]).tolist() == []
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match="1 of 1 texts were not encoded"):
         states.rows(["never encoded"])
     twice = Extractor(bert, ["cls"])(["cat", "dog", "cat"])
     cat, dog, second_cat = twice.cell(1, "cls")  # rows of one batch, whose last bits may depend on their place in it
