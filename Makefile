@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := out/demo
 
-.PHONY: install demo test test-long lint format types wheel bench clean
+.PHONY: install demo test test-long notebooks lint format types wheel bench clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ test: install
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long
+
+# Writes the notebooks of examples/ anew, and runs them: copies with outputs in build/notebooks.
+notebooks: install
+	$(BIN)/python examples/build_notebooks.py --execute build/notebooks
 
 lint: install types
 	$(BIN)/ruff check .
@@ -67,4 +71,4 @@ bench: install
 # Leaves out/ alone: runs are yours.
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find probes analysis reports scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find probes analysis reports scripts examples tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

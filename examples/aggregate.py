@@ -5,9 +5,9 @@ all tokens, on the same test texts. On so few sentences the honest answer is mos
 would decide.
 """
 
-from clsprobe.aggregate import Aggregate
+import clsprobe as cp
 
-result = Aggregate(task="grammar:subject_number:150", layers="0,3,6").run()
+result = cp.studies.Aggregate(task="grammar:subject_number:120", layers="3,6").run()
 
 print(result)
 print(result.chosen[["readout", "layer", "test", "low", "high"]].round(3).to_string(index=False))

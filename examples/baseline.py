@@ -6,7 +6,7 @@ tells more than the words do is worth saying only if the words have had their ch
 
 import numpy as np
 
-from clsprobe import Extractor, LogisticProbe, load, load_encoder, sweep
+from clsprobe import Extractor, load, load_encoder, sweep
 from clsprobe.probes.baseline import BASELINES, predict_from_features
 
 
@@ -24,8 +24,8 @@ def last_word(texts, y, train, dev):
 BASELINES["last_word"] = last_word  # from now on every sweep of this process has it
 
 if __name__ == "__main__":
-    (task,) = load("grammar:subject_number:200").tasks
+    (task,) = load("grammar:subject_number:150").tasks
     states = Extractor(load_encoder(), ["cls", "mean"], layers=[6])(task.texts)
-    results = sweep([task], states, {"logistic": LogisticProbe()}, controls=())
+    results = sweep(task, states, "logistic", controls=[])
     scores = results[(results.split == "test") & (results.metric == "accuracy")]
     print(scores[["control", "layer", "readout", "value", "low", "high"]].round(3).to_string(index=False))

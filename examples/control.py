@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from clsprobe import Extractor, LogisticProbe, load, load_encoder, sweep
+from clsprobe import Extractor, load, load_encoder, sweep
 from clsprobe.probes.tasks.control import CONTROLS
 
 
@@ -22,8 +22,8 @@ def first_letter(texts, y, side, seed):
 CONTROLS["first_letter"] = first_letter  # from now on every sweep of this process has it
 
 if __name__ == "__main__":
-    (task,) = load("grammar:tense:200").tasks
+    (task,) = load("grammar:tense:150").tasks
     states = Extractor(load_encoder(), ["cls", "mean"], layers=[0, 6])(task.texts)
-    results = sweep([task], states, {"logistic": LogisticProbe()}, controls=["shuffled", "first_letter"])
+    results = sweep(task, states, "logistic", controls=["shuffled", "first_letter"])
     scores = results[(results.split == "test") & (results.metric == "accuracy") & (results.layer >= 0)]
     print(scores.pivot(index=["layer", "readout"], columns="control", values="value").round(3).to_string())

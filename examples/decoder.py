@@ -49,11 +49,11 @@ class RidgeDecoder(Decoder):
 
 if __name__ == "__main__":
     encoder = load_encoder()
-    texts = list(sample_task(load("grammar:tense:2000").tasks[0], 400, seed=0).texts)
+    texts = list(sample_task(load("grammar:tense:2000").tasks[0], 300, seed=0).texts)
     states = Extractor(encoder, ["cls", "mean"], layers=[6])(texts)
     vectors = np.stack([states.cell(6, "cls"), states.cell(6, "mean")])
     tokens = [row.ids[~row.special].astype(np.int64) for row in encoder.tokenize(texts)]
     decoder = RidgeDecoder(slots=max(map(len, tokens)))
-    decoder.fit(vectors[:, :280], tokens[:280], dev=(vectors[:, 280:340], tokens[280:340]))
-    gains = decoder.blind_bits(tokens[340:]) - decoder.bits(vectors[:, 340:], tokens[340:])
+    decoder.fit(vectors[:, :210], tokens[:210], dev=(vectors[:, 210:255], tokens[210:255]))
+    gains = decoder.blind_bits(tokens[255:]) - decoder.bits(vectors[:, 255:], tokens[255:])
     print(f"Bits of a new text that a vector tells: cls {gains[0].mean():.1f}, mean {gains[1].mean():.1f}")

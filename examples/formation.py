@@ -4,9 +4,9 @@ Attention into [CLS] is cut in some layers, probes are trained anew, and what th
 gathered the sentence; the same is done in untrained encoders. One probe, one readout and one layer keep this small.
 """
 
-from clsprobe.formation import Formation
+import clsprobe as cp
 
-result = Formation(task="grammar:tense:120", layers="0,2", readouts="cls").run()
+result = cp.studies.Formation(task="grammar:tense:120", layers="0,2", readouts="cls").run()
 
 print(result)
 knockout = result.tables["knockout"]

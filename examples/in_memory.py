@@ -11,9 +11,9 @@ BORES = "the plot drags for hours", "a dull and noisy mess", "wooden from the fi
 texts = [f"{text}, says reviewer {i}" for i in range(15) for text in FILMS + BORES]
 labels = ["good" if text.startswith(FILMS) else "bad" for text in texts]
 
-result = cp.probe(texts, labels, layers=[0, 6], readouts=["cls", "mean"], allow_overlap=True)
+result = cp.probe(texts, labels, layers=[6], readouts=["cls", "mean"], allow_overlap=True)
 
 print(result)
-print(result.results.query("split == 'test' and metric == 'accuracy'")[["control", "layer", "readout", "value"]])
+print(result.chosen[["readout", "layer", "dev", "test", "low", "high"]].round(3))
 result.report("reviews.html")
 print(f"A page with all of it: reviews.html, {len(result.answers)} answers")

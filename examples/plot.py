@@ -1,7 +1,7 @@
 """A plot of your own: how far every readout is from the first layer to the last, as arrows.
 
 A plot is a function from a table to a figure, registered with the columns that it needs. Exhibits call it by its name,
-so that an answer that was saved draws itself again.
+so that an answer that was saved draws itself again: "package.module:arrows", or "arrows" if your package registers it.
 """
 
 import pandas as pd
@@ -27,6 +27,7 @@ def arrows(table: pd.DataFrame, *, metric: str):
 
 if __name__ == "__main__":
     table = pd.DataFrame({"readout": ["cls", "mean", "max"], "first": [0.5, 0.81, 0.74], "last": [0.89, 0.86, 0.7]})
-    exhibit = Exhibit("Accuracy at layer 0 and at layer 6.", table, "arrows", {"metric": "accuracy"})
+    name = f"{__name__}:arrows"
+    exhibit = Exhibit("Accuracy at layer 0 and at layer 6.", table, name, {"metric": "accuracy"})
     exhibit.draw().savefig("arrows.svg")
     print("arrows.svg:", exhibit.draw().get_label())

@@ -4,9 +4,9 @@ Every single position is probed at every layer. How well the best of the others 
 of an encoder as it is; why [CLS] stands first is a question to `clsprobe fine-tuning`, which moves it.
 """
 
-from clsprobe.positions import Positions
+import clsprobe as cp
 
-result = Positions(task="grammar:tense:150", layers="0,3,6", readouts="cls,sep,token[1],token[-1]").run()
+result = cp.studies.Positions(task="grammar:tense:120", layers="3,6", readouts="cls,sep,token[1],token[-1]").run()
 
 print(result)
 print(result.chosen[["readout", "layer", "test", "low", "high"]].round(3).to_string(index=False))

@@ -4,7 +4,7 @@ A `Weighted` readout is a distribution over the real tokens of a text; everythin
 derives from `Readout` and writes `read`. From the folder of this file: clsprobe run --readouts cls,readout:LateTokens
 """
 
-from clsprobe import Batch, Extractor, LogisticProbe, Weighted, check_readout, load, load_encoder, sweep
+from clsprobe import Batch, Extractor, Weighted, check_readout, load, load_encoder, sweep
 
 
 class LateTokens(Weighted):
@@ -21,8 +21,8 @@ class LateTokens(Weighted):
 if __name__ == "__main__":
     check_readout(LateTokens())
 
-    (task,) = load("grammar:tense:150").tasks
-    states = Extractor(load_encoder(), ["mean", LateTokens()], layers=[0, 6])(task.texts)
-    results = sweep([task], states, {"logistic": LogisticProbe()}, controls=())
+    (task,) = load("grammar:tense:120").tasks
+    states = Extractor(load_encoder(), ["mean", LateTokens()], layers=[6])(task.texts)
+    results = sweep(task, states, "logistic", controls=[])
     scores = results[(results.split == "test") & (results.metric == "accuracy") & (results.control == "none")]
-    print(scores.pivot(index="layer", columns="readout", values="value").round(3).to_string())
+    print(scores[["layer", "readout", "value", "low", "high"]].round(3).to_string(index=False))

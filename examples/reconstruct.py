@@ -4,10 +4,10 @@ A decoder learns to write which words a sentence has, from the vector alone, and
 no vector. What the vectors gain over the blind decoder is what they hold; treat stored vectors as the texts themselves.
 """
 
-from clsprobe.reconstruct import Reconstruct
+import clsprobe as cp
 
-result = Reconstruct(
-    task="grammar:tense:300", layers="6", readouts="cls,mean", decoders="bag", beams=1, corrections=0, written=10
+result = cp.studies.Reconstruct(
+    task="grammar:tense:240", layers="6", readouts="cls,mean", decoders="bag", beams=1, corrections=0, written=10
 ).run()
 
 print(result)

@@ -51,6 +51,7 @@ class MaxPooling(SweepStudy):
 
 
 if __name__ == "__main__":
-    worlds = {"yes": {"max": 0.85, "mean": 0.7}, "no": {"max": 0.7, "mean": 0.85}, "undecided": {"max": 0.7, "mean": 0.72}}
-    check_study(MaxPooling(), worlds={outcome: plant_sweep(truth) for outcome, truth in worlds.items()})
-    print(MaxPooling(task="grammar:tense:150", layers="0,6").run())
+    truths = {"yes": {"max": 0.85, "mean": 0.7}, "no": {"max": 0.7, "mean": 0.85}, "undecided": {"max": 0.7, "mean": 0.72}}
+    worlds = {outcome: plant_sweep(accuracies) for outcome, accuracies in truths.items()}  # made, without an encoder
+    check_study(MaxPooling(), worlds=worlds)
+    print(*(MaxPooling().verdict(world).sentence for world in worlds.values()), sep="\n")

@@ -136,11 +136,10 @@ def sweep(
 
     probes: by the names that the table has, or registered names and estimators, which go by their registered names.
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
-    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of predictions (columns
-    `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe raised; without it the
-    first failure raises RuntimeError.
+    names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of
+    predictions (columns `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe
+    raised; without it the first failure raises RuntimeError.
     """
-    controls = tuple(CONTROLS) if controls is None else controls
     tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
     all_states = _check_list("states", states, States, "Make them, as in Extractor(encoder)(task.texts)")
     if isinstance(seeds, int):
@@ -150,7 +149,7 @@ def sweep(
     names = [task.name for task in tasks]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise InputError("tasks", f"two are called '{repeated}'", "Give one another name, or sweep them apart")
-    controls = [controls] if isinstance(controls, str) else list(controls)
+    controls = [controls] if isinstance(controls, str) else list(CONTROLS if controls is None else controls)
     if others := [control for control in controls if control not in CONTROLS]:
         raise unknown("controls", "control", str(others[0]), CONTROLS)
     named_probes = _name_probes(probes)
