@@ -6,6 +6,7 @@ named as they are registered (`SOURCES`), or in full: ``package.module:load:REST
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +176,10 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """
     options = options or SourceOptions()
     source, rest = split_spec(spec)
+    path = source.partition(":")[0]
+    if source not in SOURCES.built_in and "." in path and os.path.isfile(path):
+        mend = f"Write file:{path}, with --label-column for a column of labels"
+        raise InputError(f"--task {spec}", f"{path} is a file, and no source is named", mend)
     function = SOURCES.load(source)
     if options.vectors and source != "file":
         what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
