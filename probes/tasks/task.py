@@ -183,7 +183,9 @@ class Task:
                 body.append(count_rows(f"{more:,} more", ~np.isin(self.y, largest)))
         rows = "".join(f"<tr>{''.join(f'<td>{_display(cell)}</td>' for cell in row)}</tr>" for row in body)
         header = "".join(f"<th>{cell}</th>" for cell in ("label", *sides))
-        remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()] + [*self.notes]
+        remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()] + [
+            *self.notes
+        ]
         listed = "".join(f"<li>{_display(remark)}</li>" for remark in remarks)
         return (
             f"<div><b>Task</b> {_display(self.name)}: {len(self.texts):,} texts, {self._sides()}"
