@@ -36,15 +36,8 @@ class Commands(TyperGroup):
         """The command that is called, its name and the arguments that are left. Raises InputError for a study that
         cannot be imported."""
         name = args[0]
-        if name not in self.commands:
-            try:
-                study = _find_study(name)
-            except InputError:
-                if not ctx.resilient_parsing:  # completion says nothing
-                    raise
-                study = None
-            if study:
-                self.commands[name] = make_study_command(study)
+        if name not in self.commands and (study := _find_study(name, completing=ctx.resilient_parsing)):
+            self.commands[name] = make_study_command(study)
         return super().resolve_command(ctx, args)
 
 
@@ -57,12 +50,20 @@ def _describe(entry: Entry) -> str:
     return f"of the package {entry.package}" if entry.package else read_question(entry.name)
 
 
-def _find_study(name: str) -> Any:
-    """The study of a command, of an alias or of a full name; None where there is none."""
+def _find_study(name: str, *, completing: bool) -> Any:
+    """The study of a command, of an alias or of a full name; None where there is none.
+
+    completing: a key was pressed, and nothing is called: no error, and no import of what no package registers.
+    """
     if ":" in name:
-        return load_study(name)
-    if entry := _studies().get(name):
-        return load_study(entry.name)
+        return None if completing else load_study(name)
+    try:
+        if entry := _studies().get(name):
+            return load_study(entry.name)
+    except InputError:
+        if not completing:
+            raise
+        return None
     own = map(load_study, STUDIES.built_in)
     return next((study for study in own if name in study.aliases), None)
 

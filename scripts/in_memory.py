@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clsprobe.analysis.result import Result
 
-ROW_RULES = ("target", "drop_empty", "drop_missing_labels", "missing_labels", "merge_labels", "replace_invalid")
-
 
 def probe(
     texts: Any,
@@ -33,9 +31,10 @@ def probe(
     Returns the `Result`: printed, the answers in words; `Result.results` and `Result.predictions` are its tables,
     `Result.chosen` the layers that dev chose. Raises InputError for anything the user can fix.
     """
+    from clsprobe.probes.tasks.memory import RowRules
     from clsprobe.probes.tasks.task import Task
     from clsprobe.run import Run
 
-    rules = {rule: settings.pop(rule) for rule in ROW_RULES if rule in settings}
+    rules = {rule: settings.pop(rule) for rule in RowRules.__annotations__ if rule in settings}
     task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
     return Run(task=task, model=model, no_maps=not maps, **settings).run()

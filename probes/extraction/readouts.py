@@ -431,7 +431,8 @@ def list_plugins(names: Iterable[str]) -> dict[str, str]:
     """Name -> full name of the readouts of other packages among these names, and within them."""
     parts = [part for name in names for part in re.split(r"[(),]|@\w*|\+norm", name)]
     full_names = {part: _PLUGINS[part][0] for part in parts if part in _PLUGINS}
-    return full_names | {part: READOUTS.full_name(part) for part in parts if READOUTS.is_plugin(part)}
+    others = [part for part in parts if part not in full_names and READOUTS.is_plugin(part)]
+    return full_names | {part: READOUTS.full_name(part) for part in others}
 
 
 def parse_arrangement(name: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ Nothing is imported to recognise a value: pandas, datasets and torch are known b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -219,12 +219,12 @@ def _dataset_parts(dataset: Any, name: str) -> list[tuple[str | None, str, Any]]
     if len(parts) == 1:
         return [(None, titles[part], rows) for part, rows in parts.items()]
     sides = {part: ALIASES.get(part.lower()) for part in parts}
-    mend = "Leave out what is neither, as in {part: ds[part] for part in ('train', 'test')}"
+    mend = "Pass those that make it, as in {part: ds[part] for part in ('train', 'test')}"
     if others := [part for part, side in sides.items() if side is None]:
         raise InputError(name, f"part {quote(others[0])} is no side of a split (train, validation, test)", mend)
     if "train" not in sides.values() or len(set(sides.values())) < len(sides):
-        listed = " and ".join(map(quote, parts))
-        raise InputError(name, f"its parts {listed} are not one train part, one test part and at most one other", mend)
+        what = f"{', '.join(map(quote, parts))} are not one train part with a test part, a dev part or both"
+        raise InputError(name, what, mend)
     return [(side, titles[part], parts[part]) for side in SIDES for part in parts if sides[part] == side]
 
 
@@ -260,12 +260,10 @@ def as_texts(texts: Any) -> Sequence[str]:
 
 def list_values(values: Any, argument: str) -> Sequence[Any]:
     """Values that have an order, as Python's own where a library can tell. Raises InputError."""
-    no_list = isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__")
-    if no_list or getattr(values, "shape", None) == ():
-        what = (
-            "is one string" if isinstance(values, str) else f"is {values if values is None else type(values).__name__}"
-        )
-        raise InputError(argument, f"{what}, not a list", "Pass a list with one value per text")
+    has_order = hasattr(values, "__iter__") and not isinstance(values, str | bytes | Mapping | set | frozenset)
+    if not has_order or hasattr(values, "columns") or getattr(values, "shape", None) == ():
+        kind = "one string" if isinstance(values, str) else None if values is None else type(values).__name__
+        raise InputError(argument, f"is {kind}, not a list", "Pass a list with one value per text")
     if isinstance(values, np.ndarray) and values.dtype.kind in "mM":  # `tolist` makes numbers of some times
         return list(values)
     return values.tolist() if hasattr(values, "tolist") else list(values)

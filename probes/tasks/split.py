@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -216,7 +217,13 @@ def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
         what = f"train and test share {shared.sum():,} of {len(test):,} texts"
         if nearly := int((shared & ~copies[0]).sum()):
             what += f", {nearly:,} of them but for small differences"
-        raise InputError(task.name, what, "Give other test texts, or pass --allow-overlap")
+        mend = f"Give other test texts, or pass {_write_option(task, 'allow_overlap', True)}"
+        raise InputError(task.name, what, mend)
+
+
+def _write_option(task: Task, name: str, value: Any) -> str:
+    """An option as whoever gives this task writes it: an argument in Python, or a flag."""
+    return (write_argument if task.name.startswith("memory:") else write_flag)(name, value)
 
 
 # ---------------------------------------------------------------------------------------------------- sides we choose
@@ -264,8 +271,8 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         what = f"{'classes' if len(missing) > 1 else 'a class'} too small for every side: {', '.join(items)}{more}"
         mend = "Give at least three texts of each that are no copies of each other, or leave it out"
         if task.name.startswith(("file:", "hf:", "memory:")):
-            write = write_argument if task.name.startswith("memory:") else write_flag
-            missing_labels, merge_labels = write("missing_labels", ("NAME",)), write("merge_labels", True)
+            missing_labels = _write_option(task, "missing_labels", ("NAME",))
+            merge_labels = _write_option(task, "merge_labels", True)
             mend += f" ({missing_labels}; {merge_labels} where it is another spelling of a class)"
         raise InputError(task.name, what, mend)
 

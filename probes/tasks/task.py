@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from types import MappingProxyType
 from typing import Any, Literal, Self, Unpack
 
 import numpy as np
@@ -77,7 +76,7 @@ class Task:
         for name in ("solved_by", "notes"):
             value = getattr(self, name)
             fields[name] = (value,) if isinstance(value, str) else tuple(value)
-        fields["left_out"] = MappingProxyType(dict(self.left_out))
+        fields["left_out"] = dict(self.left_out)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
@@ -183,9 +182,8 @@ class Task:
                 body.append(count_rows(f"{more:,} more", ~np.isin(self.y, largest)))
         rows = "".join(f"<tr>{''.join(f'<td>{_display(cell)}</td>' for cell in row)}</tr>" for row in body)
         header = "".join(f"<th>{cell}</th>" for cell in ("label", *sides))
-        remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()] + [
-            *self.notes
-        ]
+        remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()]
+        remarks += self.notes
         listed = "".join(f"<li>{_display(remark)}</li>" for remark in remarks)
         return (
             f"<div><b>Task</b> {_display(self.name)}: {len(self.texts):,} texts, {self._sides()}"

@@ -109,7 +109,7 @@ LIGHT = {
     "clsprobe.probes.errors": HEAVY | {"pandas", "numpy"},
     "clsprobe.probes.files": HEAVY | {"pandas", "numpy"},
     "clsprobe.probes.hub": HEAVY | {"pandas", "numpy", "huggingface_hub"},
-    "clsprobe.probes.tasks.task": HEAVY | {"pandas"},
+    "clsprobe.probes.tasks.task": HEAVY | {"pandas", "pyarrow", "datasets"},
     "clsprobe.probes.tasks.split": {"torch", "transformers"},
     "clsprobe.probes.encoders.loading": HEAVY | {"pandas", "tokenizers", "huggingface_hub"},
     "clsprobe.probes.extraction.readouts": HEAVY | {"pandas"},

@@ -79,6 +79,7 @@ def test_nothing_but_clsprobe_is_installed(site):
     assert {path.name.split("-")[0] for path in site.iterdir()} == {"clsprobe"}
     package = site / "clsprobe"
     assert (package / "py.typed").exists()
+    assert (package / "studies.pyi").exists()
     assert (package / "reports" / "templates" / "page.html.j2").exists()
     installed = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     sources = {
@@ -117,6 +118,7 @@ def type_report(tmp_path_factory) -> str:
     for name in ("probes", "analysis", "reports"):
         shutil.copytree(ROOT / name, folder / "clsprobe" / name, ignore=without_caches)
     use = "import clsprobe\n\nreveal_type(clsprobe.load_encoder)\nreveal_type(clsprobe.Task)\n"
+    use += "reveal_type(clsprobe.studies.Poolings)\n"
     (folder / "clsprobe" / "use.py").write_text(use)
     with (folder / "clsprobe" / "probes" / "mlp.py").open("a") as file:
         file.write("\n\nPLANTED: int = 'no number'\n")
@@ -130,6 +132,7 @@ def type_report(tmp_path_factory) -> str:
 def test_public_names_have_their_types(type_report):
     assert "-> clsprobe.probes.encoders.encoder.Encoder" in type_report
     assert "-> clsprobe.probes.tasks.task.Task" in type_report
+    assert "-> clsprobe.poolings.Poolings" in type_report
 
 
 def test_a_type_error_in_any_package_is_found(type_report):

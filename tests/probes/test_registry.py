@@ -7,9 +7,12 @@ import sys
 import pytest
 from packages import install, on_path
 
+from clsprobe import studies
+from clsprobe.analysis.contents import plugin_contents
 from clsprobe.analysis.sources import SOURCES, Loaded, SourceOptions, load
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction import readouts
+from clsprobe.probes.extraction.extractor import _digest_code
 from clsprobe.probes.extraction.readouts import FORMS, READOUTS, Readout, list_plugins, parse_readouts
 from clsprobe.probes.registry import PROBES, digest_source, find_probe
 
@@ -287,3 +290,25 @@ def test_the_digest_of_a_plug_in_is_that_of_all_its_own_modules(desk):
     assert digest_source("deep") == before
     (desk / "deeper.py").write_text("NUMBER = 2\n")
     assert digest_source("deep") != before
+
+
+def test_cached_vectors_depend_on_all_modules_of_a_readout(desk):
+    (desk / "shallow.py").write_text(f"import deeper\n{READOUT}")
+    (desk / "deeper.py").write_text("NUMBER = 1\n")
+    (readout,) = parse_readouts(["shallow:First"])
+    before = _digest_code(readout)
+    assert before == _digest_code(readout)
+    (desk / "deeper.py").write_text("NUMBER = 2\n")
+    assert _digest_code(readout) != before
+
+
+def test_a_readout_of_ones_own_is_a_setting_of_every_study(desk):
+    for study, names in (
+        (studies.Run, "own_readouts:First"),
+        (studies.Formation, "cls,own_readouts:First"),
+        (studies.FineTuning, "cls,own_readouts:First@no_cls"),
+    ):
+        settings = study(readouts=names)
+        assert {*plugin_contents(settings)} == {"readout own_readouts:First"}
+    with pytest.raises(InputError, match=r"'cat\(cls,first\)' is no vector of a single layer"):
+        studies.Formation(readouts="cls,cat(cls,own_readouts:First)")

@@ -82,7 +82,8 @@ def test_lists(capsys):
     for what, expected in (
         ("models", "all-MiniLM-L6-v2"), ("tasks", "grammar:tense"), ("readouts", "token[K]"),
         ("probes", "Multinomial logistic regression"), ("studies", "Is mean pooling inferior to [CLS]?"),
-        ("sources", "Universal Dependencies"), ("plots", "token_strips"), ("readouts", "flatten_projected"), ("readouts", "cat(A,B)"),
+        ("sources", "Universal Dependencies"), ("plots", "token_strips"), ("readouts", "flatten_projected"),
+        ("readouts", "cat(A,B)"),
     ):  # fmt: skip
         assert call("list", what) == 0
         assert expected in capsys.readouterr().out

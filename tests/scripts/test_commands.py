@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from packages import on_path
 import clsprobe
 from clsprobe.analysis.registers import STUDIES
 from clsprobe.analysis.sources.grammar import PROPERTIES
+from clsprobe.listing import KINDS
 
 STUDY = """
 from typing import ClassVar
@@ -81,6 +83,19 @@ def test_version_says_what_is_installed_and_imports_no_torch(capsys):
     line = capsys.readouterr().out
     assert line.startswith(f"clsprobe {importlib.metadata.version('clsprobe')} (Python {sys.version_info.major}.")
     assert f"torch {importlib.metadata.version('torch')}" in line
+
+
+def test_lists_help_and_versions_import_nothing_heavy():
+    commands = [["--help"], ["--version"], ["poolings", "--help"], *(["list", kind] for kind in KINDS)]
+    code = (
+        "import sys\nfrom clsprobe.cli import main\n"
+        f"for words in {commands}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as exit: assert not exit.code, words\n"
+        "    print(words, {'torch', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [f"{words} set()" for words in commands]
 
 
 def test_studies_by_the_names_of_their_classes():

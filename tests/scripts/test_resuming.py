@@ -16,9 +16,9 @@ import pytest
 from commands import call
 from safetensors.numpy import load_file, save_file
 
-from clsprobe import execution
 from clsprobe.analysis import contents
 from clsprobe.analysis.fine_tuning import measure
+from clsprobe.analysis.result import Result
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
 from clsprobe.geometry import Geometry
@@ -74,7 +74,7 @@ def kill_after_measuring(monkeypatch, *arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(execution, "_write_answers", kill)
+        patched.setattr(Result, "write", kill)
         assert call(*arguments) == 130
 
 

@@ -210,7 +210,8 @@ class Name(str):
         ([np.str_("b"), np.int64(3)], ["b", "3"]),
         (np.array([0.1, 0.5], np.float32), ["0.10000000149011612", "0.5"]),
         ((value for value in "ba"), ["b", "a"]),
-        ({"b": 0, "a": 1}.keys(), None),
+        ({"b": 0, "a": 1}.keys(), ["b", "a"]),
+        ({0: "b", 1: "a"}.values(), ["b", "a"]),
         (range(2), ["0", "1"]),
         (pd.Series([3, 1], index=[1, 0]), ["3", "1"]),
         (pd.Categorical(["b", "a"]), ["b", "a"]),
@@ -228,10 +229,7 @@ class Name(str):
         ([pd.Timestamp("2020-01-02"), "a"], ["2020-01-02 00:00:00", "a"]),
     ],
 )  # fmt: skip
-def test_values_become_labels_as_a_file_would_write_them(values: Any, expected: list[str] | None) -> None:
-    if expected is None:
-        assert error(lambda: Task.from_lists(["s", "t"], values)).startswith("labels: is dict_keys, not a list")
-        return
+def test_values_become_labels_as_a_file_would_write_them(values: Any, expected: list[str]) -> None:
     task = Task.from_lists(["s", "t"], values, target="class")
     assert task.y.tolist() == expected
     assert not task.notes
@@ -421,9 +419,9 @@ def test_parts_of_a_dataset_are_its_split(tmp_path: Path) -> None:
     ("data", "arguments", "message"),
     [
         ({"train": dataset(), "unsupervised": dataset()}, {}, "data: part 'unsupervised' is no side of a split (train, "
-         "validation, test). Leave out what is neither, as in {part: ds[part] for part in ('train', 'test')}."),
-        ({"validation": dataset(), "test": dataset()}, {}, "data: its parts 'validation' and 'test' are not one train"),
-        ({"train": dataset(), "val": dataset(), "dev": dataset()}, {}, "data: its parts 'train' and 'val' and 'dev' a"),
+         "validation, test). Pass those that make it, as in {part: ds[part] for part in ('train', 'test')}."),
+        ({"validation": dataset(), "test": dataset()}, {}, "data: 'validation', 'test' are not one train part with a"),
+        ({"train": dataset(), "val": dataset(), "dev": dataset()}, {}, "data: 'train', 'val', 'dev' are not one train"),
         ({"train": dataset(), "test": dataset([-1] * 9)}, {}, "data['test'] row 0: column 'label' is empty (likewise"),
         ({"train": dataset(), "test": dataset()}, {"split": "text"}, "split: data is split by its parts already."),
         ({"train": dataset(), "test": dataset().remove_columns("label")}, {}, "data['test']: no column 'label'. Colum"),
@@ -477,10 +475,13 @@ def test_labels_that_stand_for_none_may_be_numbers() -> None:
     assert (task.y.tolist(), task.left_out) == (["0", "1"], {"label that stands for none": 2})
 
 
-def test_classes_too_small_are_mended_by_arguments() -> None:
+def test_what_a_split_refuses_is_mended_by_arguments() -> None:
     texts = [f"{text} {word}" for text in TEXTS for word in ("red", "blue", "green")]
     task = Task.from_lists(texts, [*"ab" * 13, "c"])
     with pytest.raises(
         InputError, match=r"\(missing_labels=\('NAME',\); merge_labels=True where it is another spelling"
     ):
+        split(task)
+    task = Task.from_lists([*TEXTS[:6], *TEXTS[:3]], LABELS, split=SIDES)
+    with pytest.raises(InputError, match=r"share 3 of 3 texts\. Give other test texts, or pass allow_overlap=True"):
         split(task)

@@ -74,6 +74,10 @@ def test_other_lists_become_arrays_too() -> None:
     ("fields", "message"),
     [
         ({"texts": "a text"}, "texts: is one text, not a list of texts. Pass [text]."),
+        (
+            {"texts": pd.DataFrame({"a": TEXTS})},
+            "texts: is DataFrame, not a list. Pass a list with one value per text.",
+        ),
         ({"texts": 3}, "texts: is int, not a list. Pass a list with one value per text."),
         (
             {"texts": ["a", 1, "c", "d"]},
