@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from clsprobe.analysis.sources import SOURCES, split_spec
+from clsprobe.probes.decoders import DECODERS
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import list_plugins, parse_readouts
@@ -71,6 +73,13 @@ def plugin_contents(study: Any) -> dict[str, str]:
             SOURCES.load(name)
             plugins[f"source {name}"] = SOURCES.full_name(name)
     return {name: _digest_plugin(full_name.partition(":")[0]) for name, full_name in plugins.items()}
+
+
+def decoder_contents(names: Iterable[str]) -> dict[str, str]:
+    """The digests of the source of those among these decoders that are not clsprobe's own."""
+    modules = {f"decoder {name}": DECODERS[name].partition(":")[0] for name in names}
+    others = {name: module for name, module in modules.items() if not module.startswith("clsprobe.")}
+    return {name: _digest_plugin(import_module(module).__name__) for name, module in others.items()}
 
 
 def _full_name(kind: type) -> str:

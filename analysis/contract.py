@@ -31,6 +31,7 @@ from unittest.mock import patch
 
 from clsprobe.analysis.answer import Answer, Exhibit
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.plots import can_draw
 from clsprobe.analysis.study import Study
 from clsprobe.analysis.verdict import TAIL, Verdict, holm
 from clsprobe.probes.randomness import forbid_global_randomness
@@ -67,8 +68,8 @@ def check_study(
 
     _check_declared(study)
     assert worlds or isinstance(study, SweepStudy), (
-        "there is nothing to judge: pass worlds={'yes': measured, 'no': measured, 'undecided': measured}, tables made so "
-        "that each is the right answer"
+        "there is nothing to judge: pass worlds={'yes': measured, 'no': measured, 'undecided': measured}, tables made "
+        "so that each is the right answer"
     )
     verdicts, every_world = [], []
     for name, world in worlds.items() if worlds else plant_worlds(study.readouts):  # type: ignore[attr-defined]
@@ -79,7 +80,8 @@ def check_study(
         every_world.append(world)
         assert not worlds or verdict.outcome == name, (
             f"the world '{name}' is answered with {verdict.outcome} ({verdict.sentence!r}): compare the question with "
-            "the direction of the claim; Verdict.of(..., turned=True) answers a question whose yes is that the claim fails"
+            "the direction of the claim; Verdict.of(..., turned=True) answers a question whose yes is that the claim "
+            "fails"
         )
         _check_sentences(study, verdict, world)
     _check_outcomes(study, verdicts, planted=not worlds)
@@ -106,10 +108,12 @@ def _check_declared(study: Study) -> None:
     try:
         json.dumps(study.settings())
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"the settings are no JSON ({error}): give fields plain types, and paths as text") from error
+        fault = f"the settings are no JSON ({error}): give fields plain types, and paths as text"
+        raise AssertionError(fault) from error
 
 
-# ----------------------------------------------------------------------------------------------------------- pure functions
+# ----------------------------------------------------------------------------------------------------------- pure
+# functions
 
 
 @contextmanager
@@ -142,7 +146,7 @@ def _forbid_effects(measured: Measured, what: str) -> Iterator[None]:
     for name, before in tables.items():
         after = measured.tables.get(name)
         assert after is not None and list(after.columns) == list(before.columns) and after.equals(before), (  # noqa: PT018
-            f"{what} alters the table {name}, which the next question reads too: begin with `rows = measured.rows(...)` "
+            f"{what} alters the table {name}, which the next question reads too: begin with rows = measured.rows(...) "
             "and make new tables, as in rows.assign(...)"
         )
     assert json.dumps(measured.facts, default=str) == facts, (
@@ -168,7 +172,8 @@ def _judge(study: Study, measured: Measured, what: str) -> Verdict:
     with _forbid_effects(measured, "`judge`"):
         verdict = _attempt(lambda: study.verdict(measured), what)
     assert isinstance(verdict, Verdict), (
-        f"`judge` gives {type(verdict).__name__}, not a verdict: return Verdict.of(parts, say), or Verdict.described(...)"
+        f"`judge` gives {type(verdict).__name__}, not a verdict: return Verdict.of(parts, say), or "
+        "Verdict.described(...)"
     )
     again = _attempt(lambda: study.verdict(measured), what)
     assert repr(again) == repr(verdict), (
@@ -227,12 +232,13 @@ def _check_other_tasks(study: Study, worlds: Sequence[Measured], verdicts: Seque
     facts = {**worlds[own].facts, "rows": {task: {}, RIVAL: {}}}
     united = _attempt(lambda: study.verdict(replace(worlds[own], tables=tables, facts=facts)), "a task beside another")
     assert repr(united.parts[task]) == repr(verdicts[own]), (
-        f"beside the rows of another task the same task is judged otherwise ({united.parts[task].sentence!r}): `judge` is "
-        "about one task; read measured.rows(table, task), and not measured.tables"
+        f"beside the rows of another task the same task is judged otherwise ({united.parts[task].sentence!r}): `judge` "
+        "is about one task; read measured.rows(table, task), and not measured.tables"
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- sentences
+# --------------------------------------------------------------------------------------------------------------
+# sentences
 
 
 def _check_sentences(study: Study, verdict: Verdict, measured: Measured) -> None:
@@ -244,18 +250,19 @@ def _check_sentence(study: Study, verdict: Verdict, measured: Measured, task: st
     """What is said of one task: about the outcome, the interval, the margin and the tables."""
     sentence, outcome = verdict.sentence, verdict.outcome
     assert sentence[:1].isupper() and sentence.rstrip().endswith((".", "!")), (  # noqa: PT018
-        f"{sentence!r} is no sentence: `say` gives a clause without an end, to which Verdict.of adds the outcome and a stop"
+        f"{sentence!r} is no sentence: `say` gives a clause without an end, to which Verdict.of adds the outcome and a "
+        "stop"
     )
     leads = [word for word in ("Yes", "No", "Undecided") if re.match(rf"{word}\b", sentence)]
     if verdict.is_counted and verdict.is_judged and not verdict.is_open:
         assert leads == [outcome.capitalize()], (
-            f"the verdict is {outcome}, and its sentence begins otherwise: {sentence!r}; let Verdict.of put the outcome "
-            "before the clause"
+            f"the verdict is {outcome}, and its sentence begins otherwise: {sentence!r}; let Verdict.of put the "
+            "outcome before the clause"
         )
     else:
         assert not leads, (
-            f"the question is open or decides nothing here, and the sentence says {leads}: {sentence!r}; begin with what "
-            "was measured"
+            f"the question is open or decides nothing here, and the sentence says {leads}: {sentence!r}; begin with "
+            "what was measured"
         )
     if outcome in DECISIVE:
         _check_certainty(study, verdict)
@@ -263,16 +270,17 @@ def _check_sentence(study: Study, verdict: Verdict, measured: Measured, task: st
 
 
 def _check_certainty(study: Study, verdict: Verdict) -> None:
-    """A yes or no rests on comparisons that are certain, with declared thresholds, and its sentence gives the effect."""
+    """A yes or no rests on certain comparisons with declared thresholds, and its sentence gives the effect."""
     outcome, sentence = verdict.outcome, verdict.sentence
     p = verdict.p_yes if outcome == "yes" else verdict.p_no
     assert p < TAIL and verdict.comparisons, (  # noqa: PT018
-        f"the verdict is {outcome} with a one-sided p of {p:.3g}, which allows no {outcome}: make parts of effects with "
-        "their intervals (Part.of) and join them by Verdict.of, which says yes where every interval is above its threshold"
+        f"the verdict is {outcome} with a one-sided p of {p:.3g}, which allows no {outcome}: make parts of effects "
+        "with their intervals (Part.of) and join them by Verdict.of, which says yes where every interval is above its "
+        "threshold"
     )
     assert _direction(verdict), (
-        f"the verdict is {outcome} ({sentence!r}), and no comparison is certain: do not judge by the estimate; an effect "
-        "counts where its whole interval lies on one side of the threshold"
+        f"the verdict is {outcome} ({sentence!r}), and no comparison is certain: do not judge by the estimate; an "
+        "effect counts where its whole interval lies on one side of the threshold"
     )
     declared = {0.0, study.margin, -study.margin}
     thresholds = {part.threshold for part in verdict.comparisons}
@@ -281,8 +289,8 @@ def _check_certainty(study: Study, verdict: Verdict) -> None:
         "with the margin that was declared before measuring"
     )
     assert verdict.low <= verdict.effect <= verdict.high, (
-        f"the effect {verdict.effect:.3g} lies outside of its interval ({verdict.low:.3g} to {verdict.high:.3g}): take all "
-        "three from one estimate"
+        f"the effect {verdict.effect:.3g} lies outside of its interval ({verdict.low:.3g} to {verdict.high:.3g}): take "
+        "all three from one estimate"
     )
     numbers = [abs(float(number)) for number in re.findall(r"\d+(?:\.\d+)?", sentence)]
     size = abs(verdict.effect)
@@ -298,7 +306,7 @@ def _check_certainty(study: Study, verdict: Verdict) -> None:
 
 
 def _direction(verdict: Verdict) -> str:
-    """Whether yes means that the comparisons hold ("straight") or that one fails ("turned"); "" if neither is certain."""
+    """ "straight" where yes means that the comparisons hold, "turned" that one fails; "" if neither is certain."""
     if max(part.p_yes for part in verdict.comparisons) < TAIL:
         return "straight" if verdict.outcome == "yes" else "turned"
     if min(holm([part.p_no for part in verdict.comparisons])) < TAIL:
@@ -325,8 +333,8 @@ def _check_outcomes(study: Study, verdicts: Sequence[Verdict], *, planted: bool)
     directions = {_direction(part): part for part in counted if part.outcome in DECISIVE}
     assert len(directions) < 2, (
         "yes means that the claim holds in one world and that it fails in another "
-        f"({' and '.join(repr(part.sentence) for part in directions.values())}): judge by Verdict.of alone, always with "
-        "the same `turned`"
+        f"({' and '.join(repr(part.sentence) for part in directions.values())}): judge by Verdict.of alone, always "
+        "with the same `turned`"
     )
     said = {outcome: {_strip(part) for part in counted if part.outcome == outcome} for outcome in sorted(outcomes)}
     for sentence in said.get("yes", set()) & said.get("no", set()):
@@ -403,7 +411,8 @@ def _read_accuracies(measured: Measured, task: str) -> dict[str, list[float]]:
     return accuracies
 
 
-# --------------------------------------------------------------------------------------------------------- whole answers
+# --------------------------------------------------------------------------------------------------------- whole
+# answers
 
 
 def _check_answer(study: Study, measured: Measured) -> None:
@@ -419,6 +428,11 @@ def _check_answer(study: Study, measured: Measured) -> None:
         "the answer has no evidence: let `show` return an Exhibit(caption, table, plot) for every task, with rows"
     )
     _compare_answers(answer, study.answer(measured), "the same tables", "seed what is random, and keep no state")
+    for exhibit in answer.exhibits:
+        assert exhibit.plot is None or can_draw(exhibit.plot), (
+            f"there is no plot '{exhibit.plot}', which the exhibit {exhibit.caption[:60]!r} names: register it "
+            "(clsprobe.analysis.plots), or name one that is"
+        )
     with TemporaryDirectory() as name:
         folder = Path(name)
         loaded = _save_and_load(measured, folder)
@@ -440,8 +454,8 @@ def _check_answer(study: Study, measured: Measured) -> None:
                 exhibit.draw()
             except Exception as error:  # whatever a plot raises
                 raise AssertionError(
-                    f"the exhibit {exhibit.caption[:60]!r} cannot be drawn ({type(error).__name__}: {error}): name a "
-                    "registered plot, and give it the columns and arguments that it needs"
+                    f"the exhibit {exhibit.caption[:60]!r} cannot be drawn ({type(error).__name__}: {error}): give "
+                    "the plot the columns and arguments that it needs"
                 ) from error
 
 

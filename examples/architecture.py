@@ -16,7 +16,7 @@ from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter
 # The path of a block in the model, * for its number. RoFormer turns its vectors instead of adding positions.
 ADAPTERS["roformer"] = Adapter("encoder.layer.*", note="rotary positions")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the a cat dog bird sees sleeps runs in on house tree".split()]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "cat", "dog", "sees", "sleeps", "runs", "in", "house"]
 
 
 def save_tiny_model(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Make the notebooks of example files: python examples/build_notebooks.py [--execute FOLDER]
 
 1. The docstring of a file and its cells `# %% [markdown]` become text, its cells `# %%` code.
-2. A cell that ends in `print(NAME)` ends in NAME, which a notebook shows as a table or with figures.
+2. A cell that ends in `print(RESULT)` ends in RESULT, which a notebook shows as a table or with figures.
 3. The notebooks have no outputs. With --execute they are run, and copies with outputs are written to the folder.
 """
 
@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 HERE = Path(__file__).parent
 NAMES = ("which_pooling", "what_does_cls_know")
+PRINTED = re.compile(r"^print\((?P<shown>[^\n]+)\)\Z", re.MULTILINE)
 MARKER = re.compile(r"^# %%(?P<kind> \[markdown\])?\n", re.MULTILINE)
 
 
@@ -29,7 +30,7 @@ def build_notebook(source: str) -> nbformat.NotebookNode:
         if kind:
             cells.append(new_markdown_cell(re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE)))
         else:
-            cells.append(new_code_cell(re.sub(r"\nprint\((?P<shown>[^\n]+)\)$", r"\n\g<shown>", "\n" + text.strip())[1:]))
+            cells.append(new_code_cell(PRINTED.sub(r"\g<shown>", text.strip())))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # random otherwise
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -1,7 +1,7 @@
 """A control of your own: labels that depend on one thing you suspect, here on the first letter of a text.
 
-A control is one more label set, which every probe is fitted on beside the real one. What can be read of it shows how much
-of a score this thing alone would give, or what the probe can memorise.
+A control is one more label set, which every probe is fitted on beside the real one. What can be read of it shows how
+much of a score this thing alone would give, or what the probe can memorise.
 """
 
 from hashlib import blake2b

@@ -2,6 +2,7 @@
 
 A `Decoder` writes three methods: it learns from standardised vectors, says how many bits a text takes given its vector,
 and writes a text. The last cell is all zeros, the blind decoder; what a vector tells is its bits less those of a cell.
+For `Reconstruct` in Python: clsprobe.probes.decoders.DECODERS["ridge"] = "decoder:RidgeDecoder"
 """
 
 import numpy as np
@@ -15,11 +16,9 @@ from clsprobe.probes.tasks.split import sample_task
 class RidgeDecoder(Decoder):
     """The set of words of a text. Fitted: weights_ (cell + 1, dim + 1, word)."""
 
-    penalty = 1000.0
-
     def _train(self, X, codes, X_dev, codes_dev, table, path):
         X, present = self._with_ones(X), self._presence(codes)
-        ridge = self.penalty * torch.eye(X.shape[2])
+        ridge = 1000.0 * torch.eye(X.shape[2])
         ridge[-1, -1] = 0.0  # the intercept is free
         self.weights_ = torch.linalg.solve(X.mT @ X + ridge, X.mT @ present)
 

@@ -1,7 +1,7 @@
 """A probe of your own: the class whose mean is nearest.
 
-Any classifier or regressor of scikit-learn is a probe already. One that fits all cells and label sets of a sweep at once
-derives from `CellProbe`. From the folder of this file: clsprobe run --probes logistic,probe:CentroidProbe
+Any classifier or regressor of scikit-learn is a probe already. One that fits all cells and label sets of a sweep at
+once derives from `CellProbe`. From the folder of this file: clsprobe run --probes logistic,probe:CentroidProbe
 """
 
 import numpy as np

@@ -14,7 +14,7 @@ class LateTokens(Weighted):
 
     def weights(self, batch: Batch):
         """(batch, token), rows sum to 1, 0 on padding."""
-        positions = batch.real.cumsum(1) * batch.real  # 1, 2, 3 ... on the real tokens of a text, whatever else there is
+        positions = batch.real.cumsum(1) * batch.real  # 1, 2, 3 ... on the real tokens of a text, 0 on padding
         return positions / positions.sum(1, keepdim=True).clamp(min=1)
 
 

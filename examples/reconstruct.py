@@ -1,7 +1,8 @@
 """Question 4: can the original sequence be recovered from [CLS]?
 
-A decoder learns to write which words a sentence has, from the vector alone, and is compared with a blind one, which gets
-no vector. What the vectors gain over the blind decoder is what they hold; treat stored vectors as the texts themselves.
+A decoder learns to write which words a sentence has, from the vector alone, and is compared with a blind one, which
+gets no vector. What the vectors gain over the blind decoder is what they hold; treat stored vectors as the texts
+themselves.
 """
 
 import clsprobe as cp

@@ -1,7 +1,7 @@
 """A study of your own: is max pooling as good as mean pooling?
 
-A study of the layer x readout sweep has its settings, its measurement, its page and its command; it adds a question, the
-margin that is declared beforehand, the comparison, and what is shown. From the folder of this file:
+A study of the layer x readout sweep has its settings, its measurement, its page and its command; it adds a question,
+the margin that is declared beforehand, the comparison, and what is shown. From the folder of this file:
 clsprobe study:MaxPooling --task file:reviews.csv
 """
 
@@ -22,7 +22,9 @@ class MaxPooling(SweepStudy):
     """Is the maximum over all tokens as good as their mean?"""
 
     question: ClassVar[str] = "Is max pooling as good as mean pooling?"
-    claim: ClassVar[str] = "Max pooling tells as much about the label as mean pooling does (less by no more than 2 points)"
+    claim: ClassVar[str] = (
+        "Max pooling tells as much about the label as mean pooling does (less by no more than 2 points)"
+    )
     margin: ClassVar[float] = 0.02
 
     readouts: Names = Field(("max", "mean"), description="max and mean; others are shown beside them")
@@ -51,7 +53,7 @@ class MaxPooling(SweepStudy):
 
 
 if __name__ == "__main__":
-    truths = {"yes": {"max": 0.85, "mean": 0.7}, "no": {"max": 0.7, "mean": 0.85}, "undecided": {"max": 0.7, "mean": 0.72}}
-    worlds = {outcome: plant_sweep(accuracies) for outcome, accuracies in truths.items()}  # made, without an encoder
+    accuracies = {"yes": (0.85, 0.7), "no": (0.7, 0.85), "undecided": (0.7, 0.72)}  # of max and of mean, made up
+    worlds = {outcome: plant_sweep({"max": a, "mean": b}) for outcome, (a, b) in accuracies.items()}
     check_study(MaxPooling(), worlds=worlds)
     print(*(MaxPooling().verdict(world).sentence for world in worlds.values()), sep="\n")

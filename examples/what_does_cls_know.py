@@ -1,14 +1,15 @@
 """What does the [CLS] vector know? Texts and labels in memory, one call, and the answers in words.
 
-Every text is encoded once. At every layer a linear probe learns to read the label off the vector; the layer is chosen on
-dev and measured on test, beside baselines that read no vector at all.
+Every text is encoded once. At every layer a linear probe learns to read the label off the vector; the layer is chosen
+on dev and measured on test, beside baselines that read no vector at all.
 """
 
 # %% [markdown]
 # ## The texts
 #
-# Anything that holds texts and labels: lists, columns of a DataFrame, a Dataset. Here they are built-in sentences in the
-# present and in the past. Their split is kept: no verb of test is among those of train, so that nothing can be memorised.
+# Anything that holds texts and labels: lists, columns of a DataFrame, a Dataset. Here they are built-in sentences in
+# the present and in the past. Their split is kept: no verb of test is among those of train, so that nothing can be
+# memorised.
 
 # %%
 import clsprobe as cp

@@ -7,8 +7,8 @@ at hand: each readout is compared with [CLS] on the same test texts, at the laye
 # %% [markdown]
 # ## Poolings against [CLS]
 #
-# Two classes of built-in sentences, whose test words are all new, an encoder with six layers, and three readouts. In your
-# own notebook `task` is a `clsprobe.Task`, made of lists, of a DataFrame or of a Dataset.
+# Two classes of built-in sentences, whose test words are all new, an encoder with six layers, and three readouts. In
+# your own notebook `task` is a `clsprobe.Task`, made of lists, of a DataFrame or of a Dataset.
 
 # %%
 import clsprobe as cp

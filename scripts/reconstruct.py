@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.contents import model_contents
+from clsprobe.analysis.contents import decoder_contents, model_contents
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
 from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
 from clsprobe.analysis.study import Study, counted
 from clsprobe.analysis.verdict import Outcome, Part, Verdict
+from clsprobe.probes.decoders import DECODERS
 from clsprobe.probes.encoders.describing import Description, describe_decoder
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.errors import InputError, unknown
@@ -35,7 +36,6 @@ from clsprobe.probes.errors import InputError, unknown
 if TYPE_CHECKING:
     from clsprobe.analysis.folder import RunFolder
 
-DECODERS = ("bag", "slot", "sequence")
 PRIVACY = (
     "Treat stored vectors as the texts themselves: what is read back here was read from vectors alone, and whoever has "
     "the encoder and texts of the same kind can do the same."
@@ -65,7 +65,9 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         None, description="all, 0,3,6 or 1-12; 0 is the embedding output [default: the first, middle and last]"
     )
     readouts: Names = Field(("cls", "mean"), description="what to read at every layer; cls is judged")
-    decoders: Names = Field(DECODERS, description="bag, slot, sequence; the last named one of these writes the texts")
+    decoders: Names = Field(
+        tuple(DECODERS), description="bag, slot, sequence; the last named one of these writes the texts"
+    )
     decoder: str | None = Field(
         None, description="the sequence decoder: a causal model, folder or hub name, instead of our own"
     )
@@ -109,7 +111,8 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
         """Digests of texts, encoder, vectors, the model of `decoder`, and code."""
         inputs = self.inputs
         models = [inputs.description, *([self.decoder_model] if self.decoder else [])]
-        return super().contents() | {**inputs.contents} | model_contents(models)
+        code = decoder_contents(self.decoders)
+        return super().contents() | {**inputs.contents} | model_contents(models) | code
 
     def prepare(self) -> list[str]:
         """Read and check the inputs; describe the run."""

@@ -33,9 +33,9 @@ DISTANCES = (0, 0.2, 0.4, 0.6, 2), ("below 0.2 (no news)", "0.2-0.4", "0.4-0.6",
 FEWEST_TOKENS = 20  # for which a share is shown
 BLIND_TEXTS = "the texts are the blind decoder's, as re-ranking and corrections left them"
 ESTIMATES = {
-    "sequence": "the only ones that estimate information",
-    "slot": "tokens taken for independent of each other",
-    "bag": "which tokens there are, order ignored",
+    "sequence": "; the only ones that estimate information",
+    "slot": "; tokens taken for independent of each other",
+    "bag": "; which tokens there are, order ignored",
 }
 
 
@@ -137,7 +137,8 @@ def _gain_exhibits(texts: pd.DataFrame) -> list[Exhibit]:
         exhibits.append(
             Exhibit(
                 f"Bits per token that the vector takes off the blind {decoder} decoder's, over the layers, with 95 % "
-                f"bands; {ESTIMATES[decoder]}. Bits of different decoders cannot be compared.{describe_gate(rows)}",
+                f"bands{ESTIMATES.get(decoder, '')}. Bits of different decoders cannot be compared."
+                f"{describe_gate(rows)}",
                 measure_gains(rows, ["layer", "readout", "gated"]).drop(columns="texts"),
                 "curves",
                 {"metric": "bits per token gained", "baselines": {"blind": 0.0}},

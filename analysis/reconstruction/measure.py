@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,9 @@ from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
 from clsprobe.analysis.study import counted
-from clsprobe.probes.decoders.bag import BagDecoder
+from clsprobe.probes.decoders import DECODERS
 from clsprobe.probes.decoders.base import Decoder, vocabulary
 from clsprobe.probes.decoders.sequence import SequenceDecoder, load_causal
-from clsprobe.probes.decoders.slot import SlotDecoder
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError, quote
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clsprobe")
 
-DECODERS = ("bag", "slot", "sequence")  # in training order
 COMPARED, ALIKE = 16, 0.98  # texts, and the least cosine of stored vectors with the encoder's
 MANTISSA = {
     "F64": 18,
@@ -220,7 +219,8 @@ def make_decoder(name: str, settings: Any, device: str, slots: int) -> Decoder:
     common: dict[str, Any] = {"slots": slots, "random_state": settings.seed, "device": device}
     if name == "sequence":
         return SequenceDecoder(settings.decoder, frozen=settings.frozen, **common)
-    return (BagDecoder if name == "bag" else SlotDecoder)(**common)
+    decoder: Decoder = resolve_name(DECODERS[name])(**common)
+    return decoder
 
 
 def _make_tokenizer(tokenizer: Any, tokenize: Callable[[Sequence[str]], list[np.ndarray]]) -> TextTokenizer:

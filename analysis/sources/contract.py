@@ -2,8 +2,8 @@
 
 1. The source loads valid data twice: every row is used or left out for a reason, and both times the same is read.
 2. Texts, labels, splits and names are what the rest of the program takes for granted.
-3. It is asked for what there is not: nothing, another name, a mistyped one, names that no file can have. It answers with
-   an InputError, which the command prints in one line.
+3. It is asked for what there is not: nothing, another name, a mistyped one, names that no file can have. It answers
+   with an InputError, which the command prints in one line.
 
 Every violation is an AssertionError that says what is wrong and how to fix it.
 """
@@ -55,8 +55,9 @@ def _load_quietly(load: Load, rest: str, options: SourceOptions) -> Loaded:
     """What a source loads, while nothing is printed, drawn or imported that may not be."""
     printed = io.StringIO()
     try:
-        with _forbid_heavy_imports(load), forbid_global_randomness(), redirect_stdout(printed), redirect_stderr(printed):
-            loaded = load(rest, options)
+        with _forbid_heavy_imports(load), forbid_global_randomness():  # noqa: SIM117
+            with redirect_stdout(printed), redirect_stderr(printed):
+                loaded = load(rest, options)
     except AssertionError:
         raise
     except Exception as error:
@@ -65,8 +66,8 @@ def _load_quietly(load: Load, rest: str, options: SourceOptions) -> Loaded:
             "source, or give `check_source` a rest that it can read"
         ) from error
     assert isinstance(loaded, Loaded) and loaded.tasks, (  # noqa: PT018
-        f"the source gives {type(loaded).__name__} without a task: return clsprobe.analysis.sources.Loaded([task, ...], "
-        "rows, left_out, notes)"
+        f"the source gives {type(loaded).__name__} without a task: return clsprobe.analysis.sources.Loaded([task, "
+        "...], rows, left_out, notes)"
     )
     assert not printed.getvalue(), (
         f"the source prints {printed.getvalue()[:60]!r}: what a reader should know are sentences in Loaded.notes"
@@ -103,14 +104,15 @@ def _forbid_heavy_imports(load: Load) -> Iterator[None]:
 def _check_counts(loaded: Loaded) -> None:
     for reason, count in loaded.left_out.items():
         assert isinstance(count, int) and count >= 0 and reason.strip() == reason != "", (  # noqa: PT018
-            f"left_out holds {reason!r}: {count!r}, not the number of rows for a reason: count rows in a dictionary such "
+            f"left_out holds {reason!r}: {count!r}, not the number of rows for a reason: count rows in a dictionary "
+            "such "
             'as {"empty text": 3}'
         )
     used, left_out = sum(len(task.texts) for task in loaded.tasks), sum(loaded.left_out.values())
     are_shared = all(len(task.texts) + left_out == loaded.rows for task in loaded.tasks)  # label sets of the same texts
     assert are_shared or loaded.rows == used + left_out, (
-        f"{loaded.rows:,} rows were read, {used:,} are used and {left_out:,} left out: count every row that is skipped in "
-        "Loaded.left_out, by reason; tasks with texts of their own each count the rows that were read for them"
+        f"{loaded.rows:,} rows were read, {used:,} are used and {left_out:,} left out: count every row that is skipped "
+        "in Loaded.left_out, by reason; tasks with texts of their own each count the rows that were read for them"
     )
     for note in loaded.notes:
         assert isinstance(note, str) and note.strip(), (  # noqa: PT018
@@ -136,7 +138,8 @@ def _check_names(names: Sequence[str], rest: str) -> None:
 
 def _check_task(task: Task) -> None:
     """What `Task` itself does not check when it is made."""
-    assert len(task.texts) > 1, f"{task.name} has {len(task.texts)} texts: raise InputError where nothing can be measured"
+    size = len(task.texts)
+    assert size > 1, f"{task.name} has {size} texts: raise InputError where nothing can be measured"
     for row in range(len(task.texts)):
         text, where = task.texts[row], f"{task.name}, text {row}"
         assert all(part.strip() for part in parts(text)), (
@@ -181,11 +184,7 @@ def _check_errors(load: Load, rest: str, options: SourceOptions) -> None:
         try:
             load(mistake, options)
         except InputError as error:
-            assert error.where and error.what and "\n" not in str(error), (  # noqa: PT018
-                f"{what} gives the error {str(error)!r}: InputError(where, what, mend) says where the fault is and what it "
-                "is, in one line"
-            )
-            assert error.mend, f"{what} gives the error {str(error)!r}, without a way out: add the mend as third argument"
+            _check_error(error, what)
         except Exception as error:
             raise AssertionError(
                 f"{what} ({mistake[:40]!r}) raises {type(error).__name__}: {str(error)[:100]}; raise "
@@ -193,6 +192,14 @@ def _check_errors(load: Load, rest: str, options: SourceOptions) -> None:
             ) from error
         else:
             assert not mistake, (
-                f"{what} ({mistake[:40]!r}) is accepted, so that nobody sees the mistake: raise InputError for whatever "
-                "the source does not know, by clsprobe.probes.errors.unknown where names can be listed"
+                f"{what} ({mistake[:40]!r}) is accepted, so that nobody sees the mistake: raise InputError for "
+                "whatever the source does not know, by clsprobe.probes.errors.unknown where names can be listed"
             )
+
+
+def _check_error(error: InputError, what: str) -> None:
+    assert error.where and error.what and "\n" not in str(error), (  # noqa: PT018
+        f"{what} gives the error {str(error)!r}: InputError(where, what, mend) says where the fault is and what it is, "
+        "in one line"
+    )
+    assert error.mend, f"{what} gives the error {str(error)!r}, without a way out: add the mend as third argument"

@@ -88,7 +88,7 @@ def _repeat(value: str | np.ndarray, cells: int, texts: int) -> np.ndarray | pd.
 
 
 def plant_worlds(readouts: Sequence[str]) -> Iterator[tuple[str, Measured]]:
-    """Sweeps of every kind that a comparison of these readouts and the baselines has to tell apart, with their names."""
+    """Name and sweep, of every kind that a comparison of these readouts and the baselines has to tell apart."""
 
     def plant(others: float, baselines: float, texts: tuple[int, int] = (100, 400), **accuracies: float) -> Measured:
         return plant_sweep(dict.fromkeys(readouts, others) | accuracies, baselines=baselines, texts=texts)

@@ -1,8 +1,8 @@
 """The contract of a readout, for its author's tests: `check_readout`.
 
-1. The texts: rows of token ids with hidden states of their own, drawn at random. Empty, of one token, short, longer than
-   any other, pairs, with [CLS] at either end or without any special token. With an encoder: its own tokens and hidden
-   states.
+1. The texts: rows of token ids with hidden states of their own, drawn at random. Empty, of one token, short, longer
+   than any other, pairs, with [CLS] at either end or without any special token. With an encoder: its own tokens and
+   hidden states.
 2. Every text is read by itself, as it is. Then all of them together, padded; with other numbers, NaN among them, on
    the padding; in another order; after another batch. No vector may change.
 3. What was read is compared with what the readout says of itself: `width`, `present`, and `weights` of a `Weighted`.
@@ -85,12 +85,13 @@ def _check_name(readout: Readout) -> None:
     )
     base = name.partition("[")[0]
     assert base not in (*READOUTS.built_in, *READOUTS.reserved), (
-        f"'{name}' is the name of a readout of clsprobe, and equal names are taken for equal readouts: choose a name of "
-        "your own"
+        f"'{name}' is the name of a readout of clsprobe, and equal names are taken for equal readouts: choose a name "
+        "of your own"
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the texts
+# ------------------------------------------------------------------------------------------------------------- the
+# texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,15 +161,16 @@ def _make_batch(texts: Sequence[_Text], *, pads: int = 0, fill: float = 0.0) -> 
     types = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         length = len(text.ids)
-        ids[row, :length], real[row, :length], special[row, :length] = text.ids.to(device), True, text.special.to(device)
-        hidden[row, :length], types[row, :length] = text.hidden, text.types.to(device)
+        ids[row, :length], real[row, :length], hidden[row, :length] = text.ids.to(device), True, text.hidden
+        special[row, :length], types[row, :length] = text.special.to(device), text.types.to(device)
     seeds = torch.tensor([text.seed for text in texts], device=device)
     return hidden, Batch(
         ids, real, special, seeds, texts[0].cls_id, texts[0].sep_id, types if bool(types.any()) else None
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the checks
+# ------------------------------------------------------------------------------------------------------------- the
+# checks
 
 
 def _check_texts(readout: Readout, texts: list[_Text]) -> Tensor:
@@ -191,7 +193,8 @@ def _check_texts(readout: Readout, texts: list[_Text]) -> Tensor:
     assert alone[~present].isnan().any(1).all(), (
         "a text is not `present`, and yet has a vector of numbers: return NaN for it, or let `present(batch)` be True"
     )
-    changed = torch.cat([_read(readout, *_make_batch([replace(text, hidden=text.hidden.roll(1, -1) + 1)])) for text in texts])
+    others = [replace(text, hidden=text.hidden.roll(1, -1) + 1) for text in texts]
+    changed = torch.cat([_read(readout, *_make_batch([text])) for text in others])
     assert (changed[present] != read).any(1).all(), (
         "other hidden states give the same vector: read `hidden`, of which (batch, token, dim) are the axes"
     )
@@ -216,12 +219,12 @@ def _check_texts(readout: Readout, texts: list[_Text]) -> Tensor:
     for fill in FILLS:
         poisoned = _read(readout, *_make_batch(texts, pads=3, fill=fill))
         assert _moved(padded, poisoned, present) < CLOSE, (
-            f"a hidden state of {fill:g} on padding changes the vector: exclude padding by `hidden.where(batch.real[..., "
-            "None], 0)`; a product with the mask leaves NaN, as NaN times 0 is NaN"
+            f"a hidden state of {fill:g} on padding changes the vector: exclude padding by "
+            "`hidden.where(batch.real[..., None], 0)`; a product with the mask leaves NaN, as NaN times 0 is NaN"
         )
     assert (moved := _moved(alone, padded, present)) < CLOSE, (
-        f"padding or the other texts of a batch move a vector by {moved:.1e} of its size: count batch.lengths instead of "
-        "hidden.shape[1], and take nothing from other rows"
+        f"padding or the other texts of a batch move a vector by {moved:.1e} of its size: count batch.lengths instead "
+        "of hidden.shape[1], and take nothing from other rows"
     )
     backwards = list(range(len(texts)))[::-1]
     reordered = _read(readout, *_make_batch([texts[i] for i in backwards]))
@@ -238,8 +241,8 @@ def _check_weights(readout: Weighted, hidden: Tensor, batch: Batch, vectors: Ten
 
     weights = _attempt(lambda: readout.weights(batch), "weights")
     assert isinstance(weights, torch.Tensor) and weights.shape == batch.ids.shape, (  # noqa: PT018
-        f"`weights` gives {_describe(weights)}, not (batch, token) numbers of shape {tuple(batch.ids.shape)}: return one "
-        "weight for every token"
+        f"`weights` gives {_describe(weights)}, not (batch, token) numbers of shape {tuple(batch.ids.shape)}: return "
+        "one weight for every token"
     )
     weights = weights.float()
     assert not weights[~present].nan_to_num(1.0).any(), (
@@ -250,8 +253,8 @@ def _check_weights(readout: Weighted, hidden: Tensor, batch: Batch, vectors: Ten
     )
     total = weights[present].sum(1)
     assert (weights >= 0).all() and ((total - 1).abs() < 1e-5).all(), (  # noqa: PT018
-        f"weights are no distribution over the tokens (they sum to {total.min():.3f} ... {total.max():.3f}): let them be "
-        "0 or more, and divide by their sum"
+        f"weights are no distribution over the tokens (they sum to {total.min():.3f} ... {total.max():.3f}): let them "
+        "be 0 or more, and divide by their sum"
     )
     mean = Weighted.read(readout, hidden, batch)
     assert _moved(vectors, mean, present) < CLOSE, (
@@ -285,8 +288,8 @@ def _read(readout: Readout, hidden: Tensor, batch: Batch) -> Tensor:
     width = _attempt(lambda: readout.width(hidden.shape[2]), "width")
     expected = len(hidden), width // readout.depth
     assert isinstance(vectors, torch.Tensor) and vectors.shape == expected, (  # noqa: PT018
-        f"`read` gives {_describe(vectors)}, not (batch, width) numbers of shape {expected}: return one vector for every "
-        f"text, and let `width(dim)` say its size ({width} for tokens of {hidden.shape[2]})"
+        f"`read` gives {_describe(vectors)}, not (batch, width) numbers of shape {expected}: return one vector for "
+        f"every text, and let `width(dim)` say its size ({width} for tokens of {hidden.shape[2]})"
     )
     assert vectors.is_floating_point(), (
         f"`read` gives {vectors.dtype}, not floating-point numbers: begin with `hidden.float()`"
@@ -299,7 +302,8 @@ def _ask_present(readout: Readout, batch: Batch) -> Tensor:
     import torch
 
     present = _attempt(lambda: readout.present(batch), "present")
-    assert isinstance(present, torch.Tensor) and present.shape == batch.seeds.shape and present.dtype == torch.bool, (  # noqa: PT018
+    is_mask = isinstance(present, torch.Tensor) and present.dtype == torch.bool
+    assert is_mask and present.shape == batch.seeds.shape, (  # noqa: PT018
         f"`present` gives {_describe(present)}, not (batch,) booleans: return True for every text that has the position"
     )
     return present

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +115,15 @@ class AnswersTheOpposite(Poolings):
     def judge(self, measured, task):
         scores = self.read_scores(measured, task)
         part = scores.compare(scores.choose("mean"), scores.choose("cls"), threshold=-self.margin)
-        say = lambda outcome, part: f"on x, {difference_in_words('mean pooling', '[CLS]', part)}"
-        return Verdict.of([part], say)
+        return Verdict.of([part], lambda outcome, part: f"on x, {difference_in_words('mean pooling', '[CLS]', part)}")
 
 
 class NamesTheSidesInTheWrongOrder(Poolings):
     def judge(self, measured, task):
         scores = self.read_scores(measured, task)
         part = scores.compare(scores.choose("mean"), scores.choose("cls"), threshold=-self.margin)
-        say = lambda outcome, part: f"on x, {difference_in_words('[CLS]', 'mean pooling', part)}"
-        return Verdict.of([part], say, turned=True)
+        named = partial(difference_in_words, "[CLS]", "mean pooling")
+        return Verdict.of([part], lambda outcome, part: f"on x, {named(part)}", turned=True)
 
 
 class JudgesByTheEstimate(Poolings):
@@ -167,7 +167,9 @@ class NeverUndecided(Poolings):
 class NeverNo(Poolings):
     def judge(self, measured, task):
         verdict = super().judge(measured, task)
-        return replace(verdict, outcome="undecided", sentence="Undecided: who knows.") if verdict.p_no < 0.5 else verdict
+        return (
+            replace(verdict, outcome="undecided", sentence="Undecided: who knows.") if verdict.p_no < 0.5 else verdict
+        )
 
 
 class NoSentence(Poolings):
@@ -252,7 +254,7 @@ TWINS = {
     ShowsNothing: "the answer has no evidence: let `show` return an Exhibit",
     ShowRaises: "a part of the answer is missing .*KeyError: 'lengths'",
     ShowsAnObject: "the answer cannot be saved and loaded .*tables of numbers and text",
-    NamesNoPlot: "cannot be drawn .*there is no plot 'pie'.*name a registered plot",
+    NamesNoPlot: "there is no plot 'pie', which the exhibit .* names: register it",
     LacksAColumn: "cannot be drawn .*lacks effect",
     TuplesForArguments: r"an answer that was saved and loaded give another answer .*lists, not tuples",
     NotesTheNumberOfCalls: "saved and loaded give another answer .*depend on the columns",
@@ -338,15 +340,15 @@ def test_a_fault_in_what_is_saved_is_caught():
     with pytest.raises(AssertionError, match="'yes', saved and loaded, cannot be judged: KeyError"):
         check_study(FromMemory(), worlds={name: with_facts(world) for name, world in WORLDS.items()})
     objects = replace(throw(0.8), tables={"throws": throw(0.8).tables["throws"].assign(side=[THING] * 400)})
-    with pytest.raises(AssertionError, match="the table throws cannot be saved as Parquet"):
+    with pytest.raises(AssertionError, match=r"the table throws cannot be saved as Parquet"):
         check_study(Coin(), worlds={"yes": objects})
     sets = replace(throw(0.8), facts={**throw(0.8).facts, "seen": {"sides": {"heads"}}})
-    with pytest.raises(AssertionError, match="are no JSON .*use text, numbers"):
+    with pytest.raises(AssertionError, match=r"are no JSON .*use text, numbers"):
         check_study(Coin(), worlds={"yes": sets})
 
 
 def test_yes_and_no_mixed_up_are_caught():
-    with pytest.raises(AssertionError, match="the world 'yes' is answered with no .*turned=True"):
+    with pytest.raises(AssertionError, match=r"the world 'yes' is answered with no .*turned=True"):
         check_study(Turned(), worlds=WORLDS)
 
 

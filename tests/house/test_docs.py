@@ -1,6 +1,6 @@
 """The documentation runs.
 
-In README.md and docs/*.md
+In README.md, CONTRIBUTING.md and docs/*.md
   ```python     runs in a namespace and a folder of its own; ``<!-- test: skip REASON -->`` above it: not at all
   ```console, ```bash
                 every line that starts with `clsprobe` names a command and flags that exist;
@@ -25,7 +25,13 @@ from pathlib import Path
 import pytest
 from house import ROOT, modules
 
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+import clsprobe
+
+PAGES = [
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.exists()
+]
 SNIPPET = re.compile(
     r"^(?:<!-- test: (?P<mark>[^\n]*?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -83,6 +89,19 @@ def test_snippets_are_found():
     first, second = snippets("page", f"a\n\n{python}\n{console}", "python", "console")
     assert (first.code, first.mark, first.line) == ("x\n", "skip no file", 4)
     assert commands(second) == [["clsprobe", "run", "--task", "a b"]]
+
+
+def test_contributing_names_what_there_is():
+    """Files and folders of the repository, links to them, and public names."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = "probes|analysis|reports|scripts|examples|tests|docs|benchmarks"
+    paths = re.findall(rf"`((?:{folders})/[\w./]*)`", text) + re.findall(r"\]\(([\w./]+)\)", text)
+    paths += re.findall(rf"python (?:-m pytest -q )?((?:{folders})/[\w./]+)", text)
+    assert len(paths) > 30
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    names = set(re.findall(r"\bclsprobe\.([A-Za-z]\w*)", text)) - {"probes", "readouts"}  # groups of entry points
+    assert {"check_probe", "Weighted", "Loaded"} <= names
+    assert not [name for name in names if not hasattr(clsprobe, name)]
 
 
 @pytest.mark.parametrize("snippet", all_snippets("python"), ids=str)

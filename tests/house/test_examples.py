@@ -62,8 +62,8 @@ def without_refits(monkeypatch):
     """The refits take most of the time, and have tests of their own."""
     from clsprobe.analysis.sweep.refits import REFITS
 
-    refit = lambda *settings: (pd.DataFrame(columns=[*REFITS]), [])
-    monkeypatch.setattr("clsprobe.analysis.sweep.measure._refit", refit)
+    nothing = pd.DataFrame(columns=[*REFITS]), []
+    monkeypatch.setattr("clsprobe.analysis.sweep.measure._refit", lambda *settings: nothing)
 
 
 def names(*, slow: bool) -> list:
@@ -112,7 +112,9 @@ def test_the_names_that_the_examples_give_for_the_command_line_work(tmp_path, mo
         "run --task source:load:corpus",
         "study:MaxPooling --task grammar:tense:150",
     )
-    docstrings = " ".join(" ".join((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").split()) for name in EXTENSIONS)
+    docstrings = " ".join(
+        " ".join((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").split()) for name in EXTENSIONS
+    )
     try:
         for command in commands:
             with pytest.raises(SystemExit) as ended:
@@ -145,7 +147,8 @@ def test_the_notebooks_are_what_the_examples_make(builder):
 
 
 def test_cells_become_text_and_code(builder):
-    source = '"""A title.\n\nMore.\n"""\n\n# %% [markdown]\n# ## Part\n#\n# Text.\n\n# %%\nx = 1\nprint(x)\n\n# %%\ny = f(x)\n'
+    text, code = "# %% [markdown]\n# ## Part\n#\n# Text.\n", "# %%\nx = 1\nprint(x)\n\n# %%\ny = f(x)\n"
+    source = f'"""A title.\n\nMore.\n"""\n\n{text}\n{code}'
     title, part, first, second = builder["build_notebook"](source).cells
     assert (title.cell_type, title.source) == ("markdown", "# A title.\n\nMore.")
     assert (part.cell_type, part.source) == ("markdown", "## Part\n\nText.")

@@ -17,8 +17,7 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 # A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
     tuple(
-        f"clsprobe.probes.{name}"
-        for name in ("errors", "files", "hub", "metric", "notebook", "randomness", "registry")
+        f"clsprobe.probes.{name}" for name in ("errors", "files", "hub", "metric", "notebook", "randomness", "registry")
     ),
     ("clsprobe.probes.tasks",),
     ("clsprobe.probes.encoders",),

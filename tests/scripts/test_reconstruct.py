@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from itertools import product
 
 import models
 import numpy as np
 import pandas as pd
 import pytest
+from house import ROOT
 from safetensors.numpy import save_file
 from saved import read_measured
 from tables import judge
 from transformers import AutoModel, AutoModelForCausalLM
-
 from worlds import known_worlds
 
 from clsprobe import Extractor, check_study, load_encoder
@@ -32,7 +33,7 @@ from clsprobe.analysis.reconstruction.measure import make_decoder
 from clsprobe.analysis.sources import SourceOptions, load
 from clsprobe.analysis.sources.treebank import read_treebank
 from clsprobe.cli import main
-from clsprobe.probes.decoders import base
+from clsprobe.probes.decoders import DECODERS, base
 from clsprobe.probes.decoders.bag import BagDecoder
 from clsprobe.probes.errors import InputError
 from clsprobe.reconstruct import Reconstruct
@@ -567,6 +568,20 @@ def saved_vectors(toy):
     texts = pd.read_csv(toy[1]).text.tolist()
     states = Extractor(load_encoder(str(toy[0])), ["cls", "mean"], layers=[0, 3])(texts)
     return {f"layer.{layer:02d}/{name}": states.cell(layer, name) for layer, name in states.cells}
+
+
+def test_a_decoder_of_ones_own_writes_the_texts(toy, tmp_path, monkeypatch):
+    """That of examples/decoder.py, by a line in the mapping of decoders."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.setitem(DECODERS, "ridge", "decoder:RidgeDecoder")
+    out = tmp_path / "run"
+    assert run_command(make_arguments(toy, out, "--decoders", "ridge")) == 0
+    texts = pd.read_parquet(out / "tables" / "reconstructions.parquet")
+    assert set(texts.decoder) == {"ridge"}
+    assert "decoder ridge" in json.loads((out / "run.json").read_text())["contents"]
+    vector = texts[(texts.source == "vector") & (texts.readout == "mean") & (texts.split == "test")]
+    assert (vector.blind - vector.bits).mean() > 1
+    sys.modules.pop("decoder")
 
 
 def test_vectors_from_a_file_give_the_same_results(toy, saved_vectors, tmp_path):

@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
     lines = [f"{i} is a number,{i % 3},{i % 2},{i}" for i in range(30)]
     (folder / "rows.csv").write_text("\n".join(["text,label,other,amount", *lines, ",1,1,3", "no label,,1,3"]) + "\n")
     (folder / "pairs.csv").write_text("a,b,label\n" + "".join(f"one {i},two {i},{i % 2}\n" for i in range(30)))
-    sides = "".join(f"{'tr va te'.split()[i % 3]}\t{'AB'[i % 2]}\tsentence {i} .\n" for i in range(30))
+    sides = "".join(f"{('tr', 'va', 'te')[i % 3]}\t{'AB'[i % 2]}\tsentence {i} .\n" for i in range(30))
     (folder / "probing.txt").write_text(sides)
     write_treebank(folder / "bank.conllu")
     return folder
@@ -235,9 +235,15 @@ TWINS = {
     "half a character": (with_text("caf\udce9"), r"half of a character \(a surrogate\)"),
     "three texts in a pair": (with_text(pair("a", pair("b", "c"))), "holds U.FDD0, which separates the texts"),
     "an empty label": (changed(y=np.array(["", "bad"] * 6)), "label 0 is empty: leave rows without a label out"),
-    "not a number": (changed(y=np.array([np.nan, 1.0] * 6), kind="number"), "valid data, and InputError .*no finite number"),
+    "not a number": (
+        changed(y=np.array([np.nan, 1.0] * 6), kind="number"),
+        "valid data, and InputError .*no finite number",
+    ),
     "one text": (changed(texts=TEXTS[:1], y=LABELS[:1], loaded_rows=3), "has 1 texts: raise InputError"),
-    "an unknown side": (changed(split=np.array(["train", "devel"] * 6)), "valid data, and InputError .*split holds 'devel'"),
+    "an unknown side": (
+        changed(split=np.array(["train", "devel"] * 6)),
+        "valid data, and InputError .*split holds 'devel'",
+    ),
     "no train side": (changed(split=np.array(["test", "dev"] * 6)), "has no train side: raise InputError"),
 }
 

@@ -353,6 +353,6 @@ def test_a_fault_that_only_an_encoder_shows_is_caught(encoder):
         def bind(self, encoder):
             return QuestionMark()
 
-    with pytest.raises(AssertionError, match="none of .* texts has this readout"):
+    with pytest.raises(AssertionError, match=r"none of .* texts has this readout"):
         check_readout(BindsToNothing(), encoder)
     assert clsprobe.check_readout is check_readout
