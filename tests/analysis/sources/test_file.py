@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clsprobe.analysis import sources
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.task import Task
 
 ROWS = [
@@ -255,4 +255,4 @@ def test_a_path_without_its_source_is_named(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text,label\na,b\n")
     with pytest.raises(InputError, match=r"rows\.csv is a file, and no source is named\. Write file:rows\.csv"):
-        sources.load(spec)
+        load(spec)
