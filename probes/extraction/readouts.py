@@ -194,7 +194,7 @@ class Max(Readout):
 
 
 class Flatten(Readout):
-    """The first tokens of a text in a row, special ones included, padded with zeros: 32, or as many as flatten[64] says."""
+    """The first tokens of a text in a row, special ones included, padded with zeros: 32, or N as in flatten[N]."""
 
     name = "flatten"
 
