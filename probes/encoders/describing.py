@@ -138,6 +138,9 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
     copy = model if isinstance(model, EncoderCopy) else None
     if copy:
         name, folder = copy.name, copy.folder
+        if not folder.is_dir():  # it was pickled, in another process or for another day
+            what = f"the copy of {name} is no longer there"
+            raise InputError("model", what, "Pass (model, tokenizer) again")
     elif model is None or (model == EMBEDDED and not os.path.exists(model)):
         name, folder = EMBEDDED, find_embedded_folder()
     else:
@@ -170,6 +173,7 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
         what = f"leaves room for {max(0, longest)} tokens, special ones included"
         raise InputError(f"{name}/config.json", what, "Mend max_position_embeddings there")
     prompt_text, notes = choose_prompt(layout, prompt)
+    notes += copy.notes if copy else ()
     if config.get("is_decoder") is True and config["model_type"] not in CAUSAL:
         notes.append(
             "config.json says is_decoder: every token sees only those before it, so [CLS] at the start sees no other "

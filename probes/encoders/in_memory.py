@@ -32,14 +32,21 @@ OF_CALLS = {  # keys that the last call of a tokenizer sets
     "max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride", "truncation_strategy"
 }  # fmt: skip
 
+SAVING_SETS = ("architectures", "dtype")  # of a configuration
+OWN_HOOKS = ("accelerate", "torch", "transformers")  # whose hooks leave the numbers of a model as they are
+
 
 @dataclass(frozen=True, eq=False)
 class EncoderCopy:
-    """The copy of an encoder in memory. tokenizer: the user's own, None for a SentenceTransformer."""
+    """The copy of an encoder in memory.
+
+    tokenizer: the user's own, None for a SentenceTransformer. notes: sentences on what of the encoder is not in it.
+    """
 
     name: str
     folder: Path
     tokenizer: Any = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         weakref.finalize(self, remove_temporary_folder, self.folder)
@@ -48,6 +55,12 @@ class EncoderCopy:
     def digest(self) -> str:
         """SHA-256 of weights, configuration and tokenizer (`finding.digest_folder`)."""
         return digest_folder(self.folder)
+
+    def __copy__(self) -> EncoderCopy:
+        return self  # the folder belongs to this object alone, which removes it
+
+    def __deepcopy__(self, memo: Any) -> EncoderCopy:
+        return self
 
     def __str__(self) -> str:
         """What stands in the settings of a run."""
@@ -105,6 +118,9 @@ def copy_encoder(model: Any, tokenizer: Any = None) -> EncoderCopy:
             raise InputError(WHERE, f"its first module, {type(model[0]).__name__}, is no model of transformers", PASS)
         _refuse_unusual(transformer)
         return _write(transformer, lambda folder: write_pretrained(folder, model, create_model_card=False), None)
+    if isinstance(model, str | Path) and tokenizer is not None:
+        what = f"{type(model).__name__} stands beside a tokenizer, where a model belongs"
+        raise InputError(WHERE, what, "Pass (model, tokenizer), the model from AutoModel.from_pretrained")
     if not _is_a(model, "transformers", "PreTrainedModel"):
         kind = type(model)
         raise InputError(WHERE, f"is {kind.__module__}.{kind.__qualname__}, which is not read as an encoder", PASS)
@@ -120,9 +136,9 @@ def copy_encoder(model: Any, tokenizer: Any = None) -> EncoderCopy:
 
 def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> EncoderCopy:
     """The copy that `save` makes. encoder: the model of transformers in it."""
-    architectures = encoder.config.architectures
+    config = {key: getattr(encoder.config, key) for key in SAVING_SETS if hasattr(encoder.config, key)}
     folder = make_temporary_folder()
-    copy = EncoderCopy(_name_of(encoder), folder, tokenizer)
+    copy = EncoderCopy(_name_of(encoder), folder, tokenizer, _note_hooks(encoder))
     try:
         with quiet_transformers():
             save(folder)
@@ -139,7 +155,8 @@ def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> Encode
     except Exception as error:  # the objects are the user's and may raise anything
         raise InputError(WHERE, f"cannot be copied ({first_line(error)})", "Save it, and pass its folder") from error
     finally:
-        encoder.config.architectures = architectures  # which saving sets
+        for key, value in config.items():
+            setattr(encoder.config, key, value)
     return copy
 
 
@@ -167,6 +184,23 @@ def _refuse_unusual(model: Any) -> None:
         raise InputError(WHERE, "has quantised weights", "Pass the unquantised model")
     if names := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:
         raise InputError(WHERE, f"has no weights in memory for {names[0]}", "Load it whole, without device_map")
+
+
+def _note_hooks(encoder: Any) -> tuple[str, ...]:
+    """A sentence on what was put into a loaded model and may change its numbers, but is none of its weights."""
+    hooked = [
+        name or "the model"
+        for name, module in encoder.named_modules()
+        if "forward" in vars(module)
+        or any(
+            (getattr(hook, "__module__", None) or "").partition(".")[0] not in OWN_HOOKS
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        )
+    ]
+    if not hooked:
+        return ()
+    listed = ", ".join(hooked[:3]) + (f" and {len(hooked) - 3} more" if len(hooked) > 3 else "")
+    return (f"The model in memory has hooks, or a forward of its own, in {listed}: it was read without them.",)
 
 
 def _is_a(value: Any, package: str, name: str) -> bool:

@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import os
+import pickle
 from pathlib import Path
 
 import models
@@ -95,6 +96,61 @@ def test_nothing_of_the_objects_changes(objects):
     assert model.config.to_dict() == before[0]
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in model.state_dict().items())
     assert tokenizer.backend_tokenizer.to_str() == before[2]
+
+
+@pytest.mark.parametrize("convert", [torch.nn.Module.half, torch.nn.Module.double])
+def test_its_configuration_stays_in_another_precision(convert, objects):
+    model, tokenizer = convert(objects[0]), objects[1]
+    before = copy.deepcopy(model.config.to_dict())
+    as_model((model, tokenizer))
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre_hook", "forward"])
+def test_what_changes_its_numbers_and_is_no_weight_is_noted(kind, objects):
+    model, _ = objects
+    without = vectors(load_encoder(objects))
+    layer = model.encoder.layer[1]
+    if kind == "hook":
+        layer.register_forward_hook(lambda module, inputs, output: output * 0)
+    elif kind == "pre_hook":
+        layer.register_forward_pre_hook(lambda module, inputs: None)
+    else:
+        layer.forward = lambda *inputs, **options: inputs[0]
+    encoder = load_encoder(objects)
+    assert any("in encoder.layer.1: it was read without them" in note for note in encoder.description.notes)
+    assert np.array_equal(vectors(encoder), without)
+
+
+def test_the_hooks_of_transformers_are_not_noted(objects):
+    model, tokenizer = objects
+    model(**tokenizer("the cat", return_tensors="pt"), output_hidden_states=True)  # which leaves hooks behind
+    assert any(module._forward_hooks for module in model.modules())
+    assert as_model(objects).notes == ()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_its_duplicate_is_the_same_copy(duplicate, objects):
+    pair = as_model(objects)
+    same = duplicate(pair)
+    del pair
+    gc.collect()
+    assert np.isfinite(vectors(load_encoder(same))).all()
+
+
+def test_a_pickled_copy_without_its_folder_says_what_to_pass(objects):
+    pair = as_model(objects)
+    name, content = pair.name, pickle.dumps(pair)
+    del pair
+    gc.collect()
+    with pytest.raises(InputError, match=r"no longer.*Pass \(model, tokenizer\) again"):
+        describe(pickle.loads(content))
+    assert name in str(pickle.loads(content).name)
+
+
+def test_a_name_with_a_tokenizer_says_how_to_load_the_model(objects, folder):
+    with pytest.raises(InputError, match=r"str stands beside a tokenizer.*AutoModel\.from_pretrained"):
+        as_model((str(folder), objects[1]))
 
 
 def test_equal_encoders_have_equal_digests_wherever_they_come_from(objects, folder, tmp_path):
