@@ -133,7 +133,7 @@ def predict_each(
     fit = _fit_cells if isinstance(probe, CellProbe) else _fit_estimators
     try:
         return fit(probe, X, y, unseen, dev, strengths)
-    except Exception as error:  # a plug-in may raise anything: record it, and go on with the other cells
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything: record it, and go on with the other cells
         if len(X) == 1:
             shape = 1, y.shape[1], unseen.shape[1]
             message = f"{type(error).__name__}: {error}"

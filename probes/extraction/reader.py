@@ -208,7 +208,7 @@ def guard_plugin(readout: Readout) -> Iterator[None]:
     """Whatever a readout of another package raises within the block, too little memory apart, as an InputError."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, InputError) or _is_out_of_memory(error) or not _is_plugin(readout):
             raise
         what, mend = f"fails ({describe_error(error)})", "Mend the plug-in; clsprobe.check_readout tries it"

@@ -320,13 +320,17 @@ def test_texts_of_a_task_that_were_not_encoded_are_counted():
 
 
 class FailsInOneCell(LogisticProbe):
+    error: type[BaseException] = ValueError
+
     def fit_cells(self, X, y, **options):
         if (X[..., 0] > 50).any():
-            raise ValueError("too large for me")
+            raise self.error("too large for me")
         return super().fit_cells(X, y, **options)
 
 
-def test_a_probe_that_fails_in_one_cell_is_reported_and_the_others_finish():
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_probe_that_fails_in_one_cell_is_reported_and_the_others_finish(error, monkeypatch):
+    monkeypatch.setattr(FailsInOneCell, "error", error)
     hand_task = task()
     hand_states = states([hand_task])
     sound = sweep([hand_task], hand_states, PROBES)
@@ -334,7 +338,8 @@ def test_a_probe_that_fails_in_one_cell_is_reported_and_the_others_finish():
     failures, blocks = [], []
     probes = {"logistic": FailsInOneCell()}
     results = sweep([hand_task], hand_states, probes, on_failure=failures.append, on_predictions=blocks.append)
-    assert failures == ["probe 'logistic' failed on layer 1, cls (hand:made:label): ValueError: too large for me"]
+    reason = f"{error.__name__}: too large for me"
+    assert failures == [f"probe 'logistic' failed on layer 1, cls (hand:made:label): {reason}"]
     failed = (sound.layer == 1) & (sound.readout == "cls")
     pd.testing.assert_frame_equal(results, sound[~failed].reset_index(drop=True))
     predictions = pd.concat(blocks)

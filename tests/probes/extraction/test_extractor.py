@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -603,6 +604,7 @@ def make_own(**methods: Any) -> Readout:
 TRIED = "Mend the plug-in; clsprobe.check_readout tries it."
 FAULTS = {
     "raises": ({"read": lambda *_: [][1]}, f"fails (IndexError: list index out of range). {TRIED}"),
+    "exits": ({"read": lambda *_: sys.exit(5)}, f"fails (SystemExit: 5). {TRIED}"),
     "one number": (
         {"read": lambda self, hidden, batch: hidden[:, 0, :1]},  # torch would repeat it
         f"fails (ValueError: read gives (1, 1), expected a tensor of shape (1, {DIM})). {TRIED}",
