@@ -35,7 +35,6 @@ log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="What does the [CLS] vector know? Probes every layer and position of an encoder, and reports.",
@@ -48,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [_hyphenate(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     if words and ":" not in words[0]:
         words[0] = words[0].replace("_", "-")  # `fine_tuning` is `fine-tuning`
+    words = words or ["--help"]
     interrupt = _Interrupt(f"stopped; the same command goes on: clsprobe {shlex.join(words)}")
     debug, quiet = "--debug" in words, "--quiet" in words
     code = 1

@@ -78,6 +78,13 @@ def test_a_script_for_the_shell_is_printed(shell, capsys, monkeypatch):
     assert f"_CLSPROBE_COMPLETE=complete_{shell}" in capsys.readouterr().out
 
 
+def test_without_arguments_there_is_help(capsys):
+    assert call() == call("--help") == 0
+    alone, asked = capsys.readouterr().out.split("Usage: ")[1:]
+    assert alone == asked
+    assert "poolings" in alone
+
+
 def test_version_says_what_is_installed_and_imports_no_torch(capsys):
     assert call("--version") == 0
     line = capsys.readouterr().out
