@@ -174,6 +174,9 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
     whatever a source of another package raises or returns instead of a `Loaded`.
     """
+    if not isinstance(spec, str):
+        mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"
+        raise InputError("--task", f"is {describe_kind(spec)}, not a SPEC", mend)
     options = options or SourceOptions()
     source, rest = split_spec(spec)
     path = source.partition(":")[0]

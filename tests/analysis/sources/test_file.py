@@ -250,6 +250,12 @@ def test_memory_grows_with_the_bytes_not_the_rows(tmp_path: Path, suffix: str) -
     assert peaks[30_000] - peaks[10_000] < 20_000 * 100
 
 
+@pytest.mark.parametrize("spec", [Path("reviews.csv"), None, ["grammar:tense"]])
+def test_what_is_no_spec_is_one_clear_error(spec):
+    with pytest.raises(InputError, match=r"--task: is a.* not a SPEC\. Pass a SPEC such as 'grammar:tense'"):
+        load(spec)
+
+
 @pytest.mark.parametrize("spec", ["rows.csv", "rows.csv:label"])
 def test_a_path_without_its_source_is_named(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
