@@ -46,6 +46,11 @@ def _read_layers(value: Any) -> Any:
     return ",".join(map(str, value if isinstance(value, Iterable) else [value]))
 
 
+def _read_device(value: Any) -> Any:
+    """A torch.device by its name."""
+    return str(value) if type(value).__name__ == "device" else value
+
+
 def _as_tuple(value: Any) -> Any:
     tasks = tuple(value) if isinstance(value, list | tuple) else (value,)
     if wrong := [task for task in tasks if not isinstance(task, str | Task)]:
@@ -76,7 +81,7 @@ Model = Annotated[
     PlainSerializer(_model_in_settings, return_type=str | None),
 ]
 Layers = Annotated[str, BeforeValidator(_read_layers)]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], BeforeValidator(_read_device)]
 
 
 class Settings(BaseModel):

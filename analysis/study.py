@@ -267,8 +267,8 @@ def _show_results(measured: Measured, task: str) -> list[Exhibit]:
 
 
 def short(task: str) -> str:
-    """A task's name as a heading: without its source ("file:trec:coarse" -> "trec: coarse")."""
-    return task.partition(":")[2].replace(":", ": ")
+    """A task's name as a heading: without its source, if it has one ("file:trec:coarse" -> "trec: coarse")."""
+    return task.partition(":")[2].replace(":", ": ") or task
 
 
 def counted(n: int, noun: str) -> str:

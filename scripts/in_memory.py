@@ -24,17 +24,20 @@ def probe(
 
     texts, labels, split, groups, name: as in `Task.from_lists`. model: a folder, a hub name, a SentenceTransformer, or
     (model, tokenizer) of transformers; by default the embedded MiniLM. maps: draw UMAPs too, which takes some twenty
-    seconds. settings: those of the command, such as
-    ``layers=[0, 6]``, ``readouts=["cls", "mean"]``, ``probes="logistic"``, ``seeds=3``, and the rules for rows of
-    `Task.from_lists`, such as ``target="number"``.
+    seconds. settings: those of the command, such as ``layers=[0, 6]``, ``readouts=["cls", "mean"]``,
+    ``probes="logistic"``, ``seeds=3``, and the rules for rows of `Task.from_lists`, such as ``target="number"``.
 
     Returns the `Result`: printed, the answers in words; `Result.results` and `Result.predictions` are its tables,
     `Result.chosen` the layers that dev chose. Raises InputError for anything the user can fix.
     """
+    from clsprobe.probes.errors import InputError
     from clsprobe.probes.tasks.memory import RowRules
     from clsprobe.probes.tasks.task import Task
     from clsprobe.run import Run
 
+    if "task" in settings:
+        mend = "Leave it out, or call cp.studies.Run(task=...).run()"
+        raise InputError("task", "is made of texts and labels here", mend)
     rules = {rule: settings.pop(rule) for rule in RowRules.__annotations__ if rule in settings}
     task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
     return Run(task=task, model=model, no_maps=not maps, **settings).run()

@@ -41,7 +41,7 @@ def load_encoder(
     cannot be loaded.
     """
     description = model if isinstance(model, Description) else describe(as_model(model))
-    check_device(device)
+    check_device(device := str(device))  # a torch.device too
     if dtype not in DTYPES:
         raise unknown("--dtype", "dtype", dtype, DTYPES)
     folder, name = description.folder, description.name

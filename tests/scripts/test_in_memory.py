@@ -11,6 +11,7 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from commands import call
 from safetensors.numpy import save_file
 from sklearn.neighbors import KNeighborsClassifier
@@ -237,6 +238,23 @@ def test_what_does_not_fit_is_one_clear_error(settings, message, tmp_path, monke
     with pytest.raises(cp.InputError) as error:
         cp.studies.Poolings(**{"task": cp.Task.from_lists(TEXTS, LABELS)} | settings).inputs  # noqa: B018
     assert message in str(error.value)
+
+
+def test_a_task_beside_texts_and_labels_is_one_clear_error():
+    with pytest.raises(cp.InputError, match=r"task: is made of texts and labels here\. Leave it out, or call"):
+        cp.probe(TEXTS, LABELS, task=cp.Task.from_lists(TEXTS, LABELS))
+
+
+def test_a_device_of_torch_is_its_name():
+    assert cp.studies.Poolings(device=torch.device("cpu")).device == "cpu"
+    assert cp.load_encoder(device=torch.device("cpu")).device.type == "cpu"
+    with pytest.raises(cp.InputError, match=r"unknown value 'cuda:1'\. Did you mean 'cuda'"):
+        cp.studies.Poolings(device=torch.device("cuda", 1))
+
+
+def test_a_task_of_one_word_has_its_name_in_the_answer(model):
+    answer = cp.studies.Poolings(task=cp.Task("animals", TEXTS, LABELS), model=str(model), **SMALL).run().answer
+    assert " on animals, " in answer.headline.sentence
 
 
 def test_vectors_of_a_task_in_memory(tmp_path):
