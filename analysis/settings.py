@@ -8,6 +8,7 @@ A study has the groups whose flags it can use, and gives a field another default
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
@@ -46,6 +47,10 @@ def _read_layers(value: Any) -> Any:
     return ",".join(map(str, value if isinstance(value, Iterable) else [value]))
 
 
+def _read_path(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _read_device(value: Any) -> Any:
     """A torch.device by its name."""
     return str(value) if type(value).__name__ == "device" else value
@@ -81,6 +86,7 @@ Model = Annotated[
     PlainSerializer(_model_in_settings, return_type=str | None),
 ]
 Layers = Annotated[str, BeforeValidator(_read_layers)]
+PathName = Annotated[str, BeforeValidator(_read_path)]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], BeforeValidator(_read_device)]
 
 
@@ -167,7 +173,7 @@ class VectorSettings(EncoderSettings):
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the encoder")
     fast: bool = Field(False, description="the encoder in bfloat16, where the hardware has it")
-    cache: str | None = Field(  # the place of the vectors changes no result: not among the settings of a run
+    cache: PathName | None = Field(  # the place of the vectors changes no result: not among the settings of a run
         None, exclude=True, description="where vectors are kept [default: $CLSPROBE_HOME, else ~/.cache/clsprobe]"
     )
 
@@ -175,7 +181,7 @@ class VectorSettings(EncoderSettings):
 class FileOfVectors(Settings):
     """Vectors that are read from a file instead."""
 
-    vectors: str | None = Field(
+    vectors: PathName | None = Field(
         None,
         description="no encoder: a .npy or .safetensors file with a vector for every row of file:PATH; --text-column "
         "is then for the baselines only",

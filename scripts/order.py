@@ -22,7 +22,7 @@ from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.measured import Measured
-from clsprobe.analysis.settings import Names, Specs
+from clsprobe.analysis.settings import Layers, Names, Specs
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
 from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, amount_in_words, points
 
@@ -54,7 +54,7 @@ class Order(SweepStudy):
         ("grammar:bigram_shift:2400", "grammar:word_order:2400"),
         description="SPEC of a task that only order solves; repeatable",
     )
-    layers: str = Field("0,2,4,6", description="all, 0,3,6 or 1-12; 0 is the embedding output")
+    layers: Layers = Field("0,2,4,6", description="all, 0,3,6 or 1-12; 0 is the embedding output")
     readouts: Names = Field(
         ("cls", "mean", "max", "attention", "flatten", "flatten_projected"), description="what to compare"
     )

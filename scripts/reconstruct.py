@@ -25,7 +25,16 @@ from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.contents import decoder_contents, model_contents
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, read_reconstruction
-from clsprobe.analysis.settings import Device, FileOfVectors, ModelSettings, Names, Specs, TextSettings
+from clsprobe.analysis.settings import (
+    Device,
+    FileOfVectors,
+    Layers,
+    ModelSettings,
+    Names,
+    PathName,
+    Specs,
+    TextSettings,
+)
 from clsprobe.analysis.study import Study, counted
 from clsprobe.analysis.verdict import Outcome, Part, Verdict
 from clsprobe.probes.decoders import DECODERS
@@ -54,21 +63,21 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
     tables: ClassVar[tuple[str, ...]] = ("reconstructions", "slots")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
-    vectors: str | None = Field(
+    vectors: PathName | None = Field(
         None,
         description="a .safetensors file with a vector for every row of file:PATH, made by --model, in tensors named "
         "layer.06/cls",
     )
     text_column: str | None = Field(None, description="file, hf: the column with the texts [default: text]")
     max_texts: int | None = Field(None, ge=50, le=10**7, description="at most so many texts, seeded")
-    layers: str | None = Field(
+    layers: Layers | None = Field(
         None, description="all, 0,3,6 or 1-12; 0 is the embedding output [default: the first, middle and last]"
     )
     readouts: Names = Field(("cls", "mean"), description="what to read at every layer; cls is judged")
     decoders: Names = Field(
         tuple(DECODERS), description="bag, slot, sequence; the last named one of these writes the texts"
     )
-    decoder: str | None = Field(
+    decoder: PathName | None = Field(
         None, description="the sequence decoder: a causal model, folder or hub name, instead of our own"
     )
     frozen: bool = Field(False, description="--decoder: learn the prefix only, not the model")
@@ -81,7 +90,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
     written: int = Field(200, ge=10, le=10**6, description="test texts that are written, seeded")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="moves the sides, the decoders, the written texts")
     device: Device = Field("auto", description="where encoder and decoders run")
-    cache: str | None = Field(
+    cache: PathName | None = Field(
         None, exclude=True, description="where vectors are kept [default: $CLSPROBE_HOME, else ~/.cache/clsprobe]"
     )
 

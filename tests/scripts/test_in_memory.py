@@ -245,6 +245,15 @@ def test_a_task_beside_texts_and_labels_is_one_clear_error():
         cp.probe(TEXTS, LABELS, task=cp.Task.from_lists(TEXTS, LABELS))
 
 
+@pytest.mark.parametrize("name", dir(cp.studies))
+def test_layers_and_paths_are_read_in_every_study(name, tmp_path):
+    study = getattr(cp.studies, name)
+    given = {"layers": [0, 3], "cache": tmp_path, "vectors": tmp_path / "vectors.npy", "decoder": tmp_path / "decoder"}
+    given = {field: value for field, value in given.items() if field in study.model_fields}
+    expected = {field: "0,3" if field == "layers" else str(value) for field, value in given.items()}
+    assert {field: getattr(study(**given), field) for field in given} == expected
+
+
 def test_a_device_of_torch_is_its_name():
     assert cp.studies.Poolings(device=torch.device("cpu")).device == "cpu"
     assert cp.load_encoder(device=torch.device("cpu")).device.type == "cpu"
