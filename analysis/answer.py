@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 from clsprobe.analysis.verdict import Part, Verdict, holm
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import read_json, write_parquet, write_text
+from clsprobe.probes.registry import describe_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,11 +171,17 @@ class Answer:
         lines = (*headline.warnings, headline.sentence, headline.advice, intervals)
         paragraphs = [f"<p>{escape(display_text(line))}</p>" for line in lines if line]
         head = f"<h3>{escape(display_text(self.question))}</h3>{''.join(paragraphs)}"
+
+        def draw(number: int, exhibit: Exhibit) -> str:
+            try:
+                return render_svg(exhibit.draw(), prefix=f"n{number}")
+            except Exception as error:  # a notebook would show a traceback in place of the answer
+                return f"<p>{escape(display_text(f'Cannot be drawn: {describe_error(error)}.'))}</p>"
+
         drawn = [exhibit for exhibit in self.exhibits if exhibit.plot][:figures]
         return head + "".join(
-            f"<figure>{render_svg(exhibit.draw(), prefix=f'n{i}')}"
-            f"<figcaption>{escape(display_text(exhibit.caption))}</figcaption></figure>"
-            for i, exhibit in enumerate(drawn)
+            f"<figure>{draw(number, exhibit)}<figcaption>{escape(display_text(exhibit.caption))}</figcaption></figure>"
+            for number, exhibit in enumerate(drawn)
         )
 
     def __repr__(self) -> str:

@@ -394,3 +394,12 @@ def test_answering_needs_no_torch():
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_answer_in_a_notebook():
+    exhibit = Exhibit("A <caption>.", pd.DataFrame({"layer": [0]}), "curves")
+    answer = Answer("Is it seen?", "", Verdict.unjudged("Not <judged>"), (exhibit,))
+    page = answer._repr_html_()
+    assert "Is it seen?" in page
+    assert "Cannot be drawn: ValueError: curves: the table lacks" in page
+    assert "A &lt;caption&gt;." in page
