@@ -115,7 +115,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {}, {})
     for spec, loaded in load_specs(settings):
-        if vectors:
+        if vectors and spec in settings.task:  # a task in memory says itself which rows are its own
             check_count(vectors, spec, loaded.rows)
         left_out = {f"left out: {reason}": n for reason, n in loaded.left_out.items() if n}
         corpus.rows[spec] = {"rows": loaded.rows} | left_out
@@ -163,6 +163,9 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         mend = "Make it with Task(..., rows=...), the row of the vectors for every text"
         raise InputError(rowless[0], "does not say which rows the vectors belong to", mend)
     rows = np.concatenate([task.rows for task in corpus.tasks if task.rows is not None])
+    if (last := int(rows.max(initial=0))) >= vectors.shape[0]:
+        what = f"holds {counted(vectors.shape[0], 'vector')}, and a task names row {last:,}"
+        raise InputError(vectors.name, what, "Count its rows from 0")
     ids = vectors.check(rows, layers, readouts)
     corpus.contents[str(settings.vectors)] = vectors.digest
     textless = corpus.tasks[0].textless

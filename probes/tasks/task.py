@@ -278,6 +278,6 @@ def _as_codes(groups: Any, name: str) -> np.ndarray:
 def _as_row_numbers(rows: Any, name: str) -> np.ndarray:
     """(text,) row indices."""
     numbers = rows if isinstance(rows, np.ndarray) else np.array(memory.list_values(rows, f"{name}: rows"))
-    if numbers.dtype.kind not in "iu" and len(numbers):
+    if len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0):
         raise InputError(name, "rows holds what is no row index", "Give whole numbers from 0")
     return numbers

@@ -275,6 +275,34 @@ def test_vectors_of_a_task_in_memory(tmp_path):
     assert found.chosen.test.item() > 0.8
 
 
+def test_a_task_in_memory_may_have_some_rows_of_the_vectors(tmp_path):
+    half = len(TEXTS) // 2
+    vectors = np.random.default_rng(0).normal(size=(len(TEXTS), 8)).astype(np.float32)
+    vectors[half:, 0] += 5 * (np.array(LABELS[half:]) == "animal")
+    np.save(tmp_path / "vectors.npy", vectors)
+    settings = {"vectors": str(tmp_path / "vectors.npy"), "no_maps": True}
+    rows = range(half, len(TEXTS))
+    task = cp.Task("my:data:label", TEXTS[half:], LABELS[half:], rows=rows)
+    assert cp.studies.Run(task=task, **settings).run().chosen.test.item() > 0.8
+    beyond = replace(task, rows=np.array(rows) + 1)
+    with pytest.raises(cp.InputError, match=r"holds 108 vectors, and a task names row 108\. Count its rows from 0"):
+        cp.studies.Run(task=beyond, **settings).inputs  # noqa: B018
+
+
+class Fails(KNeighborsClassifier):
+    def fit(self, X, y):
+        raise RuntimeError("no luck")
+
+
+def test_a_probe_that_fails_is_named_where_the_answers_are_printed(model):
+    task = cp.Task.from_lists(TEXTS, LABELS)
+    found = cp.studies.Run(task=task, model=str(model), layers=3, readouts="cls", probes=Fails(), no_maps=True).run()
+    assert str(found).startswith("What does the [CLS] vector know")
+    last = str(found).splitlines()[-1]
+    assert last.startswith("Failed: probe 'Fails#")
+    assert last.endswith("RuntimeError: no luck (and 3 more).")
+
+
 def test_a_study_prints_what_was_set(model):
     study = cp.studies.Poolings(task=cp.Task.from_lists(TEXTS, LABELS), layers=[5, 6])
     assert repr(study).startswith("Poolings(task=(<Task memory:data:label: 108 texts")

@@ -103,6 +103,7 @@ def test_other_lists_become_arrays_too() -> None:
         ({"split": ["train", "test"]}, "my:task: split has 2 rows, texts has 4."),
         ({"groups": [1]}, "my:task: groups has 1 rows, texts has 4."),
         ({"rows": list("abcd")}, "my:task: rows holds what is no row index. Give whole numbers from 0."),
+        ({"rows": [-1, 0, 1, 2]}, "my:task: rows holds what is no row index. Give whole numbers from 0."),
         ({"name": 7}, "name: 7 is no name of a task. Name it as in my:task:label."),
     ],
 )
