@@ -163,10 +163,13 @@ class Result:
     # ------------------------------------------------------------------------------------------------------ to look at
 
     def __str__(self) -> str:
-        """Every question with its answer in words."""
-        return "\n\n".join(
+        """Every question with its answer in words, and what failed."""
+        text = "\n\n".join(
             f"{printable(answer.question)}\n  {format_answer(answer)}" for answer in self.answers.values()
         )
+        failures = [printable(sentence).rstrip(".") for sentence, _ in self.failures if printable(sentence) not in text]
+        more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
+        return text + (f"\n\nFailed: {failures[0]}{more}." if failures else "")
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{key} {answer.headline.label}" for key, answer in self.answers.items())

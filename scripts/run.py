@@ -51,7 +51,7 @@ class Run(SweepStudy):
     def ask(self, measured: Measured) -> str:
         """The question; it names the file of the vectors where [CLS] was not read."""
         readouts = read_readouts(measured.tables["predictions"]) if "predictions" in measured.tables else ["cls"]
-        if "cls" in readouts:
+        if "cls" in readouts or not readouts:
             return self.question
         if self.vectors:
             return f"What do the vectors of {measured.facts['model']['model']} know?"

@@ -300,7 +300,7 @@ def test_a_probe_that_fails_is_named_where_the_answers_are_printed(model):
     assert str(found).startswith("What does the [CLS] vector know")
     last = str(found).splitlines()[-1]
     assert last.startswith("Failed: probe 'Fails#")
-    assert last.endswith("RuntimeError: no luck (and 3 more).")
+    assert last.endswith("RuntimeError: no luck (and 2 more).")
 
 
 def test_a_study_prints_what_was_set(model):
