@@ -296,9 +296,9 @@ def digest_source(module: str) -> str:
     """
     from modulefinder import ModuleFinder
 
-    if not (name := getattr(sys.modules.get(module), "__file__", None)):
+    name = getattr(sys.modules.get(module), "__file__", None)
+    if not name or not (file := Path(name).resolve()).exists():  # "<stdin>" of a script that is piped
         raise InputError(module, "has no file", "Save it in one")
-    file = Path(name).resolve()
     root = file.parents[min(module.count(".") + (file.stem == "__init__"), len(file.parents) - 1)]
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     if root in installed:

@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -424,7 +425,8 @@ def _digest_own_code() -> str:
 
 
 def _digest_code(readout: Readout) -> str:
-    """A digest of a custom readout: the source of its classes (`digest_source`), and its attributes.
+    """A digest of a custom readout: the source of its classes (`digest_source`), what they were compiled to, which may
+    be of an older source or of a cell that was run before, and its attributes.
 
     Random where a class has no file, such as one typed at a prompt, or an attribute cannot be hashed. Empty for a
     readout of this package: `_digest_own_code` covers its code, and its name its parameters.
@@ -439,7 +441,21 @@ def _digest_code(readout: Readout) -> str:
         try:
             for name in custom:
                 digest.update(digest_source(name).encode())
+            for base in type(part).__mro__:
+                for name, function in sorted(vars(base).items() if base.__module__ in custom else ()):
+                    if code := getattr(getattr(function, "__func__", function), "__code__", None):
+                        digest.update(f"{name} {_describe_compiled(code)}".encode())
             digest.update(joblib.hash(vars(part)).encode() if custom else b"")
         except Exception:  # pickling may raise anything
             digest.update(secrets.token_bytes())
     return digest.hexdigest() if is_custom else ""
+
+
+def _describe_compiled(code: CodeType) -> list[Any]:
+    """What a function was compiled to, without its place in a file."""
+    constants = [
+        _describe_compiled(constant) if isinstance(constant, CodeType)
+        else sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
+        for constant in code.co_consts
+    ]  # fmt: skip
+    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 from packages import install, on_path
@@ -301,6 +302,15 @@ def test_the_digest_of_a_plug_in_is_that_of_all_its_own_modules(desk):
     assert digest_source("deep") == before
     (desk / "deeper.py").write_text("NUMBER = 2\n")
     assert digest_source("deep") != before
+
+
+@pytest.mark.parametrize("file", [None, "<stdin>"])
+def test_what_was_typed_or_piped_has_no_digest(file, monkeypatch):
+    module = ModuleType("typed_in")
+    module.__file__ = file
+    monkeypatch.setitem(sys.modules, "typed_in", module)
+    with pytest.raises(InputError, match="typed_in: has no file"):
+        digest_source("typed_in")
 
 
 def test_cached_vectors_depend_on_all_modules_of_a_readout(desk):

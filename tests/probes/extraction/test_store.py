@@ -550,6 +550,22 @@ def test_a_custom_readout_is_identified_by_its_code_and_arguments(encoder, tmp_p
     assert len(codes) == len(list_cache(cache)) == 5
 
 
+def test_a_readout_whose_source_was_edited_is_the_one_that_runs(encoder, tmp_path):
+    """A class that was imported before its file was edited, and one that a script defines twice."""
+    cache, path = tmp_path / "cache", tmp_path / "their_edited_readouts.py"
+    module = import_code(path, CUSTOM_READOUT)
+    old = module.Scaled(2)
+    edited = CUSTOM_READOUT.replace("hidden[:, 0] *", "hidden[:, 0] +")
+    path.write_text(edited, encoding="utf-8")
+
+    def read(readout: Readout) -> np.ndarray:
+        return Extractor(encoder, [readout], layers=[1], cache=cache)(TEXTS).cell(1, readout.name)
+
+    of_the_old = read(old)
+    exec(edited, vars(module))
+    assert not np.array_equal(read(module.Scaled(2)), of_the_old)
+
+
 @pytest.mark.parametrize("kind", ["nowhere", "unpicklable"])
 def test_a_readout_that_cannot_be_identified_is_never_reused(encoder, tmp_path, kind):
     """It was defined interactively, without a source file; or it holds an object without a digest."""
