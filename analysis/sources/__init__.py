@@ -94,9 +94,11 @@ class Loaded:
         total, texts_before = sha256(), None
         total.update(f"{self.rows} {self.left_out} {self.notes}\n".encode("utf-8", "surrogatepass"))
         for task in self.tasks:
-            total.update(f"{task.name} {task.kind} {task.textless}\n".encode("utf-8", "surrogatepass"))
-            for values in (task.y, task.split, task.groups, task.rows, task.texts):
+            total.update(f"{task.name} {task.kind} {task.textless} {task.solved_by}\n".encode("utf-8", "surrogatepass"))
+            for name in ("y", "split", "groups", "rows", "texts"):
+                values = getattr(task, name)
                 if values is not texts_before:  # tasks of one file share their texts
+                    total.update(f"{name}\n".encode())
                     _update_digest(total, values)
             texts_before = task.texts
         for sentence, tagged_words in self.words.items():
@@ -175,7 +177,7 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     whatever a source of another package raises or returns instead of a `Loaded`.
     """
     if not isinstance(spec, str):
-        mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"
+        mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"  # type: ignore[unreachable]
         raise InputError("--task", f"is {describe_kind(spec)}, not a SPEC", mend)
     options = options or SourceOptions()
     source, rest = split_spec(spec)

@@ -152,6 +152,14 @@ def test_objects_are_digests_in_the_settings(small):
     assert other.settings()["task"] != [task]
 
 
+def test_every_part_of_a_task_is_in_its_digest():
+    task, rows = named_task(LABELS), range(len(TEXTS))
+    parts = {"texts": TEXTS[::-1], "y": np.array(LABELS[::-1]), "split": ["train"] * 50 + ["test"] * 58}
+    parts |= {"groups": np.arange(len(TEXTS)), "rows": rows, "solved_by": ("length",), "notes": ("a note",)}
+    digests = {cp.studies.Run(task=replace(task, **{name: part})).settings()["task"][0] for name, part in parts.items()}
+    assert len(digests | {cp.studies.Run(task=task).settings()["task"][0]}) == len(parts) + 1
+
+
 def test_the_page_is_one_file(small, tmp_path):
     path = small.report(tmp_path / "page.html")
     assert small.answer.question in path.read_text(encoding="utf-8")
