@@ -122,8 +122,8 @@ def copy_encoder(model: Any, tokenizer: Any = None) -> EncoderCopy:
         what = f"{type(model).__name__} stands beside a tokenizer, where a model belongs"
         raise InputError(WHERE, what, "Pass (model, tokenizer), the model from AutoModel.from_pretrained")
     if not _is_a(model, "transformers", "PreTrainedModel"):
-        kind = type(model)
-        raise InputError(WHERE, f"is {kind.__module__}.{kind.__qualname__}, which is not read as an encoder", PASS)
+        kind = f"{type(model).__module__}.{type(model).__qualname__}".removeprefix("builtins.")
+        raise InputError(WHERE, f"is {kind}, which is not read as an encoder", PASS)
     if tokenizer is None:
         raise InputError(WHERE, f"{type(model).__name__} comes without its tokenizer", "Pass (model, tokenizer)")
     if not _is_a(tokenizer, "transformers", "PreTrainedTokenizerBase"):

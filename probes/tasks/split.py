@@ -223,7 +223,7 @@ def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
 
 def _write_option(task: Task, name: str, value: Any) -> str:
     """An option as whoever gives this task writes it: an argument in Python, or a flag."""
-    return (write_argument if task.name.startswith("memory:") else write_flag)(name, value)
+    return (write_argument if task.name.startswith(IN_MEMORY) else write_flag)(name, value)
 
 
 # ---------------------------------------------------------------------------------------------------- sides we choose
