@@ -46,7 +46,10 @@ def check_texts(texts: Sequence[str]) -> None:
     for row in range(len(texts)):
         if not isinstance(texts[row], str):
             what = f"row {row:,} holds {type(texts[row]).__name__}, not a text"
-            raise InputError("texts", what, "Leave such rows out, or make texts of them")
+            mend = "Leave such rows out, or make texts of them"
+            if isinstance(texts[row], tuple | list) and len(texts[row]) == 2:
+                mend = "Pairs go through Task.from_lists, whose .texts are read"
+            raise InputError("texts", what, mend)
 
 
 class Texts:

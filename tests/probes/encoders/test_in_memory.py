@@ -265,7 +265,7 @@ def of_another_model(model, tokenizer):
 
 WRONG = {
     "alone": (lambda model, tokenizer: model, "comes without its tokenizer", "Pass (model, tokenizer)"),
-    "three": (lambda model, tokenizer: (model, tokenizer, 1), "is tuple, which is not read as an encoder", "Pass (model,"),
+    "three": (lambda model, tokenizer: (model, tokenizer, 1), "is tuple, which is not read", "Pass (model,"),
     "number": (lambda model, tokenizer: 3, "int, which is not read as an encoder", "Pass (model, tokenizer)"),
     "module": (lambda model, tokenizer: torch.nn.Linear(2, 2), "Linear, which is not read", "Pass (model, tokenizer)"),
     "class": (lambda model, tokenizer: type(model), "type, which is not read as an encoder", "Pass (model, tokenizer)"),

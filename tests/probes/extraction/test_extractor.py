@@ -298,6 +298,10 @@ def test_long_texts_are_an_error_with_their_rows(bert):
         ("a single text", "texts: is one text, not a list of texts. Pass [text]."),
         (b"bytes", "texts: is one text, not a list of texts. Pass [text]."),
         (["a", float("nan")], "texts: row 1 holds float, not a text. Leave such rows out, or make texts of them."),
+        (
+            [("a", "b")],
+            "texts: row 0 holds tuple, not a text. Pairs go through Task.from_lists, whose .texts are read.",
+        ),
         (["a", None], "texts: row 1 holds NoneType, not a text. Leave such rows out, or make texts of them."),
     ],
 )
