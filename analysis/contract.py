@@ -71,7 +71,8 @@ def check_study(
         "there is nothing to judge: pass worlds={'yes': measured, 'no': measured, 'undecided': measured}, tables made "
         "so that each is the right answer"
     )
-    verdicts, every_world = [], []
+    verdicts: list[Verdict] = []
+    every_world: list[Measured] = []
     for name, world in worlds.items() if worlds else plant_worlds(study.readouts):  # type: ignore[attr-defined]
         what = f"the world '{name}'"
         is_first = worlds or not verdicts  # of the planted ones the first stands for all
