@@ -470,10 +470,12 @@ def _compare_answers(before: Answer, after: Answer, of: str, mend: str) -> None:
         f"{of} give another answer ({differing[:1]}): {mend}"
     )
     for a, b in zip(before.exhibits, after.exhibits, strict=True):
-        assert _equal(a, b), f"{of} give another table for the exhibit {a.caption[:60]!r}: {mend}"
+        difference = _find_difference(a, b)
+        assert not difference, f"{of} give another table for the exhibit {a.caption[:60]!r} ({difference}): {mend}"
 
 
-def _equal(a: Exhibit, b: Exhibit) -> bool:
+def _find_difference(a: Exhibit, b: Exhibit) -> str:
+    """What differs between the tables of two exhibits, "" where they are the same."""
     import pandas as pd
 
     def plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -481,7 +483,7 @@ def _equal(a: Exhibit, b: Exhibit) -> bool:
         return table.astype(dict.fromkeys(categories, object)).reset_index(drop=True)
 
     try:
-        pd.testing.assert_frame_equal(plain(a.table), plain(b.table), check_dtype=False)
-    except AssertionError:
-        return False
-    return True
+        pd.testing.assert_frame_equal(plain(a.table), plain(b.table), check_dtype=False, check_names=False)
+    except AssertionError as error:
+        return " ".join(str(error).split())
+    return ""
