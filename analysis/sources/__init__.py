@@ -6,6 +6,7 @@ named as they are registered (`SOURCES`), or in full: ``package.module:load:REST
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +176,10 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """
     options = options or SourceOptions()
     source, rest = split_spec(spec)
+    path = source.partition(":")[0]
+    if source not in SOURCES.built_in and "." in path and os.path.isfile(path):
+        mend = f"Write file:{path}, with --label-column for a column of labels"
+        raise InputError(f"--task {spec}", f"{path} is a file, and no source is named", mend)
     function = SOURCES.load(source)
     if options.vectors and source != "file":
         what = f"{source}: makes its rows itself, so that vectors of yours cannot belong to them"
@@ -193,6 +198,10 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
         raise InputError(where, f"failed on '{rest}' ({describe_error(error)})", "Mend the plug-in") from error
     if not isinstance(result, Loaded):
         raise InputError(where, f"returned {describe_kind(result)}, not a Loaded", "Return a clsprobe.Loaded")
+    if wrong := [task for task in result.tasks if not isinstance(task, Task)]:
+        raise InputError(where, f"returned {describe_kind(wrong[0])} among its tasks", "Make each a clsprobe.Task")
+    if not result.tasks:
+        raise InputError(where, f"made no task of '{rest}'", "Raise InputError where there is none")
     return result
 
 

@@ -36,7 +36,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, format_rows
-from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name
+from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name, guard_plugin
 from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
@@ -120,10 +120,14 @@ class Extractor:
         names = [names] if isinstance(names, Readout) else names
         self.readouts = parse_readouts(name for name in names if tuple(names) != DEFAULT or name not in missing)
         self._check_readouts(missing)
-        self.readouts = [readout.bind(encoder) for readout in self.readouts]
+        self.readouts = [self._bind(readout) for readout in self.readouts]
         self.leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
         self._reader = LayerReader(encoder, self.readouts, self.layers)
         self._row_bytes = sum(self._reader.widths) * 4
+
+    def _bind(self, readout: Readout) -> Readout:
+        with guard_plugin(readout):
+            return readout.bind(self.encoder)
 
     def _check_readouts(self, missing: set[str]) -> None:
         """Raise InputError for a readout of a `missing` token, norm or layer."""

@@ -3,6 +3,7 @@
 1. `LayerReader.start_shard` submits the batches of a shard to threads; each fills its rows of the shard.
 2. `read_layer` is what the hooks call: all readouts of a layer are read inside it, and only they are kept.
 3. A batch that does not fit in memory is halved, down to one row.
+4. What goes wrong in a readout of another package is an InputError that names it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import module_name
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import Readout
+from clsprobe.probes.extraction.readouts import Readout, walk_readouts
 from clsprobe.probes.extraction.states import tensor_name
+from clsprobe.probes.registry import describe_error
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from clsprobe.probes.encoders.tokenizing import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class LayerReader:
             for index, readout in enumerate(readouts)
             if layer == self.last or not readout.last_layer_only
         ]
-        self.widths = [readout.width(encoder.description.dim) for _, readout, _ in self.cells]
+        self.widths = [_find_width(readout, encoder.description.dim) for _, readout, _ in self.cells]
         self._running = threading.local()  # of the thread: its batch, its vectors, the layers read so far
         self._stopped = threading.Event()
 
@@ -128,7 +132,7 @@ class LayerReader:
         running.batch, running.layers = encoder.batch([rows[i] for i in indices]), []
         flat = torch.empty(len(indices) * sum(self.widths), device=encoder.device)
         running.vectors = self._split_by_cell(flat, len(indices))
-        present = torch.stack([readout.present(running.batch) for readout in self.readouts], 1).cpu().numpy()
+        present = torch.stack([_find_present(readout, running.batch) for readout in self.readouts], 1).cpu().numpy()
         with suppress(_StopForward):
             encoder.forward(running.batch)
         if running.layers != self.layers:
@@ -150,7 +154,7 @@ class LayerReader:
         for (cell_layer, readout, _), vectors in zip(self.cells, running.vectors, strict=True):
             if 0 <= cell_layer - layer < readout.depth:  # the cell's own layer is the last of its `depth`
                 part = vectors.unflatten(1, (readout.depth, -1))[:, layer - cell_layer - 1]
-                part[:] = readout.read(normed if readout.after_norm else hidden, running.batch)
+                part[:] = _read(readout, normed if readout.after_norm else hidden, running.batch, part.shape)
         if self._stopped.is_set() or layer == self.layers[-1] != self.last:
             raise _StopForward  # the layers above are not needed
 
@@ -160,6 +164,10 @@ class LayerReader:
 
     def _refuse_non_finite(self, layer: int, row: int, readout: Readout) -> None:
         encoder = self.encoder
+        if _is_plugin(readout):
+            what = f"gives numbers that are not finite for row {row:,} at layer {layer}"
+            mend = "Let `present` be False for texts without the readout"
+            raise InputError(f"--readouts {readout.name}", what, f"{mend}, or mend the weights")
         module = module_name(encoder.points[layer]) if layer else "the embeddings"
         overflow = f"{dtype_name(encoder.dtype)} may overflow: use --dtype float32"
         raise InputError(
@@ -167,6 +175,52 @@ class LayerReader:
             f"non-finite hidden states from row {row:,} ({module}, read as {readout.name})",
             "The weights hold NaN, inf or huge numbers: use others" if encoder.dtype == torch.float32 else overflow,
         )
+
+
+def _is_plugin(readout: Readout) -> bool:
+    """Whether the readout, or one within it, is of another package."""
+    return any(not type(part).__module__.startswith("clsprobe.") for part in walk_readouts(readout))
+
+
+def _find_width(readout: Readout, dim: int) -> int:
+    """The size of a readout's vectors for tokens of dimension `dim`."""
+    with guard_plugin(readout):
+        width = readout.width(dim)
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width gives {width!r}, expected a number from 1")
+        return width
+
+
+def _find_present(readout: Readout, batch: Batch) -> Tensor:
+    """(batch,) whether a text has the readout."""
+    with guard_plugin(readout):
+        return _check_tensor(readout.present(batch), "present", (len(batch.ids),)).bool()
+
+
+def _read(readout: Readout, hidden: Tensor, batch: Batch, shape: tuple[int, ...]) -> Tensor:
+    """The vectors of a readout, which must have this shape: torch would repeat a single number."""
+    with guard_plugin(readout):
+        return _check_tensor(readout.read(hidden, batch), "read", shape)
+
+
+@contextmanager
+def guard_plugin(readout: Readout) -> Iterator[None]:
+    """Whatever a readout of another package raises within the block, too little memory apart, as an InputError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or _is_out_of_memory(error) or not _is_plugin(readout):
+            raise
+        what, mend = f"fails ({describe_error(error)})", "Mend the plug-in; clsprobe.check_readout tries it"
+        raise InputError(f"--readouts {readout.name}", what, mend) from error
+
+
+def _check_tensor(result: Any, method: str, shape: tuple[int, ...]) -> Tensor:
+    """The result of a method of a readout. Raises ValueError where it is no tensor of this shape."""
+    if not isinstance(result, torch.Tensor) or result.shape != shape:
+        kind = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ValueError(f"{method} gives {kind}, expected a tensor of shape {tuple(shape)}")
+    return result
 
 
 class _StopForward(Exception):

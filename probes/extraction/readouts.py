@@ -194,8 +194,7 @@ class Max(Readout):
 
 
 class Flatten(Readout):
-    """The first tokens of a text concatenated in order, special ones included, padded with zeros: 32 of them, or as many
-    as in flatten[64]."""
+    """The first tokens of a text in a row, special ones included, padded with zeros: 32, or N as in flatten[N]."""
 
     name = "flatten"
 

@@ -56,13 +56,14 @@ number = 3
 def function(): ...
 """
 SOURCE = """
+import numpy as np
 from clsprobe.analysis.sources import Loaded
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.task import Task
 
 def load(rest, options):
     texts = [f"text {i} of {rest}" for i in range(4)]
-    return Loaded([Task.named(f"mine:{rest}", texts)] if hasattr(Task, "named") else [], rows=4)
+    return Loaded([Task(f"mine:{rest}", texts, np.array(["a", "b"] * 2))], rows=4)
 
 def refuse(rest, options):
     raise InputError("mine.txt:3", "is no text", "Write one")
@@ -72,6 +73,12 @@ def fail(rest, options):
 
 def give_list(rest, options):
     return []
+
+def give_names(rest, options):
+    return Loaded(["mine"], rows=4)
+
+def give_nothing(rest, options):
+    return Loaded([], rows=0)
 
 number = 3
 """
@@ -174,13 +181,17 @@ def test_probes_fail_in_one_line_too(desk):
 def test_a_source_by_its_full_name(desk):
     loaded = load("own_sources:load:a:b", SourceOptions())
     assert isinstance(loaded, Loaded)
-    assert loaded.rows == 4
+    assert loaded.tasks[0].texts[0] == "text 0 of a:b"
 
 
 FAILURES_OF_SOURCES = {
     "own_sources:refuse:x": "mine.txt:3: is no text. Write one.",
     "own_sources:fail:x:y": "--task own_sources:fail: failed on 'x:y' (SystemExit: over). Mend the plug-in.",
     "own_sources:give_list:x": "--task own_sources:give_list: returned a list, not a Loaded. Return a clsprobe.Loaded.",
+    "own_sources:give_names:x": "--task own_sources:give_names: returned a str among its tasks. "
+    "Make each a clsprobe.Task.",
+    "own_sources:give_nothing:x": "--task own_sources:give_nothing: made no task of 'x'. "
+    "Raise InputError where there is none.",
     "own_sources:number:x": "--task own_sources:number: is an int, not a source. Name a function load(rest, options).",
     "own_sources:laod": "--task own_sources:laod: own_sources has no laod. Did you mean 'own_sources:load'?",
     "no.where:load:x": f"--task no.where:load: no module named 'no'. {NO_MODULE}",

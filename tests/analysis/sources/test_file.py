@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.task import Task
 
 ROWS = [
@@ -247,3 +248,11 @@ def test_memory_grows_with_the_bytes_not_the_rows(tmp_path: Path, suffix: str) -
         peaks[rows] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[30_000] - peaks[10_000] < 20_000 * 100
+
+
+@pytest.mark.parametrize("spec", ["rows.csv", "rows.csv:label"])
+def test_a_path_without_its_source_is_named(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    with pytest.raises(InputError, match=r"rows\.csv is a file, and no source is named\. Write file:rows\.csv"):
+        load(spec)

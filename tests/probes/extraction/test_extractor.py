@@ -23,7 +23,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import tap
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor, plan_batches
-from clsprobe.probes.extraction.readouts import DEFAULT, Readout, parse_readouts
+from clsprobe.probes.extraction.readouts import DEFAULT, Cat, Readout, parse_readouts
 from clsprobe.probes.tasks.texts import PAIRED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,7 +150,7 @@ def test_no_hook_remains_after_an_exception_in_the_reader(bert):
             raise ZeroDivisionError
 
     before = hooks(bert.model)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InputError, match="ZeroDivisionError"):
         Extractor(bert, ["cls", Broken()])(TEXTS)
     assert hooks(bert.model) == before
 
@@ -584,3 +584,63 @@ def test_readouts_of_any_width_and_depth_are_read_beside_the_others(tmp_path):
 def test_a_readout_of_several_layers_names_the_layers_it_needs(readouts, layers, message):
     with pytest.raises(InputError, match=message):
         Extractor(load_encoder(), readouts, layers=layers)
+
+
+# ------------------------------------------------------------------------------------------- readouts of other packages
+
+
+class Own(Readout):
+    name = "own"
+
+    def read(self, hidden, batch):
+        return hidden[:, 0]
+
+
+def make_own(**methods: Any) -> Readout:
+    return type("Own", (Own,), methods)()
+
+
+TRIED = "Mend the plug-in; clsprobe.check_readout tries it."
+FAULTS = {
+    "raises": ({"read": lambda *_: [][1]}, f"fails (IndexError: list index out of range). {TRIED}"),
+    "one number": (
+        {"read": lambda self, hidden, batch: hidden[:, 0, :1]},  # torch would repeat it
+        f"fails (ValueError: read gives (1, 1), expected a tensor of shape (1, {DIM})). {TRIED}",
+    ),
+    "nothing": (
+        {"read": lambda *_: None},
+        f"fails (ValueError: read gives NoneType, expected a tensor of shape (1, {DIM})). {TRIED}",
+    ),
+    "not finite": (
+        {"read": lambda self, hidden, batch: hidden[:, 0] * torch.nan},
+        "gives numbers that are not finite for row 0 at layer 0. "
+        "Let `present` be False for texts without the readout, or mend the weights.",
+    ),
+    "present of tokens": (
+        {"present": lambda self, batch: batch.real},
+        f"fails (ValueError: present gives (1, 7), expected a tensor of shape (1,)). {TRIED}",
+    ),
+    "width": ({"width": lambda self, dim: 0}, f"fails (ValueError: width gives 0, expected a number from 1). {TRIED}"),
+    "bind": ({"bind": lambda self, encoder: encoder.nothing}, "fails (AttributeError: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_in_a_readout_of_ones_own_is_one_line(fault, bert):
+    methods, line = FAULTS[fault]
+    with pytest.raises(InputError) as caught:
+        Extractor(bert, [make_own(**methods)])(["the cat sees the dog"])
+    assert str(caught.value).startswith(f"--readouts own: {line}")
+
+
+def test_what_goes_wrong_within_another_readout_is_one_line_too(bert):
+    methods, line = FAULTS["raises"]
+    readout = Cat([*parse_readouts(["cls"]), make_own(**methods)])
+    with pytest.raises(InputError) as caught:
+        Extractor(bert, [readout])(TEXTS)
+    assert str(caught.value) == f"--readouts cat(cls,own): {line}"
+
+
+def test_a_readout_of_ones_own_that_is_right_is_read(bert):
+    states = Extractor(bert, ["cls", make_own()])(TEXTS)
+    assert np.array_equal(states.cell(2, "own"), states.cell(2, "cls"))
