@@ -98,6 +98,9 @@ def check_study(
 
 
 def _check_declared(study: Study) -> None:
+    assert isinstance(study, Study), (
+        f"{study!r} is no study: derive its class from clsprobe.Study (or SweepStudy), and pass an instance"
+    )
     question = getattr(study, "question", None)
     assert isinstance(question, str) and question.endswith("?"), (  # noqa: PT018
         f"the question {question!r} is printed above the answer and asks nothing: set `question: ClassVar[str]` to a "
