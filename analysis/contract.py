@@ -71,7 +71,8 @@ def check_study(
         "there is nothing to judge: pass worlds={'yes': measured, 'no': measured, 'undecided': measured}, tables made "
         "so that each is the right answer"
     )
-    verdicts, every_world = [], []
+    verdicts: list[Verdict] = []
+    every_world: list[Measured] = []
     for name, world in worlds.items() if worlds else plant_worlds(study.readouts):  # type: ignore[attr-defined]
         what = f"the world '{name}'"
         is_first = worlds or not verdicts  # of the planted ones the first stands for all
@@ -97,6 +98,9 @@ def check_study(
 
 
 def _check_declared(study: Study) -> None:
+    assert isinstance(study, Study), (
+        f"{study!r} is no study: derive its class from clsprobe.Study (or SweepStudy), and pass an instance"
+    )
     question = getattr(study, "question", None)
     assert isinstance(question, str) and question.endswith("?"), (  # noqa: PT018
         f"the question {question!r} is printed above the answer and asks nothing: set `question: ClassVar[str]` to a "
@@ -469,10 +473,12 @@ def _compare_answers(before: Answer, after: Answer, of: str, mend: str) -> None:
         f"{of} give another answer ({differing[:1]}): {mend}"
     )
     for a, b in zip(before.exhibits, after.exhibits, strict=True):
-        assert _equal(a, b), f"{of} give another table for the exhibit {a.caption[:60]!r}: {mend}"
+        difference = _find_difference(a, b)
+        assert not difference, f"{of} give another table for the exhibit {a.caption[:60]!r} ({difference}): {mend}"
 
 
-def _equal(a: Exhibit, b: Exhibit) -> bool:
+def _find_difference(a: Exhibit, b: Exhibit) -> str:
+    """What differs between the tables of two exhibits, "" where they are the same."""
     import pandas as pd
 
     def plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -480,7 +486,7 @@ def _equal(a: Exhibit, b: Exhibit) -> bool:
         return table.astype(dict.fromkeys(categories, object)).reset_index(drop=True)
 
     try:
-        pd.testing.assert_frame_equal(plain(a.table), plain(b.table), check_dtype=False)
-    except AssertionError:
-        return False
-    return True
+        pd.testing.assert_frame_equal(plain(a.table), plain(b.table), check_dtype=False, check_names=False)
+    except AssertionError as error:
+        return " ".join(str(error).split())
+    return ""

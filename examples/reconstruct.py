@@ -8,7 +8,7 @@ themselves.
 import clsprobe as cp
 
 result = cp.studies.Reconstruct(
-    task="grammar:tense:240", layers="6", readouts="cls,mean", decoders="bag", beams=1, corrections=0, written=10
+    task="grammar:tense:150", layers="6", readouts="cls,mean", decoders="bag", beams=1, corrections=0, written=10
 ).run()
 
 print(result)

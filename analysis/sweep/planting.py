@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,14 @@ def plant_sweep(
     bits = np.log2(np.where(codes == label, 0.8, 0.2))
     controls, layers, readouts = (np.array(column) for column in zip(*cells, strict=True))
     probes, on_test = np.where(controls == "majority", "none", "logistic"), np.arange(n) >= texts[0]
-    keys = {"model": "made", "task": task, "control": controls, "layer": layers, "readout": readouts, "probe": probes}
+    keys: dict[str, Any] = {
+        "model": "made",
+        "task": task,
+        "control": controls,
+        "layer": layers,
+        "readout": readouts,
+        "probe": probes,
+    }
     rows = []
     for side, selected in (("dev", ~on_test), ("test", on_test)):
         for metric, estimate in stats.intervals(codes[:, selected], label[selected], bits[:, selected]).items():
@@ -74,7 +82,12 @@ def plant_sweep(
     )
     results = pd.concat(rows, ignore_index=True)[[*COLUMNS]]
     tables = {"results": results, "predictions": predictions, "refits": pd.DataFrame(columns=[*REFITS])}
-    facts = {"rows": {task: {"rows": TRAINED + n}}, "read": {}, "model": {"model": "made"}, "versions": {}}
+    facts: dict[str, dict[str, Any]] = {
+        "rows": {task: {"rows": TRAINED + n}},
+        "read": {},
+        "model": {"model": "made"},
+        "versions": {},
+    }
     return Measured(tables, facts)
 
 
@@ -90,13 +103,15 @@ def _repeat(value: str | np.ndarray, cells: int, texts: int) -> np.ndarray | pd.
 def plant_worlds(readouts: Sequence[str]) -> Iterator[tuple[str, Measured]]:
     """Name and sweep, of every kind that a comparison of these readouts and the baselines has to tell apart."""
 
-    def plant(others: float, baselines: float, texts: tuple[int, int] = (100, 400), **accuracies: float) -> Measured:
-        return plant_sweep(dict.fromkeys(readouts, others) | accuracies, baselines=baselines, texts=texts)
+    def plant(
+        others: float, baselines: float, own: Mapping[str, float] | None = None, texts: tuple[int, int] = (100, 400)
+    ) -> Measured:
+        return plant_sweep({**dict.fromkeys(readouts, others), **(own or {})}, baselines=baselines, texts=texts)
 
     yield "all readouts are alike", plant(0.8, 0.5)
     yield "every baseline is better", plant(0.6, 0.8)
     yield "nothing can be read", plant(0.5, 0.5)
-    yield "there are few texts", plant(0.7, 0.65, (40, 24))
+    yield "there are few texts", plant(0.7, 0.65, texts=(40, 24))
     for name in readouts:
-        yield f"{name} is the best", plant(0.65, 0.5, **{name: 0.85})
-        yield f"{name} is worse than a baseline", plant(0.85, 0.62, **{name: 0.5})
+        yield f"{name} is the best", plant(0.65, 0.5, {name: 0.85})
+        yield f"{name} is worse than a baseline", plant(0.85, 0.62, {name: 0.5})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -347,12 +348,42 @@ def test_a_fault_in_what_is_saved_is_caught():
         check_study(Coin(), worlds={"yes": sets})
 
 
+class ReadsTheIndex(Coin):
+    def judge(self, measured, task):
+        rows = measured.rows("throws", task)
+        own = replace(measured, tables={"throws": rows.assign(heads=rows.index >= 0)})
+        return super().judge(own, task)
+
+
+def test_what_only_the_index_holds_is_lost():
+    rows = throw(0.2).tables["throws"]
+    indexed = replace(throw(0.2), tables={"throws": rows.set_index(np.where(rows.heads, rows.throw, -1))})
+    with pytest.raises(AssertionError, match=r"saved and loaded give another verdict .*not on an index"):
+        check_study(ReadsTheIndex(), worlds={"no": indexed})
+
+
+def test_an_answer_that_needs_torch_is_caught(monkeypatch):
+    """Where it was not loaded before, as after `import clsprobe`."""
+    import torch
+
+    class ImportsTorch(Coin):
+        def judge(self, measured, task):
+            sys.modules["torch"] = torch
+            return super().judge(measured, task)
+
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(AssertionError, match="`judge` imports torch, and answering needs no model"):
+        check_study(ImportsTorch(), worlds=WORLDS)
+
+
 def test_yes_and_no_mixed_up_are_caught():
     with pytest.raises(AssertionError, match=r"the world 'yes' is answered with no .*turned=True"):
         check_study(Turned(), worlds=WORLDS)
 
 
 def test_nothing_passes_without_something_to_judge():
+    with pytest.raises(AssertionError, match=r"is no study: derive its class from clsprobe.Study .* pass an instance"):
+        check_study(Coin, worlds=WORLDS)
     with pytest.raises(AssertionError, match="there is nothing to judge: pass worlds="):
         check_study(Coin(), throw(0.6))
     with pytest.raises(AssertionError, match="no world is answered with undecided"):

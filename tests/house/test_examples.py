@@ -48,12 +48,11 @@ SLOW = {"formation", "which_pooling", "what_does_cls_know"}  # `make notebooks` 
 @pytest.fixture(autouse=True)
 def registers_are_restored():
     """What an example adds to a mapping is gone after it."""
-    from clsprobe.analysis.plots.style import DEFINED
     from clsprobe.probes.baseline import BASELINES
     from clsprobe.probes.encoders.adapters import ADAPTERS
     from clsprobe.probes.tasks.control import CONTROLS
 
-    with patch.dict(DEFINED), patch.dict(BASELINES), patch.dict(ADAPTERS), patch.dict(CONTROLS):
+    with patch.dict(BASELINES), patch.dict(ADAPTERS), patch.dict(CONTROLS):
         yield
 
 
