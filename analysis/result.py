@@ -88,11 +88,17 @@ class Result:
         from clsprobe.reports.page import write_page
 
         path = Path(path).expanduser()
-        if path.is_dir():
-            raise InputError(str(path), "is a folder", "Name a file, such as report.html, or use .save for a folder")
-        if not path.parent.is_dir():
-            raise InputError(str(path), "its folder does not exist", "Name another file")
-        write_page(path, self._draw()[0].answers, title=self.title)
+        try:
+            if path.is_dir():
+                raise InputError(
+                    str(path), "is a folder", "Name a file, such as report.html, or use .save for a folder"
+                )
+            if not path.parent.is_dir():
+                raise InputError(str(path), "its folder does not exist", "Name another file")
+            write_page(path, self._draw()[0].answers, title=self.title)
+        except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(str(path), f"cannot be written ({reason.lower()})", "Name another file") from None
         return path
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -101,7 +107,7 @@ class Result:
         What only a measurement into a folder writes, such as the weights of decoders, is not among it. Raises
         InputError where the folder holds a finished run (unless `overwrite`), or something else.
         """
-        folder = RunFolder(path, self.study.command(), self.study.settings(), overwrite=overwrite)
+        folder = open_folder(self.study, path, overwrite=overwrite)
         folder.store(self.contents, self.answers, self.measured)
         self.write(folder)
         return folder.path
@@ -180,6 +186,15 @@ class Result:
 
         note = "".join(f"<p>{escape(display_text(sentence))}</p>" for sentence, _ in self.failures)
         return note + "".join(answer.to_html(figures=1) for answer in self.answers.values())
+
+
+def open_folder(study: Study, path: Path | str, *, overwrite: bool) -> RunFolder:
+    """The folder of a run of this study, whose errors name arguments instead of flags. Raises InputError."""
+    try:
+        return RunFolder(path, study.command(), study.settings(), overwrite=overwrite)
+    except InputError as error:
+        mend = error.mend.replace("--overwrite", "overwrite=True").replace("--out", "folder")
+        raise InputError(error.where.removeprefix("--out "), error.what, mend) from None
 
 
 def format_answer(answer: Answer) -> str:

@@ -27,7 +27,7 @@ from clsprobe.analysis.contents import own_contents, plugin_contents
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.registers import STUDIES, further_studies
-from clsprobe.analysis.result import Result
+from clsprobe.analysis.result import Result, open_folder
 from clsprobe.analysis.settings import describe_invalid
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need
 from clsprobe.probes.errors import printable
@@ -240,7 +240,7 @@ class Study(BaseModel, ABC):
         if others is None:
             others = further_studies(type(self))
         if isinstance(folder, (str, Path)):
-            folder = RunFolder(folder, self.command(), self.settings(), overwrite=overwrite)
+            folder = open_folder(self, folder, overwrite=overwrite)
         if folder is None:
             contents: Mapping[str, str] = self.contents()  # before it is measured
             measured = self.measure()

@@ -4,7 +4,9 @@
 2. `copy_encoder` writes them, as they are at that moment, to a private temporary folder. From there on they are a
    model's folder like any other: the same checks, the same digest, and an untrained twin. Training on afterwards does
    not change the copy. The folder is removed with the last reference to it, at the latest with the process.
-3. What differs between two equal models, such as where they were loaded from, or how their tokenizer was last called,
+3. `read_sample` runs both on a few tokens: an encoder whose modules are not what its configuration says is refused
+   when the copy is loaded (`loading`).
+4. What differs between two equal models, such as where they were loaded from, or how their tokenizer was last called,
    is left out of the copy: equal models have equal digests.
 """
 
@@ -14,11 +16,15 @@ import json
 import sys
 import weakref
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from clsprobe.probes.encoders.adapters import find_adapter
 from clsprobe.probes.encoders.finding import LARGEST_VOCABULARY, digest_folder, read_json
 from clsprobe.probes.encoders.messages import first_line, quiet_transformers
 from clsprobe.probes.errors import InputError
@@ -33,6 +39,7 @@ OF_CALLS = {  # keys that the last call of a tokenizer sets
 }  # fmt: skip
 
 SAVING_SETS = ("architectures", "dtype")  # of a configuration
+SAMPLE = 16  # token ids
 OWN_HOOKS = ("accelerate", "torch", "transformers")  # whose hooks leave the numbers of a model as they are
 
 
@@ -41,12 +48,14 @@ class EncoderCopy:
     """The copy of an encoder in memory.
 
     tokenizer: the user's own, None for a SentenceTransformer. notes: sentences on what of the encoder is not in it.
+    sample: `read_sample` of the original.
     """
 
     name: str
     folder: Path
     tokenizer: Any = None
     notes: tuple[str, ...] = ()
+    sample: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         weakref.finalize(self, remove_temporary_folder, self.folder)
@@ -117,6 +126,8 @@ def copy_encoder(model: Any, tokenizer: Any = None) -> EncoderCopy:
         if transformer is None:
             raise InputError(WHERE, f"its first module, {type(model[0]).__name__}, is no model of transformers", PASS)
         _refuse_unusual(transformer)
+        if getattr(model, "truncate_dim", None) is not None:
+            raise InputError(WHERE, "cuts its vectors (truncate_dim)", "Set its truncate_dim to None")
         return _write(transformer, lambda folder: write_pretrained(folder, model, create_model_card=False), None)
     if isinstance(model, str | Path) and tokenizer is not None:
         what = f"{type(model).__name__} stands beside a tokenizer, where a model belongs"
@@ -138,7 +149,7 @@ def _write(encoder: Any, save: Callable[[Path], None], tokenizer: Any) -> Encode
     """The copy that `save` makes. encoder: the model of transformers in it."""
     config = {key: getattr(encoder.config, key) for key in SAVING_SETS if hasattr(encoder.config, key)}
     folder = make_temporary_folder()
-    copy = EncoderCopy(_name_of(encoder), folder, tokenizer, _note_hooks(encoder))
+    copy = EncoderCopy(_name_of(encoder), folder, tokenizer, _note_hooks(encoder), read_sample(_without_hooks(encoder)))
     try:
         with quiet_transformers():
             save(folder)
@@ -201,6 +212,40 @@ def _note_hooks(encoder: Any) -> tuple[str, ...]:
         return ()
     listed = ", ".join(hooked[:3]) + (f" and {len(hooked) - 3} more" if len(hooked) > 3 else "")
     return (f"The model in memory has hooks, or a forward of its own, in {listed}: it was read without them.",)
+
+
+def _without_hooks(encoder: Any) -> Any:
+    """A twin in evaluation mode without what `_note_hooks` notes, which may count or keep what it sees; None where the
+    encoder cannot be copied."""
+    try:
+        twin = deepcopy(encoder).eval()
+    except Exception:  # the objects are the user's
+        return None
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        vars(module).pop("forward", None)
+    return twin
+
+
+def read_sample(model: Any) -> np.ndarray | None:
+    """(token, dim) float32, the output of a model of transformers for a few token ids; None where it takes others, or
+    where there is no model."""
+    import torch
+
+    if model is None:
+        return None
+    adapter = find_adapter(model.config.model_type)
+    vocabulary = getattr(model.config, "vocab_size", SAMPLE)
+    try:
+        part = model.get_submodule(adapter.part)
+        ids = torch.arange(SAMPLE, device=next(part.parameters()).device)[None] % vocabulary
+        with torch.no_grad(), quiet_transformers():
+            output = part(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
+    except Exception:  # the class is the user's
+        return None
+    sample: np.ndarray = output.float().cpu().numpy()
+    return sample
 
 
 def _is_a(value: Any, package: str, name: str) -> bool:

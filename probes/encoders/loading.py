@@ -11,12 +11,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import DTYPES, check_device, choose_device
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, PACKAGE, find_embedded_folder
-from clsprobe.probes.encoders.in_memory import as_model
+from clsprobe.probes.encoders.in_memory import as_model, read_sample
 from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 from clsprobe.probes.encoders.tokenizer_files import SAMPLES, load_tokenizer
 from clsprobe.probes.errors import InputError, unknown
@@ -74,6 +76,7 @@ def load_encoder(
                     ignore_mismatched_sizes=True,  # reported below, in one line
                 )
                 _refuse_foreign_weights(description, report)
+                _refuse_other_modules(description, model.eval())
             else:
                 torch.default_generator.manual_seed(untrained)  # torch.manual_seed would change the GPUs' states too
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -115,6 +118,25 @@ def refuse_foreign_tokenizer(description: Description, tokenizer: Any) -> None:
             f"its tokenizer knows {vocabulary_size:,} tokens, its embedding table {table_size:,}",
             "Use its own tokenizer",
         )
+
+
+def _refuse_other_modules(description: Description, model: nn.Module) -> None:
+    """Raise InputError where the copy of an encoder in memory gives a few tokens other vectors than the original."""
+    import torch
+
+    from clsprobe.probes.encoders.selfcheck import TOLERANCE
+
+    if description.copy is None or (original := description.copy.sample) is None:
+        return
+    sample = read_sample(model)
+    if sample is None or not np.isfinite(original).all():
+        return
+    dtypes = next(model.parameters()).dtype, getattr(torch, str(description.config.get("dtype")), torch.float32)
+    change = np.abs(sample - original).max() / max(np.abs(original).max(), 1e-12)
+    if not change <= max(TOLERANCE.get(dtype, 0) for dtype in dtypes):
+        what = f"gives other numbers than its configuration and weights do (by {change:.0%} of the largest)"
+        mend = "A module was changed after it was loaded; encode with it, and pass the vectors as vectors=FILE"
+        raise InputError(description.name, what, mend)
 
 
 def _refuse_other_tokens(description: Description, tokenizer: Any) -> None:

@@ -138,7 +138,7 @@ def test_it_is_saved_as_a_run_of_the_command_is(small, tmp_path, capsys):
     assert call("export", folder) == 0
     assert f"memory:{NAME}:label" in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "results.parquet"), small.results, check_dtype=False)
-    with pytest.raises(cp.InputError, match="holds a finished run"):
+    with pytest.raises(cp.InputError, match=r"/run: holds a finished run\. Pass overwrite=True, or another folder\."):
         small.save(folder)
     small.save(folder, overwrite=True)
 
@@ -168,6 +168,9 @@ def test_the_page_is_one_file(small, tmp_path):
         small.report(tmp_path / "none" / "page.html")
     with pytest.raises(cp.InputError, match="is a folder"):
         small.report(tmp_path)
+    for name in ("x" * 300 + ".html", "a\0b.html"):
+        with pytest.raises(cp.InputError, match="cannot be written"):
+            small.report(tmp_path / name)
 
 
 def test_no_command_is_offered_that_could_not_know_the_objects(result):

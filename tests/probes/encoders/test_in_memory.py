@@ -319,3 +319,27 @@ def test_the_copy_has_no_pickle_and_no_state_of_the_last_call(objects):
     saved = json.loads((pair.folder / "tokenizer.json").read_text())
     assert saved["padding"] is saved["truncation"] is None
     assert os.listdir(pair.folder)
+
+
+def with_another_epsilon(model):
+    model.encoder.layer[1].output.LayerNorm.eps = 0.1
+
+
+def with_another_activation(model):
+    model.encoder.layer[2].intermediate.intermediate_act_fn = torch.nn.Tanh()
+
+
+@pytest.mark.parametrize("change", [with_another_epsilon, with_another_activation])
+def test_a_module_that_is_not_as_the_configuration_says_is_refused(change, objects):
+    model, tokenizer = objects
+    change(model)
+    with pytest.raises(InputError, match=r"gives other numbers than its configuration and weights do \(by [0-9]+%"):
+        load_encoder((model, tokenizer))
+    assert load_encoder((model, tokenizer), untrained=0).untrained == 0  # whose numbers are others anyway
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_another_precision_is_none(dtype, objects):
+    model, tokenizer = objects
+    assert load_encoder((model.to(dtype), tokenizer)).dtype == torch.float32
+    assert load_encoder((model, tokenizer), dtype="bfloat16").dtype == torch.bfloat16
