@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
 from clsprobe.probes.errors import InputError, escape_surrogates, format_rows, printable, quote, unknown
+from clsprobe.probes.notebook import escape_text
 from clsprobe.probes.tasks import memory
 from clsprobe.probes.tasks.memory import RowRules
 from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
@@ -180,13 +180,13 @@ class Task:
             body = [count_rows(quote(str(label), 40), self.y == label) for label in largest]
             if more := len(classes) - len(largest):
                 body.append(count_rows(f"{more:,} more", ~np.isin(self.y, largest)))
-        rows = "".join(f"<tr>{''.join(f'<td>{_display(cell)}</td>' for cell in row)}</tr>" for row in body)
+        rows = "".join(f"<tr>{''.join(f'<td>{escape_text(cell)}</td>' for cell in row)}</tr>" for row in body)
         header = "".join(f"<th>{cell}</th>" for cell in ("label", *sides))
         remarks = [f"{n:,} row{'s' if n != 1 else ''} left out: {reason}" for reason, n in self.left_out.items()]
         remarks += self.notes
-        listed = "".join(f"<li>{_display(remark)}</li>" for remark in remarks)
+        listed = "".join(f"<li>{escape_text(remark)}</li>" for remark in remarks)
         return (
-            f"<div><b>Task</b> {_display(self.name)}: {len(self.texts):,} texts, {self._sides()}"
+            f"<div><b>Task</b> {escape_text(self.name)}: {len(self.texts):,} texts, {self._sides()}"
             f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
             f"{f'<ul>{listed}</ul>' if listed else ''}</div>"
         )
@@ -205,11 +205,6 @@ class Task:
         if self.split is None:
             return "no split of its own"
         return ", ".join(f"{n:,} {side}" for side in SIDES if (n := np.count_nonzero(self.split == side)))
-
-
-def _display(text: str) -> str:
-    """A name from data in HTML: nothing in it is markup, hidden, or changes the direction of what follows."""
-    return f"<bdi>{escape(printable(text), quote=False)}</bdi>"
 
 
 # ------------------------------------------------------------------------------------------- fields, as a task has them
