@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,20 +84,18 @@ class Result:
     def report(self, path: Path | str) -> Path:
         """Write the page with all answers, one HTML file, and return its path. The file is replaced if it exists.
 
-        Raises InputError where its folder does not exist.
+        Raises InputError where it cannot be written.
         """
-        from clsprobe.reports.page import write_page
+        from clsprobe.probes.files import write_text
+        from clsprobe.reports.page import render_page
 
         path = Path(path).expanduser()
+        if os.path.isdir(path):  # False for a name that no path can have
+            raise InputError(str(path), "is a folder", "Name a file, such as report.html, or use .save for a folder")
+        page = render_page(self._draw()[0].answers, title=self.title)
         try:
-            if path.is_dir():
-                raise InputError(
-                    str(path), "is a folder", "Name a file, such as report.html, or use .save for a folder"
-                )
-            if not path.parent.is_dir():
-                raise InputError(str(path), "its folder does not exist", "Name another file")
-            write_page(path, self._draw()[0].answers, title=self.title)
-        except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+            write_text(path, page)
+        except (OSError, ValueError) as error:  # no folder, no permission, a name too long, a NUL in it
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(str(path), f"cannot be written ({reason.lower()})", "Name another file") from None
         return path

@@ -180,7 +180,10 @@ def estimate_run(encoder: Encoder) -> Facts:
     seconds = (time.perf_counter() - start) * TEXTS / TIMED_TEXTS
     megabytes = sum(4 * states.width(readout) for _, readout in states.cells) * TEXTS / 1e6
     size = f"{len(states.layers)} layers x {len(states.readouts)} readouts"
-    cost = f"about {seconds:.1f} s here and {megabytes:,.0f} MB of vectors ({size}), probes apart"
+    cost = (
+        f"about {seconds:.1f} s here and {megabytes:,.0f} MB of vectors ({size}), as much again for an untrained twin"
+    )
+    cost += "; probes come on top"
     return [("readouts", ", ".join(readouts)), (f"{TEXTS:,} texts of {limit} tokens", cost)]
 
 

@@ -26,9 +26,10 @@ from clsprobe.analysis.plots import PLOTS
 from clsprobe.analysis.registers import STUDIES
 from clsprobe.analysis.result import Result
 from clsprobe.analysis.sources import SOURCES
+from clsprobe.analysis.sweep.planting import plant_sweep
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import READOUTS, parse_readouts
-from clsprobe.probes.registry import PROBES
+from clsprobe.probes.registry import PROBES, find_probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,13 +93,15 @@ class Nearest(NearestCentroid):
     "sources": """
 from itertools import product
 import numpy as np
-from clsprobe import Loaded, Task
+from clsprobe import InputError, Loaded, Task
 
 def load(rest, options):
+    if rest != "warm":
+        raise InputError("--task weather", "there is no such weather", "Ask for weather:warm")
     words = ["cat", "dog", "bird", "tree"], ["runs", "sleeps", "sees"], ["red", "blue", "big"], ["dog", "house"]
     texts = [" ".join(text) for text in product(*words)]
     labels = np.array(["cold" if "blue" in text else rest for text in texts])
-    return Loaded([Task(f"weather:{rest}", texts, labels)], rows=len(texts))
+    return Loaded([Task(f"weather:{rest}:sky", texts, labels)], rows=len(texts))
 """,
     "studies": """
 from typing import ClassVar
@@ -198,7 +201,7 @@ def test_its_study_is_a_command_with_a_page(installed, tmp_path, capsys):
     results = pd.read_parquet(folder / "results.parquet")
     assert set(results.readout) == {"cls", "mean", "ends", "none"}
     assert "nearest" in set(results.probe)
-    assert set(results.task) == {"weather:warm"}
+    assert set(results.task) == {"weather:warm:sky"}
     page = (folder / "report.html").read_text()
     assert "Do both ends together tell more than [CLS]?" in page
     assert "Drawn by a stranger." in page
@@ -261,6 +264,20 @@ def test_python_sees_it(installed):
         parse_readouts(["stranger.readouts:Mean"])
     kinds = {name.partition(" ")[0] for name in plugin_contents(study)}
     assert kinds == {"study", "probe", "readout", "source"}
+
+
+def test_it_passes_the_contracts(installed):
+    clsprobe.check_readout(parse_readouts(["ends"])[0])
+    clsprobe.check_source(SOURCES.load("weather"), "warm")
+    worlds = {
+        "yes": {"ends": 0.85, "cls": 0.6},
+        "no": {"ends": 0.6, "cls": 0.85},
+        "undecided": {"ends": 0.7, "cls": 0.69},
+    }
+    worlds = {outcome: plant_sweep(accuracies) for outcome, accuracies in worlds.items()}
+    clsprobe.check_study(clsprobe.studies.BothEnds(readouts=("cls", "ends")), worlds=worlds)
+    clsprobe.check_probe(find_probe("nearest"))
+    clsprobe.check_readout(READOUTS.make("stranger.readouts:Sum", clsprobe.Readout, "readout", ""))
 
 
 def test_an_answer_draws_what_is_installed_and_imports_nothing_else(site, tmp_path, monkeypatch):
