@@ -42,7 +42,8 @@ QUESTIONS = {
     "what_does_cls_know": r"What does the \[CLS\] vector know.*readout +cls +mean\s+layer",
     "in_memory": r"Is mean pooling inferior to \[CLS\]\?.*A page with all of it: reviews.html, 3 answers",
 }
-SLOW = {"formation", "which_pooling", "what_does_cls_know"}  # `make notebooks` runs the last two, which .ci/run calls
+# `make notebooks`, which .ci/run calls, runs two of them, and README's own example is much the same as in_memory.
+SLOW = {"formation", "reconstruct", "which_pooling", "what_does_cls_know", "in_memory"}
 
 
 @pytest.fixture(autouse=True)

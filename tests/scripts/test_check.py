@@ -52,7 +52,7 @@ def test_the_embedded_model(capsys):
     assert facts["readouts"].startswith("cls, sep, token[1]")
     assert "pooled" in facts["readouts"]
     assert re.fullmatch(
-        r"about [\d.]+ s here and 86 MB of vectors \(7 layers x 8 readouts\), as much again .*",  # 7 * 8 * 384 * 4 bytes
+        r"about [\d.]+ s here and 86 MB of vectors \(7 layers x 8 readouts\), as much again .*",  # 7 * 8 * 384 * 4
         facts["1,000 texts of 20 tokens"],
     )
     assert facts.keys() >= {*ODD_TEXTS, "padding", "order", "repetition"}
