@@ -29,7 +29,7 @@ from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.registers import STUDIES, further_studies
 from clsprobe.analysis.result import Result, open_folder
 from clsprobe.analysis.settings import describe_invalid
-from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need, short
 from clsprobe.probes.errors import printable
 
 if TYPE_CHECKING:
@@ -264,11 +264,6 @@ def _show_results(measured: Measured, task: str) -> list[Exhibit]:
         return []
     numbers = results[(results.task == task) & (results.split == "test")]
     return [Exhibit("What was measured on test.", numbers.reset_index(drop=True))]
-
-
-def short(task: str) -> str:
-    """A task's name as a heading: without its source, if it has one ("file:trec:coarse" -> "trec: coarse")."""
-    return task.partition(":")[2].replace(":", ": ") or task
 
 
 def counted(n: int, noun: str) -> str:

@@ -426,12 +426,12 @@ def _word(part: Verdict) -> str:
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    shown = [_short(name) for name in names[:LISTED]]
+    shown = [short(name) for name in names[:LISTED]]
     return ", ".join(shown) + (" ..." if len(names) > LISTED else "")
 
 
-def _short(task: str) -> str:
-    """A task's name without its source ("file:trec:coarse" -> "trec: coarse")."""
+def short(task: str) -> str:
+    """A task's name as a heading: without its source, if it has one ("file:trec:coarse" -> "trec: coarse")."""
     return task.partition(":")[2].replace(":", ": ") or task
 
 

@@ -26,9 +26,9 @@ from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.fine_tuning.plan import EXTENSIONS, MOST_SEEDS, Plan
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import EncoderSettings, Names, ProbeSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Study, counted, short
+from clsprobe.analysis.study import Study, counted
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks
-from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, difference_in_words, points
+from clsprobe.analysis.verdict import TAIL, Outcome, Part, Verdict, difference_in_words, points, short
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import parse_arrangement

@@ -31,7 +31,7 @@ from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.sources import MinimalPairs, load_pairs
-from clsprobe.analysis.study import Study, short
+from clsprobe.analysis.study import Study
 from clsprobe.analysis.sweep.plan import check_probes, check_tasks, describe_sweep
 from clsprobe.analysis.verdict import (
     TAIL,
@@ -40,6 +40,7 @@ from clsprobe.analysis.verdict import (
     Verdict,
     capitalise,
     points,
+    short,
     warn_of_few_texts,
 )
 from clsprobe.probes.errors import InputError

@@ -23,9 +23,9 @@ from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.corpus import Inputs, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import FileOfVectors, LabelSettings, Names, Specs, VectorSettings
-from clsprobe.analysis.study import Study, counted, short
+from clsprobe.analysis.study import Study, counted
 from clsprobe.analysis.sweep.maps import SMALLEST
-from clsprobe.analysis.verdict import MissingEvidence, Verdict
+from clsprobe.analysis.verdict import MissingEvidence, Verdict, short
 from clsprobe.probes.errors import InputError, escape_surrogates
 from clsprobe.probes.extraction.readouts import parse_readouts
 

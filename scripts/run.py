@@ -16,10 +16,9 @@ from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
 from clsprobe.analysis.measured import Measured
-from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.study import SweepStudy, read_readouts
-from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, amount_in_words, short
 
 
 class Run(SweepStudy):

@@ -20,8 +20,8 @@ from clsprobe.analysis.corpus import Corpus, check_classes, read_corpus
 from clsprobe.analysis.fine_tuning.checkpoints import describe_checkpoints
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ReadingSettings, Specs, TaskSettings
-from clsprobe.analysis.study import Study, counted, short
-from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, points, warn_of_few_texts
+from clsprobe.analysis.study import Study, counted
+from clsprobe.analysis.verdict import MissingEvidence, Outcome, Part, Verdict, points, short, warn_of_few_texts
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.tasks.split import split

@@ -37,9 +37,10 @@ from clsprobe.analysis.fine_tuning.tables import (
 )
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.measured import Measured
-from clsprobe.analysis.study import counted, short
+from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.grid import SplitTask
 from clsprobe.analysis.table import PREDICTIONS, read_table
+from clsprobe.analysis.verdict import short
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
 from clsprobe.probes.encoders.describing import Description

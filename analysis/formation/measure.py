@@ -33,12 +33,11 @@ from clsprobe.analysis.formation.reliability import label_properties
 from clsprobe.analysis.formation.swap_effects import RELIABILITY, SWAPS
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.sources import MinimalPairs
-from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.choose import judged_rows
 from clsprobe.analysis.sweep.grid import SplitTask, features, split_task
 from clsprobe.analysis.sweep.measure import measure_sweep
 from clsprobe.analysis.sweep.scores import TaskScores
-from clsprobe.analysis.verdict import MissingEvidence
+from clsprobe.analysis.verdict import MissingEvidence, short
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder

@@ -12,8 +12,9 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encode_inputs, encoding_notes
 from clsprobe.analysis.geometry.measures import SAMPLE, choose_described, comparable, geometry
 from clsprobe.analysis.measured import Measured
-from clsprobe.analysis.study import counted, short
+from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
+from clsprobe.analysis.verdict import short
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.tasks.task import Task

@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import counted, short
+from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.scores import ChosenCell
+from clsprobe.analysis.verdict import short
 from clsprobe.probes.errors import printable, quote
 from clsprobe.probes.tasks.duplicates import normalise
 from clsprobe.probes.tasks.texts import readable

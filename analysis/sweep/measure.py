@@ -15,7 +15,7 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import SweepSettings
-from clsprobe.analysis.study import counted, short
+from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.boilerplate import BOILERPLATE, list_boilerplate
 from clsprobe.analysis.sweep.choose import (
     DISAGREEMENTS,
@@ -32,7 +32,7 @@ from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
 from clsprobe.analysis.sweep.refits import REFITS
 from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
 from clsprobe.analysis.table import concat_predictions
-from clsprobe.analysis.verdict import MissingEvidence
+from clsprobe.analysis.verdict import MissingEvidence, short
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 from clsprobe.probes.registry import find_probe

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.study import short
 from clsprobe.analysis.sweep.plan import BASELINES
 from clsprobe.analysis.sweep.refits import ANY, HALVINGS, Refits
 from clsprobe.analysis.table import NUMBERS
-from clsprobe.analysis.verdict import MissingEvidence, Part
+from clsprobe.analysis.verdict import MissingEvidence, Part, short
 
 SIDES = ("dev", "test")
 BEST_CLASS = "best_class"  # the commonest label of test, or the mean of its numbers

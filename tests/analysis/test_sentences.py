@@ -15,7 +15,7 @@ import pytest
 from derived import BEST_CLASS, BLIND, CONTROLS, NAMES
 from worlds import READ, WORLDS, judge
 
-from clsprobe.analysis.study import short
+from clsprobe.analysis.verdict import short
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = WORLDS | READ
