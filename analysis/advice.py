@@ -21,9 +21,9 @@ def advise(settings: BaseModel, command: str, factors: Mapping[str, float]) -> s
     """
     from clsprobe.analysis.sources.grammar import SIZE
 
-    if has_objects(settings):
-        return "Add texts, and run the study again."
     limit = getattr(settings, "max_texts", None)
+    if has_objects(settings):
+        return f"{'Raise max_texts, or add texts' if limit else 'Add texts'}, and run the study again."
     if all(name.startswith("grammar:") for name in factors):
         sizes = {parts[1].replace("-", "_"): int(parts[2]) for parts in _split_specs(settings) if len(parts) == 3}
         whole = next((sizes[collection] for collection in ("all", "demo") if collection in sizes), SIZE)

@@ -116,8 +116,7 @@ def _check_declared(study: Study) -> None:
         raise AssertionError(fault) from error
 
 
-# ----------------------------------------------------------------------------------------------------------- pure
-# functions
+# ------------------------------------------------------------------------------------------------------ pure functions
 
 
 @contextmanager
@@ -241,8 +240,7 @@ def _check_other_tasks(study: Study, worlds: Sequence[Measured], verdicts: Seque
     )
 
 
-# --------------------------------------------------------------------------------------------------------------
-# sentences
+# ----------------------------------------------------------------------------------------------------------- sentences
 
 
 def _check_sentences(study: Study, verdict: Verdict, measured: Measured) -> None:
@@ -415,8 +413,7 @@ def _read_accuracies(measured: Measured, task: str) -> dict[str, list[float]]:
     return accuracies
 
 
-# --------------------------------------------------------------------------------------------------------- whole
-# answers
+# ------------------------------------------------------------------------------------------------------- whole answers
 
 
 def _check_answer(study: Study, measured: Measured) -> None:

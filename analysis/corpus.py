@@ -217,8 +217,4 @@ def check_classes(tasks: list[Task]) -> None:
     """Raise InputError where the labels of a task are numbers."""
     for task in tasks:
         if task.kind == "number":
-            raise InputError(
-                task.name,
-                "holds numbers, and this study reads classes",
-                "Leave --target number out",
-            )
+            raise InputError(task.name, "holds numbers, and this study reads classes", "Leave --target number out")

@@ -62,11 +62,14 @@ class Encoder:
     def _repr_html_(self) -> str:
         tokens = {"[CLS]": self.cls_id, "[SEP]": self.sep_id}
         weights = "trained" if self.untrained is None else f"random, seed {self.untrained}"
+        padding = "not checked: there is no room for a text"
+        if self.checked:
+            padding = "reaches other tokens: read by equal length" if self.checked["leaks"] else "changes nothing"
         facts = self.description.facts | {
             "special tokens": ", ".join(f"{name} {'none' if id is None else id}" for name, id in tokens.items()),
             "weights": weights,
             "runs in": self._precision,
-            "padding": "reaches other tokens: read by equal length" if self.checked.get("leaks") else "changes nothing",
+            "padding": padding,
         }
         return facts_to_html(f"Encoder {self.name}", facts)
 

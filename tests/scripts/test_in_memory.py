@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import AutoModel, AutoTokenizer
 
 import clsprobe as cp
+from clsprobe.analysis.advice import advise
 from clsprobe.analysis.result import Result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,6 +175,8 @@ def test_the_page_is_one_file(small, tmp_path):
 def test_no_command_is_offered_that_could_not_know_the_objects(result):
     assert result.answers["poolings"].headline.outcome == "undecided"
     assert "clsprobe" not in str(result)
+    limited = cp.studies.Poolings(task=named_task(LABELS), max_texts=50)
+    assert advise(limited, "poolings", {"x": 2.0}) == "Raise max_texts, or add texts, and run the study again."
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming
