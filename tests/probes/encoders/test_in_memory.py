@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -343,3 +344,19 @@ def test_another_precision_is_none(dtype, objects):
     model, tokenizer = objects
     assert load_encoder((model.to(dtype), tokenizer)).dtype == torch.float32
     assert load_encoder((model, tokenizer), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_encoders_and_states_show_themselves(objects):
+    model, tokenizer = objects
+    model.name_or_path = "org/<b>name"
+    encoder = load_encoder((model, tokenizer))
+    states = Extractor(encoder, ["cls", "mean"], layers=[0, 3])(["the cat", "a dog"])
+    assert repr(encoder) == "<Encoder org/<b>name (in memory): bert, 3 layers, 16 dimensions, float32 on cpu>"
+    assert repr(states) == "<States of org/<b>name (in memory): 2 texts, layers 0,3, readouts cls, mean>"
+    for page in (encoder._repr_html_(), states._repr_html_()):
+        assert "&lt;b&gt;name" in page
+        assert "<b>name" not in page
+    assert "reaches other tokens" not in encoder._repr_html_()
+    assert "reaches other tokens" in replace(encoder, checked=encoder.checked | {"leaks": True})._repr_html_()
+    assert "not checked" in replace(encoder, checked={})._repr_html_()
+    assert "states.cell(3, 'mean')" in states._repr_html_()
