@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -72,8 +72,9 @@ class LoadedTokenizer:
         return self.tokenizer.is_fast or not self.markers
 
 
-def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer:
+def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = False) -> LoadedTokenizer:
     """The tokenizer in a model's folder. lower_case: whether texts are lowercased first (sentence-transformers).
+    name_cls: whether the tokens that a template puts around every text are [CLS] and [SEP] where no token is named so.
 
     Raises InputError where two files give a token different ids, and the errors of transformers and tokenizers.
     """
@@ -101,16 +102,7 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
     for token in content["added_tokens"]:
         token["special"] = token["content"] in special
     tokenizer = Tokenizer.from_str(json.dumps(content))
-    named = config.get("added_tokens_decoder") or {}
-    for index, token in sorted(declared.added_tokens_decoder.items()):  # those that tokenizer_config.json adds
-        if token.content in special and str(index) not in named:
-            continue  # a role of the class that no file knows, such as [MASK], would lie beyond the embedding table
-        if tokenizer.token_to_id(token.content) is None:
-            token.special = token.content in special
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-            if (number := tokenizer.token_to_id(token.content)) != index:
-                what = f"gives {token.content} the id {index}, tokenizer.json {number}"
-                raise InputError(f"{folder}/tokenizer_config.json", what, "Save the tokenizer again")
+    _add_tokens(tokenizer, config, declared, special, folder)
     changed = sum(_differ(tokenizer, backend, text) for text in SAMPLES)
     if changed and notes:  # is it for these reasons alone?
         saved = Tokenizer.from_str(as_saved)
@@ -120,10 +112,66 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
             f"Texts are tokenized as tokenizer.json says. transformers {version('transformers')} would rebuild it as "
             f"{type(declared).__name__}, which gives {changed} of {len(SAMPLES)} sample texts other tokens."
         )
+    if name_cls:
+        notes += _name_edges(content, declared)
     declared._tokenizer = tokenizer  # no public way keeps the roles of the special tokens and replaces the rest
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
     special = {token for token in special if tokenizer.token_to_id(token) is not None}
     return LoadedTokenizer(declared, tuple(sorted(special)), tuple(t for t in added if t not in special), tuple(notes))
+
+
+def _add_tokens(tokenizer: Any, config: dict[str, Any], declared: Any, special: set[str], folder: Path) -> None:
+    """Add the tokens that tokenizer_config.json has beside tokenizer.json. Raises InputError where the ids differ."""
+    named = config.get("added_tokens_decoder") or {}
+    vocabulary = tokenizer.get_vocab()
+    tokens = {
+        index: token
+        for index, token in sorted(declared.added_tokens_decoder.items())
+        # a role of the class that no file knows, such as [MASK], would lie beyond the embedding table
+        if token.content not in vocabulary and (token.content not in special or str(index) in named)
+    }
+    for token in tokens.values():
+        token.special = token.content in special
+    tokenizer.add_tokens(list(tokens.values()))  # at once: every call goes over all of them
+    for index, token in tokens.items():
+        if (number := tokenizer.token_to_id(token.content)) != index:
+            what = f"gives {token.content} the id {index}, tokenizer.json {number}"
+            raise InputError(f"{folder}/tokenizer_config.json", what, "Save the tokenizer again")
+
+
+def _name_edges(content: dict[str, Any], declared: Any) -> Iterator[str]:
+    """Give the tokens that the template puts before and after every text the roles cls and sep, where no token has
+    them."""
+    processors = _members(content["post_processor"], "processors")
+    first, last = (next(filter(None, (_edge_token(p, edge) for p in processors)), None) for edge in (0, -1))
+    if first is None or declared.cls_token not in (None, first):
+        return
+    roles = {"cls": first} | ({"sep": last} if last else {})
+    roles = {role: token for role, token in roles.items() if getattr(declared, f"{role}_token") is None}
+    for role, token in roles.items():
+        setattr(declared, f"{role}_token", token)
+    if roles:
+        listed = " and ".join(f"{token} is read as {role}" for role, token in roles.items())
+        yield f"{listed}: the tokenizer's template puts it around every text, and no token is named so."
+
+
+def find_tokens(tokens: Sequence[str], texts: Sequence[str]) -> Iterator[str | None]:
+    """The first of these tokens in every text, the longest where several begin there; None where it has none.
+
+    A regular expression of them would take hours where a model has as many added tokens as words.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+
+    if not tokens:
+        return
+    other = "\0"
+    finder = Tokenizer(WordLevel({other: 0}, unk_token=other))
+    finder.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    for start in range(0, len(texts), 1000):
+        chunk = [texts[i] for i in range(start, min(start + 1000, len(texts)))]
+        for encoding in finder.encode_batch(chunk, add_special_tokens=False):
+            yield next((token for token in encoding.tokens if token != other), None)
 
 
 def _load_python_tokenizer(tokenizer: Any, *, has_file: bool, lower_case: bool) -> LoadedTokenizer:
