@@ -96,8 +96,8 @@ def config_notes(config: dict[str, Any]) -> list[str]:
         )
     if (kernel := foreign_kernel(config)) is not None:
         notes.append(
-            f"config.json asks for the attention kernel {kernel!r}; the attention of torch itself is run instead, which "
-            "computes the same up to rounding."
+            f"config.json asks for the attention kernel {kernel!r}; the attention of torch itself is run instead, "
+            "which computes the same up to rounding."
         )
     return notes
 

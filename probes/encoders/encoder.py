@@ -22,9 +22,10 @@ import numpy as np
 from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
 from clsprobe.probes.encoders.describing import Description
 from clsprobe.probes.encoders.messages import quiet_transformers
+from clsprobe.probes.encoders.preview import beyond_table
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, find_tokens
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
-from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.notebook import facts_to_html
 from clsprobe.probes.tasks.memory import as_texts
 from clsprobe.probes.tasks.texts import PAIRED, parts
@@ -157,8 +158,8 @@ class Encoder:
         of_empty = np.full(len(texts), self.tokenize([""]).digests())
         if paired.any() and self._has_one_type:
             notes.append(
-                f"The model has one token type, its tokenizer gives a pair {self._tokenizer_types}: all tokens are read "
-                "with the one, and the two texts are told apart by the special tokens between them alone."
+                f"The model has one token type, its tokenizer gives a pair {self._tokenizer_types}: all tokens are "
+                "read with the one, and the two texts are told apart by the special tokens between them alone."
             )
         if paired.any():
             of_empty[paired] = self.tokenize([PAIRED]).digests()
@@ -243,7 +244,7 @@ class Encoder:
 
     @property
     def _has_one_type(self) -> bool:
-        """Whether the model was trained without the types that the tokenizer tells apart: it gives all tokens its one."""
+        """Whether the model was trained without the types that the tokenizer tells apart."""
         return getattr(self.model.config, "type_vocab_size", 0) == 1 and self._tokenizer_types > 1
 
     def _refuse_beyond_table(self, texts: Sequence[str], rows: Rows) -> None:
@@ -253,10 +254,7 @@ class Encoder:
             return
         i = int(np.searchsorted(np.cumsum(rows.lengths), np.flatnonzero(rows.ids >= table_size)[0], side="right"))
         number = int(rows[i].ids.max())
-        token = self.tokenizer.convert_ids_to_tokens(number)
-        what = f"the text {quote(texts[i])} has the token {quote(token)}, number {number:,} of an embedding table"
-        mend = "Leave such texts out, or save the model with as many (model.resize_token_embeddings)"
-        raise InputError(self.name, f"{what} of {table_size:,}", mend)
+        raise beyond_table(self.description, texts[i], self.tokenizer.convert_ids_to_tokens(number), number)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded on the right to the longest of them, as tensors on the encoder's device."""

@@ -23,6 +23,7 @@ from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, find_embe
 from clsprobe.probes.encoders.in_memory import as_model, read_sample
 from clsprobe.probes.encoders.lora import merge_lora
 from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
+from clsprobe.probes.encoders.preview import refuse_foreign_tokenizer
 from clsprobe.probes.encoders.tokenizer_files import SAMPLES, load_tokenizer
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.files import file_digest
@@ -72,7 +73,12 @@ def load_encoder(
                 lower_case=bool(description.sentence and description.sentence.lower_case),
                 name_cls=description.model_type not in CAUSAL,
             )
-            refuse_foreign_tokenizer(description, loaded.tokenizer)
+            refuse_foreign_tokenizer(
+                description,
+                loaded.tokenizer.get_vocab(),
+                set(loaded.tokenizer.get_added_vocab()),
+                loaded.tokenizer("")["input_ids"],
+            )
             _refuse_other_tokens(description, loaded.tokenizer)
         mend = "Use the config.json that was saved with the weights"
         with as_input_error(name, "cannot be loaded", mend), torch.random.fork_rng(devices=[]):
@@ -146,29 +152,6 @@ def _guess_blocks(description: Description, model: nn.Module) -> str:
         what = f"model_type '{description.model_type}' is not known, and {count}"
         raise InputError(description.name, what, SUPPORTED)
     return next(iter(lists))
-
-
-def refuse_foreign_tokenizer(description: Description, tokenizer: Any) -> None:
-    """Raise InputError where the tokenizer is another model's: its vocabulary goes beyond the embedding table, or leaves
-    much of the table unused, or every text would hold a token that the table lacks.
-
-    Tokens that were added to the model's own tokenizer, and one of its vocabulary, may lie beyond the table:
-    `Encoder.tokenize` refuses the texts that have them.
-    """
-    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
-    size = max(vocabulary.values(), default=-1) + 1
-    table_size = description.config.get("vocab_size", size)
-    own = max((number for token, number in vocabulary.items() if token not in added), default=-1)
-    if own > table_size or abs(table_size - size) > max(1024, table_size // 50):
-        raise InputError(
-            description.name,
-            f"its tokenizer knows {size:,} tokens, its embedding table {table_size:,}",
-            "Use its own tokenizer",
-        )
-    if beyond := [number for number in tokenizer("")["input_ids"] if number >= table_size]:
-        token = tokenizer.convert_ids_to_tokens(beyond[0])
-        what = f"its tokenizer adds {token} to every text, number {beyond[0]:,} of an embedding table of {table_size:,}"
-        raise InputError(description.name, what, "Use the tokenizer that was saved with the weights")
 
 
 def _refuse_other_modules(description: Description, model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from clsprobe.probes.encoders.finding import LARGEST_VOCABULARY, read_json
@@ -51,6 +52,8 @@ SAMPLES = (
     "x_y-z / [a] (b) & c@d.e",
     "",
 )
+
+_OPTIONAL: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,9 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = F
     backend.no_padding()  # a saved tokenizer may pad and truncate by default
     backend.no_truncation()
     content = read_json(path, largest=LARGEST_VOCABULARY) if path.exists() else json.loads(backend.to_str())
-    optional = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor"))  # which a file may leave out
-    content = optional | content | {"padding": None, "truncation": None}
+    content = _OPTIONAL | content | {"padding": None, "truncation": None}
     as_saved = json.dumps(content)
-    notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]
-    if lower_case and not _lowercases(content["normalizer"]):
-        parts = _members(content["normalizer"], "normalizers")
-        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
-        notes.append("Texts are lowercased before the tokenizer reads them, as sentence_bert_config.json says.")
-    special = _special_tokens(content, declared)
-    for token in content["added_tokens"]:
-        token["special"] = token["content"] in special
+    notes, special = _apply_options(content, config, declared, lower_case=lower_case)
     tokenizer = Tokenizer.from_str(json.dumps(content))
     _add_tokens(tokenizer, config, declared, special, folder)
     changed = sum(_differ(tokenizer, backend, text) for text in SAMPLES)
@@ -118,6 +113,59 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = F
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
     special = {token for token in special if tokenizer.token_to_id(token) is not None}
     return LoadedTokenizer(declared, tuple(sorted(special)), tuple(t for t in added if t not in special), tuple(notes))
+
+
+def load_preview(
+    folder: Path, *, lower_case: bool = False, name_cls: bool = False
+) -> tuple[Any, dict[str, str]] | None:
+    """The tokenizer of tokenizer.json alone, as `tokenizers` reads it, and the token of every role; None without such
+    a file.
+
+    It does without transformers, and so without what a class of transformers knows and no file says; other than that
+    it gives texts the tokens of `load_tokenizer`. Raises InputError and the errors of tokenizers.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        return None
+    content = read_json(folder / "tokenizer.json", largest=LARGEST_VOCABULARY)
+    content = _OPTIONAL | content | {"padding": None, "truncation": None}
+    saved = Tokenizer.from_str(json.dumps(content))
+    config = read_json(folder / "tokenizer_config.json", default={})
+    named = read_json(folder / "special_tokens_map.json", default={}) | config
+    declared = SimpleNamespace()
+    for role in ROLES:
+        token = named.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        token = token if isinstance(token, str) else None
+        setattr(declared, f"{role}_token", token)
+        setattr(declared, f"{role}_token_id", None if token is None else saved.token_to_id(token))
+    _, special = _apply_options(content, config, declared, lower_case=lower_case)
+    if name_cls:
+        list(_name_edges(content, declared))
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    added = config.get("added_tokens_decoder")
+    tokens = [entry.get("content") for entry in added.values()] if isinstance(added, dict) else []
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(t, special=t in special) for t in tokens if isinstance(t, str) and t not in known])
+    tokenizer.encode_special_tokens = True  # those in a text stay text
+    roles = {role: token for role in ROLES if (token := getattr(declared, f"{role}_token")) is not None}
+    return tokenizer, roles
+
+
+def _apply_options(
+    content: dict[str, Any], config: dict[str, Any], declared: Any, *, lower_case: bool
+) -> tuple[list[str], set[str]]:
+    """Apply to a tokenizer.json what stands elsewhere. Returns notes, and the special tokens."""
+    notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]
+    if lower_case and not _lowercases(content["normalizer"]):
+        parts = _members(content["normalizer"], "normalizers")
+        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
+        notes.append("Texts are lowercased before the tokenizer reads them, as sentence_bert_config.json says.")
+    special = _special_tokens(content, declared)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in special
+    return notes, special
 
 
 def _add_tokens(tokenizer: Any, config: dict[str, Any], declared: Any, special: set[str], folder: Path) -> None:

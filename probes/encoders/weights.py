@@ -148,7 +148,9 @@ def find_inner(folder: Path) -> str | None:
 def _pickles_only(name: str, pickles: list[str]) -> InputError:
     shards = "pytorch_model*.bin"
     command = conversion_command(shards if any(fnmatch(file, shards) for file in pickles) else pickles[0], SINGLE)
-    return InputError(name, "has only pickle weights, which can run code", f"{command}, and pass it again. {IF_REFUSED}")
+    return InputError(
+        name, "has only pickle weights, which can run code", f"{command}, and pass it again. {IF_REFUSED}"
+    )
 
 
 def conversion_command(pickles: str, target: str) -> str:

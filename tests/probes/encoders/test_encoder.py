@@ -86,7 +86,7 @@ def error_message(name: Any, load: Callable[..., Any] = describe, **options: Any
     message = str(caught.value)
     assert "\n" not in message
     assert "Traceback" not in message
-    assert len(message) < 400
+    assert len(message) < 450
     return message
 
 
@@ -463,7 +463,7 @@ def test_pickle_weights_are_read_after_what_the_error_says(folder, old, model_fo
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if old == "shards":
-        for i, keys in enumerate(np.array_split(list(weights), 2)):
+        for i, keys in enumerate((list(weights)[:9], list(weights)[9:])):
             torch.save({key: weights[key] for key in keys}, folder / f"pytorch_model-0000{i + 1}-of-00002.bin")
     else:
         names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"} if "beta" in old else {}
