@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED, find_adapter
-from clsprobe.probes.encoders.finding import read_json
+from clsprobe.probes.encoders.finding import find_inner, read_json
 from clsprobe.probes.errors import InputError
 
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
@@ -35,7 +35,11 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = read_json(folder / "config.json", name)
     model_type = config.get("model_type")
     if not model_type:
-        raise InputError(f"{name}/config.json", "has no model_type", "Pass the folder of a transformers encoder")
+        inner = find_inner(folder)
+        what, mend = "has no model_type", "Pass the folder of a transformers encoder"
+        if inner:
+            what, mend = f"{what}, but {inner} in it has", f"Pass {folder / inner}"
+        raise InputError(f"{name}/config.json", what, mend)
     if config.get("auto_map"):
         classes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
         code = ", ".join(sorted(set(map(str, classes))))
@@ -64,6 +68,9 @@ def read_sizes(name: str, config: dict[str, Any], limit: object) -> Sizes:
 
     adapter = find_adapter(config["model_type"])
     depth_keys = ("encoder_layers", *_DEPTH) if adapter.part else _DEPTH  # num_hidden_layers may be the decoder's
+    if limit is not None and type(limit) not in (int, float):
+        what = f"model_max_length is {json.dumps(limit)[:60]}, not a number"
+        raise InputError(f"{name}/tokenizer_config.json", what, "Mend it there")
     limit = limit if isinstance(limit, int | float) and limit > 0 else 10**9
     if adapter.reserved is None:  # no position table: the tokenizer's limit, 512 without one
         positions = 512 if limit > 10**6 else int(limit)
@@ -73,6 +80,8 @@ def read_sizes(name: str, config: dict[str, Any], limit: object) -> Sizes:
     longest = int(min(positions, limit))
     if longest < 3:
         what = f"leaves room for {max(0, longest)} tokens, special ones included"
+        if limit < positions:
+            raise InputError(f"{name}/tokenizer_config.json", what, "Mend model_max_length there")
         raise InputError(f"{name}/config.json", what, "Mend max_position_embeddings there")
     for key in ("num_hidden_groups", "inner_group_num"):
         read_number(1, key, high=DEEPEST)

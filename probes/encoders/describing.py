@@ -26,13 +26,14 @@ from clsprobe.probes.encoders.finding import (
     find_embedded_folder,
     find_encoder_folder,
     find_folder,
+    find_inner,
     not_published,
     read_json,
 )
 from clsprobe.probes.encoders.in_memory import EncoderCopy
 from clsprobe.probes.encoders.lora import Lora, find_lora
 from clsprobe.probes.encoders.sentence_layout import SentenceLayout, choose_prompt, read_layout
-from clsprobe.probes.encoders.weights import Weights, find_inner, find_weights, refuse_other_width
+from clsprobe.probes.encoders.weights import Weights, find_weights
 from clsprobe.probes.errors import InputError
 
 
@@ -127,7 +128,7 @@ class Description:
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer is: an adapter may bring its own."""
-        return self.lora.folder if self.lora and _has_tokenizer(self.lora.folder) else self.folder
+        return _tokenizer_folder(self.folder, self.lora)
 
     def check_unchanged(self) -> None:
         """Raise InputError where the files are not those of `digest` any more: what was loaded may be a mixture."""
@@ -160,16 +161,16 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
     revision = folder.name if folder.parent.name == "snapshots" else None
     check_listable(name, folder)
     layout = read_layout(folder, name)
-    folder = find_encoder_folder(folder)
-    lora, notes = find_lora(name, folder)
-    if lora:
-        folder = lora.base
-    elif not (folder / "config.json").exists() and (inner := find_inner(folder)):
-        raise InputError(name, f"has no config.json, but {inner} in it has", f"Pass {folder / inner}")
+    if (inner := find_encoder_folder(folder)) != folder:
+        check_listable(f"{name}/{inner.relative_to(folder).as_posix()}", inner)
+    lora, notes = find_lora(name, inner)
+    folder = lora.base if lora else inner
+    if not (folder / "config.json").exists() and (model_in_it := find_inner(folder)):
+        raise InputError(name, f"has no config.json, but {model_in_it} in it has", f"Pass {folder / model_in_it}")
     config = read_config(name, folder)
-    described = replace(Description(name, folder, config, 0, 0, 0, 0), lora=lora)
-    tokenizer_config = read_json(described.tokenizer_folder / "tokenizer_config.json", name, default={})
-    sizes = read_sizes(name, config, tokenizer_config.get("model_max_length"))
+    tokenizer_folder = _tokenizer_folder(folder, lora)
+    limit = read_json(tokenizer_folder / "tokenizer_config.json", name, default={}).get("model_max_length")
+    sizes = read_sizes(name, config, limit)
     prompt_text, prompt_notes = choose_prompt(layout, prompt)
     check_files(name, folder)
     try:
@@ -178,11 +179,12 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
         if name == EMBEDDED and folder == find_embedded_folder():
             raise not_published(SINGLE) from None
         raise
-    refuse_other_width(name, sizes.dim, weights)
-    if not _has_tokenizer(described.tokenizer_folder) and described.adapter.vocabulary:
+    if not _has_tokenizer(tokenizer_folder) and find_adapter(config["model_type"]).vocabulary:
         raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")
-    return replace(
-        described,
+    description = Description(
+        name,
+        folder,
+        config,
         depth=sizes.depth,
         dim=sizes.dim,
         max_length=max(3, min(sizes.longest, (layout and layout.max_length) or sizes.longest)),
@@ -193,7 +195,14 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
         notes=(*notes, *weights.notes, *prompt_notes, *(copy.notes if copy else ()), *config_notes(config)),
         copy=copy,
         weights=weights,
+        lora=lora,
     )
+    weights.refuse_other_sizes(name, sizes.dim, len({module for module, _ in description.points}))
+    return description
+
+
+def _tokenizer_folder(folder: Path, lora: Lora | None) -> Path:
+    return lora.folder if lora and _has_tokenizer(lora.folder) else folder
 
 
 def _has_tokenizer(folder: Path) -> bool:

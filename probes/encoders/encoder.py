@@ -21,7 +21,7 @@ import numpy as np
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
 from clsprobe.probes.encoders.describing import Description
-from clsprobe.probes.encoders.messages import quiet_transformers
+from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
 from clsprobe.probes.encoders.preview import beyond_table
 from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, find_tokens
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
@@ -176,7 +176,10 @@ class Encoder:
     def _tokenize_run(self, texts: list[str], max_length: int | None) -> Rows:
         """Rows of texts that are all single or all pairs."""
         paired = PAIRED in texts[0]
-        with self.tokenizer_lock:
+        with (
+            self.tokenizer_lock,
+            as_input_error(self.name, "its tokenizer cannot read a text", "Use another tokenizer"),
+        ):
             encoding = self.tokenizer(
                 *(self._split_pairs(texts, max_length) if paired else [texts]),
                 split_special_tokens=self.loaded_tokenizer.splits_special_tokens,

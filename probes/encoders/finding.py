@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable
 from hashlib import sha256
@@ -50,6 +51,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 WEIGHTS = {SINGLE, INDEX, ADAPTER_WEIGHTS}
 LARGEST_COUNT = 10_000  # files of a model; real ones have dozens
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # of a Trainer
 LFS_POINTER = b"version https://git-lfs"
 READ_SUFFIXES = (  # of the files that are read, never .bin or .py
     ".codes",
@@ -144,6 +146,20 @@ def find_encoder_folder(folder: Path) -> Path:
     return folder if is_outer else inner
 
 
+def find_inner(folder: Path) -> str | None:
+    """The sub-folder with the model that a folder lacks: the last checkpoint of a Trainer, or the only one with a
+    config.json and weights."""
+    inner = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if os.path.exists(path / "config.json") and any(path.glob("*.safetensors"))
+    ]
+    checkpoints = {int(match[1]): file for file in inner if (match := CHECKPOINT.fullmatch(file))}
+    if checkpoints:
+        return checkpoints[max(checkpoints)]
+    return inner[0] if len(inner) == 1 else None
+
+
 def _module_folders(folder: Path) -> list[str]:
     """Where the modules of a sentence-transformers model are, relative to its folder, "" for the folder itself.
 
@@ -231,7 +247,7 @@ def check_files(name: str, folder: Path) -> None:
             with open_file(path, largest=None if path.suffix == ".safetensors" else LARGEST_VOCABULARY) as opened:
                 _refuse_pointer(f"{name}/{file}", opened.read(len(LFS_POINTER)))
         except OSError as error:
-            raise _unreadable(f"{name}/{file}", error) from None
+            raise unreadable(f"{name}/{file}", error) from None
 
 
 def check_listable(name: str, folder: Path) -> None:
@@ -239,7 +255,7 @@ def check_listable(name: str, folder: Path) -> None:
     try:
         next(folder.iterdir(), None)
     except OSError as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
 
 
 def _refuse_pointer(where: str, content: bytes) -> None:
@@ -247,7 +263,7 @@ def _refuse_pointer(where: str, content: bytes) -> None:
         raise InputError(where, "is a Git LFS pointer, not the file itself", "Run git lfs pull in that folder")
 
 
-def _unreadable(where: str, error: OSError) -> InputError:
+def unreadable(where: str, error: OSError) -> InputError:
     """The error for a file or folder of a model that cannot be read."""
     if isinstance(error, PermissionError):
         return InputError(where, "cannot be read (permission denied)", "Give yourself the right to read it (chmod u+r)")
@@ -279,7 +295,7 @@ def read_json(
             return default
         raise InputError(where, f"has no {path.name}", "Pass the folder of a transformers encoder") from None
     except OSError as error:
-        raise _unreadable(f"{where}/{path.name}", error) from None
+        raise unreadable(f"{where}/{path.name}", error) from None
     except UnicodeDecodeError:
         raise InputError(f"{where}/{path.name}", "cannot be read (not UTF-8)", "Save it as UTF-8") from None
     except (ValueError, RecursionError) as error:

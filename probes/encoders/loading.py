@@ -66,7 +66,10 @@ def load_encoder(
     from clsprobe.probes.encoders.selfcheck import confirm_adapter, self_check
 
     torch_dtype, torch_device = getattr(torch, dtype), choose_device(device)
+    mend = "Use the config.json that was saved with the weights"
     with quiet_transformers():
+        with as_input_error(name, "cannot be loaded", mend):
+            config = load_config(folder)
         with as_input_error(name, "its tokenizer cannot be loaded"):
             loaded = load_tokenizer(
                 description.tokenizer_folder,
@@ -80,9 +83,8 @@ def load_encoder(
                 loaded.tokenizer("")["input_ids"],
             )
             _refuse_other_tokens(description, loaded.tokenizer)
-        mend = "Use the config.json that was saved with the weights"
         with as_input_error(name, "cannot be loaded", mend), torch.random.fork_rng(devices=[]):
-            model = _load_model(description, torch_dtype, untrained)
+            model = _load_model(description, config, torch_dtype, untrained)
     if not is_embedded:  # the files of the embedded model have been compared with the published ones
         description.check_unchanged()
     adapter = description.adapter
@@ -95,7 +97,7 @@ def load_encoder(
     encoder = replace(encoder, blocks=[model.get_submodule(module) for module, _ in encoder.points[1:]])
     if not is_known:
         encoder = replace(encoder, adapter=confirm_adapter(encoder))
-    with as_input_error(name, "cannot be run", "Use the config.json that was saved with the weights"):
+    with as_input_error(name, "cannot be run", mend):
         return replace(encoder, checked=self_check(encoder))
 
 
@@ -109,13 +111,12 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def _load_model(description: Description, dtype: torch.dtype, untrained: int | None) -> nn.Module:
-    """The model with its weights, or with random ones drawn with the seed `untrained`."""
+def _load_model(description: Description, config: Any, dtype: torch.dtype, untrained: int | None) -> nn.Module:
+    """The model with its weights, or with random ones drawn with the seed `untrained`. config: of transformers."""
     import torch
     from transformers import AutoModel
 
     assert description.weights is not None
-    config = load_config(description.folder)
     with torch.device("meta"):  # shapes without numbers
         shapes = AutoModel.from_config(config, dtype=dtype)
     described, present = sum(parameter.numel() for parameter in shapes.parameters()), description.weights.count

@@ -36,13 +36,9 @@ SETTINGS = (  # of adapter_config.json, which say how the matrices become weight
     "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias"
 )  # fmt: skip
 PATTERNS = ("rank_pattern", "alpha_pattern")  # module name, or its end -> what replaces r and lora_alpha
-BEYOND = (
-    "alora_invocation_tokens",
-    "layer_replication",
-    "megatron_config",
-    "target_parameters",
-    "trainable_token_indices",
-)
+BEYOND = (  # settings that change more than matrices
+    "alora_invocation_tokens", "layer_replication", "megatron_config", "target_parameters", "trainable_token_indices"
+)  # fmt: skip
 ZERO_AT_FIRST = (True, False, None, "gaussian", "eva", "orthogonal")  # init_lora_weights that leave the model as it was
 PLAIN_NAME = re.compile(r"[\w.^$\\-]+")  # of a pattern that is no slow regular expression
 

@@ -19,11 +19,18 @@ def as_input_error(name: str, what: str, mend: str = "Is it whole? Download or s
         yield
     except InputError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise InputError(name, f"{what} ({first_line(error)})", _mend(error) or mend) from error
 
 
-def _mend(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust, such as tokenizers, has given up: its error is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def _mend(error: BaseException) -> str:
     """What to do about an error that says that something other than the model is at fault; otherwise empty."""
     if isinstance(error, PermissionError):
         return "Give yourself the right to read its files (chmod u+r)"
@@ -31,10 +38,12 @@ def _mend(error: Exception) -> str:
         return "It needs more memory than is free: take a smaller model, or a larger machine"
     if isinstance(error, ImportError):
         return "Install the library that is missing"
+    if is_panic(error):
+        return "Use the tokenizer that was saved with the weights"
     return ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, with the second where it ends in a colon; at most 200 characters."""
     first, *rest = (str(error).strip() or type(error).__name__).splitlines()
     line = f"{first} {rest[0].strip()}" if first.rstrip().endswith(":") and rest else first

@@ -100,7 +100,7 @@ class TokenizerPreview:
 def beyond_table(description: Description, text: str, token: str, number: int) -> InputError:
     """The error for a text with a token that the embedding table lacks."""
     table_size = description.config["vocab_size"]
-    what = f"the text {quote(text)} has the token {quote(token)}, number {number:,} of an embedding table of {table_size:,}"
+    what = f"the text {quote(text)} has the token {quote(token)}, number {number:,} of a table of {table_size:,}"
     mend = "Leave such texts out, or save the model with as many (model.resize_token_embeddings)"
     return InputError(description.name, what, mend)
 
@@ -114,9 +114,9 @@ def refuse_foreign_tokenizer(
     """Raise InputError where a tokenizer is another model's: its vocabulary goes beyond the embedding table, or leaves
     much of the table unused, or every text would have a token that the table lacks.
 
-    Tokens that were added to the model's own tokenizer, and one of its vocabulary, may lie beyond the table: a text that
-    has one is refused when it is read. vocabulary: token -> id. added: those of its tokens that were added. around: the
-    ids that an empty text has.
+    Tokens that were added to the model's own tokenizer, and one of its vocabulary, may lie beyond the table: a text
+    that has one is refused when it is read. vocabulary: token -> id. added: those of its tokens that were added.
+    around: the ids that an empty text has.
     """
     size = max(vocabulary.values(), default=-1) + 1
     table_size = description.config.get("vocab_size", size)

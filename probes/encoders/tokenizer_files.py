@@ -53,6 +53,7 @@ SAMPLES = (
     "",
 )
 
+MOST_ADDED = 50_000  # tokens beside a vocabulary; real tokenizers have hundreds
 _OPTIONAL: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
 
 
@@ -84,16 +85,17 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = F
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
+    path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json", default={})
+    content = read_json(path, largest=LARGEST_VOCABULARY, default={})
+    _refuse_many(path, content.get("added_tokens"))
+    _refuse_many(folder / "tokenizer_config.json", config.get("added_tokens_decoder"))
     declared = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    path = folder / "tokenizer.json"
     if not declared.is_fast:
         return _load_python_tokenizer(declared, has_file=path.exists(), lower_case=lower_case)
-    config = read_json(folder / "tokenizer_config.json", default={})
     backend = declared.backend_tokenizer
     backend.no_padding()  # a saved tokenizer may pad and truncate by default
     backend.no_truncation()
-    content = read_json(path, largest=LARGEST_VOCABULARY) if path.exists() else json.loads(backend.to_str())
-    content = _OPTIONAL | content | {"padding": None, "truncation": None}
+    content = _OPTIONAL | (content or json.loads(backend.to_str())) | {"padding": None, "truncation": None}
     as_saved = json.dumps(content)
     notes, special = _apply_options(content, config, declared, lower_case=lower_case)
     tokenizer = Tokenizer.from_str(json.dumps(content))
@@ -115,6 +117,13 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = F
     return LoadedTokenizer(declared, tuple(sorted(special)), tuple(t for t in added if t not in special), tuple(notes))
 
 
+def _refuse_many(path: Path, tokens: Any) -> None:
+    """Raise InputError for more added tokens than a tokenizer has, which take minutes to add."""
+    if isinstance(tokens, list | dict) and len(tokens) > MOST_ADDED:
+        what = f"has {len(tokens):,} added tokens, and at most {MOST_ADDED:,} are read"
+        raise InputError(str(path), what, "Use the tokenizer that was saved with the weights")
+
+
 def load_preview(
     folder: Path, *, lower_case: bool = False, name_cls: bool = False
 ) -> tuple[Any, dict[str, str]] | None:
@@ -129,6 +138,7 @@ def load_preview(
     if not (folder / "tokenizer.json").exists():
         return None
     content = read_json(folder / "tokenizer.json", largest=LARGEST_VOCABULARY)
+    _refuse_many(folder / "tokenizer.json", content.get("added_tokens"))
     content = _OPTIONAL | content | {"padding": None, "truncation": None}
     saved = Tokenizer.from_str(json.dumps(content))
     config = read_json(folder / "tokenizer_config.json", default={})

@@ -1,7 +1,7 @@
 """Find the weights of an encoder, and what is in them, before torch is imported.
 
-1. `find_weights` finds the files: what config.json names, model.safetensors, an index with its shards, or a variant such
-   as model.fp16.safetensors. Where there are none it says what the folder holds instead, and what to do.
+1. `find_weights` finds the files: what config.json names, model.safetensors, an index with its shards, or a variant
+   such as model.fp16.safetensors. Where there are none it says what the folder holds instead, and what to do.
 2. The header of every file is read, which fails for one that is not whole; it holds the name and shape of every tensor.
 3. Names that all begin with what a wrapper of torch puts before them are read without that.
 4. `Weights.open` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no folder,
@@ -20,16 +20,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from clsprobe.probes.encoders.finding import INDEX, SINGLE, read_json
+from clsprobe.probes.encoders.finding import INDEX, SINGLE, find_inner, read_json, unreadable
 from clsprobe.probes.encoders.messages import first_line
 from clsprobe.probes.errors import InputError
+from clsprobe.probes.files import check_file
 
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and its relatives, torch.compile
 VARIANT = re.compile(r"model\.([\w-]+)\.safetensors|model\.safetensors\.index\.([\w-]+)\.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 OF_TRAINERS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.\w+")  # pickles that are no weights
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".ot": "Rust"}
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # torch.load with weights_only reads tensors and runs nothing; it refuses a file that needs more than that
 IF_REFUSED = "If torch refuses it, ask its author for safetensors"
 
@@ -38,8 +38,8 @@ IF_REFUSED = "If torch refuses it, ask its author for safetensors"
 class Weights:
     """The weights of an encoder on the disk.
 
-    files: safetensors. prefix: what stands before every name in them, and is left out of `shapes`. shapes: name -> shape
-    of every tensor. notes: sentences on which files were taken, and how they were read.
+    files: safetensors. prefix: what stands before every name in them, and is left out of `shapes`. shapes: name ->
+    shape of every tensor. notes: sentences on which files were taken, and how they were read.
     """
 
     files: tuple[Path, ...]
@@ -61,6 +61,19 @@ class Weights:
 
         opened = [safe_open(file, framework="pt") for file in self.files]
         return {name.removeprefix(self.prefix): file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
+
+    def refuse_other_sizes(self, name: str, dim: int, blocks: int) -> None:
+        """Raise InputError where no tensor has the number of dimensions that config.json says, or it says more blocks
+        than there are tensors: making such a model would take hours or all memory. name: what errors call it."""
+        mend = "Use the config.json that was saved with the weights"
+        if not any(dim in shape for shape in self.shapes.values()):
+            largest = max(self.shapes, key=lambda key: prod(self.shapes[key]))
+            shape = " x ".join(f"{size:,}" for size in self.shapes[largest])
+            what = f"says {dim:,} dimensions, which no tensor of the weights has ({largest} is {shape})"
+            raise InputError(f"{name}/config.json", what, mend)
+        if blocks > len(self.shapes):
+            what = f"says {blocks:,} blocks, more than the weights have tensors ({len(self.shapes):,})"
+            raise InputError(f"{name}/config.json", what, mend)
 
 
 def find_weights(name: str, folder: Path, config: dict[str, Any]) -> Weights:
@@ -85,16 +98,6 @@ def find_weights(name: str, folder: Path, config: dict[str, Any]) -> Weights:
             "there; they are read without it."
         )
     return Weights(tuple(files), prefix, {key.removeprefix(prefix): s for key, s in shapes.items()}, tuple(notes))
-
-
-def refuse_other_width(name: str, dim: int, weights: Weights) -> None:
-    """Raise InputError where no tensor has the number of dimensions that config.json says."""
-    if any(dim in shape for shape in weights.shapes.values()):
-        return
-    largest = max(weights.shapes, key=lambda key: prod(weights.shapes[key]))
-    shape = " x ".join(f"{size:,}" for size in weights.shapes[largest])
-    what = f"says {dim:,} dimensions, which no tensor of the weights has ({largest} is {shape})"
-    raise InputError(f"{name}/config.json", what, "Use the config.json that was saved with the weights")
 
 
 def _choose_file(name: str, folder: Path, config: dict[str, Any]) -> tuple[str, list[str]]:
@@ -131,18 +134,6 @@ def _no_weights(name: str, folder: Path, files: set[str]) -> InputError:
     formats = sorted({kind for file in files if (kind := OTHER_FORMATS.get(Path(file).suffix))})
     instead = f", only {' and '.join(formats)} files" if formats else ""
     return InputError(name, f"has no {SINGLE}{instead}", "Pass a whole model with safetensors weights")
-
-
-def find_inner(folder: Path) -> str | None:
-    """The sub-folder with the model that a folder lacks: the last checkpoint of a Trainer, or the only one with a
-    config.json and weights."""
-    inner = [
-        path.name for path in folder.iterdir() if (path / "config.json").exists() and any(path.glob("*.safetensors"))
-    ]
-    checkpoints = {int(match[1]): file for file in inner if (match := CHECKPOINT.fullmatch(file))}
-    if checkpoints:
-        return checkpoints[max(checkpoints)]
-    return inner[0] if len(inner) == 1 else None
 
 
 def _pickles_only(name: str, pickles: list[str]) -> InputError:
@@ -189,7 +180,10 @@ def _read_header(where: str, file: Path) -> dict[str, tuple[int, ...]]:
                 yield key, tuple(opened.get_slice(key).get_shape())
 
     try:
+        check_file(file)
         return dict(shapes())
+    except OSError as error:
+        raise unreadable(where, error) from None
     except SafetensorError as error:
         reason = first_line(error).removeprefix("Error while deserializing header: ")
         what = f"is not a whole safetensors file ({reason})"
