@@ -176,10 +176,7 @@ class Encoder:
     def _tokenize_run(self, texts: list[str], max_length: int | None) -> Rows:
         """Rows of texts that are all single or all pairs."""
         paired = PAIRED in texts[0]
-        with (
-            self.tokenizer_lock,
-            as_input_error(self.name, "its tokenizer cannot read a text", "Use another tokenizer"),
-        ):
+        with self.tokenizer_lock, as_input_error(self.name, "its tokenizer cannot read a text"):
             encoding = self.tokenizer(
                 *(self._split_pairs(texts, max_length) if paired else [texts]),
                 split_special_tokens=self.loaded_tokenizer.splits_special_tokens,

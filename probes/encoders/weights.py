@@ -26,7 +26,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import check_file
 
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and its relatives, torch.compile
-VARIANT = re.compile(r"model\.([\w-]+)\.safetensors|model\.safetensors\.index\.([\w-]+)\.json")
+VARIANT = re.compile(r"model\.(\w+)\.safetensors|model\.safetensors\.index\.(\w+)\.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 OF_TRAINERS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.\w+")  # pickles that are no weights
 OTHER_FORMATS = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".ot": "Rust"}

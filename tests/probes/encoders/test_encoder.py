@@ -544,7 +544,8 @@ def test_the_tokenizer_of_a_smaller_model(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "\x00", '{"model": {"type": "none"}}', "[]"])
 def test_a_broken_tokenizer(folder, content):
     (folder / "tokenizer.json").write_text(content)
-    assert "its tokenizer cannot be loaded" in error_message(str(folder), load_encoder)
+    message = error_message(str(folder), load_encoder)
+    assert re.search(r"its tokenizer cannot be loaded|tokenizer.json: (cannot be read|holds no JSON object)", message)
 
 
 @pytest.mark.parametrize(
