@@ -131,7 +131,7 @@ def _load_model(description: Description, config: Any, dtype: torch.dtype, untra
     loaded: Any = type(shapes).from_pretrained(
         None,
         config=config,
-        state_dict=description.weights.open(),
+        state_dict=description.weights.slices(),
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, in one line

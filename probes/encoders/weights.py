@@ -4,7 +4,7 @@
    such as model.fp16.safetensors. Where there are none it says what the folder holds instead, and what to do.
 2. The header of every file is read, which fails for one that is not whole; it holds the name and shape of every tensor.
 3. Names that all begin with what a wrapper of torch puts before them are read without that.
-4. `Weights.open` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no folder,
+4. `Weights.slices` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no folder,
    in which it would look for other files as well.
 """
 
@@ -55,10 +55,12 @@ class Weights:
         """How many numbers there are."""
         return sum(map(prod, self.shapes.values()))
 
-    def open(self) -> dict[str, Any]:
+    def slices(self) -> dict[str, Any]:
         """Name -> slice of a file, which becomes a tensor of torch when it is read."""
         from safetensors import safe_open
 
+        for file in self.files:
+            check_file(file)
         opened = [safe_open(file, framework="pt") for file in self.files]
         return {name.removeprefix(self.prefix): file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
 
