@@ -126,6 +126,9 @@ class LabelSettings(TextSettings):
     missing_labels: Names = Field(
         (), description="file, hf: labels that stand for none, such as nan,NA,None: leave rows with one out"
     )
+    min_class: int | None = Field(
+        None, ge=1, le=10**9, description="leave classes with fewer rows out (train rows, where the split is fixed)"
+    )
     merge_labels: bool = Field(
         False,
         description="file, hf: labels that differ only by case, by spaces or in how a number is written (1, 1.0) are "
