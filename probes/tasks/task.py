@@ -174,7 +174,7 @@ class Task:
 
     @cached_property
     def located(self) -> Places:
-        """(text,) `places` or, where they are not known, the numbers of the rows, in memory from 0, otherwise from 1."""
+        """(text,) `places`; where they are not known the numbers of the rows, in memory from 0, otherwise from 1."""
         if self.places.tables:
             return self.places
         first = 0 if self.name.startswith(IN_MEMORY) else 1

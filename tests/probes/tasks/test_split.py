@@ -233,8 +233,8 @@ def test_trec(data_folder: Path) -> None:
         "83 rows repeat an earlier text (train.tsv lines 371, 466, 729, 743, 1,077, 1,363, 1,392, 1,537, 1,598, 1,728 "
         "and 62 more; test.tsv lines 52, 74, 189, 253, 278, 314, 322, 331, 380, 415 and 1 more)",
         "2 rows hold a text that has another label elsewhere (train.tsv line 1,195; test.tsv line 253)",
-        "17 rows nearly repeat an earlier text (train.tsv lines 1,653, 3,149, 3,172, 3,578, 3,585, 3,599, 3,861, 4,298, "
-        "4,416, 4,425 and 6 more; test.tsv line 208)",
+        "17 rows nearly repeat an earlier text (train.tsv lines 1,653, 3,149, 3,172, 3,578, 3,585, 3,599, 3,861, "
+        "4,298, 4,416, 4,425 and 6 more; test.tsv line 208)",
     ]
     assert set(fine.y[split(fine).side == "train"]) == set(fine.y)
 
