@@ -72,7 +72,9 @@ def field_flags(kind: type[BaseModel], names: Iterable[str]) -> dict[str, tuple[
     return {name: (_flag_type(info := kind.model_fields[name]), _flag_help(info)) for name in names}
 
 
-def set_flags(command: Callable[..., None], flags: Mapping[str, tuple[Any, str]], *arguments: inspect.Parameter) -> None:
+def set_flags(
+    command: Callable[..., None], flags: Mapping[str, tuple[Any, str]], *arguments: inspect.Parameter
+) -> None:
     """Give a function that takes any keyword arguments the signature that typer makes flags of, behind `arguments`."""
     annotations = {field: _annotate(field, *flag) for field, flag in flags.items()}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

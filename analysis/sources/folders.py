@@ -219,9 +219,13 @@ class _FolderOfData:
             named = f"It holds the folder{'s' if len(folders) > 1 else ''} {format_names(folders)}"
             named += f". Name one, as in file:{folder / folders[0]}"
         else:
-            named = f"It holds no {', '.join(KNOWN.split(', '))} file. Name its files train, dev and test, or give one file"
+            named = (
+                f"It holds no {', '.join(KNOWN.split(', '))} file. Name its files train, dev and test, or give one file"
+            )
         if tables:
-            named = f"It holds {format_names([path.name for path in tables])}. Name its files train, dev and test, or give "
+            named = (
+                f"It holds {format_names([path.name for path in tables])}. Name its files train, dev and test, or give "
+            )
             named += f"one file, as in file:{tables[0]}" if len(tables) == 1 else "one file"
         return self._error(f"the folder has no {'test' if has_train else 'train'} file", named)
 
@@ -246,8 +250,12 @@ class _FolderOfData:
             if isinstance(config, dict) and isinstance(config.get("data_files"), list)
         }
         if len(named) > 1 and "default" not in named:
-            folders = sorted({files.parts[0] for data in named.values() for files in _patterns(data) if files.parts[1:]})
-            mend = f"Name the folder of one, as in file:{self.folder / folders[0]}" if folders else "Give the files of one"
+            folders = sorted(
+                {files.parts[0] for data in named.values() for files in _patterns(data) if files.parts[1:]}
+            )
+            mend = (
+                f"Name the folder of one, as in file:{self.folder / folders[0]}" if folders else "Give the files of one"
+            )
             raise self._error(f"its README.md names {len(named)} data sets ({format_names(sorted(named))})", mend)
         sides: dict[str, list[Path]] = {}
         for data in [named.get("default", *named.values())] if named else []:

@@ -26,8 +26,9 @@ from clsprobe.probes.errors import InputError, did_you_mean, quote
 from clsprobe.probes.files import open_file, read_error, spool_stream
 from clsprobe.probes.tasks.rows import ALIASES, Findings, check_columns
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".parq", ".pq", ".arrow")
-BINARY = (".parquet", ".parq", ".pq", ".arrow")  # with a compression of their own
+JSON, PARQUET = (".jsonl", ".ndjson", ".json"), (".parquet", ".parq", ".pq")
+BINARY = (*PARQUET, ".arrow")  # with a compression of their own
+SUFFIXES = (".csv", ".tsv", *JSON, *BINARY)
 LONGEST = 1 << 24  # characters of a line, a cell or a record: three times the complete works of Shakespeare
 TOO_LONG = "No encoder reads such a text: cut it, or leave it out"
 SIDE_COLUMNS = ("split", "set", "fold", "part", "partition", "subset")  # names that a column of sides often has
@@ -86,7 +87,11 @@ def split_suffix(name: str) -> tuple[str, str]:
     """The stem of a file's name and the suffix that says its format: ("reviews", ".csv") of Reviews.CSV.gz."""
     path = PurePath(name)
     inner = PurePath(path.stem)
-    if path.suffix.lower() in packed.SUFFIXES and inner.suffix.lower() in SUFFIXES and inner.suffix.lower() not in BINARY:
+    if (
+        path.suffix.lower() in packed.SUFFIXES
+        and inner.suffix.lower() in SUFFIXES
+        and inner.suffix.lower() not in BINARY
+    ):
         path = inner
     return path.stem, path.suffix.lower()
 
@@ -158,7 +163,9 @@ class Source:
         self.findings.notes.append(f"{self.name}: column {quote(column)} is {quote(matches[0])} in the header")
         return matches[0]
 
-    def note_sides(self, rows: Iterable[tuple[int, Sequence[str | None]]]) -> Iterator[tuple[int, Sequence[str | None]]]:
+    def note_sides(
+        self, rows: Iterable[tuple[int, Sequence[str | None]]]
+    ) -> Iterator[tuple[int, Sequence[str | None]]]:
         """The rows without the cell of a column that seems to hold a split, and a note where it holds nothing else."""
         width, sides = len(self.columns), Counter[str]()
         is_split = True
@@ -213,12 +220,11 @@ def _check_type(data_file: DataFile, name: str, head: bytes) -> None:
         raise InputError(name, "file is empty")
     suffix, start = data_file.suffix, head.removeprefix(codecs.BOM_UTF8).lstrip()[:64]
     if isinstance(data_file.path, Stdin):
-        for other, magic in ((".parquet", b"PAR1"), (".jsonl", b'{"')):
-            if suffix != other and not (suffix == ".json" and other == ".jsonl") and start.startswith(magic):
-                what = f"looks like {other}, and is read as {suffix}"
-                raise InputError(name, what, f"Say so: --task file:-{other}")
-    is_parquet = suffix in BINARY and suffix != ".arrow"
-    if is_parquet and head.startswith(b"PAR1"):
+        for same, magic in ((PARQUET, b"PAR1"), (JSON, b'{"')):
+            if suffix not in same and start.startswith(magic):
+                what = f"looks like {same[0]}, and is read as {suffix}"
+                raise InputError(name, what, f"Say so: --task file:-{same[0]}")
+    if suffix in PARQUET and head.startswith(b"PAR1"):
         return
     if head.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in head or b"xl/" in head):
         raise InputError(name, "is an Excel or Office file, whatever its name", "Save it as CSV UTF-8 from there")
@@ -230,7 +236,7 @@ def _check_type(data_file: DataFile, name: str, head: bytes) -> None:
     if suffix in BINARY and not (suffix == ".arrow" and head.startswith(b"\xff\xff\xff\xff")):
         is_text = not head.translate(None, bytes(range(32, 256)) + b"\t\r\n")
         mend = "It looks like text: rename it to .csv, .tsv or .jsonl" if is_text else "Was the download cut?"
-        kind = "a Parquet file (it does not start with PAR1)" if is_parquet else "a stream of Arrow tables"
+        kind = "a Parquet file (it does not start with PAR1)" if suffix in PARQUET else "a stream of Arrow tables"
         raise InputError(name, f"not {kind}", mend)
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from clsprobe.probes.errors import InputError
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-FREE_CONTENT = 256 << 20  # bytes that any file may hold, however small it is
+FREE_CONTENT = 64 << 20  # bytes that any file may hold, however small it is
 HIGHEST_RATIO = 200  # of content to file beyond that; texts reach 3 to 20, and logs that repeat themselves 100
 
 

@@ -188,6 +188,7 @@ class RowCollector:
         self.missing_labels = set[str]()  # those of `missing_labels` that rows have
         self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
         self.tables: list[tuple[Findings, int]] = []  # the findings of each table and its first row
+        self.train_tables = list[str]()  # the names of those that are all train
 
     @property
     def columns(self) -> list[str]:
@@ -208,6 +209,8 @@ class RowCollector:
         }
         text_names = [options.title(column) for column in text_columns] if len(text_columns) != 1 else ["text"]
         self.tables.append((findings, len(self.texts)))
+        if side == "train":
+            self.train_tables.append(findings.name)
         next_line = -1
         for line, row in rows:
             self.rows += 1
@@ -365,17 +368,16 @@ class RowCollector:
             what = f"{title} holds numbers with fractions ({len(values):,} distinct)"
             number, classes = (options.flag("target", target) for target in ("number", "class"))
             raise InputError(name, what, f"Pass {number}, or {classes} to make each a class")
-        train_table = self.tables[0][0].name  # that of train, where each table is one side
         train = np.ones(len(codes), bool) if split is None else split == "train"
         train_codes = np.unique(codes[train])
         if len(train_codes) == 1:
-            where = name if split is None or options.split_column else train_table
+            where = self.train_tables[0] if len(self.train_tables) == 1 else name
             what = f"{title} has one class ({quote(values[train_codes[0]])}, {train.sum():,} rows)"
             raise InputError(where, f"{what}; a probe needs two")
         if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))):
             first, others = codes[unseen[0]], len(np.unique(codes[unseen])) - 1
             findings, lines = self._locate(unseen[codes[unseen] == first])
-            sides = "the train rows" if options.split_column else train_table
+            sides = self.train_tables[0] if len(self.train_tables) == 1 else "the train rows"
             rows = f"{findings.unit}s {format_rows(lines)}"
             of_column = "" if title == "label" else f" of {title}"
             what = f"label {quote(values[first])}{of_column} is not in {sides} ({rows}"
