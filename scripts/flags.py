@@ -116,7 +116,10 @@ def flag_name(field: str) -> str:
 
 
 def make_study(kind: type[AnySettings], flag_values: Mapping[str, Any], config: str | None = None) -> AnySettings:
-    """Make a study, or other settings, of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
+    """Make a study, or other settings, of flags over a configuration file over defaults.
+
+    Raises InputError that names the flag or line.
+    """
     values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})

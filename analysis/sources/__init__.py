@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clsprobe.analysis.sources.suffixes import SUFFIXES, split_suffix
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import FULL_NAME, Register, describe_error, describe_kind, search_current_folder
 from clsprobe.probes.tasks.options import RowOptions, write_flag
@@ -178,8 +179,6 @@ def complete_spec(spec: str) -> str:
 
     A path is what exists, what starts with ``./``, ``../``, ``/`` or ``~``, and a name with the suffix of a data file.
     """
-    from clsprobe.analysis.sources.opening import SUFFIXES, split_suffix
-
     if not isinstance(spec, str) or not spec or (source := split_spec(spec)[0]) in SOURCES.built_in:
         return spec
     try:
@@ -194,8 +193,9 @@ def complete_spec(spec: str) -> str:
 def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
 
-    A path alone is read as ``file:PATH``. options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
-    whatever a source of another package raises or returns instead of a `Loaded`.
+    A path alone is read as ``file:PATH``. options: by default the flags' defaults. Raises InputError for an unknown
+    source, for invalid input data, and for whatever a source of another package raises or returns instead of a
+    `Loaded`.
     """
     if not isinstance(spec, str):
         mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"  # type: ignore[unreachable]

@@ -16,7 +16,7 @@ import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.folders import find_files
-from clsprobe.analysis.sources.opening import BINARY
+from clsprobe.analysis.sources.suffixes import BINARY
 from clsprobe.analysis.sources.tables import read_rows
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.rows import Findings, Row, RowCollector
@@ -37,8 +37,8 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     memory = _Memory()
     for file in data.files:
         findings = Findings(file.name, "row" if file.suffix in BINARY else "line")
-        rows = memory.count(read_rows(file, collector.columns, options, findings), findings)
-        collector.add(rows, findings, file.side)
+        cells = read_rows(file, collector.columns, options, findings)
+        collector.add(memory.count(cells, findings), findings, file.side)
     collector.notes = _unite_notes(collector.notes, [file.name for file in data.files])
     rows = collector.finish(data.name)
     labels = rows.labels or {"texts": (np.zeros(len(rows.texts)), "number")}

@@ -1,4 +1,4 @@
-"""Opens a file of rows for its reader: a regular file or standard input, unpacked, and checked to be what its name says.
+"""Opens a file of rows for its reader: a regular file or standard input, unpacked, and checked against its name.
 
 1. `DataFile` is a file with the side of the split that it is. `Source` is one that is open, with what to read of it.
 2. `open_source` opens it, detects a content that contradicts the suffix (xlsx, UTF-16 ...), and checks at the end that
@@ -18,17 +18,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
-from clsprobe.analysis.sources import SourceOptions, packed
+from clsprobe.analysis.sources import SourceOptions
+from clsprobe.analysis.sources.packed import unpack
+from clsprobe.analysis.sources.suffixes import BINARY, JSON, PARQUET, split_suffix
 from clsprobe.probes.errors import InputError, did_you_mean, quote
 from clsprobe.probes.files import open_file, read_error, spool_stream
 from clsprobe.probes.tasks.rows import ALIASES, Findings, check_columns
 
-JSON, PARQUET = (".jsonl", ".ndjson", ".json"), (".parquet", ".parq", ".pq")
-BINARY = (*PARQUET, ".arrow")  # with a compression of their own
-SUFFIXES = (".csv", ".tsv", *JSON, *BINARY)
 LONGEST = 1 << 24  # characters of a line, a cell or a record: three times the complete works of Shakespeare
 TOO_LONG = "No encoder reads such a text: cut it, or leave it out"
 SIDE_COLUMNS = ("split", "set", "fold", "part", "partition", "subset")  # names that a column of sides often has
@@ -81,19 +80,6 @@ class Stdin:
         if not self.file.read(1):
             self.file.close()
             raise InputError(self.name, "is empty, or was read by a task before this one", mend)
-
-
-def split_suffix(name: str) -> tuple[str, str]:
-    """The stem of a file's name and the suffix that says its format: ("reviews", ".csv") of Reviews.CSV.gz."""
-    path = PurePath(name)
-    inner = PurePath(path.stem)
-    if (
-        path.suffix.lower() in packed.SUFFIXES
-        and inner.suffix.lower() in SUFFIXES
-        and inner.suffix.lower() not in BINARY
-    ):
-        path = inner
-    return path.stem, path.suffix.lower()
 
 
 @dataclass(frozen=True)
@@ -196,7 +182,7 @@ def open_source(
 
     def start(file: BinaryIO) -> Source:
         size = file.seek(0, io.SEEK_END)
-        content = file if data_file.suffix in BINARY else packed.unpack(file, findings.name)
+        content = file if data_file.suffix in BINARY else unpack(file, findings.name)
         content.seek(0)
         head = content.read(4096)
         content.seek(0)

@@ -15,8 +15,9 @@ from typing import Any
 
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.analysis.sources.json_rows import read_json_rows
-from clsprobe.analysis.sources.opening import BINARY, JSON, PARQUET, DataFile, Source, open_source
+from clsprobe.analysis.sources.opening import DataFile, Source, open_source
 from clsprobe.analysis.sources.separated import read_csv, read_tsv
+from clsprobe.analysis.sources.suffixes import BINARY, JSON, PARQUET
 from clsprobe.probes.errors import quote
 from clsprobe.probes.files import read_content
 from clsprobe.probes.tasks.rows import Findings, Row, name_classes

@@ -7,11 +7,11 @@ import inspect
 import re
 from pathlib import Path
 
-import clsprobe.analysis.sources
-import clsprobe.probes.tasks
 import pytest
 from commands import call
 
+import clsprobe.analysis.sources
+import clsprobe.probes.tasks
 from clsprobe.analysis.settings import TaskSettings
 from clsprobe.listing import list_choices
 

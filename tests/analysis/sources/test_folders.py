@@ -1,4 +1,4 @@
-"""Folders of files: which files are which side, and what the library `datasets` writes read as that library reads it."""
+"""Folders of files: which files are which side; what the library `datasets` writes is read as it does."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_bombs_are_one_line_in_bounded_memory(tmp_path):
-    """Six gigabytes of text in a kilobyte of Parquet, by a dictionary; one in 50 kB, by zstd; half a one on one line."""
+    """Six gigabytes of text in a kilobyte of Parquet, by a dictionary; 0.2 in 10 kB, by zstd; 0.5 on one line."""
     text, labels = "x" * 1_000_000, pa.array(["a", "b"] * 3000)
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 6000, pa.int32()), pa.array([text]))
     pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "dictionary.parquet", compression="zstd")
