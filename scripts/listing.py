@@ -22,6 +22,9 @@ def list_choices(
         typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}", autocompletion=lambda: list(KINDS)),
     ],
     task: Annotated[str | None, typer.Option(help="tasks: a SPEC, for its rows by class and those left out")] = None,
+    skip_bad_sentences: Annotated[
+        bool, typer.Option("--skip-bad-sentences", help="tasks, conllu: leave invalid sentences out, and count them")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """What there is to choose from."""
@@ -30,7 +33,7 @@ def list_choices(
     if task is not None:
         if what != "tasks":
             raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
-        for line in _describe_spec(task):
+        for line in _describe_spec(task, skip_bad_sentences):
             typer.echo(line)
         return
     listings = (
@@ -72,11 +75,11 @@ def _list_tasks() -> Lines:
     ]
 
 
-def _describe_spec(spec: str) -> list[str]:
+def _describe_spec(spec: str, skip_bad_sentences: bool) -> list[str]:
     """Lines with the rows by class and split of every task of a SPEC, the rows left out by reason, and the notes."""
     from clsprobe.analysis.sources import SourceOptions, load
 
-    loaded = load(spec, SourceOptions())
+    loaded = load(spec, SourceOptions(skip_bad_sentences=skip_bad_sentences))
     lines = []
     for name, classes in loaded.classes.items():
         rows = sum(sum(splits.values()) for splits in classes.values())
