@@ -30,6 +30,7 @@ from clsprobe.execution import execute
 from clsprobe.finished import export, report
 from clsprobe.listing import list_choices
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.terminal import Formatter, echo
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, interrupt.handle)
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(handlers=[handler])
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
@@ -105,7 +108,7 @@ class _Interrupt:
     def print_message(self) -> None:
         """Print the message, once."""
         if self._once.acquire(blocking=False):
-            typer.echo(self.message, err=True)
+            echo(self.message, error=True)
 
     def exit(self) -> None:
         """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
@@ -124,7 +127,7 @@ def _hyphenate(argument: str) -> str:
 def _report_error(error: InputError, debug: bool) -> int:
     if debug:
         raise error
-    typer.echo(f"error: {error}", err=True)
+    echo(f"error: {error}", error=True)
     return 2
 
 
@@ -148,7 +151,7 @@ def _print_versions(wanted: bool) -> None:
     versions = {name: version(name) for name in ("clsprobe", "torch", "transformers", "scikit-learn")}
     own = f"clsprobe {versions.pop('clsprobe')}"
     others = ", ".join(f"{name} {number}" for name, number in versions.items())
-    typer.echo(f"{own} (Python {platform.python_version()}, {others})")
+    echo(f"{own} (Python {platform.python_version()}, {others})")
     raise typer.Exit
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clsprobe.probes.errors import InputError, printable, unknown
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.terminal import echo, escape_lines
 
 
 def report(
@@ -38,7 +40,7 @@ def report(
     except Exception as error:  # a table that does not fit its plot
         where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
         raise InputError(where, what, "Run its command again with --overwrite") from error
-    typer.echo(printable(str(out)))
+    echo(out)
 
 
 def export(
@@ -57,7 +59,7 @@ def export(
     _read_finished(run)
     text = formatters[format](read_results(run / "results.parquet"))
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(escape_lines(text) if sys.stdout.isatty() else text, nl=False)
     else:
         write_text(out, text)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clsprobe.probes.errors import InputError, printable, unknown
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.terminal import echo
 
 if TYPE_CHECKING:
     from clsprobe.probes.registry import Entry, Register
@@ -34,7 +35,7 @@ def list_choices(
         if what != "tasks":
             raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
         for line in _describe_spec(task, skip_bad_sentences):
-            typer.echo(line)
+            echo(line)
         return
     listings = (
         _list_models, _list_tasks, _list_readouts, _list_probes, _list_studies, _list_sources, _list_plots
@@ -42,7 +43,7 @@ def list_choices(
     lines = dict(zip(KINDS, listings, strict=True))[what]()
     width = max(len(name) for name, _ in lines)
     for name, description in lines:
-        typer.echo(printable(f"{name:<{width}}  {description}"))
+        echo(f"{name:<{width}}  {description}")
 
 
 def _list_models() -> Lines:
@@ -86,7 +87,7 @@ def _describe_spec(spec: str, skip_bad_sentences: bool) -> list[str]:
         lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
         for label, splits in classes.items():
             counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
-            lines.append(f"  {printable(label)}: {counts}")
+            lines.append(f"  {label}: {counts}")
     lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
     return [*lines, *loaded.notes]
 
