@@ -87,8 +87,8 @@ class Findings:
 
 
 def check_columns(header: Sequence[str], columns: Sequence[str], name: str, options: RowOptions) -> None:
-    """Raise InputError unless a table `name` has these columns, and none of them twice."""
-    if duplicates := [column for column, times in Counter(header).items() if column and times > 1]:
+    """Raise InputError unless a table `name` has each of these columns once. Others may be there twice."""
+    if duplicates := [column for column, times in Counter(header).items() if column in columns and times > 1]:
         raise InputError(name, f"two columns are called {quote(duplicates[0])}", "Rename one of them")
     if missing := [column for column in columns if column not in header]:
         listed = ", ".join(quote(column)[1:-1] for column in header[:20])
