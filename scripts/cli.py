@@ -30,6 +30,7 @@ from clsprobe.execution import execute
 from clsprobe.finished import export, report
 from clsprobe.listing import list_choices
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import mend_disk
 from clsprobe.terminal import Formatter, echo
 
 log = logging.getLogger("clsprobe")
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno is None or debug:
             raise
-        where, what = str(error.filename or "disk"), str(error.strerror)
-        code = _report_error(InputError(where, what, "Mend it and run again"), debug)
+        where, what = str(error.filename or "disk"), str(error.strerror).lower()
+        code = _report_error(InputError(where, what, mend_disk(error)), debug)
     except Exception:
         if not interrupt.pressed:  # else some library has turned Ctrl-C into this exception
             raise

@@ -50,14 +50,15 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
+    from clsprobe.analysis.folder import find_digests
     from clsprobe.analysis.table import read_results, to_csv, to_latex
     from clsprobe.probes.files import write_text
 
     formatters = {"csv": to_csv, "latex": to_latex}
     if format not in formatters:
         raise unknown("--format", "format", format, formatters)
-    _read_finished(run)
-    text = formatters[format](read_results(run / "results.parquet"))
+    digest = find_digests(_read_finished(run)).get("results.parquet")
+    text = formatters[format](read_results(run / "results.parquet", digest))
     if out is None:
         typer.echo(escape_lines(text) if sys.stdout.isatty() else text, nl=False)
     else:
