@@ -116,6 +116,7 @@ class TextSettings(Settings):
     drop_empty: bool = Field(False, description="file, hf, senteval: leave rows without a text out")
     replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
     detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
+    skip_bad_sentences: bool = Field(False, description="conllu: leave invalid sentences out, and count them")
     split: str | None = Field(None, description="hf: what to read, train[:1000] or train[:1000],test")
     max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
 

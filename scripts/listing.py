@@ -10,7 +10,8 @@ import typer
 from clsprobe.analysis.settings import TaskSettings
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.flags import field_flags, flag_name, make_study, set_flags
-from clsprobe.probes.errors import InputError, printable, unknown
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.terminal import echo
 
 if TYPE_CHECKING:
     from clsprobe.probes.registry import Entry, Register
@@ -35,7 +36,7 @@ def list_choices(what: str, *, debug: bool = False, **reading: Any) -> None:
         raise InputError(flag_name(next(iter(values))), what, "Name it with --task")
     if values:
         for line in _describe_tasks(make_study(TaskSettings, values)):
-            typer.echo(line)
+            echo(line)
         return
     listings = (
         _list_models, _list_tasks, _list_readouts, _list_probes, _list_studies, _list_sources, _list_plots
@@ -43,7 +44,7 @@ def list_choices(what: str, *, debug: bool = False, **reading: Any) -> None:
     lines = dict(zip(KINDS, listings, strict=True))[what]()
     width = max(len(name) for name, _ in lines)
     for name, description in lines:
-        typer.echo(printable(f"{name:<{width}}  {description}"))
+        echo(f"{name:<{width}}  {description}")
 
 
 def _list_models() -> Lines:
@@ -90,7 +91,7 @@ def _describe_tasks(settings: TaskSettings) -> list[str]:
                 lines.append(f"  {label}: {counts}")
         lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
         lines += loaded.notes
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _list_readouts() -> Lines:

@@ -47,6 +47,7 @@ class SourceOptions(RowOptions):
     quoting: Literal["auto", "none", "csv"] = "auto"
     no_header: bool = False
     detokenise: bool = False
+    skip_bad_sentences: bool = False
     split: str | None = None
 
     @property
@@ -148,15 +149,17 @@ class MinimalPairs:
         return total.hexdigest()
 
 
-def load_pairs(spec: str) -> dict[str, MinimalPairs]:
+def load_pairs(spec: str, options: SourceOptions | None = None) -> dict[str, MinimalPairs]:
     """Task name -> minimal pairs, for those tasks of a SPEC that have any: of grammar: and conllu:.
 
-    Raises InputError like `load`.
+    options, errors: as of `load`.
     """
     source, rest = split_spec(spec)
     if source not in ("grammar", "conllu"):
         return {}
-    pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(rest)
+    pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(
+        rest, options or SourceOptions()
+    )
     return pairs
 
 
