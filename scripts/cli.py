@@ -30,6 +30,8 @@ from clsprobe.execution import execute
 from clsprobe.finished import export, report
 from clsprobe.listing import list_choices
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import mend_disk
+from clsprobe.terminal import Formatter, echo
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
@@ -54,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, interrupt.handle)
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(handlers=[handler])
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
@@ -71,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno is None or debug:
             raise
-        where, what = str(error.filename or "disk"), str(error.strerror)
-        code = _report_error(InputError(where, what, "Mend it and run again"), debug)
+        where, what = str(error.filename or "disk"), str(error.strerror).lower()
+        code = _report_error(InputError(where, what, mend_disk(error)), debug)
     except Exception:
         if not interrupt.pressed:  # else some library has turned Ctrl-C into this exception
             raise
@@ -105,7 +109,7 @@ class _Interrupt:
     def print_message(self) -> None:
         """Print the message, once."""
         if self._once.acquire(blocking=False):
-            typer.echo(self.message, err=True)
+            echo(self.message, error=True)
 
     def exit(self) -> None:
         """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
@@ -124,7 +128,7 @@ def _hyphenate(argument: str) -> str:
 def _report_error(error: InputError, debug: bool) -> int:
     if debug:
         raise error
-    typer.echo(f"error: {error}", err=True)
+    echo(f"error: {error}", error=True)
     return 2
 
 
@@ -148,7 +152,7 @@ def _print_versions(wanted: bool) -> None:
     versions = {name: version(name) for name in ("clsprobe", "torch", "transformers", "scikit-learn")}
     own = f"clsprobe {versions.pop('clsprobe')}"
     others = ", ".join(f"{name} {number}" for name, number in versions.items())
-    typer.echo(f"{own} (Python {platform.python_version()}, {others})")
+    echo(f"{own} (Python {platform.python_version()}, {others})")
     raise typer.Exit
 
 

@@ -44,6 +44,7 @@ from clsprobe.probes.files import (
     check_folder,
     file_digest,
     make_folder,
+    mend_disk,
     read_content,
     read_parquet,
     remove_temporary_files,
@@ -313,11 +314,19 @@ def _disk_full(cache: Path, size: float, state: str) -> InputError:
 
 
 def _unusable(cache: Path, error: OSError) -> InputError:
-    return InputError(f"--cache {cache}", f"cannot be used ({error.strerror or error})", "Name another folder")
+    mend = "Name another folder" if error.errno != errno.EFBIG else mend_disk(error)
+    return InputError(f"--cache {cache}", f"cannot be used ({error.strerror or error})", mend)
 
 
 def _name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
 
 
 def _digest(path: Path) -> str | None:
@@ -509,7 +518,8 @@ def verify(folder: Path) -> list[str]:
 
 def _is_sound(folder: Path, name: str, manifest: dict[str, Any]) -> bool:
     """Whether a file of a key is what was written: its bytes, and of the table of rows what it leads to."""
-    if _digest(folder / name) != manifest["shards"][name]["sha256"]:
+    entry = manifest["shards"][name]
+    if _size(folder / name) != entry["bytes"] or _digest(folder / name) != entry["sha256"]:
         return False
     return name != ROWS or _leads_to_shards(folder / ROWS, manifest)
 

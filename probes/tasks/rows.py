@@ -61,18 +61,26 @@ class Findings(Table):
         """Record a problem of a line or row. The first one of a `kind` (default: `what`) provides the message."""
         self._problems.setdefault(kind or what, (what, mend, array("q")))[2].append(number)
 
-    def raise_problems(self) -> None:
-        """Raise InputError for the kind of problem recorded first, if any."""
-        for what, mend, numbers in self._problems.values():
+    @property
+    def problems(self) -> dict[str, tuple[InputError, int]]:
+        """The problems by kind, in the order in which they were recorded: an error, and how often it was recorded."""
+        errors = {}
+        for kind, (what, mend, numbers) in self._problems.items():
             if more := numbers[1:]:
                 plural = "s" if len(more) > 1 else ""
                 what += f" (likewise {self.unit}{plural} {format_rows(more, 9)})"
-            raise InputError(self.locate(numbers[0]), what, mend)
+            errors[kind] = InputError(self.locate(numbers[0]), what, mend), len(numbers)
+        return errors
+
+    def raise_problems(self) -> None:
+        """Raise InputError for the kind of problem recorded first, if any."""
+        for error, _ in self.problems.values():
+            raise error
 
 
 def check_columns(header: Sequence[str], columns: Sequence[str], name: str, options: RowOptions) -> None:
-    """Raise InputError unless a table `name` has these columns, and none of them twice."""
-    if duplicates := [column for column, times in Counter(header).items() if column and times > 1]:
+    """Raise InputError unless a table `name` has each of these columns once. Others may be there twice."""
+    if duplicates := [column for column, times in Counter(header).items() if column in columns and times > 1]:
         raise InputError(name, f"two columns are called {quote(duplicates[0])}", "Rename one of them")
     if missing := [column for column in columns if column not in header]:
         listed = ", ".join(quote(column)[1:-1] for column in header[:20])
@@ -187,6 +195,7 @@ class RowCollector:
         self.missing_labels = set[str]()  # those of `missing_labels` that rows have
         self.rows, self.replaced, self.notes = 0, 0, list[str]()
         self.tables: list[tuple[Findings, int]] = []  # the findings of each table and its first row
+        self.train_tables = list[str]()  # the names of those that are all train
 
     @property
     def columns(self) -> list[str]:
@@ -207,6 +216,8 @@ class RowCollector:
         }
         text_names = [options.title(column) for column in text_columns] if len(text_columns) != 1 else ["text"]
         self.tables.append((findings, len(self.texts)))
+        if side == "train":
+            self.train_tables.append(findings.name)
         for line, row in rows:
             self.rows += 1
             text_cells, cells = row[: len(text_columns)], row[len(text_columns) :]
@@ -381,18 +392,17 @@ class RowCollector:
             what = f"{title} holds numbers with fractions ({len(values):,} distinct)"
             number, classes = (options.flag("target", target) for target in ("number", "class"))
             raise InputError(name, what, f"Pass {number}, or {classes} to make each a class")
-        train_table = self.tables[0][0].name  # that of train, where each table is one side
         train = np.ones(len(codes), bool) if split is None else split == "train"
         train_codes = np.unique(codes[train])
         if len(train_codes) == 1:
-            where = name if split is None or options.split_column else train_table
+            where = self.train_tables[0] if len(self.train_tables) == 1 else name
             what = f"{title} has one class ({quote(values[train_codes[0]])}, {train.sum():,} rows)"
             raise InputError(where, f"{what}; a probe needs two")
         if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))) and not options.min_class:
             first, others = codes[unseen[0]], len(np.unique(codes[unseen])) - 1
             rows = unseen[codes[unseen] == first]
             rows = rows[self._places.table[rows] == self._places.table[rows[0]]]  # of the first table that has any
-            sides = "the train rows" if options.split_column else train_table
+            sides = self.train_tables[0] if len(self.train_tables) == 1 else "the train rows"
             numbers = self._places.tables[self._places.table[rows[0]]].list_numbers(self._places.number[rows])
             of_column = "" if title == "label" else f" of {title}"
             what = f"label {quote(values[first])}{of_column} is not in {sides} ({numbers}"
