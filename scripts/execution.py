@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from clsprobe.limits import check_memory_limit
 from clsprobe.probes.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ log = logging.getLogger("clsprobe")
 
 def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) -> None:
     """Run a study and write its results to the folder `out`. dry: print what the run would take, and stop."""
+    check_memory_limit()
     from clsprobe.analysis.folder import RunFolder
     from clsprobe.analysis.result import format_answer
 

@@ -70,9 +70,10 @@ def desk(tmp_path_factory) -> Iterator[Path]:
     """The folder of all plug-ins, which is the current one, with labels, vectors and a model."""
     folder, before = tmp_path_factory.mktemp("desk"), Path.cwd()
     (folder / "honest.py").write_text(CASES["honest"])
-    for section, kind in {"hanging": "probes"}.items() | {(name, name) for name in CASES}:
-        for case in CASES[section] if section not in ("prelude", "honest") else ():
-            (folder / f"{case['name']}.py").write_text(CASES["prelude"].get(kind, "") + case["source"])
+    for section in CASES.keys() - {"prelude", "honest"}:
+        prelude = CASES["prelude"].get("probes" if section == "hanging" else section, "")
+        for case in CASES[section]:
+            (folder / f"{case['name']}.py").write_text(prelude + case["source"])
     labels = np.arange(ROWS) % 2
     (folder / "d.csv").write_text("label\n" + "".join(f"{'ab'[label]}\n" for label in labels))
     random = np.random.default_rng(0)
@@ -185,9 +186,8 @@ def test_other_probes_have_the_results_that_they_have_alone(swept, clean):
     table = pd.read_parquet("swept/predictions.parquet")
     others = table[table.probe.isin(["logistic", "honest:Nearest", "none"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, clean, check_categorical=False)
-    for name in ("answers/poolings.json",):
-        before, after = (json.loads(Path(out, name).read_text())["verdict"] for out in ("clean", "swept"))
-        assert before == after
+    before, after = (json.loads(Path(out, "answers/poolings.json").read_text()) for out in ("clean", "swept"))
+    assert before["verdict"] == after["verdict"]
     page = Path("swept/report.html").read_text()
     assert "\x1b" not in page
     assert "SystemExit: bye" in page
@@ -202,3 +202,146 @@ def test_a_probe_that_hangs_is_a_failed_cell(desk, clean):
         assert reasons(run, case) == [case["says"]] * 2, case["name"]
     assert run["settings"]["probe_timeout"] == 1
     assert run["finished"]
+
+
+# ------------------------------------------------------------------------------------------------------- other plug-ins
+
+
+@cases("modules")
+def test_a_module_that_cannot_be_used_is_one_line(case, desk):
+    with unchanged(), pytest.raises(InputError) as caught:
+        find_probe(f"{case['name']}:Name")
+    assert caught.value.where == f"--probes {case['name']}:Name"
+    check_said(case, str(caught.value).removeprefix(f"{caught.value.where}: "))
+
+
+@cases("sources")
+def test_a_source_fails_by_itself_or_changes_nothing(case, desk, capsys):
+    with unchanged():
+        if "says" in case:
+            with pytest.raises(InputError) as caught:
+                load(f"{case['name']}:load:x", SourceOptions())
+            check_said(case, str(caught.value).removeprefix(f"--task {case['name']}:load: "))
+        else:
+            loaded = load(f"{case['name']}:load:x", SourceOptions())
+            assert [len(task.texts) for task in loaded.tasks] == [40]
+            assert loaded.digest == load(f"{case['name']}:load:x", SourceOptions()).digest
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def encoder(desk) -> Any:
+    return load_encoder(str(models.save("bert", desk / "bert", layers=2)))
+
+
+TEXTS = ["cat", "dog cat", "bird tree dog", "house cat dog tree bird", "tree"] * 4
+
+
+@pytest.fixture(scope="module")
+def vectors(encoder) -> np.ndarray:
+    """(layer, text, dim) the means of all tokens."""
+    states = Extractor(encoder, ["mean"], max_tokens_per_batch=40)(TEXTS)
+    return np.stack([states.cell(layer, "mean")[:] for layer in states.layers])
+
+
+@cases("readouts")
+def test_a_readout_fails_by_itself_or_changes_nothing(case, encoder, vectors, monkeypatch):
+    monkeypatch.setattr(readouts, "_PLUGINS", {})
+    names = [f"{case['name']}:Mine", "mean"]
+    with unchanged():
+        if "says" in case:
+            with pytest.raises(InputError) as caught:
+                Extractor(encoder, names, max_tokens_per_batch=40)(TEXTS)
+            check_said(case, str(caught.value).removeprefix("--readouts mine: "))
+            return
+        states = Extractor(encoder, names, max_tokens_per_batch=40)(TEXTS)
+    for layer, expected in zip(states.layers, vectors, strict=True):
+        for name in ("mine", "mean"):
+            np.testing.assert_array_equal(states.cell(layer, name)[:], expected)
+
+
+@cases("studies")
+def test_a_study_fails_by_itself_or_changes_nothing(case, desk, clean, capsys):
+    command, out = f"{case['name']}:Mine", case["name"] + "_run"
+    with unchanged():
+        code = call(command, *POOLINGS[1:], "--probes", "logistic,honest:Nearest", "--out", out, "--quiet")
+    output = capsys.readouterr()
+    run = json.loads((desk / out / "run.json").read_text())
+    assert (desk / out / "report.html").exists()
+    assert output.out == f"{Path(out, 'report.html')}\n"
+    if "says" in case:
+        assert code == 2
+        (said,) = run["failed"]
+        check_said(case, said)
+        assert output.err == f"error: {out}: {said[:-1]}. The rest is in the report.\n"
+    else:
+        assert (code, run["failed"]) == (0, [])
+    pd.testing.assert_frame_equal(pd.read_parquet(desk / out / "predictions.parquet"), clean)
+
+
+PLOTS = """
+from clsprobe.analysis.plots.style import register_plot
+
+@register_plot("value")
+def leave(table):
+    raise SystemExit(3)
+
+@register_plot("value")
+def alter(table):
+    table["value"] = 0
+    raise ValueError("no")
+"""
+
+
+def test_a_plot_fails_by_itself_and_gets_a_table_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "hostile_plots.py").write_text(PLOTS)
+    monkeypatch.setattr("clsprobe.analysis.plots.style.DEFINED", {})
+    table = pd.DataFrame({"value": [1, 2]})
+    with on_path(tmp_path), unchanged():
+        import hostile_plots  # noqa: F401
+
+        with pytest.raises(PluginError, match="^SystemExit: 3$"):
+            draw("hostile_plots:leave", table, {})
+        with pytest.raises(ValueError, match="^no$"):
+            draw("hostile_plots:alter", table, {})
+    assert table.value.tolist() == [1, 2]
+
+
+# -------------------------------------------------------------------------------------------- processes of their own
+
+COMMAND = """
+import threading, time
+from clsprobe import cli
+from clsprobe.probes import plugins
+
+def goes_on():
+    with plugins.contain("Mine", seconds=0.2):
+        while True:
+            try: time.sleep(1e6)
+            except: pass
+
+def leaves_a_thread():
+    threading.Thread(target=time.sleep, args=(1e6,)).start()
+
+plugins.PATIENCE = 0.3
+cli.app.command("goes-on")(goes_on)
+cli.app.command("leaves-a-thread")(leaves_a_thread)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "line"),
+    [
+        (
+            "goes-on",
+            2,
+            "error: --probe-timeout: Mine took longer than 0.2 s, and cannot be interrupted. "
+            "Leave it out, or let it return now and then.\n",
+        ),
+        ("leaves-a-thread", 0, ""),
+    ],
+)
+def test_the_command_ends_whatever_a_plug_in_goes_on_with(name, code, line):
+    done = subprocess.run([sys.executable, "-c", COMMAND, name], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, line)
