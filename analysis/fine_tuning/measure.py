@@ -51,6 +51,7 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.files import write_parquet
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.split import count_reasons, sample_rows, split
@@ -415,14 +416,17 @@ def _probe_frozen(settings: Any, setup: Setup, task: SplitTask) -> Iterator[tupl
         arranged_encoder, readout = arrange_encoder(encoder, name)
         limits: Any = {"max_length": setup.max_length, "long_rows": "truncate"}
         X = Extractor(arranged_encoder, [readout], layers=[last], **limits)(texts).cell(last, readout.name)[None]
-        frozen = predict_each(
-            make_attention_probe(readout.name, encoder.description.dim) or find_probe(probe_name),
-            X[:, train],
-            task.y[train, None],
-            X[:, evaluated],
-            dev=(X[:, dev], task.y[dev, None]),
-            strengths=STRENGTHS,
-        )
+        probe = make_attention_probe(readout.name, encoder.description.dim) or find_probe(probe_name)
+        with undo_changes():
+            frozen = predict_each(
+                probe,
+                X[:, train],
+                task.y[train, None],
+                X[:, evaluated],
+                dev=(X[:, dev], task.y[dev, None]),
+                strengths=STRENGTHS,
+                timeout=settings.probe_timeout,
+            )
         if frozen.failures:
             what = f"fails on {name}: {frozen.failures[0]}"
             raise InputError(f"--probes {probe_name}", what, "Name another probe")

@@ -21,7 +21,8 @@ import numpy as np
 
 from clsprobe.analysis.sources.suffixes import SUFFIXES, split_suffix
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.registry import FULL_NAME, Register, describe_error, describe_kind, search_current_folder
+from clsprobe.probes.plugins import PluginError, contain, undo_changes
+from clsprobe.probes.registry import FULL_NAME, Register, describe_kind, search_current_folder
 from clsprobe.probes.tasks.options import RowOptions, write_flag
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.task import Task
@@ -227,11 +228,12 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     if not callable(function):
         raise InputError(where, f"is {describe_kind(function)}, not a source", "Name a function load(rest, options)")
     try:
-        result = function(rest, options)
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise InputError(where, f"failed on '{rest}' ({describe_error(error)})", "Mend the plug-in") from error
+        with contain(), undo_changes():
+            result = function(rest, options)
+            if isinstance(result, Loaded):
+                result = replace(result, tasks=[*result.tasks], left_out=dict(result.left_out), notes=[*result.notes])
+    except PluginError as error:
+        raise InputError(where, f"failed on '{rest}' ({error})", "Mend the plug-in") from error.__cause__
     if not isinstance(result, Loaded):
         raise InputError(where, f"returned {describe_kind(result)}, not a Loaded", "Return a clsprobe.Loaded")
     if wrong := [task for task in result.tasks if not isinstance(task, Task)]:

@@ -31,6 +31,7 @@ from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
 from clsprobe.probes.baseline import BASELINES, Baseline, predict_from_features
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.extraction.states import States
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.registry import PROBES, choose_probes, describe_kind, find_probe
 from clsprobe.probes.tasks.control import CONTROLS, has_label
@@ -137,6 +138,7 @@ def sweep(
     allow_overlap: bool = False,
     on_predictions: Callable[[pd.DataFrame], None] | None = None,
     on_failure: Callable[[str], None] | None = None,
+    timeout: float | None = None,
 ) -> pd.DataFrame:
     """The results table of every task, cell, probe and seed, with its baselines and controls.
 
@@ -146,7 +148,8 @@ def sweep(
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
     names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of
     predictions (columns `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe
-    raised; without it the first failure raises RuntimeError.
+    failed; without it the first failure raises RuntimeError. timeout: seconds that a probe may take for one cell, see
+    `predict_each`; None for no limit.
     """
     tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
     all_states = _check_list("states", states, States, "Make them, as in Extractor(encoder)(task.texts)")
@@ -170,7 +173,7 @@ def sweep(
         for task, task_probes in zip(tasks, probes_by_task, strict=True):
             for seed in seeds:
                 task_split = split_task(task, all_states[0], seed, drop=drop, allow_overlap=allow_overlap)
-                for block in _blocks(task_split, all_states, task_probes, controls, seed, bar.update):
+                for block in _blocks(task_split, all_states, task_probes, controls, seed, timeout, bar.update):
                     for failure in block.failures:
                         if on_failure is None:
                             raise RuntimeError(failure)
@@ -242,6 +245,7 @@ def _blocks(
     probes: Mapping[str, BaseEstimator],
     controls: Sequence[str],
     seed: int,
+    timeout: float | None,
     on_cells: Callable[[int], object],
 ) -> Iterator[_Block]:
     train, dev = split.rows_of("train"), split.rows_of("dev")
@@ -269,7 +273,10 @@ def _blocks(
         state_rows = split.state_rows if states is trained else states.rows(texts)
         for cells, name, probe in _batches(states, probes, len(train)):
             X, X_dev, X_evaluated = (features(states, cells, state_rows[rows]) for rows in (train, dev, evaluated))
-            predictions = predict_each(probe, X, y[train], X_evaluated, dev=(X_dev, y[dev]), strengths=STRENGTHS)
+            with undo_changes():  # a probe of another package must not change what follows
+                predictions = predict_each(
+                    probe, X, y[train], X_evaluated, dev=(X_dev, y[dev]), strengths=STRENGTHS, timeout=timeout
+                )
             yield _make_block(split, states, name, seed, cells, [*labels], y, evaluated, predictions)
             on_cells(len(cells))
 

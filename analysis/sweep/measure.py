@@ -36,6 +36,7 @@ from clsprobe.analysis.table import concat_categories
 from clsprobe.analysis.verdict import MissingEvidence, short
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import readable
@@ -75,6 +76,7 @@ def measure_sweep(
         allow_overlap=settings.allow_overlap,
         on_predictions=blocks.append,
         on_failure=failures.append,
+        timeout=settings.probe_timeout,
     )
     predictions = concat_categories(blocks)
     if inputs.vectors:
@@ -145,7 +147,8 @@ def _refit(
             for seed in settings.every_seed:
                 task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
                 of_seed = [part for part in states if uses_seed(part, seed)]
-                of_task.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
+                with undo_changes():
+                    of_task.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
         except Exception as error:  # the sweep must not be lost to any error
             failures.append(f"the refits of {task.name} failed: {type(error).__name__}: {error}")
         else:
@@ -222,7 +225,10 @@ def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, row
     probe_name = judged_probe(rows, settings.probes)
     if not hasattr(probe := find_probe(probe_name), "predict_proba"):
         return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
-    learning, bits = information(split, states, cells, probe, seed=settings.seed)
+    with undo_changes():
+        learning, bits = information(
+            split, states, cells, probe, seed=settings.seed, timeout=settings.probe_timeout
+        )
     return {"learning": learning, "information": bits}, []
 
 
