@@ -6,7 +6,7 @@ WHERE: WHAT. MEND.``, and exits with 2. Any other exception that escapes is a bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(Exception):
@@ -31,6 +31,16 @@ class InputError(Exception):
 def printable(text: str) -> str:
     """The text on one line: control characters and surrogates become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """The kind of an exception and its message, if it has one, on one line: "ValueError: no rows"."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # the message is of its class, which may be anybody's
+        message = ""
+    message = message if len(message) <= limit else f"{message[:limit]}..."
+    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
 def quote(text: str, limit: int = 60) -> str:
@@ -78,3 +88,8 @@ def format_rows(rows: Iterable[int], limit: int = 10) -> str:
     rows = list(rows)
     more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
     return ", ".join(f"{row:,}" for row in rows[:limit]) + more
+
+
+def format_names(names: Sequence[str], limit: int = 10) -> str:
+    """Names as text: the first `limit`, then the number of the others."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

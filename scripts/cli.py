@@ -8,6 +8,7 @@ Imports no torch, so that help, lists and errors about data or flags come at onc
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -28,8 +29,12 @@ from clsprobe.check import check
 from clsprobe.commands import Commands
 from clsprobe.execution import execute
 from clsprobe.finished import export, report
+from clsprobe.limits import describe_shortage
 from clsprobe.listing import list_choices
+from clsprobe.probes import plugins
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import mend_disk
+from clsprobe.terminal import Formatter, echo
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
@@ -54,32 +59,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, interrupt.handle)
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        if arguments is None:
+            plugins.report_stuck = _exit_stuck
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(handlers=[handler])
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
         warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # without the source line
         code = app(args=words, prog_name="clsprobe", standalone_mode=False) or 0  # typer itself returns 130 for Ctrl-C
     except InputError as error:
-        code = _report_error(error, debug)
+        code = _report_error(describe_shortage(error) or error, debug)
     except UsageError as error:
         code = _report_error(_convert_usage_error(error, words), debug)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.Exit as exit:
         code = exit.exit_code
-    except OSError as error:
-        if error.errno is None or debug:
-            raise
-        where, what = str(error.filename or "disk"), str(error.strerror)
-        code = _report_error(InputError(where, what, "Mend it and run again"), debug)
-    except Exception:
+    except Exception as error:
         if not interrupt.pressed:  # else some library has turned Ctrl-C into this exception
-            raise
+            if debug or not (described := describe_shortage(error) or _describe_os_error(error)):
+                raise
+            code = _report_error(described, debug)
     if interrupt.pressed:
         interrupt.exit()
     if code == 130:
         interrupt.print_message()
+    if arguments is None:
+        _leave_threads(code)
     sys.exit(code)
 
 
@@ -105,12 +113,29 @@ class _Interrupt:
     def print_message(self) -> None:
         """Print the message, once."""
         if self._once.acquire(blocking=False):
-            typer.echo(self.message, err=True)
+            echo(self.message, error=True)
 
     def exit(self) -> None:
         """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
         self.print_message()
         os._exit(130)
+
+
+def _exit_stuck(sentence: str) -> None:
+    """End the process, with one line, where a plug-in goes on whatever is done."""
+    mend = "Leave it out, or let it return now and then"
+    os.write(2, f"error: {InputError('--probe-timeout', sentence, mend)}\n".encode())
+    os._exit(2)
+
+
+def _leave_threads(code: int) -> None:
+    """End the process if it has threads of a plug-in, which the interpreter would wait for."""
+    own = threading.main_thread()
+    if any(thread is not own and not thread.daemon for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 def _hyphenate(argument: str) -> str:
@@ -124,8 +149,15 @@ def _hyphenate(argument: str) -> str:
 def _report_error(error: InputError, debug: bool) -> int:
     if debug:
         raise error
-    typer.echo(f"error: {error}", err=True)
+    echo(f"error: {error}", error=True)
     return 2
+
+
+def _describe_os_error(error: Exception) -> InputError | None:
+    """The error of the operating system, such as a full disk; None for any other."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    return InputError(str(error.filename or "disk"), str(error.strerror).lower(), mend_disk(error))
 
 
 def _convert_usage_error(error: Any, words: Sequence[str]) -> InputError:
@@ -148,7 +180,7 @@ def _print_versions(wanted: bool) -> None:
     versions = {name: version(name) for name in ("clsprobe", "torch", "transformers", "scikit-learn")}
     own = f"clsprobe {versions.pop('clsprobe')}"
     others = ", ".join(f"{name} {number}" for name, number in versions.items())
-    typer.echo(f"{own} (Python {platform.python_version()}, {others})")
+    echo(f"{own} (Python {platform.python_version()}, {others})")
     raise typer.Exit
 
 
