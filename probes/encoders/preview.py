@@ -89,7 +89,9 @@ class TokenizerPreview:
             rows = long[start : start + CHUNK]
             read = [prompt + texts[i] for i in rows]
             inputs = [tuple(parts(text)) if PAIRED in text else text for text in read]
-            for i, encoding in zip(rows, self.tokenizer.encode_batch_fast(inputs), strict=True):
+            with as_input_error(self.description.name, "its tokenizer cannot read a text"):
+                encodings = self.tokenizer.encode_batch_fast(inputs)
+            for i, encoding in zip(rows, encodings, strict=True):
                 lengths[i] = len(encoding.ids)
                 if table_size is not None and max(encoding.ids, default=0) >= table_size:
                     number = max(encoding.ids)

@@ -4,8 +4,8 @@
    such as model.fp16.safetensors. Where there are none it says what the folder holds instead, and what to do.
 2. The header of every file is read, which fails for one that is not whole; it holds the name and shape of every tensor.
 3. Names that all begin with what a wrapper of torch puts before them are read without that.
-4. `Weights.slices` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no folder,
-   in which it would look for other files as well.
+4. `Weights.slices` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no
+   folder, in which it would look for other files as well.
 """
 
 from __future__ import annotations
