@@ -124,12 +124,12 @@ def _choose_file(name: str, folder: Path, config: dict[str, Any]) -> tuple[str, 
 
 def _no_weights(name: str, folder: Path, files: set[str]) -> InputError:
     """The error for a folder without safetensors: what it has instead."""
-    if inner := find_inner(folder):
-        mend = f"Pass {folder / inner}"
-        return InputError(name, f"has no {SINGLE}, but {inner} in it has", mend)
     pickles = sorted(file for file in files if file.endswith(PICKLES) and not OF_TRAINERS.fullmatch(file))
     if pickles:
         return _pickles_only(name, pickles)
+    if inner := find_inner(folder):
+        mend = f"Pass {folder / inner}"
+        return InputError(name, f"has no {SINGLE}, but {inner} in it has", mend)
     others = sorted(file for file in files if file.endswith(".safetensors") and not file.startswith("adapter_model"))
     if len(others) == 1:
         return InputError(name, f"has no {SINGLE}, only {others[0]}", f"Rename it to {SINGLE} if it is the whole model")
