@@ -177,6 +177,12 @@ def test_half_of_a_pair_of_matrices_is_missing(peft, base, tmp_path):
         load_encoder(str(folder))
 
 
+def test_settings_that_cannot_be(peft, base, tmp_path):
+    folder = save_adapter(tmp_path / "adapter", base, draw_matrices(), lora_alpha="much")
+    with pytest.raises(InputError, match=r"adapter_config.json: cannot be merged \(.*\)\. Save the adapter again"):
+        load_encoder(str(folder))
+
+
 def test_a_weight_of_another_shape(peft, base, tmp_path):
     name = "embeddings.word_embeddings.weight"
     matrices = draw_matrices() | {f"base_model.model.{name}": torch.ones(99, DIM)}
