@@ -135,6 +135,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {})
+    in_memory = {task.name for task in settings.task if isinstance(task, Task)}  # what they lack was read with them
     for spec, loaded in load_specs(settings):
         if vectors and spec in settings.task:  # a task in memory says itself which rows are its own
             check_count(vectors, spec, loaded.rows)
@@ -143,7 +144,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         corpus.notes.extend(loaded.notes)
         corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
-            selected, excluded = task, {} if spec == task.name else dict(task.excluded)
+            selected, excluded = task, {} if task.name in in_memory else dict(task.excluded)
             corpus.notes.extend(f"{short(task.name)}: {len(n):,} left out, {why}." for why, n in excluded.items())
             if settings.max_texts and len(selected.texts) > settings.max_texts:
                 rows = sample_rows(selected, settings.max_texts, seed=seed)

@@ -83,12 +83,13 @@ def _describe_tasks(settings: TaskSettings) -> list[str]:
 
     lines = []
     for _, loaded in load_specs(settings):
-        for name, classes in loaded.classes.items():
+        for task, (name, classes) in zip(loaded.tasks, loaded.classes.items(), strict=True):
             rows = sum(sum(splits.values()) for splits in classes.values())
             lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
             for label, splits in classes.items():
                 counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
                 lines.append(f"  {label}: {counts}")
+            lines += [f"  left out, {reason}: {n:,}" for reason, n in task.left_out.items()]
         lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
         lines += loaded.notes
     return lines

@@ -85,7 +85,7 @@ def plan_batches(
 
 
 class LongTexts(InputError):
-    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts, those of short ones may be 0."""
+    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts; 0 stands for some short one."""
 
     def __init__(self, lengths: np.ndarray, limit: int) -> None:
         self.lengths, self.limit = lengths, limit
