@@ -348,8 +348,8 @@ def bench(tmp_path_factory) -> Path:
 
 
 NAMES = (
-    "csv", "tsv", "jsonl", "json", "packed", "parquet", "arrow", "state.json", "README.md", "conllu", "senteval", "yaml",
-    "config.json", "tokenizer.json", "run.json", "answers", "results",
+    "csv", "tsv", "jsonl", "json", "packed", "parquet", "arrow", "state.json", "README.md", "conllu", "senteval",
+    "yaml", "config.json", "tokenizer.json", "run.json", "answers", "results",
 )  # fmt: skip
 SLOWER = {
     "json": 5, "packed": 5, "arrow": 5, "state.json": 5, "README.md": 5,
