@@ -25,7 +25,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from clsprobe.analysis.answer import RERUN
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.registers import STUDIES
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import (
     file_digest,
@@ -43,6 +44,7 @@ from clsprobe.probes.files import (
     write_parquet,
     write_text,
 )
+from clsprobe.probes.plugins import undo_changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +61,7 @@ LISTED = re.compile(  # the names that a run may list
     r"|tables/\w[\w.-]*\.parquet|weights/[\w-]+(\.[\w-]+)?\.safetensors"
 )
 WORK_FILE = re.compile(r"[0-9a-f]{16}\.[a-z.]+")  # an intermediate result: a digest and a suffix
+RERUN_ELSEWHERE = "Run its command again with another --out"
 ELSEWHERE = "Move it away, or name another --out"
 
 # What clsprobe 0.1 wrote, which listed no files: command -> its answers and tables
@@ -165,7 +168,8 @@ class RunFolder:
         self._prepare(study.contents(), [kind.name() for kind in (type(study), *others)], study.tables)
         measured = self._resume()
         if measured is None:
-            measured = study.measure(self)
+            with undo_changes() if STUDIES.is_plugin(self.command) else nullcontext():
+                measured = study.measure(self)
             self.begin()  # only now, unless the study has: an error such as a text too long leaves no files behind
             self._save(measured)
         self._clear_work_folder()
@@ -350,9 +354,9 @@ def read_run(path: Path | str) -> dict[str, Any] | None:
     path = Path(path) / "run.json"
     if not os.path.lexists(path):
         return None
-    content = read_json(path, RERUN)
+    content = read_json(path, RERUN_ELSEWHERE)  # which files are of the run is not known, and none may be removed
     if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
-        raise InputError(str(path), "is not what a clsprobe command writes", "Name another folder, or run again")
+        raise InputError(str(path), "is not what a clsprobe command writes", RERUN_ELSEWHERE)
     return content
 
 

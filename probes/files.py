@@ -263,9 +263,11 @@ def spool_stream(stream: BinaryIO) -> BinaryIO:
         while block := stream.read(1 << 20):
             with _naming(Path(tempfile.gettempdir())):
                 file.write(block)
+                file.flush()
         file.seek(0)
     except BaseException:
-        file.close()
+        with suppress(OSError):  # report the first error
+            file.close()
         raise
     return file
 
@@ -431,7 +433,7 @@ class Lock:
                 return True
         if changed != self._seen[0]:
             self._seen = changed, time.monotonic()
-        return time.monotonic() - self._seen[1] > STALE or time.time() - changed > ABANDONED
+        return time.monotonic() - self._seen[1] > STALE or abs(time.time() - changed) > ABANDONED
 
 
 @cache

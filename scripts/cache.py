@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError, format_names, unknown
 from clsprobe.terminal import echo
 
 
@@ -41,7 +41,7 @@ def cache(
         if what == "verify":
             damaged = verify(entry.folder)
             damaged_files += len(damaged)
-            line += f"  set aside: {', '.join(damaged)}" if damaged else "  sound" if entry.manifest else ""
+            line += f"  set aside: {format_names(damaged)}" if damaged else "  sound" if entry.manifest else ""
         elif what == "purge" and not purge(entry.folder):
             line += "  in use: kept"
             in_use.append(entry.folder.name)

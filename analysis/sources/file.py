@@ -44,10 +44,20 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     labels = rows.labels or {"texts": (np.zeros(len(rows.texts)), "number")}
     textless = not options.text_columns
     tasks = [
-        Task(f"file:{data.stem}:{column}", rows.texts, y, kind, rows.split, rows.groups, rows.row_numbers, textless)
+        Task(
+            f"file:{data.stem}:{column}",
+            rows.texts,
+            y,
+            kind,
+            rows.split,
+            rows.groups,
+            rows.row_numbers,
+            textless,
+            places=rows.places,
+        )
         for column, (y, kind) in labels.items()
     ]
-    return Loaded(tasks, rows.rows, rows.left_out, rows.notes)
+    return Loaded(tasks, rows.rows, rows.left_out, rows.notes, excluded=rows.excluded)
 
 
 def _unite_notes(notes: Iterable[str], names: Sequence[str]) -> list[str]:

@@ -38,7 +38,15 @@ from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, format_rows, printable
 from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name, guard_plugin
-from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
+from clsprobe.probes.extraction.readouts import (
+    DEFAULT,
+    Normed,
+    Readout,
+    parse_readouts,
+    refuse_missing,
+    split_names,
+    walk_readouts,
+)
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
 from clsprobe.probes.files import read_content
@@ -74,6 +82,16 @@ def plan_batches(
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+class LongTexts(InputError):
+    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts, those of short ones may be 0."""
+
+    def __init__(self, lengths: np.ndarray, limit: int) -> None:
+        self.lengths, self.limit = lengths, limit
+        long = np.flatnonzero(lengths > limit)
+        what = f"{len(long):,} texts exceed {limit} tokens (longest {lengths.max():,}; rows {format_rows(long, 5)})"
+        super().__init__("--long-rows error", what, "Pass --long-rows truncate or drop")
 
 
 class Extractor:
@@ -133,11 +151,8 @@ class Extractor:
     def _check_readouts(self, missing: set[str]) -> None:
         """Raise InputError for a readout of a `missing` token, norm or layer."""
         encoder = self.encoder
+        refuse_missing(self.readouts, missing, encoder.name)
         for readout in self.readouts:
-            if names := [part.name for part in walk_readouts(readout) if part.name in missing]:
-                others = ", ".join(other for other in DEFAULT if other not in missing)
-                what = f"the tokenizer of {encoder.name} adds no {names[0]} token"
-                raise InputError("--readouts", what, f"Choose among {others}")
             if isinstance(readout, Normed) and encoder.norm is None:
                 what = f"'{readout.name}': no norm follows the last layer of {encoder.name}"
                 raise InputError("--readouts", what, f"Use {readout.of.name}")
@@ -299,13 +314,7 @@ class Extractor:
             self._refuse_long(lengths)
 
     def _refuse_long(self, lengths: np.ndarray) -> None:
-        long = np.flatnonzero(lengths > self.max_length)
-        examples = f"longest {lengths.max():,}; rows {format_rows(long, 5)}"
-        raise InputError(
-            "--long-rows error",
-            f"{len(long):,} texts exceed {self.max_length} tokens ({examples})",
-            "Pass --long-rows truncate or drop",
-        )
+        raise LongTexts(lengths, self.max_length)
 
     def _collect_facts(self, store: Store | Memory) -> dict[str, Any]:
         """Facts about the encoding, for `States.source`. Warns of those that affect the vectors."""

@@ -501,19 +501,19 @@ def verify(folder: Path) -> list[str]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
         are_sound = list(pool.map(lambda name: _is_sound(folder, name, manifest), manifest["shards"]))
     differing = [name for name, is_sound in zip(manifest["shards"], are_sound, strict=True) if not is_sound]
-    removed: list[str] = []
+    removed: dict[str, None] = {}  # in their order; there may be many
 
     def remove_damaged(entries: Entries) -> Entries:
         """Check again under the lock: another process may have replaced the file."""
         for name in differing:
             if name in entries and not _is_sound(folder, name, manifest | {"shards": entries}):
-                removed.append(name)
+                removed[name] = None
                 _set_aside(folder / name)
         return {name: entry for name, entry in entries.items() if name not in removed}
 
     if differing:
         _update_manifest(folder, remove_damaged)
-    return removed
+    return list(removed)
 
 
 def _is_sound(folder: Path, name: str, manifest: dict[str, Any]) -> bool:
