@@ -21,7 +21,7 @@ KINDS = ("models", "tasks", "readouts", "probes", "studies", "sources", "plots")
 Lines = list[tuple[str, str]]  # names and descriptions
 
 
-READING = [name for name in TaskSettings.model_fields if name == "task" or name in SourceOptions.__dataclass_fields__]
+READING = [name for name in TaskSettings.model_fields if name in SourceOptions.__dataclass_fields__]  # flags of --task
 
 
 def list_choices(what: str, *, debug: bool = False, **reading: Any) -> None:
@@ -154,7 +154,9 @@ def _describe_origin(entry: Entry) -> str:
 
 set_flags(
     list_choices,
-    field_flags(TaskSettings, READING) | {"debug": (bool, "show tracebacks")},
+    {"task": (list[str], "tasks: a SPEC, for its rows by class and those left out; repeatable")}
+    | field_flags(TaskSettings, READING)
+    | {"debug": (bool, "show tracebacks")},
     inspect.Parameter(
         "what",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
