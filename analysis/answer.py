@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError, field_validator
 
 from clsprobe.analysis.verdict import Part, Verdict, holm
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, describe_error
 from clsprobe.probes.files import file_digest, read_json, write_parquet, write_text
-from clsprobe.probes.registry import describe_error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ All of these raise InputError for anything the user can fix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,32 +23,39 @@ from clsprobe.analysis.settings import (
 )
 from clsprobe.analysis.sources import Loaded, SourceOptions, load
 from clsprobe.analysis.study import counted
+from clsprobe.analysis.verdict import short
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
-from clsprobe.probes.tasks.split import sample_task
+from clsprobe.probes.tasks.places import Places
+from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
 
 if TYPE_CHECKING:
     from clsprobe.probes.extraction.vectors import Vectors
 
 
+BEYOND = "beyond --max-texts"
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The tasks of a run, with the counts of rows that the page and run.json report.
 
-    rows: SPEC -> rows read and left out. contents: SPEC or file of vectors -> digest of what was read. beyond: task ->
-    rows beyond --max-texts.
+    rows: SPEC -> rows read and left out. contents: SPEC or file of vectors -> digest of what was read. unread: task ->
+    reason -> rows that were left out when their source was read. excluded: likewise, when a task was made of the rest:
+    of rare classes, and beyond --max-texts.
     """
 
     tasks: list[Task]
     rows: dict[str, dict[str, int]]
     notes: list[str]
     contents: dict[str, str]
-    beyond: dict[str, int]
+    unread: dict[str, Mapping[str, Places]] = field(default_factory=dict)
+    excluded: dict[str, dict[str, Places]] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -116,7 +123,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
     """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise."""
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
-    corpus = Corpus([], {}, [], {}, {})
+    corpus = Corpus([], {}, [], {})
     for spec, loaded in load_specs(settings):
         if vectors and spec in settings.task:  # a task in memory says itself which rows are its own
             check_count(vectors, spec, loaded.rows)
@@ -125,9 +132,14 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         corpus.notes.extend(loaded.notes)
         corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
-            selected = sample_task(task, settings.max_texts, seed=seed) if settings.max_texts else task
+            selected, excluded = task, {} if spec == task.name else dict(task.excluded)
+            corpus.notes.extend(f"{short(task.name)}: {len(n):,} left out, {why}." for why, n in excluded.items())
+            if settings.max_texts and len(selected.texts) > settings.max_texts:
+                rows = sample_rows(selected, settings.max_texts, seed=seed)
+                excluded[BEYOND] = selected.located.take(np.setdiff1d(np.arange(len(selected.texts)), rows))
+                selected = selected.take(rows)
             corpus.tasks.append(selected)
-            corpus.beyond[task.name] = len(task.texts) - len(selected.texts)
+            corpus.unread[task.name], corpus.excluded[task.name] = loaded.excluded, excluded
     if not corpus.tasks:
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]

@@ -25,7 +25,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from clsprobe.analysis.answer import RERUN
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.registers import STUDIES
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.files import (
     file_digest,
@@ -43,6 +44,7 @@ from clsprobe.probes.files import (
     write_parquet,
     write_text,
 )
+from clsprobe.probes.plugins import undo_changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +167,8 @@ class RunFolder:
         self._prepare(study.contents(), [kind.name() for kind in (type(study), *others)], study.tables)
         measured = self._resume()
         if measured is None:
-            measured = study.measure(self)
+            with undo_changes() if STUDIES.is_plugin(self.command) else nullcontext():
+                measured = study.measure(self)
             self.begin()  # only now, unless the study has: an error such as a text too long leaves no files behind
             self._save(measured)
         self._clear_work_folder()

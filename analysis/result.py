@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.folder import RunFolder
 from clsprobe.analysis.measured import Measured
-from clsprobe.probes.errors import InputError, printable
+from clsprobe.probes.errors import InputError, describe_error, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ class Result:
                     try:
                         figures[f"figures/{key}.{number:02d}.svg"] = render_svg(exhibit.draw(), prefix=key)
                     except Exception as error:  # the measurement must not be lost to any error
-                        failures[f"A figure of {key} cannot be drawn: {type(error).__name__}: {error}."] = error
+                        failures[f"A figure of {key} cannot be drawn: {describe_error(error)}."] = error
                         exhibit = replace(exhibit, plot=None, arguments={})
                 exhibits.append(exhibit)
             answers[key] = replace(

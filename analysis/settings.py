@@ -130,6 +130,9 @@ class LabelSettings(TextSettings):
     missing_labels: Names = Field(
         (), description="file, hf: labels that stand for none, such as nan,NA,None: leave rows with one out"
     )
+    min_class: int | None = Field(
+        None, ge=1, le=10**9, description="leave classes with fewer rows out (train rows, where the split is fixed)"
+    )
     merge_labels: bool = Field(
         False,
         description="file, hf: labels that differ only by case, by spaces or in how a number is written (1, 1.0) are "
@@ -203,6 +206,13 @@ class ProbeSettings(Settings):
         1, ge=1, le=1000, description="how many seeds; they move carved splits, controls, untrained weights"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
+    probe_timeout: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description="seconds that any probe, clsprobe's own too, may take for one cell, fits and predictions; a cell "
+        "that takes longer is listed as failed [default: no limit]",
+    )
 
     @property
     def every_seed(self) -> range:

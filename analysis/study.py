@@ -30,7 +30,8 @@ from clsprobe.analysis.registers import STUDIES, further_studies
 from clsprobe.analysis.result import Result, open_folder
 from clsprobe.analysis.settings import describe_invalid
 from clsprobe.analysis.verdict import MissingEvidence, Outcome, Verdict, describe_need, short
-from clsprobe.probes.errors import printable
+from clsprobe.probes.errors import InputError, describe_error, printable
+from clsprobe.probes.plugins import PluginError, contain, undo_changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,12 +153,16 @@ class Study(BaseModel, ABC):
         def attempt(what: str, part: Callable[[], T]) -> T | str:
             """The part of the answer, or a sentence on why it is missing."""
             try:
-                return part()
-            except Exception as error:  # the measurement must not be lost to any error
-                reason = str(error) if isinstance(error, MissingEvidence) else f"{type(error).__name__}: {error}"
-                sentence = f"{what}: {printable(reason)}."
-                failures[sentence] = error
-                return sentence
+                with contain(), undo_changes():  # the study may be of another package
+                    return part()
+            except PluginError as failure:  # the measurement must not be lost to any error
+                error = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
+                reason = str(error if isinstance(error, MissingEvidence) else failure)
+            except InputError as refusal:
+                error, reason = refusal, describe_error(refusal)
+            sentence = f"{what}: {printable(reason)}."
+            failures[sentence] = error
+            return sentence
 
         parts, exhibits, notes = {}, [], []
         for task in measured.tasks:

@@ -67,8 +67,8 @@ def read_results(path: Path, digest: str | None = None) -> pd.DataFrame:
         raise InputError(str(path), str(error), _RERUN) from None
 
 
-def concat_predictions(blocks: list[pd.DataFrame]) -> pd.DataFrame:
-    """Predictions concatenated; their categories are united, or pandas would expand every row to a string."""
+def concat_categories(blocks: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables concatenated; their categories are united, or pandas would expand every row to a string."""
     columns = blocks[0].select_dtypes("category").columns
     united = {c: union_categoricals([block[c] for block in blocks]).categories for c in columns}
     return pd.concat(

@@ -24,6 +24,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from clsprobe.probes.errors import InputError, describe_error
+from clsprobe.probes.plugins import PluginError, contain
+
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 
 
@@ -118,30 +121,42 @@ def predict_each(
     *,
     dev: tuple[np.ndarray, np.ndarray] | None = None,
     strengths: Sequence[float] | None = None,
+    timeout: float | None = None,
 ) -> Predictions:
     """Fit a clone of `probe` on every cell and label set and predict `unseen`.
 
     X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label; floats for a regressor, NaN = no label.
-    unseen: (cell, text, dim). If a probe raises, only that cell fails. Arrays are passed read-only. Raises ValueError
-    if y holds classes and the probe reads numbers, or the reverse.
+    unseen: (cell, text, dim). timeout: seconds that a cell may take, None for no limit; cells that are fitted together
+    may take as long together. Only that cell fails on which the probe raises anything, gives something that is no
+    prediction, or takes longer (see `plugins.contain`). Arrays are passed read-only. Raises ValueError if y holds classes
+    and the probe reads numbers, or the reverse.
     """
     expected, actual = ("numbers" if yes else "classes" for yes in (is_regressor(probe), y.dtype.kind == "f"))
     if expected != actual:
         raise ValueError(f"{type(probe).__name__} reads {expected}, and the labels are {actual}")
     X, y, unseen = _read_only(X), _read_only(y), _read_only(unseen)
     dev = dev and (_read_only(dev[0]), _read_only(dev[1]))
-    fit = _fit_cells if isinstance(probe, CellProbe) else _fit_estimators
-    try:
-        return fit(probe, X, y, unseen, dev, strengths)
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything: record it, and go on with the other cells
-        if len(X) == 1:
-            shape = 1, y.shape[1], unseen.shape[1]
-            message = f"{type(error).__name__}: {error}"
-            codes = np.full(shape, np.nan if y.dtype.kind == "f" else -1)
-            return Predictions(codes, None, np.zeros(shape[:2], bool), {0: message})
+    together = isinstance(probe, CellProbe)
+    if len(X) == 1 or together:
+        fit, limit = _fit_cells if together else _fit_estimators, timeout and timeout * len(X)
+        try:
+            with contain(type(probe).__name__, seconds=limit):
+                return fit(probe, X, y, unseen, dev, strengths)
+        except (PluginError, InputError) as error:  # record it, and go on with the other cells
+            if len(X) == 1:
+                message = str(error) if isinstance(error, PluginError) else describe_error(error)
+                shape = 1, y.shape[1], unseen.shape[1]
+                codes = np.full(shape, np.nan if y.dtype.kind == "f" else -1)
+                return Predictions(codes, None, np.zeros(shape[:2], bool), {0: message})
     parts = [
         predict_each(
-            probe, X[c : c + 1], y, unseen[c : c + 1], dev=dev and (dev[0][c : c + 1], dev[1]), strengths=strengths
+            probe,
+            X[c : c + 1],
+            y,
+            unseen[c : c + 1],
+            dev=dev and (dev[0][c : c + 1], dev[1]),
+            strengths=strengths,
+            timeout=timeout,
         )
         for c in range(len(X))
     ]
@@ -154,9 +169,8 @@ def _count_classes(y: np.ndarray) -> int:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.setflags(write=False)
-    return view
+    """A view that cannot be made writeable again, as that of an array can."""
+    return np.asarray(memoryview(array).toreadonly())
 
 
 def _stack(parts: Sequence[Predictions], classes: int) -> Predictions:
@@ -181,18 +195,28 @@ def _fit_cells(
 ) -> Predictions:
     fitted = clone(probe).fit_cells(X, y, dev=dev, strengths=strengths)
     shape, classes = (len(X), y.shape[1], unseen.shape[1]), _count_classes(y)
-    converged = np.asarray(getattr(fitted, "converged_", np.ones(shape[:2], bool)))
+    converged = np.array(getattr(fitted, "converged_", np.ones(shape[:2], bool)), bool)
+    if converged.shape != shape[:2]:
+        raise ValueError(f"has a converged_ of shape {converged.shape}, expected {shape[:2]}")
     if not _has_probabilities(probe):
         return Predictions(_check_predictions(fitted.predict_cells(unseen), shape, classes), None, converged, {})
     log_proba = _check_log_proba(fitted.log_proba_cells(unseen), (*shape, classes))
     return Predictions(log_proba.argmax(-1), log_proba / math.log(2), converged, {})
 
 
-def _check_predictions(predictions: np.ndarray, shape: tuple[int, ...], classes: int) -> np.ndarray:
+def _check_numbers(values: Any, shape: tuple[int, ...], gave: str) -> np.ndarray:
+    """The values as an array. Raises ValueError where they are no real numbers of this shape."""
+    values = np.asarray(values)
+    if values.shape != shape:
+        raise ValueError(f"{gave} of shape {values.shape}, expected {shape}")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{gave} of type {values.dtype}, expected real numbers")
+    return values
+
+
+def _check_predictions(predictions: Any, shape: tuple[int, ...], classes: int) -> np.ndarray:
     """Validated predictions. Raises ValueError for a code that is no class or, without classes, a number not finite."""
-    predictions = np.asarray(predictions)
-    if predictions.shape != shape:
-        raise ValueError(f"predicted an array of shape {predictions.shape}, expected {shape}")
+    predictions = _check_numbers(predictions, shape, "predicted an array")
     if not classes:
         if not np.isfinite(predictions).all():
             raise ValueError("predicted something that is not a finite number")
@@ -202,11 +226,9 @@ def _check_predictions(predictions: np.ndarray, shape: tuple[int, ...], classes:
     return predictions.astype(np.int64)
 
 
-def _check_log_proba(log_proba: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _check_log_proba(log_proba: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Validated log probabilities, nats. Raises ValueError for a wrong shape or probabilities that do not sum to 1."""
-    log_proba = np.asarray(log_proba)
-    if log_proba.shape != shape:
-        raise ValueError(f"gave probabilities of shape {log_proba.shape}, expected {shape}")
+    log_proba = _check_numbers(log_proba, shape, "gave probabilities")
     total = np.exp(log_proba).sum(-1)
     if not np.allclose(total, 1, atol=1e-3):
         worst = total.ravel()[np.abs(total - 1).argmax()]
@@ -236,10 +258,13 @@ def _fit_estimators(
         converged[cell, label_set] = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
         codes[cell, label_set] = _check_predictions(estimator.predict(unseen[cell]), shape[2:], classes)
         if bits is not None:
-            classes_of_set = estimator.classes_
+            classes_of_set = _check_predictions(estimator.classes_, np.shape(estimator.classes_), classes)
+            if len(np.unique(classes_of_set)) < len(classes_of_set):
+                raise ValueError("has one class twice among its classes_")
+            proba = _check_numbers(
+                estimator.predict_proba(unseen[cell]), (shape[2], len(classes_of_set)), "gave probabilities"
+            )
             with np.errstate(divide="ignore"):
-                log_proba = np.log(estimator.predict_proba(unseen[cell]))
-            bits[cell, label_set][:, classes_of_set] = _check_log_proba(
-                log_proba, (shape[2], len(classes_of_set))
-            ) / math.log(2)
+                log_proba = _check_log_proba(np.log(proba), proba.shape)
+            bits[cell, label_set][:, classes_of_set] = log_proba / math.log(2)
     return Predictions(codes, bits, converged, {})

@@ -85,13 +85,14 @@ class Code:
 
 @dataclass(frozen=True)
 class OnlineCode:
-    """The online code with a probe. seed: determines the order of the texts.
+    """The online code with a probe. seed: determines the order of the texts. timeout: of a fit, see `predict_each`.
 
     ``OnlineCode(probe)(X, y, dev=...)`` returns a `Code` for every label set.
     """
 
     probe: BaseEstimator
     seed: int = 0
+    timeout: float | None = None
 
     def __call__(
         self, X: np.ndarray, y: np.ndarray, *, dev: Labelled, evaluated: Labelled | None = None
@@ -133,7 +134,7 @@ class OnlineCode:
         for fit, end in enumerate(fits):
             next_end = ends[min(fit + 1, len(ends) - 1)]
             unseen = np.concatenate([X[:, end:next_end], evaluated_X], 1)
-            predictions = _fit(self.probe, X[:, :end], y[:end], unseen, dev, classes)
+            predictions = _fit(self.probe, X[:, :end], y[:end], unseen, dev, classes, self.timeout)
             right, costs = _score(predictions, np.concatenate([y[end:next_end], labels]))
             if end < next_end:
                 lengths[..., fit + 1] = costs[..., : next_end - end].sum(2)
@@ -163,7 +164,13 @@ def block_ends(texts: int, classes: int) -> tuple[int, ...]:
 
 
 def _fit(
-    probe: BaseEstimator, X: np.ndarray, y: np.ndarray, unseen: np.ndarray, dev: Labelled, classes: Sequence[np.ndarray]
+    probe: BaseEstimator,
+    X: np.ndarray,
+    y: np.ndarray,
+    unseen: np.ndarray,
+    dev: Labelled,
+    classes: Sequence[np.ndarray],
+    timeout: float | None,
 ) -> Predictions:
     """Predictions of a probe fitted to X and y, with Laplace's probability for those of a set's `classes` not in y."""
     seen = [np.unique(labels) for labels in y.T]
@@ -175,7 +182,9 @@ def _fit(
             np.stack([np.where(np.isin(k[:, s], seen[s]), np.searchsorted(seen[s], k[:, s]), -1) for s in fitted], 1)
             for k in (y, dev[1])
         )
-        predictions = predict_each(probe, X, labels, unseen, dev=(dev[0], dev_labels), strengths=STRENGTHS)
+        predictions = predict_each(
+            probe, X, labels, unseen, dev=(dev[0], dev_labels), strengths=STRENGTHS, timeout=timeout
+        )
         probabilities = _require_probabilities(probe, predictions, int(labels.max()) + 1)
         for i, s in enumerate(fitted):
             bits[:, s][..., seen[s]] = probabilities[:, i, :, : len(seen[s])]
@@ -249,19 +258,21 @@ def v_information(
     dev: Labelled,
     evaluated: Labelled,
     given: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    timeout: float | None = None,
 ) -> tuple[Information, ...]:
     """The V-information of X (cell, text, dim) about y (text, label set), for every label set.
 
     dev: the texts on which strengths are chosen. evaluated: the texts whose labels are predicted. given: B (text, dim)
     for train, dev and evaluated, to condition on: a probe on B and X is compared with one on B and zeros, so that both
-    have the same size. Without it the comparison is with the class frequencies of train. Raises ValueError if an
-    evaluated text has a class that no train text has, or the probe gives no probabilities.
+    have the same size. Without it the comparison is with the class frequencies of train. timeout: of a fit, see
+    `predict_each`. Raises ValueError if an evaluated text has a class that no train text has, or the probe gives no
+    probabilities.
     """
     unseen, labels = evaluated
     _check_classes(y, labels)
 
     def predict(X: np.ndarray, X_dev: np.ndarray, unseen: np.ndarray) -> Predictions:
-        p = predict_each(probe, X, y, unseen, dev=(X_dev, dev[1]), strengths=STRENGTHS)
+        p = predict_each(probe, X, y, unseen, dev=(X_dev, dev[1]), strengths=STRENGTHS, timeout=timeout)
         return replace(p, log2_proba=_require_probabilities(probe, p, int(y.max()) + 1))
 
     parts = X, dev[0], unseen

@@ -33,6 +33,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """The kind of an exception and its message, if it has one, on one line: "ValueError: no rows"."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # the message is of its class, which may be anybody's
+        message = ""
+    message = message if len(message) <= limit else f"{message[:limit]}..."
+    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
 def quote(text: str, limit: int = 60) -> str:
     """A name or a cell in quotes, for an error message; cut after `limit` characters."""
     return f"'{text}'" if len(text) <= limit else f"'{text[:limit]}...'"

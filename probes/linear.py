@@ -17,6 +17,8 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from clsprobe.probes.base import CellProbe
 from clsprobe.probes.solver import TOLERANCE, Solution, solve
 
+BLOCK = 2_048  # texts that are in memory in float64 at once
+
 
 class LogisticProbe(ClassifierMixin, CellProbe):
     """Multinomial logistic regression on standardised features; `C` is scikit-learn's inverse strength.
@@ -68,8 +70,12 @@ class LogisticProbe(ClassifierMixin, CellProbe):
 
     def log_proba_cells(self, X: np.ndarray) -> np.ndarray:
         """(cell, text, dim) -> (cell, label set, text, class), nats."""
-        Z = self._standardised(X)[:, None] @ torch.from_numpy(self.coef_).mT
-        return (Z + torch.from_numpy(self.intercept_)[:, :, None]).log_softmax(-1).numpy()
+        log_proba = []
+        for features, coef, intercept in zip(self._standardised(X), self.coef_, self.intercept_, strict=True):
+            # the label sets side by side: a product broadcast over them would copy the features for each
+            logits = (features @ torch.from_numpy(coef).flatten(0, 1).mT).view(len(features), *intercept.shape)
+            log_proba.append((logits + torch.from_numpy(intercept)).log_softmax(-1).transpose(0, 1))
+        return torch.stack(log_proba).numpy()
 
     def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
         """(text, label set): the weight of every text."""
@@ -92,8 +98,24 @@ class LogisticProbe(ClassifierMixin, CellProbe):
                 weights_of_set[known] *= factor[codes[known]]
         return weights
 
-    def _standardised(self, X: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(_standardised(X, self.mean_, self.scale_))
+    def _standardised(self, X: np.ndarray) -> _StandardisedCells:
+        return _StandardisedCells(X, self.mean_, self.scale_)
+
+
+class _StandardisedCells(Sequence[torch.Tensor]):
+    """The cells of X (cell, text, dim) as tensors, each standardised when it is read: one at a time is in memory."""
+
+    def __init__(self, X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
+        self._X, self._mean, self._scale = X, mean, scale
+
+    def __len__(self) -> int:
+        return len(self._X)
+
+    def __getitem__(self, cell: Any) -> Any:
+        if not 0 <= cell < len(self):
+            raise IndexError(cell)
+        chosen = slice(cell, cell + 1)
+        return torch.from_numpy(_standardised(self._X[chosen], self._mean[chosen], self._scale[chosen])[0])
 
 
 def _mask_untaught(y_dev: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -104,14 +126,16 @@ def _mask_untaught(y_dev: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -
     return torch.stack([codes.masked_fill(~torch.isin(codes, known), -1) for codes, known in pairs], 1)
 
 
-def _choose_strength(solution: Solution, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _choose_strength(solution: Solution, X: _StandardisedCells, y: torch.Tensor) -> torch.Tensor:
     """(cell, label set): the index of the strength with the smallest cross-entropy on dev, X standardised."""
-    Z = X[:, None, None] @ solution.coef.mT + solution.intercept[..., None, :]
-    nats = Z.log_softmax(-1)  # (cell, label set, strength, text, class)
-    codes = y.T  # (label set, text)
-    own = nats.gather(-1, codes.clamp(min=0)[None, :, None, :, None].expand(*nats.shape[:-1], 1))[..., 0]
-    own = own.where((codes >= 0)[None, :, None], 0)  # class 0 may be impossible, and 0 times infinity is no number
-    total = own.sum(-1, dtype=torch.float64)
+    codes = y.T[:, None, None]  # (label set, 1, 1, text)
+    total = torch.empty(solution.loss.shape, dtype=torch.float64)
+    for cell, features in enumerate(X):  # a product over all cells would copy X for every label set and strength
+        Z = solution.coef[cell] @ features.mT + solution.intercept[cell][..., None]
+        nats = Z.log_softmax(-2)  # (label set, strength, class, text)
+        own = nats.gather(-2, codes.clamp(min=0).expand(*nats.shape[:2], 1, -1))
+        own = own.where(codes >= 0, 0)  # class 0 may be impossible, and 0 times infinity is no number
+        total[cell] = own.sum((-2, -1), dtype=torch.float64)
     return total.masked_fill(solution.loss.isinf(), -torch.inf).argmax(-1)
 
 
@@ -144,7 +168,8 @@ class RidgeProbe(RegressorMixin, CellProbe):
         weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
         shape = len(X), y.shape[1]
         self.coef_, self.intercept_, self.strength_ = np.empty((*shape, X.shape[2])), np.empty(shape), np.empty(shape)
-        for cell, features in enumerate(_standardised(X, self.mean_, self.scale_)):
+        for cell in range(len(X)):
+            features = _standardised(X[cell : cell + 1], *self._moments_of(cell))[0]
             coef, intercept = _ridge(features.astype(np.float64), y, weight, grid)
             chosen = np.zeros(y.shape[1], np.int64)
             if len(grid) > 1 and dev is not None:
@@ -200,10 +225,24 @@ def _moments(X: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarra
     dividing by its standard deviation would turn rounding errors into a feature.
     """
     mean, scale = np.empty((2, len(X), X.shape[2]), X.dtype)
+    weight = np.ones(X.shape[1]) if weight is None else np.asarray(weight, np.float64)
     for cell, features in enumerate(X):
-        wide = features.astype(np.float64)
-        centre = np.average(wide, 0, weight)
-        deviation = np.sqrt(np.average((wide - centre) ** 2, 0, weight))
-        rounding = (8 * np.finfo(X.dtype).eps + len(wide) * np.finfo(wide.dtype).eps) * np.abs(wide).max(0)
+        centre = _weighted_sum(features, weight) / weight.sum()
+        deviation = np.sqrt(_weighted_sum(features, weight, centre) / weight.sum())
+        largest = np.maximum(features.max(0), -features.min(0)).astype(np.float64)
+        rounding = (8 * np.finfo(X.dtype).eps + len(features) * np.finfo(np.float64).eps) * largest
         mean[cell], scale[cell] = centre, np.where(deviation <= rounding, 1, deviation)
     return mean, scale
+
+
+def _weighted_sum(features: np.ndarray, weight: np.ndarray, centre: np.ndarray | None = None) -> np.ndarray:
+    """(dim,) float64: the weighted sum of features (text, dim), or of their squared distances from `centre`; of a block
+    of texts after another, since all of them in float64 would take three times the memory."""
+    total = np.zeros(features.shape[1])
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK].astype(np.float64)
+        if centre is not None:
+            block -= centre
+            block *= block
+        total += weight[start : start + BLOCK] @ block
+    return total

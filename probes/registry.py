@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from clsprobe.probes.errors import InputError, did_you_mean, printable, unknown
 from clsprobe.probes.files import digest_files, read_content
+from clsprobe.probes.plugins import PluginError, contain, undo_changes
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -184,7 +185,9 @@ class Register:
         noun, mend: what the error for anything else calls an instance, and says about how to make one.
         """
         result, where = self.load(name), f"{self.flag} {name}"
-        if not isinstance(result, kind) and not (isinstance(result, type) and issubclass(result, kind)):
+        with _guard(where, f"does not say whether it is a {noun}"):
+            fits = isinstance(result, kind) or (isinstance(result, type) and issubclass(result, kind))
+        if not fits:
             raise InputError(where, f"is {describe_kind(result)}, not a {noun}", mend)
         if isinstance(result, type):
             with _guard(where, "cannot be made without arguments", "Give them defaults, or name an instance"):
@@ -230,19 +233,12 @@ def _describe_package(point: importlib.metadata.EntryPoint) -> str:
 
 @contextmanager
 def _guard(where: str, what: str, mend: str = "Mend the plug-in") -> Iterator[None]:
-    """Whatever a plug-in raises within the block, SystemExit too, as an InputError that says `what`."""
+    """Whatever a plug-in raises within the block as an InputError that says `what`; its own InputErrors stay."""
     try:
-        yield
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise InputError(where, f"{what} ({describe_error(error)})", mend) from error
-
-
-def describe_error(error: BaseException) -> str:
-    """The kind of an exception and its message, if it has one: "ValueError: no rows"."""
-    message = str(error).strip()
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+        with contain(), undo_changes():
+            yield
+    except PluginError as error:
+        raise InputError(where, f"{what} ({error})", mend) from error.__cause__
 
 
 def describe_kind(thing: object) -> str:
@@ -342,8 +338,12 @@ def choose_probes(probes: Mapping[str, BaseEstimator], task: Task) -> dict[str, 
     """
     from sklearn.base import is_regressor
 
-    numbers = task.kind == "number"
-    if chosen := {name: probe for name, probe in probes.items() if is_regressor(probe) == numbers}:
+    numbers, chosen = task.kind == "number", {}
+    for name, probe in probes.items():
+        with _guard(f"{PROBES.flag} {name}", "does not say whether it reads numbers or classes"):
+            if is_regressor(probe) == numbers:
+                chosen[name] = probe
+    if chosen:
         return chosen
     labels, mend = ("numbers", "ridge") if numbers else ("classes", "logistic")
     what = f"{task.name} has {labels}, which {' and '.join(probes)} cannot read"

@@ -34,10 +34,9 @@ Cells are independent: the caller chooses how many to pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Self
 
 import torch
@@ -52,7 +51,8 @@ MAX_COUPLED = 48  # directions in that part
 MAX_ORDER = 512  # order of that part: fewer directions if there are many classes
 MAX_TEXTS = 8192  # texts that it is summed over
 MAX_SEARCHES = 12  # Newton steps of a line search
-MAX_LOGITS = 1 << 26  # logits in memory at once
+MAX_LOGITS = 1 << 20  # logits in memory at once: of every cell that is being solved, several times over
+MAX_PRODUCTS = 1 << 24  # numbers from which that part is summed
 IMPOSSIBLE = -1e30  # the logit of a class without texts: finite, so that 0 times it is 0
 
 
@@ -74,46 +74,44 @@ class Solution:
 
 
 def solve(
-    X: Tensor,
+    X: Sequence[Tensor] | Tensor,
     y: Tensor,
     strengths: Tensor,
     *,
     weight: Tensor | None = None,
-    dev: tuple[Tensor, Tensor] | None = None,
+    dev: tuple[Sequence[Tensor] | Tensor, Tensor] | None = None,
     tol: float = TOLERANCE,
     max_iter: int = 500,
 ) -> Solution:
     """Solve every (cell, label set, strength) or, with dev, those that may have the fewest dev bits.
 
-    X: (cell, text, dim), centred. y: (text, label set) integer codes, -1 = no label; label sets may have different
-    classes. strengths: (strength,) values of C. weight: (text,) or (text, label set). dev: X and y of other texts, X
-    scaled as train. max_iter: steps per strength.
+    X: (cell, text, dim), centred; a sequence is read cell by cell. y: (text, label set) integer codes, -1 = no label;
+    label sets may have different classes. strengths: (strength,) values of C. weight: (text,) or (text, label set).
+    dev: X and y of other texts, X scaled as train. max_iter: steps per strength.
     """
     labels, classes = y.T, int(y.max()) + 1
-    weights = (labels >= 0).to(X.dtype)
-    if weight is not None:
-        weights = weights * weight.to(X.dtype).reshape(len(y), -1).T
-    path, order = strengths.to(X.dtype).sort()
-    at_once = max(1, MAX_LOGITS // (classes * X.shape[1] * len(path)))  # label sets whose logits fit into memory
+    path, order = strengths.sort()
+
+    def solve_cell(cell: int) -> Solved:
+        features = X[cell]
+        weights = (labels >= 0).to(features.dtype)
+        if weight is not None:
+            weights = weights * weight.to(features.dtype).reshape(len(y), -1).T
+        of_dev = None if dev is None else _Dev(dev[0][cell], dev[1].T)
+        at_once = max(1, MAX_LOGITS // (classes * len(y) * len(path)))  # label sets whose logits fit into memory
+        strengths_of_cell = path.to(features.dtype)
+        return _solve_cell(
+            features, of_dev, labels, weights, strengths_of_cell, classes, at_once, tol=tol, max_iter=max_iter
+        )
+
     # one cell at a time, so that its features stay in the processor's cache
-    solved = _run_parallel(
-        [
-            partial(
-                _solve_cell, features, dev_of_cell, labels, weights, path, classes, at_once, tol=tol, max_iter=max_iter
-            )
-            for features, dev_of_cell in zip(X, _split_dev(X, dev), strict=True)
-        ]
-    )
+    solved = _map_parallel(solve_cell, range(len(X)))
     W, loss, converged = (torch.stack(parts)[:, :, order.argsort()] for parts in zip(*solved, strict=True))
     return Solution(W[..., 1:], W[..., 0], loss, converged)
 
 
-def _split_dev(X: Tensor, dev: tuple[Tensor, Tensor] | None) -> list[_Dev | None]:
-    return [None] * len(X) if dev is None else [_Dev(features, dev[1].T) for features in dev[0]]
-
-
-def _run_parallel(calls: Sequence[Callable[[], Solved]]) -> list[Solved]:
-    """The results of the calls, run in parallel, one per core and each on a single thread.
+def _map_parallel(solve_cell: Callable[[int], Solved], cells: Iterable[int]) -> list[Solved]:
+    """What `solve_cell` returns for every cell, run in parallel, one per core and each on a single thread.
 
     The products of a cell are short: several threads on one of them would wait for each other at every step, and for
     long if another program occupies a core. Cells in parallel do not wait for each other.
@@ -121,7 +119,7 @@ def _run_parallel(calls: Sequence[Callable[[], Solved]]) -> list[Solved]:
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(lambda call: call(), calls))
+            return list(pool.map(solve_cell, cells))
     finally:
         torch.set_num_threads(threads)
 
@@ -389,7 +387,7 @@ class _InitialMatrix:
         T, contrasts = live.contrast[p], live.contrast.shape[1]
         size = self.inverse.shape[1] // contrasts  # coordinates
         a, b = torch.triu_indices(contrasts, contrasts, device=T.device)
-        n = min(MAX_TEXTS, MAX_LOGITS // (4 * len(a) * size))
+        n = min(MAX_TEXTS, MAX_PRODUCTS // (len(a) * size))
         sample = torch.randperm(len(cell.X), generator=torch.Generator().manual_seed(0))[:n].to(T.device)
         Q = torch.cat([T.new_ones(len(sample), 1), cell.X[sample] @ cell.basis[:, : size - 1]], 1)
         P = live.P[p][:, sample]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clsprobe.limits import check_memory_limit
 from clsprobe.probes.errors import InputError
 from clsprobe.terminal import echo
 
@@ -44,6 +45,7 @@ def check(
     from clsprobe.probes.encoders.devices import check_device
     from clsprobe.probes.encoders.loading import load_encoder
 
+    check_memory_limit()
     check_device(device)
     description = describe(model, prompt=prompt)
     encoder = load_encoder(description, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ Imports no torch, so that help, lists and errors about data or flags come at onc
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -28,7 +29,9 @@ from clsprobe.check import check
 from clsprobe.commands import Commands
 from clsprobe.execution import execute
 from clsprobe.finished import export, report
+from clsprobe.limits import describe_shortage
 from clsprobe.listing import list_choices
+from clsprobe.probes import plugins
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.files import mend_disk
 from clsprobe.terminal import Formatter, echo
@@ -56,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, interrupt.handle)
+        if arguments is None:
+            plugins.report_stuck = _exit_stuck
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
         logging.basicConfig(handlers=[handler])
@@ -65,25 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = lambda message, *_: log.warning("warning: %s", message)  # without the source line
         code = app(args=words, prog_name="clsprobe", standalone_mode=False) or 0  # typer itself returns 130 for Ctrl-C
     except InputError as error:
-        code = _report_error(error, debug)
+        code = _report_error(describe_shortage(error) or error, debug)
     except UsageError as error:
         code = _report_error(_convert_usage_error(error, words), debug)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.Exit as exit:
         code = exit.exit_code
-    except OSError as error:
-        if error.errno is None or debug:
-            raise
-        where, what = str(error.filename or "disk"), str(error.strerror).lower()
-        code = _report_error(InputError(where, what, mend_disk(error)), debug)
-    except Exception:
+    except Exception as error:
         if not interrupt.pressed:  # else some library has turned Ctrl-C into this exception
-            raise
+            if debug or not (described := describe_shortage(error) or _describe_os_error(error)):
+                raise
+            code = _report_error(described, debug)
     if interrupt.pressed:
         interrupt.exit()
     if code == 130:
         interrupt.print_message()
+    if arguments is None:
+        _leave_threads(code)
     sys.exit(code)
 
 
@@ -117,6 +121,23 @@ class _Interrupt:
         os._exit(130)
 
 
+def _exit_stuck(sentence: str) -> None:
+    """End the process, with one line, where a plug-in goes on whatever is done."""
+    mend = "Leave it out, or let it return now and then"
+    os.write(2, f"error: {InputError('--probe-timeout', sentence, mend)}\n".encode())
+    os._exit(2)
+
+
+def _leave_threads(code: int) -> None:
+    """End the process if it has threads of a plug-in, which the interpreter would wait for."""
+    own = threading.main_thread()
+    if any(thread is not own and not thread.daemon for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
 def _hyphenate(argument: str) -> str:
     """`--text_column=x` becomes `--text-column=x`."""
     if not argument.startswith("--"):
@@ -130,6 +151,13 @@ def _report_error(error: InputError, debug: bool) -> int:
         raise error
     echo(f"error: {error}", error=True)
     return 2
+
+
+def _describe_os_error(error: Exception) -> InputError | None:
+    """The error of the operating system, such as a full disk; None for any other."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    return InputError(str(error.filename or "disk"), str(error.strerror).lower(), mend_disk(error))
 
 
 def _convert_usage_error(error: Any, words: Sequence[str]) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from clsprobe.limits import check_memory_limit
 from clsprobe.probes.errors import InputError
 from clsprobe.terminal import echo
 
@@ -16,6 +17,7 @@ log = logging.getLogger("clsprobe")
 
 def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) -> None:
     """Run a study and write its results to the folder `out`. dry: print what the run would take, and stop."""
+    check_memory_limit()
     from clsprobe.analysis.folder import RunFolder
     from clsprobe.analysis.result import format_answer
 

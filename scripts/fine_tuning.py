@@ -59,7 +59,7 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
     opening: ClassVar[str] = "The lowest of the others minus [CLS]"
     aliases: ClassVar[tuple[str, ...]] = ("finetune",)
     further: ClassVar[tuple[str, ...]] = ("trajectory",)
-    tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory")
+    tables: ClassVar[tuple[str, ...]] = ("predictions", "results", "steps", "trajectory", "rows")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     readouts: Names = Field(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from clsprobe.limits import check_memory_limit
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.terminal import echo, escape_lines
 
@@ -18,6 +19,7 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """A page again, or several runs on one page, without a model."""
+    check_memory_limit()
     from clsprobe.analysis.answer import Answer
     from clsprobe.reports.page import write_page
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin
 
@@ -19,7 +20,7 @@ from clsprobe.completion import COMPLETIONS
 from clsprobe.config import read_config
 from clsprobe.execution import execute
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.registry import describe_error
+from clsprobe.probes.plugins import PluginError, contain
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -54,14 +55,13 @@ def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
             raise InputError(flag_name(empty[0]), "is empty", "Name one, or leave the flag out")
         out = run["out"] or f"out/{name.rpartition(':')[2]}"
         try:
-            study = make_study(kind, values, run["config"])
-            execute(name, study, out, overwrite=bool(run["overwrite"]), dry=run["dry_run"])
+            with contain() if STUDIES.is_plugin(name) else nullcontext():
+                study = make_study(kind, values, run["config"])
+                execute(name, study, out, overwrite=bool(run["overwrite"]), dry=run["dry_run"])
         except InputError as error:
             raise _locate(error, kind, values, run["config"]) from error.__cause__
-        except Exception as error:
-            if not STUDIES.is_plugin(name):
-                raise
-            raise InputError(f"clsprobe {name}", f"failed ({describe_error(error)})", "--debug shows where") from error
+        except PluginError as error:
+            raise InputError(f"clsprobe {name}", f"failed ({error})", "--debug shows where") from error.__cause__
 
     set_flags(command, flags)
     return command
@@ -72,7 +72,9 @@ def field_flags(kind: type[BaseModel], names: Iterable[str]) -> dict[str, tuple[
     return {name: (_flag_type(info := kind.model_fields[name]), _flag_help(info)) for name in names}
 
 
-def set_flags(command: Callable[..., None], flags: Mapping[str, tuple[Any, str]], *arguments: inspect.Parameter) -> None:
+def set_flags(
+    command: Callable[..., None], flags: Mapping[str, tuple[Any, str]], *arguments: inspect.Parameter
+) -> None:
     """Give a function that takes any keyword arguments the signature that typer makes flags of, behind `arguments`."""
     annotations = {field: _annotate(field, *flag) for field, flag in flags.items()}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -114,7 +116,10 @@ def flag_name(field: str) -> str:
 
 
 def make_study(kind: type[AnySettings], flag_values: Mapping[str, Any], config: str | None = None) -> AnySettings:
-    """Make a study, or other settings, of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
+    """Make a study, or other settings, of flags over a configuration file over defaults.
+
+    Raises InputError that names the flag or line.
+    """
     values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})

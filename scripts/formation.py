@@ -72,7 +72,7 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     judged: ClassVar[str] = "knockout"
     tables: ClassVar[tuple[str, ...]] = (
         "results", "predictions", "knockout", "retrained", "refitted", "erasure", "leakage", "reliability", "profiles",
-        "agreement", "baselines", "tokens", "swaps", "swap_reliability", "twins",
+        "agreement", "baselines", "tokens", "swaps", "swap_reliability", "twins", "rows",
     )  # fmt: skip
 
     task: Specs = Field(("grammar:tense:1200", "grammar:subject_number:1200"), description="SPEC of a task; repeatable")

@@ -44,7 +44,7 @@ class Geometry(VectorSettings, FileOfVectors, LabelSettings, Study):
     claim: ClassVar[str] = ""  # the answer describes
     opening: ClassVar[str] = "Effective ranks, and mean cosines of two texts without massive coordinates"
     judged: ClassVar[str] = "measured"
-    tables: ClassVar[tuple[str, ...]] = ("measured", "projection")
+    tables: ClassVar[tuple[str, ...]] = ("measured", "projection", "rows")
 
     task: Specs = Field(("grammar:tense:2000",), description="SPEC of a task, whose texts are read; repeatable")
     readouts: Names = Field(

@@ -44,7 +44,7 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     opening: ClassVar[str] = "What a linear probe on the last layer gains from the start of the training to its end"
     statements: ClassVar[Mapping[Outcome, str]] = {"yes": "a gain", "no": "a loss", "undecided": "no certain change"}
     judged: ClassVar[str] = "trajectory"
-    tables: ClassVar[tuple[str, ...]] = ("trajectory",)
+    tables: ClassVar[tuple[str, ...]] = ("trajectory", "rows")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of a task: grammar:tense, file:PATH ...; repeatable")
     checkpoints: Names = Field((), description="the models, in their order: two or more folders or hub names")

@@ -37,9 +37,10 @@ from clsprobe.analysis.fine_tuning.tables import (
 )
 from clsprobe.analysis.fine_tuning.trajectory import Trajectory
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.rows import list_rows
 from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.grid import SplitTask
-from clsprobe.analysis.table import PREDICTIONS, read_table
+from clsprobe.analysis.table import PREDICTIONS, concat_categories, read_table
 from clsprobe.analysis.verdict import short
 from clsprobe.probes.base import STRENGTHS, predict_each
 from clsprobe.probes.baseline import majority
@@ -50,9 +51,10 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.files import write_parquet
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.registry import find_probe
-from clsprobe.probes.tasks.split import sample_task, split
+from clsprobe.probes.tasks.split import count_reasons, sample_rows, split
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.training.arrangements import arrange_encoder, longest_text, texts_with_readout
 from clsprobe.probes.training.fine_tune import Diverged, Recipe, Step, Tuned, fine_tune, schedule_batches
@@ -119,7 +121,7 @@ def measure_fine_tuning(
             failures.append(f"the trajectory of {task.task.name} failed: {type(error).__name__}: {error}")
     if trajectories:
         tables["trajectory"] = pd.concat(trajectories, ignore_index=True)
-    measured = _collect_measured(tables, corpus, tasks, encoder, setup.precision)
+    measured = _collect_measured(tables, corpus, tasks, encoder, setup.precision, settings.seed)
     notes = [*refusals, *measured.notes, *(f"{what}." for what in failures)]
     return replace(measured, notes=notes, failures=failures)
 
@@ -165,17 +167,29 @@ def measure_checkpoints(
         assert trajectory is not None
         trajectories.append(trajectory.table.assign(task=task.task.name))
     tables = {"trajectory": pd.concat(trajectories, ignore_index=True)}
-    return _collect_measured(tables, corpus, tasks, first, "float32")
+    return _collect_measured(tables, corpus, tasks, first, "float32", settings.seed)
 
 
 def _collect_measured(
-    tables: dict[str, pd.DataFrame], corpus: Corpus, tasks: Sequence[SplitTask], encoder: Encoder, precision: str
+    tables: Mapping[str, pd.DataFrame],
+    corpus: Corpus,
+    tasks: Sequence[SplitTask],
+    encoder: Encoder,
+    precision: str,
+    seed: int,
 ) -> Measured:
     rows = {
         task.task.name: {side: len(task.rows_of(side)) for side in ("train", "dev", "test")}
+        | {f"left out: {reason}": len(places) for reason, places in corpus.excluded[task.task.name].items()}
         | {f"left out: {reason}": n for reason, n in task.left_out.items()}
         for task in tasks
     }
+    listed = []
+    for task in tasks:
+        side = np.full(len(task.task.texts), "", "<U5")
+        side[task.row_indices] = task.side
+        listed.append(list_rows(corpus, task.task, side, task.reason, seed=seed))
+    tables = {**tables, "rows": concat_categories(listed)}
     model = {
         "model": encoder.name,
         "digest": encoder.description.digest,
@@ -213,46 +227,36 @@ def prepare_task(
     """
     tokenized = encoder.tokenize(task.texts, max_length)
     sides = split(task, seed=settings.seed, allow_overlap=settings.allow_overlap, tokens=tokenized.digests())
-    used, left_out = sides.side != "", dict(sides.left_out)
+    used, reason = sides.side != "", sides.reason.copy()
     too_long = tokenized.full_lengths > max_length
     if settings.long_rows == "error" and (used & too_long).any():
         what = f"{int((used & too_long).sum()):,} texts exceed {max_length} tokens"
         raise InputError("--long-rows error", what, "Pass --long-rows truncate or drop")
-    if settings.long_rows == "drop" and (n_lost := int((used & too_long).sum())):
-        left_out["too long"] = n_lost
+    if settings.long_rows == "drop":
+        reason[used & too_long] = "too long"
         used &= ~too_long
     for readout in readouts:
         readable = texts_with_readout(encoder, readout, task.texts, max_length)
-        if n_lost := int((used & ~readable).sum()):
-            left_out[f"too short for {readout}"] = n_lost
-            used &= readable
+        reason[used & ~readable] = f"too short for {readout}"
+        used &= readable
     rows_by_side = []
     for side, limit in (("train", train_texts), ("dev", max(train_texts // 2, 100)), ("test", len(used))):
         rows = np.flatnonzero(used & (sides.side == side))
-        of_side = replace(
-            task,
-            texts=[task.texts[i] for i in rows.tolist()],
-            y=task.y[rows],
-            split=np.full(len(rows), "train"),
-            groups=None,
-            rows=rows,
-        )
-        drawn = sample_task(of_side, limit, seed=settings.seed).rows
-        assert drawn is not None
+        of_side = replace(task.take(rows), split=np.full(len(rows), "train"), groups=None)
+        drawn = rows[sample_rows(of_side, limit, seed=settings.seed)]
         rows_by_side.append(drawn)
-        if len(rows) > len(drawn):
-            left_out[f"beyond {limit:,} of {side}"] = len(rows) - len(drawn)
+        reason[np.setdiff1d(rows, drawn)] = f"beyond {limit:,} of {side}"
     known = np.isin(task.y, task.y[rows_by_side[0]])
     rows = np.sort(np.concatenate(rows_by_side))
-    if n_lost := int((~known[rows]).sum()):
-        left_out["a label that the training texts lack"] = n_lost
+    reason[rows[~known[rows]]] = "a label that the training texts lack"
     rows = rows[known[rows]]
     classes, y = np.unique(task.y[rows].astype(str), return_inverse=True)
     side_of_row = sides.side[rows]
     if len(classes) < 2 or not {"train", "dev", "test"} <= set(side_of_row):
-        raise InputError(task.name, "too few texts are left on one of the sides", f"Left out: {left_out}")
+        listed = "; ".join(f"{n:,} {why}" for why, n in count_reasons(reason).items()) or "none"
+        raise InputError(task.name, "too few texts are left on one of the sides", f"Left out: {listed}")
     group, notes = sides.group[rows], list(sides.notes)
-    return SplitTask(task, rows, np.arange(len(rows)), side_of_row, group, y, classes, left_out, notes)
+    return SplitTask(task, rows, np.arange(len(rows)), side_of_row, group, y, classes, reason, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings
@@ -412,14 +416,17 @@ def _probe_frozen(settings: Any, setup: Setup, task: SplitTask) -> Iterator[tupl
         arranged_encoder, readout = arrange_encoder(encoder, name)
         limits: Any = {"max_length": setup.max_length, "long_rows": "truncate"}
         X = Extractor(arranged_encoder, [readout], layers=[last], **limits)(texts).cell(last, readout.name)[None]
-        frozen = predict_each(
-            make_attention_probe(readout.name, encoder.description.dim) or find_probe(probe_name),
-            X[:, train],
-            task.y[train, None],
-            X[:, evaluated],
-            dev=(X[:, dev], task.y[dev, None]),
-            strengths=STRENGTHS,
-        )
+        probe = make_attention_probe(readout.name, encoder.description.dim) or find_probe(probe_name)
+        with undo_changes():
+            frozen = predict_each(
+                probe,
+                X[:, train],
+                task.y[train, None],
+                X[:, evaluated],
+                dev=(X[:, dev], task.y[dev, None]),
+                strengths=STRENGTHS,
+                timeout=settings.probe_timeout,
+            )
         if frozen.failures:
             what = f"fails on {name}: {frozen.failures[0]}"
             raise InputError(f"--probes {probe_name}", what, "Name another probe")

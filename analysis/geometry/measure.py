@@ -12,8 +12,10 @@ from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encode_inputs, encoding_notes
 from clsprobe.analysis.geometry.measures import SAMPLE, choose_described, comparable, geometry
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.rows import list_rows
 from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_pca, compute_umap
+from clsprobe.analysis.table import concat_categories
 from clsprobe.analysis.verdict import short
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.states import States
@@ -33,7 +35,7 @@ def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Mea
     InputError where too few texts are left.
     """
     (states,) = encode_inputs(settings, inputs)
-    parts, maps, counts, notes = [], [], {}, [*inputs.corpus.notes, *encoding_notes(states)]
+    parts, listed, maps, counts, notes = [], [], [], {}, [*inputs.corpus.notes, *encoding_notes(states)]
     failures: list[str] = []
     layer = max(states.layers) if layer is None else layer
     for task in inputs.tasks:
@@ -41,6 +43,7 @@ def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Mea
         long = np.isin(state_rows, states.truncated if settings.long_rows == "drop" else [])
         present = states.present[:, state_rows].all(0)
         used = comparable(states, np.unique(state_rows[~long]))
+        row_by_state = dict(zip(state_rows.tolist(), range(len(state_rows)), strict=True))
         if len(used) < SMALLEST:
             what = f"{counted(len(used), 'text')} of {len(state_rows):,} are left, too few"
             raise InputError(task.name, what, "Give more texts, or name readouts that short ones have")
@@ -50,7 +53,11 @@ def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Mea
             "copies": int((present & ~long).sum()) - len(used),
         }
         notes += [f"{short(task.name)}: {n:,} left out, {reason}." for reason, n in left_out.items() if n]
-        left_out["beyond --max-texts"] = inputs.corpus.beyond[task.name]
+        left_out |= {reason: len(places) for reason, places in inputs.corpus.excluded[task.name].items()}
+        reason = np.full(len(state_rows), "copy of another text", object)
+        reason[long], reason[~present & ~long] = "too long", "too short for a readout"
+        reason[[row_by_state[i] for i in used.tolist()]] = ""
+        listed.append(list_rows(inputs.corpus, task, np.full(len(state_rows), "all"), reason, seed=settings.seed))
         counts[task.name] = {"used": len(used)} | {f"left out: {reason}": n for reason, n in left_out.items() if n}
         if len(used) > SAMPLE:
             notes.append(
@@ -60,7 +67,6 @@ def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Mea
         log.info("measuring the geometry of %s", task.name)
         table = geometry(states, used, layer=layer, seed=settings.seed)
         log.info("drawing the maps of %s", task.name)
-        row_by_state = dict(zip(state_rows.tolist(), range(len(state_rows)), strict=True))
         task_rows = np.array([row_by_state[i] for i in used.tolist()])
         parts.append(table.assign(task=task.name))
         try:
@@ -71,7 +77,11 @@ def measure_geometry(settings: Any, inputs: Inputs, *, layer: int | None) -> Mea
     if inputs.vectors:
         inputs.vectors.check_unchanged()
     projection = pd.concat(maps or [pd.DataFrame(columns=MAP)], ignore_index=True)
-    tables = {"measured": pd.concat(parts, ignore_index=True), "projection": projection}
+    tables = {
+        "measured": pd.concat(parts, ignore_index=True),
+        "projection": projection,
+        "rows": concat_categories(listed),
+    }
     return Measured(tables, collect_facts(settings, inputs, states, counts), notes, failures)
 
 

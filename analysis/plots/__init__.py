@@ -46,14 +46,22 @@ def can_draw(name: str) -> bool:
 def draw(name: str, table: pd.DataFrame, arguments: Mapping[str, Any]) -> Figure:
     """Draw a table with the plot of this name.
 
-    Raises ValueError for an unknown plot or a missing column, and InputError for what is registered and is no plot.
+    Raises ValueError for an unknown plot or a missing column, and InputError for what is registered and is no plot. A
+    plot of another package gets a copy of the table; what it raises that is no Exception becomes a PluginError.
     """
     from clsprobe.analysis.plots.style import DEFINED
     from clsprobe.probes.errors import InputError
+    from clsprobe.probes.plugins import PluginError, contain, undo_changes
 
     if not can_draw(name):
         raise ValueError(f"there is no plot '{name}'")
     plot = DEFINED.get(name if ":" in name else PLOTS.full_name(name)) or PLOTS.load(name)
     if plot not in DEFINED.values():
         raise InputError(f"plot {name}", "is no plot", "Define it under clsprobe.analysis.plots.style.register_plot")
-    return plot(table, **arguments)
+    if plot.__module__.startswith("clsprobe."):
+        return plot(table, **arguments)
+    try:
+        with contain(), undo_changes():
+            return plot(table.copy(), **arguments)
+    except PluginError as error:
+        raise error.__cause__ if isinstance(error.__cause__, Exception) else error from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib import import_module
@@ -19,9 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clsprobe.analysis.sources.suffixes import SUFFIXES, split_suffix
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.registry import FULL_NAME, Register, describe_error, describe_kind, search_current_folder
+from clsprobe.probes.plugins import PluginError, contain, undo_changes
+from clsprobe.probes.registry import FULL_NAME, Register, describe_kind, search_current_folder
 from clsprobe.probes.tasks.options import RowOptions, write_flag
+from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.task import Task
 
 SOURCES = Register(
@@ -78,7 +81,7 @@ class Loaded:
     with texts of their own count the rows that were read for each of them.
 
     words: sentence -> its words and their parts of speech (Universal Dependencies), in the order of the text, where the
-    source knows them.
+    source knows them. excluded: reason -> places of rows that were left out, where the source knows them.
     """
 
     tasks: list[Task]
@@ -86,11 +89,17 @@ class Loaded:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    excluded: Mapping[str, Places] = field(default_factory=dict)
 
     @classmethod
     def of_task(cls, task: Task) -> Loaded:
         """A task that was made in memory, with the rows that were left out of it and the notes on them."""
-        return cls([task], len(task.texts) + sum(task.left_out.values()), dict(task.left_out), list(task.notes))
+        rows = len(task.texts) + sum(task.left_out.values())
+        return cls([task], rows, dict(task.left_out), list(task.notes), excluded=task.excluded)
+
+    def without_rare(self, least: int | None) -> Loaded:
+        """The same, every task `Task.without_rare`; None for all classes."""
+        return replace(self, tasks=[task.without_rare(least) for task in self.tasks]) if least else self
 
     @cached_property
     def digest(self) -> str:
@@ -181,8 +190,6 @@ def complete_spec(spec: str) -> str:
 
     A path is what exists, what starts with ``./``, ``../``, ``/`` or ``~``, and a name with the suffix of a data file.
     """
-    from clsprobe.analysis.sources.opening import SUFFIXES, split_suffix
-
     if not isinstance(spec, str) or not spec or (source := split_spec(spec)[0]) in SOURCES.built_in:
         return spec
     try:
@@ -197,8 +204,9 @@ def complete_spec(spec: str) -> str:
 def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
 
-    A path alone is read as ``file:PATH``. options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
-    whatever a source of another package raises or returns instead of a `Loaded`.
+    A path alone is read as ``file:PATH``. options: by default the flags' defaults. Raises InputError for an unknown
+    source, for invalid input data, and for whatever a source of another package raises or returns instead of a
+    `Loaded`.
     """
     if not isinstance(spec, str):
         mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"  # type: ignore[unreachable]
@@ -215,23 +223,24 @@ def load(spec: str, options: SourceOptions | None = None) -> Loaded:
         raise InputError("--vectors", what, "Give the labels as file:PATH")
     if not SOURCES.is_plugin(source):
         loaded: Loaded = function(rest, options)
-        return loaded
+        return loaded.without_rare(options.min_class)
     where = f"--task {source}"
     if not callable(function):
         raise InputError(where, f"is {describe_kind(function)}, not a source", "Name a function load(rest, options)")
     try:
-        result = function(rest, options)
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise InputError(where, f"failed on '{rest}' ({describe_error(error)})", "Mend the plug-in") from error
+        with contain(), undo_changes():
+            result = function(rest, options)
+            if isinstance(result, Loaded):
+                result = replace(result, tasks=[*result.tasks], left_out=dict(result.left_out), notes=[*result.notes])
+    except PluginError as error:
+        raise InputError(where, f"failed on '{rest}' ({error})", "Mend the plug-in") from error.__cause__
     if not isinstance(result, Loaded):
         raise InputError(where, f"returned {describe_kind(result)}, not a Loaded", "Return a clsprobe.Loaded")
     if wrong := [task for task in result.tasks if not isinstance(task, Task)]:
         raise InputError(where, f"returned {describe_kind(wrong[0])} among its tasks", "Make each a clsprobe.Task")
     if not result.tasks:
         raise InputError(where, f"made no task of '{rest}'", "Raise InputError where there is none")
-    return result
+    return result.without_rare(options.min_class)
 
 
 def _update_digest(total: Any, values: np.ndarray | Sequence[str] | None) -> None:

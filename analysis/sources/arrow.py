@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of Arrow streams, which `Dataset.save_to_disk` writes.
+"""Rows of Parquet files and of Arrow streams, which ``Dataset.save_to_disk`` writes.
 
 1. `_Table` gives the schema and the batches of either. Texts come as dictionaries, as they are stored: a file of a
    megabyte can say one long text a million times.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SLICE = 1 << 23  # bytes of text that are made strings at once
-BATCH = 8192  # rows
+BATCH = 2048  # rows
 
 
 @dataclass(frozen=True)

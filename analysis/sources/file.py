@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.folders import find_files
-from clsprobe.analysis.sources.opening import BINARY
+from clsprobe.analysis.sources.suffixes import BINARY
 from clsprobe.analysis.sources.tables import read_rows
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks.rows import Findings, Row, RowCollector
@@ -37,16 +37,40 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     memory = _Memory()
     for file in data.files:
         findings = Findings(file.name, "row" if file.suffix in BINARY else "line")
-        rows = memory.count(read_rows(file, collector.columns, options, findings), findings)
-        collector.add(rows, findings, file.side)
+        cells = read_rows(file, collector.columns, options, findings)
+        collector.add(memory.count(cells, findings), findings, file.side)
+    collector.notes = _unite_notes(collector.notes, [file.name for file in data.files])
     rows = collector.finish(data.name)
     labels = rows.labels or {"texts": (np.zeros(len(rows.texts)), "number")}
     textless = not options.text_columns
     tasks = [
-        Task(f"file:{data.stem}:{column}", rows.texts, y, kind, rows.split, rows.groups, rows.row_numbers, textless)
+        Task(
+            f"file:{data.stem}:{column}",
+            rows.texts,
+            y,
+            kind,
+            rows.split,
+            rows.groups,
+            rows.row_numbers,
+            textless,
+            places=rows.places,
+        )
         for column, (y, kind) in labels.items()
     ]
-    return Loaded(tasks, rows.rows, rows.left_out, rows.notes)
+    return Loaded(tasks, rows.rows, rows.left_out, rows.notes, excluded=rows.excluded)
+
+
+def _unite_notes(notes: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The notes, where those that say the same of several files are one."""
+    files: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, rest = note.partition(": ")
+        files.setdefault(rest if name in names else note, []).append(name if name in names else "")
+    united = []
+    for note, (first, *others) in files.items():
+        more = f" and {len(others):,} more file{'s' if len(others) > 1 else ''}" if others else ""
+        united.append(f"{first}{more}: {note}" if first else note)
+    return united
 
 
 class _Memory:

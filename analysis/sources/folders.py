@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clsprobe.analysis.sources.opening import SUFFIXES, DataFile, Stdin, split_suffix
+from clsprobe.analysis.sources.opening import DataFile, Stdin
+from clsprobe.analysis.sources.suffixes import SUFFIXES, split_suffix
 from clsprobe.probes.errors import InputError, did_you_mean, format_names, quote
 from clsprobe.probes.files import open_file, read_content, read_error, read_json, stays_inside
 from clsprobe.probes.tasks.rows import ALIASES, SIDES
 
+CONVERSIONS = {  # suffix -> how to make of such a file one that is read
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save it as CSV UTF-8 from there"),
+    **dict.fromkeys((".pkl", ".pickle"), "Write it as .parquet: what is pickled can run code, and is never read"),
+    ".zip": "Unpack it",
+}
 PART = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")  # train-00000-of-00002-a09b74b3ef9c3b56
 KNOWN = ".csv, .tsv, .jsonl, .json, .parquet"
+LARGEST_README = 1 << 18  # bytes
 SAVE_AGAIN = "Load it with datasets.load_from_disk and save it again"
 
 
@@ -86,27 +93,30 @@ def _unknown_format_error(path: Path, suffix: str) -> InputError:
     """The error for a file whose name does not say its format, with what its first bytes look like."""
     what = f"unknown kind of file '{suffix}'" if suffix else "a file without a suffix"
     mend = f"Known: {KNOWN}. Convert the file, or give it its right name"
-    mend = {
-        ".xlsx": "Save it as CSV UTF-8 in Excel",
-        ".xls": "Save it as CSV UTF-8 in Excel",
-        ".ods": "Save it as CSV there",
-        ".zip": "Unpack it",
-        ".pkl": "Write it as .parquet: what is pickled can run code, and is never read",
-        ".pickle": "Write it as .parquet: what is pickled can run code, and is never read",
-    }.get(suffix, mend)
+    if suffix in CONVERSIONS:
+        mend = CONVERSIONS[suffix]
+    elif guess := _guess_suffix(path):
+        mend = f"Its first line looks like {guess}: if it is, rename it to {path.stem}{guess}"
+    return InputError(path.name, what, mend)
+
+
+def _guess_suffix(path: Path) -> str | None:
+    """The suffix of a text file, by its first line."""
     try:
         with open_file(path) as file:
             head = file.read(4096)
     except OSError:
-        head = b""
-    first_line = head.split(b"\n")[0]
-    looks = {".parquet": head.startswith(b"PAR1"), ".jsonl": first_line.startswith(b'{"'), ".json": head[:1] == b"["}
-    looks |= {".tsv": b"\t" in first_line, ".csv": b"," in first_line or b";" in first_line}
-    is_text = not head.translate(None, bytes(range(32, 256)) + b"\t\r\n")
-    guess = next((suffix for suffix, fits in looks.items() if fits and (is_text or suffix == ".parquet")), None)
-    if guess and mend.startswith("Known"):
-        mend = f"Its first line looks like {guess}: if it is, rename it to {path.stem or path.name}{guess}"
-    return InputError(path.name, what, mend)
+        return None
+    if head.translate(None, bytes(range(32, 256)) + b"\t\r\n"):
+        return None
+    line = head.split(b"\n")[0]
+    looks = {
+        ".jsonl": line.startswith(b'{"'),
+        ".json": line.startswith(b"["),
+        ".tsv": b"\t" in line,
+        ".csv": b"," in line,
+    }
+    return next((suffix for suffix, fits in looks.items() if fits), None)
 
 
 class _FolderOfData:
@@ -137,127 +147,127 @@ class _FolderOfData:
     # ------------------------------------------------------------------------------------------------ files with names
 
     def _named_sides(self) -> dict[str | None, list[Path]]:
-        folders = [folder for folder in (self.folder, self.folder / "data") if folder.is_dir()]
-        attempts = [self._by_name(_entries(folder)) for folder in folders]
-        attempts += [self._by_folder(_entries(folder)) for folder in folders]
-        for sides in attempts:
+        """Side -> files, in the order of their parts."""
+        train_parts: list[Path] = []
+        has_train = False
+        for sides in self._layouts():
+            has_train = has_train or "train" in sides
             if "train" in sides and len(sides) > 1:
                 self._note_unread(sides)
-                return {side: self._order(paths, side) for side, paths in sides.items()}
-        for sides in attempts:
-            if list(sides) == ["train"] and len(sides["train"]) > 1:
-                return self._only_train(self._order(sides["train"], "train"))
-        if sides := self._declared():
-            if list(sides) == ["train"]:
-                return self._only_train(self._order(sides["train"], "train"))
-            return {side: self._order(paths, side) for side, paths in sides.items()}
-        raise self._no_side_error("train" in attempts[0])
-
-    def _only_train(self, paths: list[Path]) -> dict[str | None, list[Path]]:
+                return dict(sides.items())
+            if len(sides.get("train", ())) > 1:
+                train_parts = train_parts or sides["train"]
+        sides = self._declared()
+        if len(sides) > 1:
+            return dict(sides.items())
+        if not (train_parts := sides.get("train", train_parts)):
+            raise self._no_side_error(has_train)
         self.notes.append(f"{self.folder.name} holds train alone, which clsprobe splits itself")
-        return {None: paths}
+        return {None: train_parts}
 
-    def _by_name(self, entries: Sequence[Path]) -> dict[str, list[Path]]:
-        """Side -> files, by the names of files."""
+    def _layouts(self) -> Iterator[dict[str, list[Path]]]:
+        """Side -> files, as the names of files say, and as those of folders do; here, and in the folder ``data``."""
+        for folder in (self.folder, self.folder / "data"):
+            if folder.is_dir():
+                yield self._by_name(folder)
+                yield self._by_folder(folder)
+
+    def _by_name(self, folder: Path) -> dict[str, list[Path]]:
+        """``train.csv``, ``train-00000-of-00002.parquet``"""
         sides: dict[str, list[Path]] = {}
-        for path in entries:
-            stem, suffix = split_suffix(path.name)
+        for path in _tables(folder):
+            stem = split_suffix(path.name)[0]
             part = PART.fullmatch(stem)
-            side = ALIASES.get((part[1] if part else stem).lower())
-            if side and suffix in SUFFIXES:
+            if side := ALIASES.get((part[1] if part else stem).lower()):
                 sides.setdefault(side, []).append(path)
+        return {side: self._order_parts(paths, side) for side, paths in sides.items()}
+
+    def _by_folder(self, folder: Path) -> dict[str, list[Path]]:
+        """``train/0000.parquet``"""
+        folders: dict[str, Path] = {}
+        for entry in _entries(folder):
+            if (side := ALIASES.get(entry.name.lower())) and entry.is_dir():
+                if side in folders:
+                    what = f"{entry.name} and {folders[side].name} are both {side} folders"
+                    raise self._error(what, "Move one of them away")
+                folders[side] = entry
+        sides = {}
+        for side, entry in folders.items():
+            if files := _tables(entry):
+                are_parts = any(PART.fullmatch(split_suffix(path.name)[0]) for path in files)
+                by_number = sorted(files, key=lambda path: _natural(path.name))
+                sides[side] = self._order_parts(files, side) if are_parts else by_number
         return sides
 
-    def _by_folder(self, entries: Sequence[Path]) -> dict[str, list[Path]]:
-        """Side -> files, by the names of the folders that hold them."""
-        sides: dict[str, list[Path]] = {}
-        for folder in entries:
-            if (side := ALIASES.get(folder.name.lower())) and folder.is_dir():
-                if side in sides:
-                    raise self._error(f"{folder.name} and {sides[side][0].parent.name} are both {side} folders",
-                                      "Move one of them away")  # fmt: skip
-                if files := _tables(_entries(folder)):
-                    sides[side] = files
-        return sides
+    def _order_parts(self, paths: list[Path], side: str) -> list[Path]:
+        """The one file of a side, or its parts in the order of their numbers.
 
-    def _order(self, paths: list[Path], side: str) -> list[Path]:
-        """The parts of a side in the order of their numbers. Raises InputError if there are too many or too few."""
-        parts = [PART.fullmatch(split_suffix(path.name)[0]) for path in paths]
-        is_by_folder = any(path.parent.name.lower() in ALIASES for path in paths)
-        if not any(parts) and (is_by_folder or len(paths) == 1):
-            return sorted(paths, key=lambda path: _natural(path.name))
-        numbers = dict[int, Path]()
-        total = max((int(part[3]) for part in parts if part), default=1)
-        for path, part in zip(paths, parts, strict=True):
-            number = int(part[2]) if part else 0
-            if number in numbers or (part and int(part[3]) != total) or not part and len(paths) > 1:
-                other = numbers.get(number) or next(other for other in paths if other != path)
-                first, second = sorted([self._title(other), self._title(path)])
+        Raises InputError for two files that are the same part, and for parts that are missing.
+        """
+        numbers, total = dict[int, Path](), 0
+        for path in paths:
+            part = PART.fullmatch(split_suffix(path.name)[0])
+            number, last = (int(part[2]), int(part[3])) if part else (0, 1)
+            if number in numbers or last != (total or last):
+                first, second = sorted([self._title(numbers.get(number, paths[0])), self._title(path)])
                 raise self._error(f"{first} and {second} are both {side} files", "Move one of them away")
-            numbers[number] = path
-        if missing := [number for number in range(min(total, 10**5)) if number not in numbers]:
-            name = paths[0].name
-            first = PART.sub(lambda match: f"{match[1]}-{missing[0]:0{len(match[2])}}-of-{match[3]}", name, count=1)
-            others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-            what = f"{len(missing):,} of the {total:,} parts of {side} are missing ({first}{others})"
+            numbers[number], total = path, last
+        if len(numbers) < total:
+            missing = next(number for number in range(total) if number not in numbers)
+            name = PART.sub(
+                lambda match: f"{match[1]}-{missing:0{len(match[2])}}-of-{match[3]}", paths[0].name, count=1
+            )
+            others = f" and {total - len(numbers) - 1:,} more" if total - len(numbers) > 1 else ""
+            what = f"{total - len(numbers):,} of the {total:,} parts of {side} are missing ({name}{others})"
             raise self._error(what, "Was the download cut? Fetch them")
         return [numbers[number] for number in sorted(numbers)]
 
     def _note_unread(self, sides: dict[str, list[Path]]) -> None:
         """A note on files beside those of the sides that are written as these are."""
-        read = {path for paths in sides.values() for path in paths}
-        suffixes = {split_suffix(path.name)[1] for path in read}
-        folders = {path.parent for path in read if path.parent.name.lower() not in ALIASES}
-        others = [path for folder in sorted(folders) for path in _tables(_entries(folder)) if path not in read]
+        files = {path for paths in sides.values() for path in paths}
+        suffixes = {split_suffix(path.name)[1] for path in files}
+        folders = sorted({path.parent for path in files})
+        others = [path for folder in folders for path in _tables(folder) if path not in files]
         if unread := [self._title(path) for path in others if split_suffix(path.name)[1] in suffixes]:
             self.notes.append(f"not read, as the names are no sides of a split: {format_names(unread)}")
 
     def _no_side_error(self, has_train: bool) -> InputError:
-        folder = self.folder
-        tables = _tables(_entries(folder))
-        if folders := [path.name for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]:
-            named = f"It holds the folder{'s' if len(folders) > 1 else ''} {format_names(folders)}"
-            named += f". Name one, as in file:{folder / folders[0]}"
+        folders = [path for path in _entries(self.folder) if path.is_dir() and not path.name.startswith(".")]
+        names = format_names([path.name for path in _tables(self.folder)])
+        if names:
+            mend = f"It holds {names}. Name its files train, dev and test, or give one file"
+            mend += f", as in file:{self.folder / names}" if len(_tables(self.folder)) == 1 else ""
+        elif folders:
+            listed = format_names([path.name for path in folders])
+            mend = f"It holds the folder{'s' if len(folders) > 1 else ''} {listed}. Name one, as in file:{folders[0]}"
         else:
-            named = f"It holds no {', '.join(KNOWN.split(', '))} file. Name its files train, dev and test, or give one file"
-        if tables:
-            named = f"It holds {format_names([path.name for path in tables])}. Name its files train, dev and test, or give "
-            named += f"one file, as in file:{tables[0]}" if len(tables) == 1 else "one file"
-        return self._error(f"the folder has no {'test' if has_train else 'train'} file", named)
+            mend = f"It holds no {KNOWN} file. Name its files train, dev and test, or give one file"
+        return self._error(f"the folder has no {'test' if has_train else 'train'} file", mend)
 
     # -------------------------------------------------------------------------------------------------------- README.md
 
     def _declared(self) -> dict[str, list[Path]]:
         """Side -> files, as the README.md of a repository on the hub says in its ``configs:``; empty if it does not."""
-        import yaml
-
-        path = self.folder / "README.md"
-        if not path.is_file():
-            return {}
-        try:
-            text = read_content(path).decode("utf-8", "replace")
-            header = yaml.load(text.split("\n---", 1)[0].removeprefix("---"), yaml.BaseLoader)  # noqa: S506 - strings only
-        except (OSError, yaml.YAMLError, RecursionError):
-            return {}
-        configs = header.get("configs") if text.startswith("---") and isinstance(header, dict) else None
         named = {
-            str(config.get("config_name", "default")): config["data_files"]
-            for config in (configs if isinstance(configs, list) else [])
-            if isinstance(config, dict) and isinstance(config.get("data_files"), list)
+            str(config.get("config_name", "default")): [*_data_files(config)]
+            for config in _read_configs(self.folder / "README.md")
+            if isinstance(config, dict)
         }
         if len(named) > 1 and "default" not in named:
-            folders = sorted({files.parts[0] for data in named.values() for files in _patterns(data) if files.parts[1:]})
-            mend = f"Name the folder of one, as in file:{self.folder / folders[0]}" if folders else "Give the files of one"
+            folders = sorted(
+                {self.folder / path.parts[0] for entries in named.values() for _, path in entries if path.parts[1:]}
+            )
+            mend = "Give the files of one, as a folder of its own"
+            if folders and folders[0].is_dir():
+                mend = f"Name the folder of one, as in file:{folders[0]}"
             raise self._error(f"its README.md names {len(named)} data sets ({format_names(sorted(named))})", mend)
         sides: dict[str, list[Path]] = {}
-        for data in [named.get("default", *named.values())] if named else []:
-            for entry in data:
-                side = ALIASES.get(str(entry.get("split", "")).lower()) if isinstance(entry, dict) else None
-                if side:
-                    sides.setdefault(side, []).extend(_glob(self.folder, _patterns([entry])))
+        for side, pattern in named.get("default", next(iter(named.values()), [])):
+            files = [path for path in sorted(self.folder.glob(pattern.as_posix())) if _is_table(path)]
+            sides.setdefault(side, []).extend(files)
         return {side: paths for side, paths in sides.items() if paths}
 
-    # ------------------------------------------------------------------------------------------------------ save_to_disk
+    # ----------------------------------------------------------------------------------------------------- save_to_disk
 
     def _saved_dictionary(self) -> dict[str | None, list[Path]]:
         """Side -> files of a DatasetDict."""
@@ -283,12 +293,15 @@ class _FolderOfData:
         if _get(state, "_indices_data_files"):
             raise InputError(str(state), "is of an old version of datasets, with rows in another order", SAVE_AGAIN)
         names = [part.get("filename") if isinstance(part, dict) else None for part in parts or ()]
-        if not names or not all(stays_inside(name) and name.endswith(".arrow") for name in names):
+        paths = [
+            folder / name for name in names if isinstance(name, str) and stays_inside(name) and name.endswith(".arrow")
+        ]
+        if not paths or len(paths) < len(names):
             raise InputError(str(state), "names no .arrow files in this folder", SAVE_AGAIN)
-        if missing := [name for name in names if not (folder / name).exists()]:
+        if missing := [path.name for path in paths if not path.exists()]:
             what = f"{len(missing):,} of its {len(names):,} files are missing ({format_names(missing)})"
             raise InputError(str(folder), what, "Was the copy cut? Copy the whole folder")
-        return [folder / name for name in names]
+        return paths
 
 
 def _get(path: Path, key: str) -> Any:
@@ -304,10 +317,15 @@ def _entries(folder: Path) -> list[Path]:
         raise read_error(str(folder), error, "Check the folder") from None
 
 
-def _tables(entries: Sequence[Path]) -> list[Path]:
-    """The files whose names say that they hold rows, but for those of the library `datasets`."""
+def _tables(folder: Path) -> list[Path]:
+    """The files of a folder whose names say that they hold rows."""
+    return [path for path in _entries(folder) if _is_table(path)]
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file's name says that it holds rows, and is none that the library `datasets` writes about them."""
     own = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
-    return [path for path in entries if split_suffix(path.name)[1] in SUFFIXES and path.name not in own]
+    return split_suffix(path.name)[1] in SUFFIXES and path.name not in own
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -315,12 +333,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _patterns(data_files: Any) -> list[Path]:
-    """The patterns of files in a list of {split, path}, but for those that lead out of the folder."""
-    paths = [entry.get("path") for entry in data_files if isinstance(entry, dict)]
-    flat = [pattern for path in paths for pattern in (path if isinstance(path, list) else [path])]
-    return [Path(pattern) for pattern in flat if stays_inside(pattern)]
+def _read_configs(path: Path) -> list[Any]:
+    """The ``configs:`` of the YAML that a README.md begins with; empty if there are none."""
+    import yaml
+
+    try:
+        text = read_content(path, largest=LARGEST_README).decode("utf-8", "replace") if path.is_file() else ""
+        header = (
+            yaml.load(text.split("\n---", 1)[0].removeprefix("---"), yaml.BaseLoader) if text[:3] == "---" else None
+        )
+    except (OSError, yaml.YAMLError, RecursionError):
+        return []
+    configs = header.get("configs") if isinstance(header, dict) else None
+    return configs if isinstance(configs, list) else []
 
 
-def _glob(folder: Path, patterns: Sequence[Path]) -> list[Path]:
-    return [path for pattern in patterns for path in _tables(sorted(folder.glob(pattern.as_posix())))]
+def _data_files(config: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The side and pattern of the files of one of ``configs:``, but for patterns that lead out of the folder."""
+    entries = config.get("data_files")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and (side := ALIASES.get(str(entry.get("split")).lower())):
+            patterns = entry.get("path")
+            for pattern in patterns if isinstance(patterns, list) else [patterns]:
+                if isinstance(pattern, str) and stays_inside(pattern):
+                    yield side, Path(pattern)

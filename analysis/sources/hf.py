@@ -34,6 +34,7 @@ from clsprobe.probes.tasks.labels import (
     note_labels,
     note_unused,
 )
+from clsprobe.probes.tasks.places import Places, Table
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import PAIRED, ArrowTexts
 
@@ -62,11 +63,11 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
     columns = {name: rows.labels(name, notes, options.target) for name in options.label_column}
     part_of_row = np.repeat(np.arange(len(rows.parts)), [n for *_, n in rows.parts])
     side_of_row = np.array([side or "" for _, side, _ in rows.parts])[part_of_row]
-    keep, left_out = np.ones(len(part_of_row), bool), dict[str, int]()
-    for index, (name, side, n) in enumerate(rows.parts):
+    keep, left_out = np.ones(len(part_of_row), bool), dict[str, np.ndarray]()  # reason -> mask of the rows
+    for index, (name, side, _) in enumerate(rows.parts):
         if side and any(_is_missing(column)[part_of_row == index].all() for column in columns.values()):
-            keep &= part_of_row != index  # a benchmark with hidden labels
-            left_out[f"{name} has no labels"] = n
+            left_out[f"{name} has no labels"] = part_of_row == index  # a benchmark with hidden labels
+            keep &= part_of_row != index
             notes.append(f"{name} is published without labels and left out")
     checks = [
         (
@@ -99,7 +100,7 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
         if not drop:
             rows.check_rows(empty, f"{title} is empty", f"Mend the data, or pass {flag}")
         elif empty.any():
-            left_out[reason] = left_out.get(reason, 0) + int(empty.sum())
+            left_out[reason] = left_out.get(reason, False) | empty
             keep &= ~empty
     split = _check_sides(rows.title, side_of_row[keep], notes)
     groups = None
@@ -110,14 +111,21 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
     all_texts = _join_pairs(list(texts.values()))
     task_texts = ArrowTexts(all_texts if keep.all() else all_texts.filter(keep))
     stem = ":".join(filter(None, (dataset.name.rpartition("/")[2], dataset.config)))
+    tables = [Table(f"{rows.title}/{name}", "row") for name, *_ in rows.parts]
+    numbers = np.concatenate([np.arange(1, n + 1) for *_, n in rows.parts])
+    places = Places(tables, part_of_row.astype(np.int32), numbers)
+    excluded = {reason: places.take(mask) for reason, mask in left_out.items()}
+    places = places.take(keep)
     tasks = []
     for name, column in columns.items():
         y = _convert_labels(rows, name, column, keep, options, notes)
         kind: Literal["class", "number"] = "number" if options.target == "number" else "class"
-        tasks.append(Task(f"hf:{stem}:{name}", task_texts, y, kind, split, groups))
+        tasks.append(Task(f"hf:{stem}:{name}", task_texts, y, kind, split, groups, places=places))
     if not tasks:
-        tasks.append(Task(f"hf:{stem}:texts", task_texts, np.zeros(len(task_texts)), "number", split, groups))
-    return Loaded(tasks, len(side_of_row), left_out, notes)
+        zeros = np.zeros(len(task_texts))
+        tasks.append(Task(f"hf:{stem}:texts", task_texts, zeros, "number", split, groups, places=places))
+    counts = {reason: len(rows_of_reason) for reason, rows_of_reason in excluded.items()}
+    return Loaded(tasks, len(side_of_row), counts, notes, excluded=excluded)
 
 
 @dataclass(frozen=True)

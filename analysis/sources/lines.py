@@ -41,7 +41,8 @@ def find_path(rest: str, example: str) -> Path:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file with their numbers from 1, without line ends and byte-order mark.
 
-    Raises InputError for another type of file, invalid UTF-8, a damaged compressed file, and a file that changes meanwhile.
+    Raises InputError for another type of file, invalid UTF-8, a damaged compressed file, a line that no text has,
+    and a file that changes meanwhile.
     """
     name, number = path.name, 0
     try:

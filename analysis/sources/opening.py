@@ -1,4 +1,4 @@
-"""Opens a file of rows for its reader: a regular file or standard input, unpacked, and checked to be what its name says.
+"""Opens a file of rows for its reader: a regular file or standard input, unpacked, and checked against its name.
 
 1. `DataFile` is a file with the side of the split that it is. `Source` is one that is open, with what to read of it.
 2. `open_source` opens it, detects a content that contradicts the suffix (xlsx, UTF-16 ...), and checks at the end that
@@ -18,16 +18,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
-from clsprobe.analysis.sources import SourceOptions, packed
+from clsprobe.analysis.sources import SourceOptions
+from clsprobe.analysis.sources.packed import unpack
+from clsprobe.analysis.sources.suffixes import BINARY, JSON, PARQUET, split_suffix
 from clsprobe.probes.errors import InputError, did_you_mean, quote
 from clsprobe.probes.files import open_file, read_error, spool_stream
 from clsprobe.probes.tasks.rows import ALIASES, Findings, check_columns
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".parq", ".pq", ".arrow")
-BINARY = (".parquet", ".parq", ".pq", ".arrow")  # with a compression of their own
 LONGEST = 1 << 24  # characters of a line, a cell or a record: three times the complete works of Shakespeare
 TOO_LONG = "No encoder reads such a text: cut it, or leave it out"
 SIDE_COLUMNS = ("split", "set", "fold", "part", "partition", "subset")  # names that a column of sides often has
@@ -80,15 +80,6 @@ class Stdin:
         if not self.file.read(1):
             self.file.close()
             raise InputError(self.name, "is empty, or was read by a task before this one", mend)
-
-
-def split_suffix(name: str) -> tuple[str, str]:
-    """The stem of a file's name and the suffix that says its format: ("reviews", ".csv") of Reviews.CSV.gz."""
-    path = PurePath(name)
-    inner = PurePath(path.stem)
-    if path.suffix.lower() in packed.SUFFIXES and inner.suffix.lower() in SUFFIXES and inner.suffix.lower() not in BINARY:
-        path = inner
-    return path.stem, path.suffix.lower()
 
 
 @dataclass(frozen=True)
@@ -158,7 +149,9 @@ class Source:
         self.findings.notes.append(f"{self.name}: column {quote(column)} is {quote(matches[0])} in the header")
         return matches[0]
 
-    def note_sides(self, rows: Iterable[tuple[int, Sequence[str | None]]]) -> Iterator[tuple[int, Sequence[str | None]]]:
+    def note_sides(
+        self, rows: Iterable[tuple[int, Sequence[str | None]]]
+    ) -> Iterator[tuple[int, Sequence[str | None]]]:
         """The rows without the cell of a column that seems to hold a split, and a note where it holds nothing else."""
         width, sides = len(self.columns), Counter[str]()
         is_split = True
@@ -189,7 +182,7 @@ def open_source(
 
     def start(file: BinaryIO) -> Source:
         size = file.seek(0, io.SEEK_END)
-        content = file if data_file.suffix in BINARY else packed.unpack(file, findings.name)
+        content = file if data_file.suffix in BINARY else unpack(file, findings.name)
         content.seek(0)
         head = content.read(4096)
         content.seek(0)
@@ -213,12 +206,11 @@ def _check_type(data_file: DataFile, name: str, head: bytes) -> None:
         raise InputError(name, "file is empty")
     suffix, start = data_file.suffix, head.removeprefix(codecs.BOM_UTF8).lstrip()[:64]
     if isinstance(data_file.path, Stdin):
-        for other, magic in ((".parquet", b"PAR1"), (".jsonl", b'{"')):
-            if suffix != other and not (suffix == ".json" and other == ".jsonl") and start.startswith(magic):
-                what = f"looks like {other}, and is read as {suffix}"
-                raise InputError(name, what, f"Say so: --task file:-{other}")
-    is_parquet = suffix in BINARY and suffix != ".arrow"
-    if is_parquet and head.startswith(b"PAR1"):
+        for same, magic in ((PARQUET, b"PAR1"), (JSON, b'{"')):
+            if suffix not in same and start.startswith(magic):
+                what = f"looks like {same[0]}, and is read as {suffix}"
+                raise InputError(name, what, f"Say so: --task file:-{same[0]}")
+    if suffix in PARQUET and head.startswith(b"PAR1"):
         return
     if head.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in head or b"xl/" in head):
         raise InputError(name, "is an Excel or Office file, whatever its name", "Save it as CSV UTF-8 from there")
@@ -230,7 +222,7 @@ def _check_type(data_file: DataFile, name: str, head: bytes) -> None:
     if suffix in BINARY and not (suffix == ".arrow" and head.startswith(b"\xff\xff\xff\xff")):
         is_text = not head.translate(None, bytes(range(32, 256)) + b"\t\r\n")
         mend = "It looks like text: rename it to .csv, .tsv or .jsonl" if is_text else "Was the download cut?"
-        kind = "a Parquet file (it does not start with PAR1)" if is_parquet else "a stream of Arrow tables"
+        kind = "a Parquet file (it does not start with PAR1)" if suffix in PARQUET else "a stream of Arrow tables"
         raise InputError(name, f"not {kind}", mend)
 
 

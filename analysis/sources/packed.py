@@ -1,4 +1,4 @@
-"""Compressed files: gzip, bzip2, xz and Zstandard, recognised by their first bytes whatever their name, read as a stream.
+"""Compressed files: gzip, bzip2, xz and Zstandard, recognised by their first bytes and read as streams.
 
 1. `unpack` puts a stream of the content over the open file; nothing is unpacked to the disk.
 2. `check_content_size` bounds what a small file may hold: a few kilobytes can unpack to terabytes.
@@ -10,12 +10,11 @@ import io
 import os
 import re
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from clsprobe.probes.errors import InputError
 
-SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-FREE_CONTENT = 256 << 20  # bytes that any file may hold, however small it is
+FREE_CONTENT = 64 << 20  # bytes that any file may hold, however small it is
 HIGHEST_RATIO = 200  # of content to file beyond that; texts reach 3 to 20, and logs that repeat themselves 100
 
 
@@ -47,7 +46,7 @@ def unpack(file: BinaryIO, name: str) -> BinaryIO:
 class _Content(io.RawIOBase):
     """What a packed file holds. Seeking back unpacks it again from the start."""
 
-    def __init__(self, file: BinaryIO, name: str, kind: str, program: str, start: Callable[[BinaryIO], BinaryIO]):
+    def __init__(self, file: BinaryIO, name: str, kind: str, program: str, start: Callable[[BinaryIO], Any]):
         self._file, self._name, self._kind, self._program, self._start = file, name, kind, program, start
         self._packed_size = file.seek(0, os.SEEK_END)
         self._rewind()
@@ -92,29 +91,28 @@ class _Content(io.RawIOBase):
         return len(content)
 
 
-def _start_gzip(file: BinaryIO) -> BinaryIO:
+def _start_gzip(file: BinaryIO) -> Any:
     import gzip
 
-    return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
+    return gzip.GzipFile(fileobj=file, mode="rb")
 
 
-def _start_bzip2(file: BinaryIO) -> BinaryIO:
+def _start_bzip2(file: BinaryIO) -> Any:
     import bz2
 
     return bz2.BZ2File(file)
 
 
-def _start_xz(file: BinaryIO) -> BinaryIO:
+def _start_xz(file: BinaryIO) -> Any:
     import lzma
 
     return lzma.LZMAFile(file)
 
 
-def _start_zstandard(file: BinaryIO) -> BinaryIO:
+def _start_zstandard(file: BinaryIO) -> Any:
     import pyarrow as pa
 
-    stream: BinaryIO = pa.CompressedInputStream(pa.PythonFile(_Borrowed(file), "r"), "zstd")
-    return stream
+    return pa.CompressedInputStream(pa.PythonFile(_Borrowed(file), "r"), "zstd")
 
 
 class _Borrowed(io.RawIOBase):
@@ -132,7 +130,7 @@ class _Borrowed(io.RawIOBase):
         return len(content)
 
 
-_KINDS: dict[bytes, tuple[str, str, Callable[[BinaryIO], BinaryIO]]] = {  # pattern of the first bytes -> kind, program
+_KINDS: dict[bytes, tuple[str, str, Callable[[BinaryIO], Any]]] = {  # pattern of the first bytes -> kind, program
     b"\x1f\x8b": ("gzip", "gunzip", _start_gzip),
     b"BZh[1-9]1AY&SY": ("bzip2", "bunzip2", _start_bzip2),
     b"\xfd7zXZ\x00": ("xz", "unxz", _start_xz),

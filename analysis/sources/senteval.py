@@ -20,6 +20,7 @@ import numpy as np
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.analysis.sources.lines import find_path, read_lines
 from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.rows import Findings
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import Texts
@@ -36,7 +37,8 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     findings, texts = Findings(path.name), Texts()
     sides, codes, classes = array("b"), array("i"), dict[str, int]()
     digests = {part: [0, 0] for part in PARTS}  # rows and the sum of their hashes, which ignores their order
-    names, n_fields, n_rows, n_empty = list(PARTS), 0, 0, 0
+    names, n_fields, n_rows = list(PARTS), 0, 0
+    numbers, empty = array("q"), array("q")  # lines, of the rows and of those without a sentence
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -51,13 +53,14 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         elif not (label := fields[0].strip()):
             findings.add(number, "the label is empty", "Fill it in")
         elif not (text := fields[-1].strip()):
-            n_empty += 1
+            empty.append(number)
             if not options.drop_empty:
                 findings.add(number, "the sentence is empty", "Fill it in, or pass --drop-empty")
         else:
             texts.append(detokenise(text) if options.detokenise else text)
             codes.append(classes.setdefault(label, len(classes)))
             sides.append(names.index(part))
+            numbers.append(number)
             digest = digests[part]
             digest[0] += 1
             digest[1] += int.from_bytes(blake2b(f"{label}\t{text}".encode(), digest_size=16).digest(), "big")
@@ -72,8 +75,10 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         texts.finish(),
         np.array(list(classes))[np.frombuffer(codes, np.intc)],
         split=np.array(list(PARTS.values()))[np.frombuffer(sides, np.int8)],
+        places=Places.of(findings, np.frombuffer(numbers, "q")),
     )
-    return Loaded([task], n_rows, {"empty text": n_empty} if n_empty else {}, notes)
+    excluded = {"empty text": Places.of(findings, np.frombuffer(empty, "q"))} if empty else {}
+    return Loaded([task], n_rows, {"empty text": len(empty)} if empty else {}, notes, excluded=excluded)
 
 
 _HEADER = "A SentEval file has no header: part, label and sentence, separated by tabs"

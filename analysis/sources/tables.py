@@ -15,8 +15,9 @@ from typing import Any
 
 from clsprobe.analysis.sources import SourceOptions
 from clsprobe.analysis.sources.json_rows import read_json_rows
-from clsprobe.analysis.sources.opening import BINARY, DataFile, Source, open_source
+from clsprobe.analysis.sources.opening import DataFile, Source, open_source
 from clsprobe.analysis.sources.separated import read_csv, read_tsv
+from clsprobe.analysis.sources.suffixes import BINARY, JSON, PARQUET
 from clsprobe.probes.errors import quote
 from clsprobe.probes.files import read_content
 from clsprobe.probes.tasks.rows import Findings, Row, name_classes
@@ -24,9 +25,7 @@ from clsprobe.probes.tasks.rows import Findings, Row, name_classes
 Reader = Callable[[Source], Iterator[Row]]  # the first line of every record and its selected cells
 
 
-def read_rows(
-    data_file: DataFile, columns: Sequence[str], options: SourceOptions, findings: Findings
-) -> Iterator[Row]:
+def read_rows(data_file: DataFile, columns: Sequence[str], options: SourceOptions, findings: Findings) -> Iterator[Row]:
     """Yield every row of a file: the physical line on which it starts (in Parquet: its number, from 1) and its cells.
 
     columns: the columns to read, text columns first. Problems of single rows go to `findings`. Raises InputError.
@@ -52,8 +51,8 @@ def _read_arrow(source: Source) -> Iterator[Row]:
 READERS: dict[str, Reader] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), read_json_rows),
-    **dict.fromkeys((".parquet", ".parq", ".pq"), _read_parquet),
+    **dict.fromkeys(JSON, read_json_rows),
+    **dict.fromkeys(PARQUET, _read_parquet),
     ".arrow": _read_arrow,
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ from clsprobe.probes.base import STRENGTHS, Predictions, predict_each
 from clsprobe.probes.baseline import BASELINES, Baseline, predict_from_features
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.extraction.states import States
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.registry import PROBES, choose_probes, describe_kind, find_probe
 from clsprobe.probes.tasks.control import CONTROLS, has_label
-from clsprobe.probes.tasks.split import check_numbers, split
+from clsprobe.probes.tasks.places import Places
+from clsprobe.probes.tasks.split import check_numbers, count_reasons, split
 from clsprobe.probes.tasks.task import Task
 
 CHUNK = 64 << 20  # bytes of training features fitted at once
@@ -45,8 +48,8 @@ class SplitTask:
     """A task split with one seed. All arrays are over the rows used, in the order of the task.
 
     row_indices: into the task's texts. state_rows: into the States. side: "train" | "dev" | "test". group: equal for
-    rows that are tied to each other. y: indices into classes, or numbers, without classes. left_out: reason -> number
-    of rows.
+    rows that are tied to each other. y: indices into classes, or numbers, without classes. reason: (text of the task,)
+    why it is left out, "" where it is used.
     """
 
     task: Task
@@ -56,8 +59,13 @@ class SplitTask:
     group: np.ndarray
     y: np.ndarray
     classes: np.ndarray
-    left_out: dict[str, int]
+    reason: np.ndarray
     notes: list[str]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> number of rows."""
+        return count_reasons(self.reason)
 
     @property
     def texts(self) -> list[str]:
@@ -84,16 +92,16 @@ def split_task(
     state_rows = states.rows(task.texts) if task.rows is None else task.rows
     sides = split(task, seed=seed, allow_overlap=allow_overlap, tokens=states.locations.ids.to_numpy()[state_rows])
     used = sides.side != ""
-    left_out = dict(sides.left_out)
+    reason = sides.reason.copy()
     for readout, present in zip(states.readouts, states.present, strict=True):
         short = used & ~present[state_rows]
         if short.sum() == used.sum():
             raise InputError(readout, f"{short.sum():,} of {used.sum():,} texts are shorter", "Leave this readout out")
-        if short.any():
-            left_out[f"too short for {readout}"] = int(short.sum())
-            used &= ~short
-    if drop is not None and (long := used & np.isin(state_rows, drop)).any():
-        left_out["too long"] = int(long.sum())
+        reason[short] = f"too short for {readout}"
+        used &= ~short
+    if drop is not None:
+        long = used & np.isin(state_rows, drop)
+        reason[long] = "too long"
         used &= ~long
     rows = np.flatnonzero(used)
     y: np.ndarray
@@ -102,20 +110,21 @@ def split_task(
     else:
         classes, y = np.unique(task.y[rows].astype(str), return_inverse=True)
     side, group = sides.side[rows], sides.group[rows]
-    task_split = SplitTask(task, rows, state_rows[rows], side, group, y, classes, left_out, list(sides.notes))
+    task_split = SplitTask(task, rows, state_rows[rows], side, group, y, classes, reason, list(sides.notes))
     trained = np.isin(np.arange(len(classes)), y[task_split.rows_of("train")])
     if task.kind == "class" and (not trained.all() or len(classes) < 2):
         missing = ", ".join(repr(str(c)) for c in classes[~trained]) or "all but one class"
-        raise InputError(
-            task.name, f"no text left to train on for {missing}", f"Left out: {left_out}; name other readouts"
-        )
+        raise InputError(task.name, f"no text left to train on for {missing}", _describe_reasons(reason))
     if empty := [name for name in ("train", *EVALUATED) if not len(task_split.rows_of(name))]:
-        raise InputError(
-            task.name, f"no {' and no '.join(empty)} text left", f"Left out: {left_out}; name other readouts"
-        )
+        raise InputError(task.name, f"no {' and no '.join(empty)} text left", _describe_reasons(reason))
     if task.kind == "number":
         check_numbers(task.name, y, task_split.side)
     return task_split
+
+
+def _describe_reasons(reason: np.ndarray) -> str:
+    listed = "; ".join(f"{n:,} {why}" for why, n in count_reasons(reason).items())
+    return f"Left out: {listed}. Name other readouts" if listed else "Give more texts"
 
 
 def sweep(
@@ -129,6 +138,7 @@ def sweep(
     allow_overlap: bool = False,
     on_predictions: Callable[[pd.DataFrame], None] | None = None,
     on_failure: Callable[[str], None] | None = None,
+    timeout: float | None = None,
 ) -> pd.DataFrame:
     """The results table of every task, cell, probe and seed, with its baselines and controls.
 
@@ -138,7 +148,8 @@ def sweep(
     states: the trained encoder's, then those of untrained ones (each belongs to the seed of its weights). controls:
     names in `probes.tasks.control.CONTROLS`, by default all of them. on_predictions: called with every block of
     predictions (columns `analysis.table.PREDICTIONS`). on_failure: called with a sentence for every cell whose probe
-    raised; without it the first failure raises RuntimeError.
+    failed; without it the first failure raises RuntimeError. timeout: seconds that a probe may take for one cell, see
+    `predict_each`; None for no limit.
     """
     tasks = _check_list("tasks", tasks, Task, "Load them, as in clsprobe.load('grammar:tense').tasks")
     all_states = _check_list("states", states, States, "Make them, as in Extractor(encoder)(task.texts)")
@@ -162,7 +173,7 @@ def sweep(
         for task, task_probes in zip(tasks, probes_by_task, strict=True):
             for seed in seeds:
                 task_split = split_task(task, all_states[0], seed, drop=drop, allow_overlap=allow_overlap)
-                for block in _blocks(task_split, all_states, task_probes, controls, seed, bar.update):
+                for block in _blocks(task_split, all_states, task_probes, controls, seed, timeout, bar.update):
                     for failure in block.failures:
                         if on_failure is None:
                             raise RuntimeError(failure)
@@ -234,6 +245,7 @@ def _blocks(
     probes: Mapping[str, BaseEstimator],
     controls: Sequence[str],
     seed: int,
+    timeout: float | None,
     on_cells: Callable[[int], object],
 ) -> Iterator[_Block]:
     train, dev = split.rows_of("train"), split.rows_of("dev")
@@ -261,7 +273,10 @@ def _blocks(
         state_rows = split.state_rows if states is trained else states.rows(texts)
         for cells, name, probe in _batches(states, probes, len(train)):
             X, X_dev, X_evaluated = (features(states, cells, state_rows[rows]) for rows in (train, dev, evaluated))
-            predictions = predict_each(probe, X, y[train], X_evaluated, dev=(X_dev, y[dev]), strengths=STRENGTHS)
+            with undo_changes():  # a probe of another package must not change what follows
+                predictions = predict_each(
+                    probe, X, y[train], X_evaluated, dev=(X_dev, y[dev]), strengths=STRENGTHS, timeout=timeout
+                )
             yield _make_block(split, states, name, seed, cells, [*labels], y, evaluated, predictions)
             on_cells(len(cells))
 
@@ -289,7 +304,10 @@ def _batches(
 
 def features(states: States, cells: Sequence[tuple[int, str]], rows: np.ndarray) -> np.ndarray:
     """(cell, text, dim) float32 of these rows of the States. The cells have one width."""
-    return np.stack([states.cell(*cell, rows) for cell in cells])
+    X = np.empty((len(cells), len(rows), states.width(cells[0][1])), np.float32)
+    for features_of_cell, cell in zip(X, cells, strict=True):
+        features_of_cell[:] = states.cell(*cell, rows)
+    return X
 
 
 def _baselines(states: States, split: SplitTask) -> dict[str, Baseline]:
@@ -429,16 +447,16 @@ def check_layer0(results: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def describe_rows(split: SplitTask, beyond_limit: int = 0) -> dict[str, object]:
+def describe_rows(split: SplitTask, excluded: Mapping[str, Places] = MappingProxyType({})) -> dict[str, object]:
     """Counts of the rows of a task: all = used, by side, + left out, by reason; the number of classes.
 
-    beyond_limit: rows that were left out before, beyond --max-texts.
+    excluded: reason -> rows that were left out before the split.
     """
     sides = {name: len(split.rows_of(name)) for name in ("train", *EVALUATED)}
     return {
-        "rows": len(split.task.texts) + beyond_limit,
+        "rows": len(split.task.texts) + sum(map(len, excluded.values())),
         **sides,
-        **({"left out: beyond --max-texts": beyond_limit} if beyond_limit else {}),
+        **{f"left out: {reason}": len(places) for reason, places in excluded.items()},
         **{f"left out: {reason}": n for reason, n in split.left_out.items()},
         "classes" if len(split.classes) else "different numbers": len(np.unique(split.y)),
     }

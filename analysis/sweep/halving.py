@@ -14,7 +14,7 @@ are those of the probes as they were fitted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from clsprobe.probes.pooling import make_attention_probe
 from clsprobe.probes.tasks.control import has_label
 
 ROUGH = 1e-4  # tolerance of the fits: a hundredth of a text's score, where the halves differ by several texts
+Reader = Callable[[np.ndarray], np.ndarray]  # rows of a split task -> their features (cell, row, dim)
 CERTAIN = 3.0  # standard errors on dev, paired, below the best: a half would not choose such a cell
 
 
@@ -109,7 +110,7 @@ def refit_cells(split: SplitTask, X: np.ndarray, probe: BaseEstimator, *, seed: 
     """(half, test text) the scores of every cell of X (cell, row, dim), fitted on every half; none where the task has
     no halves, or where the probe fails on one."""
     halves = draw_halves(split, seed=seed)
-    fitted = _fit_halves(split, halves, X, probe) if _are_whole(split, halves) else []
+    fitted = _fit_halves(split, halves, lambda rows: X[:, rows], probe) if _are_whole(split, halves) else []
     return [cell.test for cell in fitted] if len(fitted) == len(X) else []
 
 
@@ -125,21 +126,21 @@ def _refit_cells(
     fitted, width = [], max((states.width(readout) for _, readout in cells), default=1)
     size = max(1, CHUNK // (len(split.y) * width * 4))
     for start in range(0, len(cells), size):
-        X = features(states, cells[start : start + size], split.state_rows)
-        fitted += _fit_halves(split, halves, X, probe)
+        read = _reader(split, states, cells[start : start + size])
+        fitted += _fit_halves(split, halves, read, probe)
     return _choose_cells(split, fitted)
 
 
 def _refit_baselines(split: SplitTask, halves: np.ndarray, states: States) -> list[pd.DataFrame]:
     """The rows of the baselines that read no layer, and of the mean of layer 0."""
-    task_texts, numbers = split.texts, not len(split.classes)
-    linear = RidgeProbe() if numbers else LogisticProbe()
+    linear = LogisticProbe() if len(split.classes) else RidgeProbe()
     fitted = {"majority": [_predict_halves(split, halves, majority)]}
     if not split.task.textless:
-        fitted["length"] = _fit_halves(split, halves, count_lengths(task_texts)[None], linear)
+        lengths = count_lengths(split.texts)[None]
+        fitted["length"] = _fit_halves(split, halves, lambda rows: lengths[:, rows], linear)
         fitted["bag_of_words"] = [_predict_halves(split, halves, bag_of_words)]
     if (0, "mean") in states.cells:
-        fitted["layer0_mean"] = _fit_halves(split, halves, features(states, [(0, "mean")], split.state_rows), linear)
+        fitted["layer0_mean"] = _fit_halves(split, halves, _reader(split, states, [(0, "mean")]), linear)
     readout = {"layer0_mean": "mean"}
     return [
         _choose_cells(split, parts).assign(control=name, readout=readout.get(name, NO_READOUT))
@@ -156,17 +157,22 @@ class _Fitted:
     dev_bits: np.ndarray
 
 
-def _fit_halves(split: SplitTask, halves: np.ndarray, X: np.ndarray, probe: BaseEstimator) -> list[_Fitted]:
-    """Every cell of X (cell, row, dim) fitted on every half; without those on which the probe fails."""
+def _reader(split: SplitTask, states: States, cells: Sequence[tuple[int, str]]) -> Reader:
+    """What reads the features of these cells."""
+    return lambda rows: features(states, cells, split.state_rows[rows])
+
+
+def _fit_halves(split: SplitTask, halves: np.ndarray, read: Reader, probe: BaseEstimator) -> list[_Fitted]:
+    """Every cell that `read` reads fitted on every half; without those on which the probe fails."""
     if isinstance(probe, LogisticProbe):
         probe = clone(probe).set_params(tol=ROUGH)
     train, dev, test = map(split.rows_of, ("train", "dev", "test"))
     nothing = np.nan if split.y.dtype.kind == "f" else -1
     y = np.stack([np.where(half == part, split.y, nothing) for half in halves for part in (0, 1)], 1)
     evaluated = np.concatenate([dev, test])
-    predictions = predict_each(
-        probe, X[:, train], y[train], X[:, evaluated], dev=(X[:, dev], y[dev]), strengths=STRENGTHS
-    )
+    X_evaluated = read(evaluated)
+    dev_part = X_evaluated[:, : len(dev)], y[dev]
+    predictions = predict_each(probe, read(train), y[train], X_evaluated, dev=dev_part, strengths=STRENGTHS)
     known = has_label(y[dev]).T  # (half, dev text)
     # without the classes that the half's train lacks: they are impossible in every cell, and would hide the others
     taught = known & np.stack([np.isin(split.y[dev], of_half) for of_half in y[train].T])

@@ -26,14 +26,20 @@ INFORMATION = (
 
 
 def information(
-    split: SplitTask, states: States, cells: Sequence[ChosenCell], probe: BaseEstimator, *, seed: int = 0
+    split: SplitTask,
+    states: States,
+    cells: Sequence[ChosenCell],
+    probe: BaseEstimator,
+    *,
+    seed: int = 0,
+    timeout: float | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two tables for one task: the cells' learning curves (columns `LEARNING`) and their information (`INFORMATION`).
 
     value: test accuracy after n texts, with its 95 % interval; bits: held-out, per text. codelength: bits of the labels
     of train, sent block by block (Voita & Titov 2020); compression: how many times fewer than without a probe.
     v_information: bits per test label (Xu et al. 2020), and `adds`, those beyond the mean of layer 0 (Hewitt et al.
-    2021), with 95 % intervals over the texts; NaN where the probe failed.
+    2021), with 95 % intervals over the texts; NaN where the probe failed. timeout: seconds that a fit may take.
 
     Raises ValueError where the probe gives no probabilities.
     """
@@ -44,7 +50,7 @@ def information(
         key = [(cell.layer, cell.readout)]
         X, X_dev, X_test = (features(states, key, split.state_rows[side]) for side in (train, dev, test))
         held_out, unseen = (X_dev, y[dev]), (X_test, y[test])
-        (code,) = OnlineCode(probe, seed)(X, y[train], dev=held_out, evaluated=unseen)
+        (code,) = OnlineCode(probe, seed, timeout)(X, y[train], dev=held_out, evaluated=unseen)
         assert code.curve is not None
         share = code.curve.accuracy[0]
         low, high = stats.wilson(share, len(test))
@@ -59,7 +65,9 @@ def information(
         for name, given in (("v_information", None), ("adds", bag)):
             row |= dict.fromkeys((name, f"{name} low", f"{name} high"), np.nan)
             if name == "v_information" or bag is not None:
-                (measured,) = v_information(probe, X, y[train], dev=held_out, evaluated=unseen, given=given)
+                (measured,) = v_information(
+                    probe, X, y[train], dev=held_out, evaluated=unseen, given=given, timeout=timeout
+                )
                 ends = stats.mean_interval(measured.terms)
                 row |= {name: measured.bits[0], f"{name} low": ends[0][0], f"{name} high": ends[1][0]}
         rows.append(row | {"converged": bool(code.converged[0])})

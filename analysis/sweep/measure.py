@@ -14,6 +14,7 @@ from clsprobe.analysis import stats
 from clsprobe.analysis.corpus import Inputs
 from clsprobe.analysis.encoding import collect_facts, encoding_notes
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.rows import list_rows
 from clsprobe.analysis.settings import SweepSettings
 from clsprobe.analysis.study import counted
 from clsprobe.analysis.sweep.boilerplate import BOILERPLATE, list_boilerplate
@@ -31,10 +32,11 @@ from clsprobe.analysis.sweep.information import BAG, INFORMATION, LEARNING, info
 from clsprobe.analysis.sweep.maps import SMALLEST, compute_umap
 from clsprobe.analysis.sweep.refits import REFITS
 from clsprobe.analysis.sweep.scores import CONTROL_NAMES, TaskScores
-from clsprobe.analysis.table import concat_predictions
+from clsprobe.analysis.table import concat_categories
 from clsprobe.analysis.verdict import MissingEvidence, short
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
+from clsprobe.probes.plugins import undo_changes
 from clsprobe.probes.registry import find_probe
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import readable
@@ -74,15 +76,16 @@ def measure_sweep(
         allow_overlap=settings.allow_overlap,
         on_predictions=blocks.append,
         on_failure=failures.append,
+        timeout=settings.probe_timeout,
     )
-    predictions = concat_predictions(blocks)
+    predictions = concat_categories(blocks)
     if inputs.vectors:
         inputs.vectors.check_unchanged()
     splits = [
         split_task(t, trained, settings.seed, drop=drop, allow_overlap=settings.allow_overlap) for t in inputs.tasks
     ]
-    beyond = inputs.corpus.beyond
-    rows = {split.task.name: describe_rows(split, beyond[split.task.name]) for split in splits}
+    excluded = inputs.corpus.excluded
+    rows = {split.task.name: describe_rows(split, excluded[split.task.name]) for split in splits}
     notes = check_layer0(results)
     notes += [f"{short(split.task.name)}: {note}." for split in splits for note in split.notes] + inputs.corpus.notes
     for split in splits:
@@ -92,12 +95,24 @@ def measure_sweep(
     unsolved = on_test[~on_test.converged.astype(bool)]
     if len(unsolved):
         notes.append(f"{len(unsolved)} fits did not converge; they are flagged in the table.")
-    tables = {"results": results, "predictions": predictions}
+    tables = {"results": results, "predictions": predictions, "rows": _list_rows(settings, inputs, trained, drop)}
     if refit:
         tables["refits"], remarks = _refit(settings, inputs, states, predictions, drop, failures)
         notes += remarks
     measured = Measured(tables, collect_facts(settings, inputs, trained, rows), [*notes, *failures], failures)
     return _add_details(settings, splits, trained, measured) if details else measured
+
+
+def _list_rows(settings: Any, inputs: Inputs, states: States, drop: np.ndarray | None) -> pd.DataFrame:
+    """Where the rows of every task have gone under every seed (`analysis.rows`)."""
+    parts = []
+    for task in inputs.tasks:
+        for seed in settings.every_seed:
+            split = split_task(task, states, seed, drop=drop, allow_overlap=settings.allow_overlap)
+            side = np.full(len(task.texts), "", "<U5")
+            side[split.row_indices] = split.side
+            parts.append(list_rows(inputs.corpus, task, side, split.reason, seed=seed))
+    return concat_categories(parts)
 
 
 def _refit(
@@ -132,7 +147,8 @@ def _refit(
             for seed in settings.every_seed:
                 task_split = split_task(task, states[0], seed, drop=drop, allow_overlap=settings.allow_overlap)
                 of_seed = [part for part in states if uses_seed(part, seed)]
-                of_task.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
+                with undo_changes():
+                    of_task.append(refit_halves(task_split, of_seed, probe, scores, seed=seed))
         except Exception as error:  # the sweep must not be lost to any error
             failures.append(f"the refits of {task.name} failed: {type(error).__name__}: {error}")
         else:
@@ -209,7 +225,10 @@ def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, row
     probe_name = judged_probe(rows, settings.probes)
     if not hasattr(probe := find_probe(probe_name), "predict_proba"):
         return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
-    learning, bits = information(split, states, cells, probe, seed=settings.seed)
+    with undo_changes():
+        learning, bits = information(
+            split, states, cells, probe, seed=settings.seed, timeout=settings.probe_timeout
+        )
     return {"learning": learning, "information": bits}, []
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from clsprobe.analysis import stats
 from clsprobe.analysis.measured import Measured
+from clsprobe.analysis.rows import ROWS
 from clsprobe.analysis.sweep.refits import REFITS
 from clsprobe.analysis.table import COLUMNS, NO_LAYER, NO_READOUT, PREDICTIONS
 
@@ -81,7 +82,13 @@ def plant_sweep(
         columns=[*PREDICTIONS],
     )
     results = pd.concat(rows, ignore_index=True)[[*COLUMNS]]
-    tables = {"results": results, "predictions": predictions, "refits": pd.DataFrame(columns=[*REFITS])}
+    listed = {"task": task, "seed": 0, "source": "made", "number": range(n), "row": range(n), "reason": ""}
+    tables = {
+        "results": results,
+        "predictions": predictions,
+        "refits": pd.DataFrame(columns=[*REFITS]),
+        "rows": pd.DataFrame(listed | {"side": np.where(on_test, "test", "dev")})[[*ROWS]],
+    }
     facts: dict[str, dict[str, Any]] = {
         "rows": {task: {"rows": TRAINED + n}},
         "read": {},

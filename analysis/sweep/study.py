@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class SweepStudy(SweepSettings, Study):
     """A study that judges the predictions of a sweep."""
 
-    tables: ClassVar[tuple[str, ...]] = ("results", "predictions", "refits")
+    tables: ClassVar[tuple[str, ...]] = ("results", "predictions", "refits", "rows")
     untrained: ClassVar[bool] = True  # whether untrained encoders are among the baselines
     details: ClassVar[bool] = False  # whether maps and bits are measured too, see `measure_sweep`
 

@@ -355,15 +355,21 @@ def load_causal(name: str) -> tuple[Any, LoadedTokenizer]:
     """
     from transformers import AutoModelForCausalLM
 
-    from clsprobe.probes.encoders.loading import refuse_foreign_tokenizer
+    from clsprobe.probes.encoders.loading import load_config
     from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
+    from clsprobe.probes.encoders.preview import refuse_foreign_tokenizer
 
     folder = find_decoder_folder(name)
     check_files(name, folder)
     with quiet_transformers(), as_input_error(name, "cannot be loaded as a causal language model"):
         loaded = load_tokenizer(folder)
         result: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            config=load_config(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         model, report = result
     if loaded.tokenizer.eos_token_id is None:
@@ -374,7 +380,11 @@ def load_causal(name: str) -> tuple[Any, LoadedTokenizer]:
         raise InputError("--decoder", what, "Use a whole causal model, with its own config.json")
     with as_input_error(name, "cannot be run on embeddings"):
         rows = model.get_input_embeddings().weight.shape[0]
-        refuse_foreign_tokenizer(describe_decoder(name, vocab_size=rows), loaded.tokenizer)
+        vocabulary = loaded.tokenizer.get_vocab()
+        if (size := max(vocabulary.values()) + 1) > rows:  # any of them may be generated
+            what = f"its tokenizer knows {size:,} tokens, its embedding table {rows:,}"
+            raise InputError(name, what, "Use its own tokenizer, or model.resize_token_embeddings")
+        refuse_foreign_tokenizer(describe_decoder(name, vocab_size=rows), vocabulary)
         if _sees_ahead(model):
             raise InputError("--decoder", f"the tokens of {name} see those that follow", "Use a causal language model")
     return model, loaded

@@ -6,34 +6,35 @@ from loading (pickle weights, remote code, no tokenizer).
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED, Adapter, Point, find_adapter
+from clsprobe.probes.encoders.adapters import Adapter, Point, find_adapter
+from clsprobe.probes.encoders.configuration import config_notes, read_config, read_sizes
 from clsprobe.probes.encoders.finding import (
     EMBEDDED,
+    SINGLE,
     TOKENIZERS,
-    WEIGHTS,
     check_files,
+    check_listable,
     digest_folder,
     find_decoder_folder,
     find_embedded_folder,
     find_encoder_folder,
     find_folder,
+    find_inner,
+    not_published,
     read_json,
 )
 from clsprobe.probes.encoders.in_memory import EncoderCopy
+from clsprobe.probes.encoders.lora import Lora, find_lora
 from clsprobe.probes.encoders.sentence_layout import SentenceLayout, choose_prompt, read_layout
+from clsprobe.probes.encoders.weights import Weights, find_weights
 from clsprobe.probes.errors import InputError
-
-_DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
-_WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
-CAUSAL = {"gpt2", "llama", "opt"}  # architectures in which a token sees only those before it
-LARGEST, DEEPEST = 10**7, 1000  # a dimension or a position; a number of layers: no real config.json has more
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Description:
     sentence-transformers may be below `longest`, the longest that the model can take). revision: the hub's commit, None
     for a local folder. sentence: what a sentence-transformers folder adds, None for another. prompt: the
     text before every text. notes: sentences on how its files are read. copy: of an encoder that was loaded
-    already, whose folder this is.
+    already, whose folder this is. weights: its safetensors, None in a partial description. lora: the adapter that is
+    merged into them.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Description:
     prompt: str = ""
     notes: tuple[str, ...] = ()
     copy: EncoderCopy | None = None
+    weights: Weights | None = None
+    lora: Lora | None = None
 
     def __repr__(self) -> str:
         return f"<Description of {self.summary}>"
@@ -115,7 +119,16 @@ class Description:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the files that loading may read (`finding.digest_folder`)."""
-        return self.copy.digest if self.copy else digest_folder(self.folder)
+        if self.copy:
+            return self.copy.digest
+        folders = [self.folder, *([self.lora.folder] if self.lora else [])]
+        digests = [digest_folder(folder) for folder in folders]
+        return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is: an adapter may bring its own."""
+        return _tokenizer_folder(self.folder, self.lora)
 
     def check_unchanged(self) -> None:
         """Raise InputError where the files are not those of `digest` any more: what was loaded may be a mixture."""
@@ -146,94 +159,51 @@ def describe(model: str | EncoderCopy | None = None, *, prompt: str | None = Non
     else:
         name, folder = str(model), find_folder(str(model))
     revision = folder.name if folder.parent.name == "snapshots" else None
+    check_listable(name, folder)
     layout = read_layout(folder, name)
-    folder = find_encoder_folder(folder)
-    config = read_json(folder / "config.json", name)
-    _refuse_unsupported(name, folder, config)
-
-    def read_number(default: int | None, *keys: str, low: int = 1, high: int = LARGEST) -> int:
-        key = next((key for key in keys if key in config), keys[0])
-        value = config.get(key, default)
-        if type(value) is not int or not low <= value <= high:
-            what = f"{key} is {json.dumps(value)[:60]}, not a number from {low} to {high:,}"
-            raise InputError(f"{name}/config.json", what, "Mend it there")
-        return value
-
-    adapter = find_adapter(config["model_type"])
-    depth_keys = ("encoder_layers", *_DEPTH) if adapter.part else _DEPTH  # num_hidden_layers may be the decoder's
-    limit = read_json(folder / "tokenizer_config.json", name, default={}).get("model_max_length")
-    limit = limit if isinstance(limit, int | float) and limit > 0 else 10**9
-    if adapter.reserved is None:  # no position table: the tokenizer's limit, 512 without one
-        positions = 512 if limit > 10**6 else int(limit)
-    else:
-        reserved = read_number(1, "pad_token_id", low=0) + 1 if adapter.reserved == "pad" else adapter.reserved
-        positions = read_number(512, "max_position_embeddings", "n_positions") - reserved
-    longest = int(min(positions, limit))
-    if longest < 3:
-        what = f"leaves room for {max(0, longest)} tokens, special ones included"
-        raise InputError(f"{name}/config.json", what, "Mend max_position_embeddings there")
-    prompt_text, notes = choose_prompt(layout, prompt)
-    notes += copy.notes if copy else ()
-    if config.get("is_decoder") is True and config["model_type"] not in CAUSAL:
-        notes.append(
-            "config.json says is_decoder: every token sees only those before it, so [CLS] at the start sees no other "
-            "token. For an encoder, set it to false there."
-        )
-    for key in ("num_hidden_groups", "inner_group_num"):
-        read_number(1, key, high=DEEPEST)
-    for key in ("block_sizes", "block_repeats"):
-        sizes = config.get(key) or [1]
-        if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= DEEPEST for size in sizes):
-            raise InputError(f"{name}/config.json", f"{key} is no list of numbers from 1 to {DEEPEST}", "Mend it there")
+    if (inner := find_encoder_folder(folder)) != folder:
+        check_listable(f"{name}/{inner.relative_to(folder).as_posix()}", inner)
+    lora, notes = find_lora(name, inner)
+    folder = lora.base if lora else inner
+    if not (folder / "config.json").exists() and (model_in_it := find_inner(folder)):
+        raise InputError(name, f"has no config.json, but {model_in_it} in it has", f"Pass {folder / model_in_it}")
+    config = read_config(name, folder)
+    tokenizer_folder = _tokenizer_folder(folder, lora)
+    limit = read_json(tokenizer_folder / "tokenizer_config.json", name, default={}).get("model_max_length")
+    sizes = read_sizes(name, config, limit)
+    prompt_text, prompt_notes = choose_prompt(layout, prompt)
     check_files(name, folder)
-    return Description(
+    try:
+        weights = find_weights(name, folder, config)
+    except InputError:
+        if name == EMBEDDED and folder == find_embedded_folder():
+            raise not_published(SINGLE) from None
+        raise
+    if not _has_tokenizer(tokenizer_folder) and find_adapter(config["model_type"]).vocabulary:
+        raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")
+    description = Description(
         name,
         folder,
         config,
-        depth=read_number(1 if "block_sizes" in config else None, *depth_keys, high=DEEPEST),
-        dim=read_number(None, *_WIDTH),
-        max_length=max(3, min(longest, (layout and layout.max_length) or longest)),
-        longest=longest,
+        depth=sizes.depth,
+        dim=sizes.dim,
+        max_length=max(3, min(sizes.longest, (layout and layout.max_length) or sizes.longest)),
+        longest=sizes.longest,
         revision=revision,
         sentence=layout,
         prompt=prompt_text,
-        notes=tuple(notes),
+        notes=(*notes, *weights.notes, *prompt_notes, *(copy.notes if copy else ()), *config_notes(config)),
         copy=copy,
+        weights=weights,
+        lora=lora,
     )
+    weights.refuse_other_sizes(name, sizes.dim, len({module for module, _ in description.points}))
+    return description
 
 
-def _refuse_unsupported(name: str, folder: Path, config: dict[str, Any]) -> None:
-    files = {path.name for path in folder.iterdir()}
-    model_type = config.get("model_type")
-    if not model_type:
-        raise InputError(f"{name}/config.json", "has no model_type", "Pass the folder of a transformers encoder")
-    if config.get("auto_map"):
-        classes = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
-        code = ", ".join(sorted(set(map(str, classes))))
-        raise InputError(name, f"needs its own code ({code}); not run", "Choose an architecture that transformers has")
-    can_be_guessed = {"vocab_size", "num_hidden_layers", "hidden_size"} <= config.keys()
-    if not isinstance(model_type, str) or (model_type not in ADAPTERS and not can_be_guessed):
-        raise InputError(name, f"model_type '{model_type}' is not supported", SUPPORTED)
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        positions = config["position_embedding_type"]
-        raise InputError(name, f"has {positions} positions, which transformers no longer runs", "Use another model")
-    if config.get("quantization_config"):
-        raise InputError(name, "has quantised weights", "Use the unquantised model")
-    if "adapter_config.json" in files:
-        raise InputError(name, "is a PEFT adapter, not an encoder", "Merge it into its model, and pass that folder")
-    shards = read_json(folder / "model.safetensors.index.json", name, default={}).get("weight_map")
-    referenced = {str(file) for file in shards.values()} if isinstance(shards, dict) else set()
-    referenced.add(str(config.get("transformers_weights") or "model.safetensors"))
-    if not files & WEIGHTS or any(not file.endswith(".safetensors") for file in referenced):
-        if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files | referenced):
-            code = f"AutoModel.from_pretrained('{name}').save_pretrained('FOLDER')"
-            raise InputError(
-                name,
-                "has only pickle weights, which can run code",
-                f'Run python -c "from transformers import AutoModel; {code}" where you trust them, and pass FOLDER',
-            )
-        formats = {file.rpartition(".")[2].upper() for file in files if file.endswith((".gguf", ".onnx", ".h5"))}
-        others = f", only {' and '.join(sorted(formats))}" if formats else ""
-        raise InputError(name, f"has no model.safetensors{others}", "Pass a whole model with safetensors weights")
-    if not files & TOKENIZERS and find_adapter(model_type).vocabulary:
-        raise InputError(name, "no tokenizer files", "Put the model's tokenizer.json beside its config.json")
+def _tokenizer_folder(folder: Path, lora: Lora | None) -> Path:
+    return lora.folder if lora and _has_tokenizer(lora.folder) else folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).exists() for file in TOKENIZERS)

@@ -8,7 +8,6 @@ Layer 0 is the input of the first block (the embedding output), layer k the outp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +21,9 @@ import numpy as np
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, Adapter, Point
 from clsprobe.probes.encoders.describing import Description
-from clsprobe.probes.encoders.messages import quiet_transformers
-from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer
+from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
+from clsprobe.probes.encoders.preview import beyond_table
+from clsprobe.probes.encoders.tokenizer_files import LoadedTokenizer, find_tokens
 from clsprobe.probes.encoders.tokenizing import Batch, Row, Rows, text_seed
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.notebook import facts_to_html
@@ -122,6 +122,7 @@ class Encoder:
         size, end, prompt = 1000, len(texts), self.description.prompt
         chunks = [[prompt + texts[i] for i in range(start, min(start + size, end))] for start in range(0, end, size)]
         rows = Rows.concatenate([*map(self._tokenize_mixed, chunks), Rows.empty()])
+        self._refuse_beyond_table(texts, rows)
         if max_length is not None and (long := np.flatnonzero(rows.full_lengths > max_length)).size:
             rows = rows.with_truncated(long, self._tokenize_mixed([prompt + texts[int(i)] for i in long], max_length))
         return rows.with_special(self._prompt_tokens) if prompt else rows
@@ -148,14 +149,18 @@ class Encoder:
             (self.loaded_tokenizer.markers, "added tokens of the model, which are read as tokens"),
             (self.loaded_tokenizer.special, "special tokens in writing, which are read as text"),
         ):
-            pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
-            matches = list(filter(None, map(pattern.search, texts)))
+            matches = list(filter(None, find_tokens(tokens, texts)))
             if matches:
-                read = list(dict.fromkeys(match[0] for match in matches))[:5]
+                read = list(dict.fromkeys(matches))[:5]
                 examples = ", ".join(token if token.strip() == token else repr(token) for token in read)
                 notes.append(f"Texts that hold {reading}: {len(matches):,} of {len(texts):,} ({examples}).")
         paired = np.fromiter((PAIRED in text for text in texts), bool, len(texts))
         of_empty = np.full(len(texts), self.tokenize([""]).digests())
+        if paired.any() and self._has_one_type:
+            notes.append(
+                f"The model has one token type, its tokenizer gives a pair {self._tokenizer_types}: all tokens are "
+                "read with the one, and the two texts are told apart by the special tokens between them alone."
+            )
         if paired.any():
             of_empty[paired] = self.tokenize([PAIRED]).digests()
         if empty := int((np.asarray(digests) == of_empty).sum()):
@@ -171,7 +176,7 @@ class Encoder:
     def _tokenize_run(self, texts: list[str], max_length: int | None) -> Rows:
         """Rows of texts that are all single or all pairs."""
         paired = PAIRED in texts[0]
-        with self.tokenizer_lock:
+        with self.tokenizer_lock, as_input_error(self.name, "its tokenizer cannot read a text"):
             encoding = self.tokenizer(
                 *(self._split_pairs(texts, max_length) if paired else [texts]),
                 split_special_tokens=self.loaded_tokenizer.splits_special_tokens,
@@ -218,19 +223,45 @@ class Encoder:
             or "token_type_ids" not in signature(self.model.forward).parameters
         ):
             return False
+        if self._has_one_type:
+            return False
         table_size = getattr(self.model.config, "type_vocab_size", 0)
-        types = max(self.tokenizer("a", "b")["token_type_ids"]) + 1
-        if table_size and types > table_size:
-            what = f"its tokenizer tells {types} token types apart, its embedding table {table_size}"
+        if table_size and self._tokenizer_types > table_size:
+            what = f"its tokenizer tells {self._tokenizer_types} token types apart, its embedding table {table_size}"
             raise InputError(self.name, what, "Use its own tokenizer")
         return True
+
+    @property
+    def _pad_id(self) -> int:
+        """The id on padding, which is masked: the tokenizer's, or 0 where that lies beyond the embedding table."""
+        number = self.tokenizer.pad_token_id or 0
+        return number if number < self.description.config.get("vocab_size", number + 1) else 0
+
+    @cached_property
+    def _tokenizer_types(self) -> int:
+        """How many token types the tokenizer tells apart in a pair, 1 where it names none."""
+        return int(max(self.tokenizer("a", "b").get("token_type_ids", [0]))) + 1
+
+    @property
+    def _has_one_type(self) -> bool:
+        """Whether the model was trained without the types that the tokenizer tells apart."""
+        return getattr(self.model.config, "type_vocab_size", 0) == 1 and self._tokenizer_types > 1
+
+    def _refuse_beyond_table(self, texts: Sequence[str], rows: Rows) -> None:
+        """Raise InputError for a text with a token that the embedding table lacks."""
+        table_size = self.description.config.get("vocab_size")
+        if table_size is None or rows.ids.max(initial=0) < table_size:
+            return
+        i = int(np.searchsorted(np.cumsum(rows.lengths), np.flatnonzero(rows.ids >= table_size)[0], side="right"))
+        number = int(rows[i].ids.max())
+        raise beyond_table(self.description, texts[i], self.tokenizer.convert_ids_to_tokens(number), number)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded on the right to the longest of them, as tensors on the encoder's device."""
         import torch
 
         shape = len(rows), max([self.adapter.min_tokens, *(len(row.ids) for row in rows)])
-        ids = np.full(shape, self.tokenizer.pad_token_id or 0, np.int64)
+        ids = np.full(shape, self._pad_id, np.int64)
         real, special = np.zeros(shape, bool), np.zeros(shape, bool)
         types = np.zeros(shape, np.int64) if any(row.types is not None for row in rows) and self._takes_types else None
         for i, row in enumerate(rows):

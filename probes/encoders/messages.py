@@ -10,19 +10,44 @@ from clsprobe.probes.errors import InputError
 
 
 @contextmanager
-def as_input_error(name: str, what: str) -> Iterator[None]:
-    """Turn any error about a broken file into an InputError (tokenizers raises bare Exceptions)."""
+def as_input_error(name: str, what: str, mend: str = "Is it whole? Download or save it again") -> Iterator[None]:
+    """Turn any error about a model into an InputError (tokenizers raises bare Exceptions).
+
+    mend: where the error itself does not say what to do.
+    """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(name, f"{what} ({first_line(error)})", "Is it whole? Download or save it again") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise InputError(name, f"{what} ({first_line(error)})", _mend(error) or mend) from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust, such as tokenizers, has given up: its error is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def _mend(error: BaseException) -> str:
+    """What to do about an error that says that something other than the model is at fault; otherwise empty."""
+    if isinstance(error, PermissionError):
+        return "Give yourself the right to read its files (chmod u+r)"
+    if isinstance(error, MemoryError) or any(word in str(error) for word in ("out of memory", "allocate memory")):
+        return "It needs more memory than is free: take a smaller model, or a larger machine"
+    if isinstance(error, ImportError):
+        return "Install the library that is missing"
+    if is_panic(error):
+        return "Use the tokenizer that was saved with the weights"
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, with the second where it ends in a colon; at most 200 characters."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    line = f"{first} {rest[0].strip()}" if first.rstrip().endswith(":") and rest else first
+    return line.rstrip(".: ")[:200]
 
 
 _quiet_lock, _quiet_depth = Lock(), 0

@@ -14,10 +14,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from clsprobe.probes.encoders.finding import LARGEST_VOCABULARY, read_json
@@ -52,6 +53,9 @@ SAMPLES = (
     "",
 )
 
+MOST_ADDED = 50_000  # tokens beside a vocabulary; real tokenizers have hundreds
+_OPTIONAL: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
@@ -72,45 +76,30 @@ class LoadedTokenizer:
         return self.tokenizer.is_fast or not self.markers
 
 
-def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer:
+def load_tokenizer(folder: Path, *, lower_case: bool = False, name_cls: bool = False) -> LoadedTokenizer:
     """The tokenizer in a model's folder. lower_case: whether texts are lowercased first (sentence-transformers).
+    name_cls: whether the tokens that a template puts around every text are [CLS] and [SEP] where no token is named so.
 
     Raises InputError where two files give a token different ids, and the errors of transformers and tokenizers.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
+    path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json", default={})
+    content = read_json(path, largest=LARGEST_VOCABULARY, default={})
+    _refuse_many(path, content.get("added_tokens"))
+    _refuse_many(folder / "tokenizer_config.json", config.get("added_tokens_decoder"))
     declared = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    path = folder / "tokenizer.json"
     if not declared.is_fast:
         return _load_python_tokenizer(declared, has_file=path.exists(), lower_case=lower_case)
-    config = read_json(folder / "tokenizer_config.json", default={})
     backend = declared.backend_tokenizer
     backend.no_padding()  # a saved tokenizer may pad and truncate by default
     backend.no_truncation()
-    content = read_json(path, largest=LARGEST_VOCABULARY) if path.exists() else json.loads(backend.to_str())
-    optional = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor"))  # which a file may leave out
-    content = optional | content | {"padding": None, "truncation": None}
+    content = _OPTIONAL | (content or json.loads(backend.to_str())) | {"padding": None, "truncation": None}
     as_saved = json.dumps(content)
-    notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]
-    if lower_case and not _lowercases(content["normalizer"]):
-        parts = _members(content["normalizer"], "normalizers")
-        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
-        notes.append("Texts are lowercased before the tokenizer reads them, as sentence_bert_config.json says.")
-    special = _special_tokens(content, declared)
-    for token in content["added_tokens"]:
-        token["special"] = token["content"] in special
+    notes, special = _apply_options(content, config, declared, lower_case=lower_case)
     tokenizer = Tokenizer.from_str(json.dumps(content))
-    named = config.get("added_tokens_decoder") or {}
-    for index, token in sorted(declared.added_tokens_decoder.items()):  # those that tokenizer_config.json adds
-        if token.content in special and str(index) not in named:
-            continue  # a role of the class that no file knows, such as [MASK], would lie beyond the embedding table
-        if tokenizer.token_to_id(token.content) is None:
-            token.special = token.content in special
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-            if (number := tokenizer.token_to_id(token.content)) != index:
-                what = f"gives {token.content} the id {index}, tokenizer.json {number}"
-                raise InputError(f"{folder}/tokenizer_config.json", what, "Save the tokenizer again")
+    _add_tokens(tokenizer, config, declared, special, folder)
     changed = sum(_differ(tokenizer, backend, text) for text in SAMPLES)
     if changed and notes:  # is it for these reasons alone?
         saved = Tokenizer.from_str(as_saved)
@@ -120,10 +109,127 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> LoadedTokenizer
             f"Texts are tokenized as tokenizer.json says. transformers {version('transformers')} would rebuild it as "
             f"{type(declared).__name__}, which gives {changed} of {len(SAMPLES)} sample texts other tokens."
         )
+    if name_cls:
+        notes += _name_edges(content, declared)
     declared._tokenizer = tokenizer  # no public way keeps the roles of the special tokens and replaces the rest
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
     special = {token for token in special if tokenizer.token_to_id(token) is not None}
     return LoadedTokenizer(declared, tuple(sorted(special)), tuple(t for t in added if t not in special), tuple(notes))
+
+
+def _refuse_many(path: Path, tokens: Any) -> None:
+    """Raise InputError for more added tokens than a tokenizer has, which take minutes to add."""
+    if isinstance(tokens, list | dict) and len(tokens) > MOST_ADDED:
+        what = f"has {len(tokens):,} added tokens, and at most {MOST_ADDED:,} are read"
+        raise InputError(str(path), what, "Use the tokenizer that was saved with the weights")
+
+
+def load_preview(
+    folder: Path, *, lower_case: bool = False, name_cls: bool = False
+) -> tuple[Any, dict[str, str]] | None:
+    """The tokenizer of tokenizer.json alone, as `tokenizers` reads it, and the token of every role; None without such
+    a file.
+
+    It does without transformers, and so without what a class of transformers knows and no file says; other than that
+    it gives texts the tokens of `load_tokenizer`. Raises InputError and the errors of tokenizers.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        return None
+    content = read_json(folder / "tokenizer.json", largest=LARGEST_VOCABULARY)
+    _refuse_many(folder / "tokenizer.json", content.get("added_tokens"))
+    content = _OPTIONAL | content | {"padding": None, "truncation": None}
+    saved = Tokenizer.from_str(json.dumps(content))
+    config = read_json(folder / "tokenizer_config.json", default={})
+    named = read_json(folder / "special_tokens_map.json", default={}) | config
+    declared = SimpleNamespace()
+    for role in ROLES:
+        token = named.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        token = token if isinstance(token, str) else None
+        setattr(declared, f"{role}_token", token)
+        setattr(declared, f"{role}_token_id", None if token is None else saved.token_to_id(token))
+    _, special = _apply_options(content, config, declared, lower_case=lower_case)
+    if name_cls:
+        list(_name_edges(content, declared))
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    added = config.get("added_tokens_decoder")
+    tokens = [entry.get("content") for entry in added.values()] if isinstance(added, dict) else []
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(t, special=t in special) for t in tokens if isinstance(t, str) and t not in known])
+    tokenizer.encode_special_tokens = True  # those in a text stay text
+    roles = {role: token for role in ROLES if (token := getattr(declared, f"{role}_token")) is not None}
+    return tokenizer, roles
+
+
+def _apply_options(
+    content: dict[str, Any], config: dict[str, Any], declared: Any, *, lower_case: bool
+) -> tuple[list[str], set[str]]:
+    """Apply to a tokenizer.json what stands elsewhere. Returns notes, and the special tokens."""
+    notes = [*_apply_normalizer_options(content, config, declared), *_apply_template_options(content, config, declared)]
+    if lower_case and not _lowercases(content["normalizer"]):
+        parts = _members(content["normalizer"], "normalizers")
+        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
+        notes.append("Texts are lowercased before the tokenizer reads them, as sentence_bert_config.json says.")
+    special = _special_tokens(content, declared)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in special
+    return notes, special
+
+
+def _add_tokens(tokenizer: Any, config: dict[str, Any], declared: Any, special: set[str], folder: Path) -> None:
+    """Add the tokens that tokenizer_config.json has beside tokenizer.json. Raises InputError where the ids differ."""
+    named = config.get("added_tokens_decoder") or {}
+    vocabulary = tokenizer.get_vocab()
+    tokens = {
+        index: token
+        for index, token in sorted(declared.added_tokens_decoder.items())
+        # a role of the class that no file knows, such as [MASK], would lie beyond the embedding table
+        if token.content not in vocabulary and (token.content not in special or str(index) in named)
+    }
+    for token in tokens.values():
+        token.special = token.content in special
+    tokenizer.add_tokens(list(tokens.values()))  # at once: every call goes over all of them
+    for index, token in tokens.items():
+        if (number := tokenizer.token_to_id(token.content)) != index:
+            what = f"gives {token.content} the id {index}, tokenizer.json {number}"
+            raise InputError(f"{folder}/tokenizer_config.json", what, "Save the tokenizer again")
+
+
+def _name_edges(content: dict[str, Any], declared: Any) -> Iterator[str]:
+    """Give the tokens that the template puts before and after every text the roles cls and sep, where no token has
+    them."""
+    processors = _members(content["post_processor"], "processors")
+    first, last = (next(filter(None, (_edge_token(p, edge) for p in processors)), None) for edge in (0, -1))
+    if first is None or declared.cls_token not in (None, first):
+        return
+    roles = {"cls": first} | ({"sep": last} if last else {})
+    roles = {role: token for role, token in roles.items() if getattr(declared, f"{role}_token") is None}
+    for role, token in roles.items():
+        setattr(declared, f"{role}_token", token)
+    if roles:
+        listed = " and ".join(f"{token} is read as {role}" for role, token in roles.items())
+        yield f"{listed}: the tokenizer's template puts it around every text, and no token is named so."
+
+
+def find_tokens(tokens: Sequence[str], texts: Sequence[str]) -> Iterator[str | None]:
+    """The first of these tokens in every text, the longest where several begin there; None where it has none.
+
+    A regular expression of them would take hours where a model has as many added tokens as words.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+
+    if not tokens:
+        return
+    other = "\0"
+    finder = Tokenizer(WordLevel({other: 0}, unk_token=other))
+    finder.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    for start in range(0, len(texts), 1000):
+        chunk = [texts[i] for i in range(start, min(start + 1000, len(texts)))]
+        for encoding in finder.encode_batch(chunk, add_special_tokens=False):
+            yield next((token for token in encoding.tokens if token != other), None)
 
 
 def _load_python_tokenizer(tokenizer: Any, *, has_file: bool, lower_case: bool) -> LoadedTokenizer:

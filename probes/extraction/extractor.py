@@ -38,7 +38,15 @@ from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, format_rows, printable
 from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name, guard_plugin
-from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
+from clsprobe.probes.extraction.readouts import (
+    DEFAULT,
+    Normed,
+    Readout,
+    parse_readouts,
+    refuse_missing,
+    split_names,
+    walk_readouts,
+)
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import Memory, Store
 from clsprobe.probes.files import read_content
@@ -133,11 +141,8 @@ class Extractor:
     def _check_readouts(self, missing: set[str]) -> None:
         """Raise InputError for a readout of a `missing` token, norm or layer."""
         encoder = self.encoder
+        refuse_missing(self.readouts, missing, encoder.name)
         for readout in self.readouts:
-            if names := [part.name for part in walk_readouts(readout) if part.name in missing]:
-                others = ", ".join(other for other in DEFAULT if other not in missing)
-                what = f"the tokenizer of {encoder.name} adds no {names[0]} token"
-                raise InputError("--readouts", what, f"Choose among {others}")
             if isinstance(readout, Normed) and encoder.norm is None:
                 what = f"'{readout.name}': no norm follows the last layer of {encoder.name}"
                 raise InputError("--readouts", what, f"Use {readout.of.name}")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,14 @@ from tqdm import tqdm
 
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import module_name
-from clsprobe.probes.encoders.tokenizing import Rows
+from clsprobe.probes.encoders.tokenizing import Batch, Rows
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import Readout, walk_readouts
 from clsprobe.probes.extraction.states import tensor_name
-from clsprobe.probes.registry import describe_error
+from clsprobe.probes.plugins import PluginError, contain, undo_changes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from clsprobe.probes.encoders.tokenizing import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +152,7 @@ class LayerReader:
         for (cell_layer, readout, _), vectors in zip(self.cells, running.vectors, strict=True):
             if 0 <= cell_layer - layer < readout.depth:  # the cell's own layer is the last of its `depth`
                 part = vectors.unflatten(1, (readout.depth, -1))[:, layer - cell_layer - 1]
-                part[:] = _read(readout, normed if readout.after_norm else hidden, running.batch, part.shape)
+                _read(readout, normed if readout.after_norm else hidden, running.batch, part)
         if self._stopped.is_set() or layer == self.layers[-1] != self.last:
             raise _StopForward  # the layers above are not needed
 
@@ -194,25 +192,45 @@ def _find_width(readout: Readout, dim: int) -> int:
 def _find_present(readout: Readout, batch: Batch) -> Tensor:
     """(batch,) whether a text has the readout."""
     with guard_plugin(readout):
-        return _check_tensor(readout.present(batch), "present", (len(batch.ids),)).bool()
+        batch = _copy_batch(batch) if _is_plugin(readout) else batch
+        return _check_tensor(readout.present(batch), "present", (len(batch.ids),)).bool().to(batch.ids.device)
 
 
-def _read(readout: Readout, hidden: Tensor, batch: Batch, shape: tuple[int, ...]) -> Tensor:
-    """The vectors of a readout, which must have this shape: torch would repeat a single number."""
+def _read(readout: Readout, hidden: Tensor, batch: Batch, vectors: Tensor) -> None:
+    """Read into `vectors`, whose shape the result must have: torch would repeat a single number.
+
+    A readout of another package gets copies, for the layers above and other readouts need what it might write to.
+    """
     with guard_plugin(readout):
-        return _check_tensor(readout.read(hidden, batch), "read", shape)
+        if _is_plugin(readout):
+            hidden, batch = hidden.clone(), _copy_batch(batch)
+        vectors[:] = _check_tensor(readout.read(hidden, batch), "read", vectors.shape)
+
+
+def _copy_batch(batch: Batch) -> Batch:
+    """A batch of its own: the same texts, with tensors that nothing else reads."""
+    tensors = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **{name: tensors[name] for name in tensors.keys() & Batch.__dataclass_fields__.keys()})
+
+
+_plugins = threading.RLock()  # what one thread changes in the process, `undo_changes` of another must not take for its own
 
 
 @contextmanager
 def guard_plugin(readout: Readout) -> Iterator[None]:
-    """Whatever a readout of another package raises within the block, too little memory apart, as an InputError."""
-    try:
+    """Whatever a readout of another package raises within the block, too little memory apart, as an InputError; and
+    what it changes in the process is undone."""
+    if not _is_plugin(readout):
         yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, InputError) or _is_out_of_memory(error) or not _is_plugin(readout):
-            raise
-        what, mend = f"fails ({describe_error(error)})", "Mend the plug-in; clsprobe.check_readout tries it"
-        raise InputError(f"--readouts {readout.name}", what, mend) from error
+        return
+    try:
+        with _plugins, contain(), undo_changes():
+            yield
+    except PluginError as error:
+        if error.__cause__ is not None and _is_out_of_memory(error.__cause__):
+            raise error.__cause__ from None
+        what, mend = f"fails ({error})", "Mend the plug-in; clsprobe.check_readout tries it"
+        raise InputError(f"--readouts {readout.name}", what, mend) from error.__cause__
 
 
 def _check_tensor(result: Any, method: str, shape: tuple[int, ...]) -> Tensor:
@@ -220,6 +238,8 @@ def _check_tensor(result: Any, method: str, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(result, torch.Tensor) or result.shape != shape:
         kind = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
         raise ValueError(f"{method} gives {kind}, expected a tensor of shape {tuple(shape)}")
+    if result.is_complex():
+        raise ValueError(f"{method} gives {result.dtype}, expected real numbers")
     return result
 
 

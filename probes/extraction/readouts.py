@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -467,6 +467,15 @@ def walk_readouts(readout: Readout) -> Iterator[Readout]:
     of = getattr(readout, "of", ())
     for part in of if isinstance(of, tuple) else (of,):
         yield from walk_readouts(part)
+
+
+def refuse_missing(readouts: Iterable[Readout], missing: Collection[str], model: str) -> None:
+    """Raise InputError for a readout of a token that a model's tokenizer does not add. missing: "cls", "sep"."""
+    for readout in readouts:
+        if names := [part.name for part in walk_readouts(readout) if part.name in missing]:
+            others = ", ".join(other for other in DEFAULT if other not in missing)
+            what = f"the tokenizer of {model} adds no {names[0]} token"
+            raise InputError("--readouts", what, f"Choose among {others}")
 
 
 def last_layer_only(name: str) -> bool:

@@ -87,7 +87,7 @@ def mend_unseen(label: str, train_labels: Iterable[str], options: RowOptions) ->
     key = spelling_key(label)
     if similar := next((other for other in train_labels if spelling_key(other) == key), None):
         return f"Pass {options.flag('merge_labels', True)} to make it one class with {quote(similar)}"
-    return "Remove these rows, or add such rows to train"
+    return f"Pass {options.flag('min_class', 1)} to leave such rows out, or add such rows to train"
 
 
 def note_unused(options: RowOptions, used: Iterable[str], labels: Iterable[str]) -> list[str]:

@@ -35,7 +35,8 @@ class RowRules(TypedDict, total=False):
 
     target: "class" or "number"; by default labels are classes. drop_empty: leave rows without a text out.
     drop_missing_labels: leave rows without a label out. missing_labels: labels that stand for none, such as ("nan",
-    "NA"); rows with one are left out. merge_labels: labels that differ only by case, by spaces or in how a number is
+    "NA"); rows with one are left out. min_class: classes with fewer rows, or train rows where the split is given, are
+    left out. merge_labels: labels that differ only by case, by spaces or in how a number is
     written are one class. replace_invalid: write U+FFFD for what no text can hold.
     """
 
@@ -43,6 +44,7 @@ class RowRules(TypedDict, total=False):
     drop_empty: bool
     drop_missing_labels: bool
     missing_labels: str | Sequence[str]
+    min_class: int | None
     merge_labels: bool
     replace_invalid: bool
 

@@ -15,8 +15,9 @@ class RowOptions:
     label_column: empty to load texts without labels. split_column: holds train, dev or test. group_column: rows that
     share a value stay on one side of a split. target: what labels are, by default classes. drop_empty,
     drop_missing_labels: leave rows without a text or label out. missing_labels: labels that stand for none; rows with
-    one are left out. merge_labels: spellings of one class become its most frequent one. replace_invalid: write U+FFFD
-    for what no text can hold. vectors: a file with a vector for every row.
+    one are left out. min_class: classes with fewer rows are left out later (`Task.without_rare`). merge_labels:
+    spellings of one class become its most frequent one. replace_invalid: write U+FFFD for what no text can hold.
+    vectors: a file with a vector for every row.
     """
 
     label_column: tuple[str, ...] = ("label",)
@@ -26,6 +27,7 @@ class RowOptions:
     drop_empty: bool = False
     drop_missing_labels: bool = False
     missing_labels: tuple[str, ...] = ()
+    min_class: int | None = None
     merge_labels: bool = False
     replace_invalid: bool = False
     vectors: str | None = None

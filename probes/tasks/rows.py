@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ from clsprobe.probes.tasks.labels import (
     note_unused,
 )
 from clsprobe.probes.tasks.options import RowOptions
+from clsprobe.probes.tasks.places import Places, Table
 from clsprobe.probes.tasks.texts import PAIRED, ArrowTexts, Texts, pair
 
 Row = tuple[int, Sequence[str | None]]  # the number of a row, such as its first line, and its cells (None: no value)
@@ -48,26 +49,17 @@ ALIASES = {
 }
 
 
-class Findings:
-    """Notes and problems found while reading one file or table, problems by kind.
+class Findings(Table):
+    """Notes and problems found while reading one file or table, problems by kind."""
 
-    name: of the file in error messages. unit: what its numbers count, "line" or "row". place: how a message locates one
-    of them.
-    """
-
-    def __init__(self, name: str, unit: str = "line", place: str = "{name}:{number}") -> None:
-        self.name, self.unit = name, unit
+    def __init__(self, name: str, unit: str = "line", form: str = "{name}:{number}") -> None:
+        super().__init__(name, unit, form)
         self.notes: list[str] = []
-        self._place = place
         self._problems: dict[str, tuple[str, str, array[int]]] = {}
 
     def add(self, number: int, what: str, mend: str = "", kind: str = "") -> None:
         """Record a problem of a line or row. The first one of a `kind` (default: `what`) provides the message."""
         self._problems.setdefault(kind or what, (what, mend, array("q")))[2].append(number)
-
-    def locate(self, number: int) -> str:
-        """Where a line or row is, such as reviews.csv:3."""
-        return self._place.format(name=self.name, number=number)
 
     @property
     def problems(self) -> dict[str, tuple[InputError, int]]:
@@ -163,7 +155,8 @@ class CheckedRows:
     """What is left of some tables after all checks: the columns of tasks.
 
     texts: (row,). labels: label column -> (row,) labels, and the kind of the task. split, groups: (row,) or None.
-    row_numbers: (row,) among all rows read, with vectors. rows: how many were read. left_out: reason -> rows.
+    row_numbers: (row,) among all rows read, with vectors. rows: how many were read. places: of the rows. excluded:
+    reason -> places of the rows that were left out.
     """
 
     texts: ArrowTexts
@@ -172,8 +165,14 @@ class CheckedRows:
     groups: np.ndarray | None
     row_numbers: np.ndarray | None
     rows: int
-    left_out: dict[str, int]
+    places: Places
+    excluded: dict[str, Places]
     notes: list[str]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> rows that were left out."""
+        return {reason: len(places) for reason, places in self.excluded.items()}
 
 
 class _BadCell(Exception):
@@ -188,14 +187,15 @@ class RowCollector:
         self.options = options
         self.texts, self.sides, self.groups = Texts(), array("b"), StringCodes()
         self.row_numbers = array("q")  # with vectors: the number of each row among all rows read, from 0
-        # rows that do not stand on the line after the last row's, and their lines
-        self.run_rows, self.run_lines = array("q"), array("q")
+        self.numbers, self.excluded_numbers = array("q"), array("q")  # lines, of the rows and of those left out
+        self.excluded_tables, self.excluded_reasons = array("i"), StringCodes()
         self.labels: list[StringCodes | Numbers] = [
             Numbers() if options.target == "number" else StringCodes() for _ in options.label_column
         ]
         self.missing_labels = set[str]()  # those of `missing_labels` that rows have
-        self.rows, self.replaced, self.left_out, self.notes = 0, 0, Counter[str](), list[str]()
+        self.rows, self.replaced, self.notes = 0, 0, list[str]()
         self.tables: list[tuple[Findings, int]] = []  # the findings of each table and its first row
+        self.train_tables = list[str]()  # the names of those that are all train
 
     @property
     def columns(self) -> list[str]:
@@ -216,7 +216,8 @@ class RowCollector:
         }
         text_names = [options.title(column) for column in text_columns] if len(text_columns) != 1 else ["text"]
         self.tables.append((findings, len(self.texts)))
-        next_line = -1
+        if side == "train":
+            self.train_tables.append(findings.name)
         for line, row in rows:
             self.rows += 1
             text_cells, cells = row[: len(text_columns)], row[len(text_columns) :]
@@ -230,14 +231,13 @@ class RowCollector:
             except _BadCell as error:
                 kind, what, mend = error.args
                 if drop.get(kind):
-                    self.left_out[kind] += 1
+                    self.excluded_numbers.append(line)
+                    self.excluded_tables.append(len(self.tables) - 1)
+                    self.excluded_reasons.append(kind)
                 else:
                     findings.add(line, what, mend, what if kind in drop else kind)
                 continue
-            if line != next_line:
-                self.run_rows.append(len(self.texts))
-                self.run_lines.append(line)
-            next_line = line + 1
+            self.numbers.append(line)
             self.texts.append(pair(*texts) if len(texts) > 1 else texts[0] if texts else f"row {self.rows}")
             if options.vectors:
                 self.row_numbers.append(self.rows - 1)
@@ -310,7 +310,7 @@ class RowCollector:
         """The columns, after all tables were added. name: of all of them in error messages. Raises InputError."""
         options = self.options
         if not len(self.texts):
-            reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.left_out.items())
+            reasons = ", ".join(f"{len(places):,} {reason}" for reason, places in self._excluded().items())
             raise InputError(name, f"no rows are left ({reasons})", "Fill in what is missing")
         classes = {value for column in self.labels if isinstance(column, StringCodes) for value in column.values()}
         self.notes += note_unused(options, self.missing_labels, classes)
@@ -336,9 +336,29 @@ class RowCollector:
             np.frombuffer(self.groups.codes, np.intc) if options.group_column else None,
             np.frombuffer(self.row_numbers, np.int64) if options.vectors else None,
             self.rows,
-            dict(self.left_out),
+            self._places,
+            self._excluded(),
             self.notes,
         )
+
+    @cached_property
+    def _places(self) -> Places:
+        """Those of all rows. Nothing may be added afterwards."""
+        starts = np.array([first for _, first in self.tables])
+        table = np.searchsorted(starts, np.arange(len(self.numbers)), side="right") - 1
+        return Places(
+            [findings for findings, _ in self.tables], table.astype(np.int32), np.frombuffer(self.numbers, "q")
+        )
+
+    def _excluded(self) -> dict[str, Places]:
+        """Reason -> places of the rows that were left out."""
+        reasons = np.frombuffer(self.excluded_reasons.codes, np.intc)
+        places = Places(
+            [findings for findings, _ in self.tables],
+            np.frombuffer(self.excluded_tables, np.intc),
+            np.frombuffer(self.excluded_numbers, "q"),
+        )
+        return {reason: places.take(reasons == code) for code, reason in enumerate(self.excluded_reasons.values())}
 
     def _make_split(self, name: str) -> np.ndarray | None:
         codes = np.frombuffer(self.sides, np.int8)
@@ -359,8 +379,7 @@ class RowCollector:
         title = self.options.title(column)
         if ambiguity := labels.ambiguity():
             row, what, mend = ambiguity
-            findings, lines = self._locate(np.array([row]))
-            raise InputError(findings.locate(lines[0]), f"{title} {what}", mend)
+            raise InputError(self._places.locate(row), f"{title} {what}", mend)
         if note := labels.note(title):
             self.notes.append(note)
 
@@ -373,33 +392,23 @@ class RowCollector:
             what = f"{title} holds numbers with fractions ({len(values):,} distinct)"
             number, classes = (options.flag("target", target) for target in ("number", "class"))
             raise InputError(name, what, f"Pass {number}, or {classes} to make each a class")
-        train_table = self.tables[0][0].name  # that of train, where each table is one side
         train = np.ones(len(codes), bool) if split is None else split == "train"
         train_codes = np.unique(codes[train])
         if len(train_codes) == 1:
-            where = name if split is None or options.split_column else train_table
+            where = self.train_tables[0] if len(self.train_tables) == 1 else name
             what = f"{title} has one class ({quote(values[train_codes[0]])}, {train.sum():,} rows)"
             raise InputError(where, f"{what}; a probe needs two")
-        if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))):
+        if len(unseen := np.flatnonzero(~np.isin(codes, train_codes))) and not options.min_class:
             first, others = codes[unseen[0]], len(np.unique(codes[unseen])) - 1
-            findings, lines = self._locate(unseen[codes[unseen] == first])
-            sides = "the train rows" if options.split_column else train_table
-            rows = f"{findings.unit}s {format_rows(lines)}"
+            rows = unseen[codes[unseen] == first]
+            rows = rows[self._places.table[rows] == self._places.table[rows[0]]]  # of the first table that has any
+            sides = self.train_tables[0] if len(self.train_tables) == 1 else "the train rows"
+            numbers = self._places.tables[self._places.table[rows[0]]].list_numbers(self._places.number[rows])
             of_column = "" if title == "label" else f" of {title}"
-            what = f"label {quote(values[first])}{of_column} is not in {sides} ({rows}"
+            what = f"label {quote(values[first])}{of_column} is not in {sides} ({numbers}"
             what += f"; {others:,} more labels likewise)" if others else ")"
             mend = mend_unseen(values[first], [values[code] for code in train_codes], options)
-            raise InputError(findings.locate(lines[0]), what, mend)
-
-    def _locate(self, rows: np.ndarray) -> tuple[Findings, list[int]]:
-        """The table of the first of these rows, and the lines of all these rows in that table."""
-        findings, start = [table for table in self.tables if table[1] <= rows[0]][-1]
-        end = min((first for _, first in self.tables if first > start), default=len(self.texts))
-        return findings, [self._line_of_row(row) for row in rows[rows < end].tolist()]
-
-    def _line_of_row(self, row: int) -> int:
-        run = bisect_right(self.run_rows, row) - 1
-        return self.run_lines[run] + row - self.run_rows[run]
+            raise InputError(self._places.locate(rows[0]), what, mend)
 
 
 def _check_options(options: RowOptions) -> None:

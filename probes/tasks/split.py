@@ -13,21 +13,21 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from clsprobe.probes.errors import InputError, format_rows
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.tasks import duplicates
-from clsprobe.probes.tasks.options import write_argument, write_flag
 from clsprobe.probes.tasks.rows import SIDES
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
 
 SHARES = {"test": 0.2, "dev": 0.1}  # of a task without a split; train takes the rest
 BLOCK = 10  # neighbours in the stratified order that are distributed over the sides
 TEMPLATE = 0.05  # share of all different texts (and more than ten) above which near copies are a template
+MAX_GROUPED = 0.2  # share of train that may be left out since its groups are on other sides too
+OF_GROUP = "rows of a group in {}"
 MAX_CLASS_SHARE = 0.5  # classes per row, above which labels are taken for row names
 
 
@@ -36,13 +36,24 @@ class Split:
     """The side of every text.
 
     side: (text,) "train" | "dev" | "test", or "" for a text left out. group: (text,) rows that are tied to each other.
-    left_out: reason -> number of rows. notes: sentences for the report.
+    reason: (text,) why a text is left out, "" where it is used. notes: sentences for the report.
     """
 
     side: np.ndarray
     group: np.ndarray
-    left_out: dict[str, int] = field(default_factory=dict)
+    reason: np.ndarray
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> number of rows, in the order in which the reasons were found."""
+        return count_reasons(self.reason)
+
+
+def count_reasons(reason: np.ndarray) -> dict[str, int]:
+    """Reason -> rows that are left out for it. reason: (text,), "" where a text is used."""
+    reasons, counts = np.unique(reason[reason != ""], return_counts=True)
+    return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
 
 
 def split(
@@ -58,7 +69,7 @@ def split(
         raise InputError(task.name, "no texts")
     _check_classes(task)
     ties, notes = _ties(task, seed, tokens, near=not (allow_overlap or task.textless))
-    left_out: dict[str, int] = {}
+    reason = np.full(len(task.texts), "", object)
     if task.split is None:
         side = np.full(len(task.texts), "train", dtype="<U5")
         _carve(task, side, ties, SHARES, SIDES)
@@ -68,25 +79,30 @@ def split(
             if not (side == name).any():
                 raise InputError(task.name, f"no {name} texts", "A split has at least train and test")
         if not allow_overlap:
-            left_out, part_notes = _drop_overlap(task, side, ties)
-            notes += part_notes
+            reason, overlap_notes = _drop_overlap(task, side, ties)
+            notes += overlap_notes
         if not (side == "dev").any():
             _carve(task, side, ties, {"dev": 0.1}, ("train",))
             if not (n_dev := int((side == "dev").sum())):
                 raise InputError(task.name, "train has too few different texts to spare a dev side", "Give dev texts")
             notes.append(f"no dev of its own: {n_dev:,} train texts serve as dev")
     notes += _check_labels(task, side)
-    return Split(side, ties.group, left_out, notes)
+    return Split(side, ties.group, reason, notes)
 
 
 def sample_task(task: Task, n: int, *, seed: int) -> Task:
-    """A seeded sample of at most `n` texts, in proportion per side and approximately per label; their order is kept.
+    """A seeded sample of at most `n` texts (`sample_rows`)."""
+    return task if len(task.texts) <= n else task.take(sample_rows(task, n, seed=seed))
+
+
+def sample_rows(task: Task, n: int, *, seed: int) -> np.ndarray:
+    """The rows of a seeded sample of at most `n` texts, in proportion per side and approximately per label, ascending.
 
     Labels that are not in the sample of train leave dev and test too; otherwise no small sample of many classes would
     be valid.
     """
     if len(task.texts) <= n:
-        return task
+        return np.arange(len(task.texts))
     strata = _label_codes(task) if task.kind == "class" else np.zeros(len(task.y), np.int64)
     side = task.split if task.split is not None else np.full(len(task.y), "train")
     order = np.lexsort((duplicates.hash_texts(task.texts, seed), strata))
@@ -98,11 +114,7 @@ def sample_task(task: Task, n: int, *, seed: int) -> Task:
             rows = rows[np.isin(strata[rows], strata[sampled[0]])]
         share = min(max(share, 1), n - sum(map(len, sampled)), len(rows))
         sampled.append(rows[((np.arange(share) + 0.5) * len(rows) / max(share, 1)).astype(int)])
-    rows = np.sort(np.concatenate(sampled))
-    parts = {
-        name: value[rows] for name in ("y", "split", "groups", "rows") if (value := getattr(task, name)) is not None
-    }
-    return replace(task, texts=[task.texts[row] for row in rows.tolist()], **parts)
+    return np.sort(np.concatenate(sampled))
 
 
 # ----------------------------------------------------------------------------------------------------- what is the same
@@ -146,7 +158,7 @@ def _ties(
         )
         group = duplicates.group_rows(group, encoder_groups)
     if task.groups is not None:
-        same["rows of a group in {}"] = task.groups
+        same[OF_GROUP] = task.groups
     return _Ties(texts, same, group), notes
 
 
@@ -177,23 +189,22 @@ def _row_notes(task: Task, rows: np.ndarray, what: str) -> list[str]:
     if not len(rows):
         return []
     many = len(rows) > 1
-    listed = _list_rows(task.name, rows)
-    return [f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} (rows {listed})"]
-
-
-def _list_rows(name: str, rows: np.ndarray, limit: int = 10) -> str:
-    """Rows of a task as a reader counts them: from 1, in memory from 0. name: of the task."""
-    return format_rows(rows if name.startswith(IN_MEMORY) else rows + 1, limit)
+    listed = task.located.describe(rows)
+    return [f"{len(rows):,} row{'s' if many else ''} {what.format(s='' if many else 's')} ({listed})"]
 
 
 # --------------------------------------------------------------------------------------------- the source's own sides
 
 
-def _drop_overlap(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, int], list[str]]:
-    """Leave out, in place, dev and train rows tied to test and train rows tied to dev. Returns counts and notes."""
+def _drop_overlap(task: Task, side: np.ndarray, ties: _Ties) -> tuple[np.ndarray, list[str]]:
+    """Leave out, in place, dev and train rows tied to test and train rows tied to dev.
+
+    Returns (text,) the reasons, and notes.
+    """
     _check_overlap(task, side, ties)
-    left_out: dict[str, int] = {}
+    reasons = np.full(len(side), "", object)
     notes: list[str] = []
+    of_train, of_group = (side == "train").sum(), 0
     for stays, leaves in (("test", "dev"), ("test", "train"), ("dev", "train")):
         staying = side == stays
         leaving = (side == leaves) & np.isin(ties.group, ties.group[staying])
@@ -201,12 +212,18 @@ def _drop_overlap(task: Task, side: np.ndarray, ties: _Ties) -> tuple[dict[str, 
         for reason, values in [*ties.same.items(), ("rows tied to a {} text by others", ties.group)]:
             rows = leaving & np.isin(values, values[staying])
             if rows.any():
-                left_out[f"{leaves} {reason.format(stays)}"] = int(rows.sum())
+                reasons[rows] = f"{leaves} {reason.format(stays)}"
+                of_group += int(rows.sum()) if leaves == "train" and reason == OF_GROUP else 0
                 notes += _row_notes(task, np.flatnonzero(rows), f"of {leaves} left out: {reason.format(stays)}")
             leaving &= ~rows
     if not (side == "train").any():
         raise InputError(task.name, "every train text is tied to a dev or test text", "Give other train texts")
-    return left_out, notes
+    if of_group > MAX_GROUPED * of_train:
+        what = f"{of_group:,} of {of_train:,} train rows share a group with a row of dev or test, and cannot be used"
+        groups, sides = ("groups", "split") if task.name.startswith(IN_MEMORY) else ("--group-column", "--split-column")
+        mend = f"Leave {sides} out, and whole groups are split, or leave {groups} out"
+        raise InputError(task.name, what, mend)
+    return reasons, notes
 
 
 def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
@@ -217,13 +234,8 @@ def _check_overlap(task: Task, side: np.ndarray, ties: _Ties) -> None:
         what = f"train and test share {shared.sum():,} of {len(test):,} texts"
         if nearly := int((shared & ~copies[0]).sum()):
             what += f", {nearly:,} of them but for small differences"
-        mend = f"Give other test texts, or pass {_write_option(task, 'allow_overlap', True)}"
+        mend = f"Give other test texts, or pass {task.write_option('allow_overlap', True)}"
         raise InputError(task.name, what, mend)
-
-
-def _write_option(task: Task, name: str, value: Any) -> str:
-    """An option as whoever gives this task writes it: an argument in Python, or a flag."""
-    return (write_argument if task.name.startswith(IN_MEMORY) else write_flag)(name, value)
 
 
 # ---------------------------------------------------------------------------------------------------- sides we choose
@@ -264,16 +276,18 @@ def _carve(task: Task, side: np.ndarray, ties: _Ties, shares: dict[str, float], 
         classes = np.unique(task.y)
         items = [
             f"'{classes[c]}' ({', '.join(f'{name} {counts[name][c]}' for name in needed)}; "
-            f"rows {_list_rows(task.name, rows[labels == c], 5)})"
+            f"{task.located.describe(rows[labels == c], 5)})"
             for c in missing[:10]
         ]
         more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
         what = f"{'classes' if len(missing) > 1 else 'a class'} too small for every side: {', '.join(items)}{more}"
-        mend = "Give at least three texts of each that are no copies of each other, or leave it out"
-        if task.name.startswith(("file:", "hf:", "memory:")):
-            missing_labels = _write_option(task, "missing_labels", ("NAME",))
-            merge_labels = _write_option(task, "merge_labels", True)
-            mend += f" ({missing_labels}; {merge_labels} where it is another spelling of a class)"
+        fewest = int(np.bincount(labels)[missing].max()) + 1
+        mend = (
+            f"Pass {task.write_option('min_class', fewest)} to leave classes with fewer rows out, or give at least "
+            "three texts of each that are no copies of each other"
+        )
+        if task.name.startswith(("file:", "hf:", IN_MEMORY)):
+            mend += f" ({task.write_option('merge_labels', True)} where it is another spelling of a class)"
         raise InputError(task.name, what, mend)
 
 
@@ -362,9 +376,12 @@ def _check_labels(task: Task, side: np.ndarray) -> list[str]:
         unknown = np.flatnonzero((side == name) & ~np.isin(task.y, train))
         if len(unknown):
             label = task.y[unknown[0]]
-            rows = _list_rows(task.name, unknown[task.y[unknown] == label])
-            what = f"label '{label}' stands in {name} (rows {rows}) but not in train"
-            raise InputError(task.name, what, "Leave these rows out, or give train rows with this label")
+            rows = task.located.describe(unknown[task.y[unknown] == label])
+            what = f"label '{label}' stands in {name} ({rows}) but not in train"
+            mend = (
+                f"Pass {task.write_option('min_class', 1)} to leave such rows out, or give train rows with this label"
+            )
+            raise InputError(task.name, what, mend)
         missing = train[~np.isin(train, task.y[side == name])]
         if len(missing):
             listed = ", ".join(f"'{label}'" for label in missing[:10]) + (", ..." if len(missing) > 10 else "")

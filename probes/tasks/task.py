@@ -8,7 +8,8 @@ splits them, the sweep measures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Self, Unpack
 
 import numpy as np
@@ -17,6 +18,8 @@ from clsprobe.probes.errors import InputError, escape_surrogates, format_rows, p
 from clsprobe.probes.notebook import escape_text
 from clsprobe.probes.tasks import memory
 from clsprobe.probes.tasks.memory import RowRules
+from clsprobe.probes.tasks.options import write_argument, write_flag
+from clsprobe.probes.tasks.places import UNPLACED, Places, Table
 from clsprobe.probes.tasks.rows import SIDES, CheckedRows, Findings, StringCodes
 
 LISTED = 10  # classes that the display of a task lists
@@ -41,6 +44,8 @@ class Task:
     named as in `probes.baseline`. A verdict that compares with one of them leaves the task out.
     left_out: reason -> rows that were left out when the task was made in memory. notes: on its rows, likewise. Those of
     a task that comes from a source are kept in its `Loaded`.
+    places: (text,) where the rows come from, if that is known.
+    excluded: reason -> places of rows that were left out and are known.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Task:
     solved_by: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    places: Places = UNPLACED
+    excluded: Mapping[str, Places] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -77,6 +84,9 @@ class Task:
             value = getattr(self, name)
             fields[name] = (value,) if isinstance(value, str) else tuple(value)
         fields["left_out"] = dict(self.left_out)
+        if self.places.tables and len(self.places) != len(fields["texts"]):
+            what = f"places has {len(self.places):,} rows, texts has {len(fields['texts']):,}"
+            raise InputError(self.name, what, "Give one place for every text, in their order")
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
@@ -98,10 +108,11 @@ class Task:
 
         texts: (text,) strings, or pairs of them. name: the task is called ``memory:NAME:label``. split: (text,) train,
         dev (or validation) and test; by default they are carved. groups: (text,) rows that share a value stay on one
-        side. rules: target, drop_empty, drop_missing_labels, missing_labels, merge_labels, replace_invalid: see
-        `RowRules`.
+        side. rules: target, drop_empty, drop_missing_labels, missing_labels, min_class, merge_labels,
+        replace_invalid: see `RowRules`.
         """
-        return cls._of_rows(memory.read_lists(texts, labels, split, groups, _check_name(name), rules), name)
+        rows = memory.read_lists(texts, labels, split, groups, _check_name(name), rules)
+        return cls._of_rows(rows, name, rules)
 
     @classmethod
     def from_frame(
@@ -122,7 +133,8 @@ class Task:
         they are carved. groups: a column; rows that share a value stay on one side. rules: as in `from_lists`. Raises
         InputError.
         """
-        return cls._of_rows(memory.read_frame(frame, text, label, split, groups, _check_name(name), rules), name)
+        rows = memory.read_frame(frame, text, label, split, groups, _check_name(name), rules)
+        return cls._of_rows(rows, name, rules)
 
     @classmethod
     def from_dataset(
@@ -140,12 +152,13 @@ class Task:
 
         The numbers of a ClassLabel become its names; -1 is a missing label. Everything else is as in `from_frame`.
         """
-        return cls._of_rows(memory.read_dataset(dataset, text, label, split, groups, _check_name(name), rules), name)
+        rows = memory.read_dataset(dataset, text, label, split, groups, _check_name(name), rules)
+        return cls._of_rows(rows, name, rules)
 
     @classmethod
-    def _of_rows(cls, rows: CheckedRows, name: str) -> Self:
+    def _of_rows(cls, rows: CheckedRows, name: str, rules: RowRules) -> Self:
         ((column, (y, kind)),) = rows.labels.items()
-        return cls(
+        task = cls(
             f"{IN_MEMORY}{name}:{column}",
             rows.texts,
             y,
@@ -154,7 +167,55 @@ class Task:
             rows.groups,
             left_out=rows.left_out,
             notes=tuple(rows.notes),
+            places=rows.places,
+            excluded=rows.excluded,
         )
+        return task.without_rare(least) if (least := rules.get("min_class")) else task
+
+    @cached_property
+    def located(self) -> Places:
+        """(text,) `places`; where they are not known the numbers of the rows, in memory from 0, otherwise from 1."""
+        if self.places.tables:
+            return self.places
+        first = 0 if self.name.startswith(IN_MEMORY) else 1
+        table = Table(self.name.removeprefix(IN_MEMORY), "row", memory.PLACE)
+        return Places.of(table, np.arange(first, first + len(self.texts)))
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The task with these rows only. rows: indices in ascending order."""
+        arrays = {
+            name: value[rows] for name in ("y", "split", "groups", "rows") if (value := getattr(self, name)) is not None
+        }
+        return replace(self, texts=[self.texts[row] for row in rows.tolist()], places=self.located.take(rows), **arrays)
+
+    def without_rare(self, least: int) -> Self:
+        """The task without the classes of fewer than `least` rows, or train rows where the split is fixed.
+
+        They are counted in `left_out`, and listed in `excluded`. Raises InputError where no two classes are left.
+        """
+        if self.kind != "class":
+            return self
+        classes, code = np.unique(self.y, return_inverse=True)
+        counted = np.ones(len(code), bool) if self.split is None else self.split == "train"
+        count = np.bincount(code[counted], minlength=len(classes))
+        if (count >= least).sum() < 2:
+            largest = ", ".join(f"{quote(str(classes[c]))} {count[c]:,}" for c in np.argsort(-count, kind="stable")[:3])
+            what = f"{self.name} has no two classes of so many rows (its largest: {largest})"
+            mend = f"Pass at most {max(np.sort(count)[-2], 1):,}" if len(count) > 1 else "Name another column of labels"
+            raise InputError(self.write_option("min_class", least), what, mend)
+        rare = count[code] < least
+        if not rare.any():
+            return self
+        reason = f"of a class of fewer than {least:,} {'' if self.split is None else 'train '}rows"
+        return replace(
+            self.take(np.flatnonzero(~rare)),
+            left_out={**self.left_out, reason: int(rare.sum())},
+            excluded={**self.excluded, reason: self.located.take(rare)},
+        )
+
+    def write_option(self, name: str, value: Any) -> str:
+        """An option as whoever gives this task writes it: an argument in Python, or a flag."""
+        return (write_argument if self.name.startswith(IN_MEMORY) else write_flag)(name, value)
 
     @property
     def label(self) -> str:

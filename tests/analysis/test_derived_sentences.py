@@ -14,7 +14,7 @@ from clsprobe.aggregate import Aggregate
 from clsprobe.analysis import stats
 from clsprobe.analysis.answer import correct_answers
 from clsprobe.analysis.sweep.refits import Refits
-from clsprobe.analysis.table import concat_predictions
+from clsprobe.analysis.table import concat_categories
 from clsprobe.poolings import Poolings
 from clsprobe.positions import Positions
 from clsprobe.run import Run
@@ -107,7 +107,7 @@ def test_the_headlines_of_a_page_follow_from_the_tables(accuracy, doubted):
     cells = {("bag_of_words", -1, "none"): 0.75}
     cells |= {("none", layer, name): value for layer in (2, 3) for name, value in accuracies.items()}
     blocks = [draw_tables(cells, random, task=f"file:{name}:label")["predictions"] for name in "ab"]
-    measured = tables.measured(predictions=concat_predictions(blocks))
+    measured = tables.measured(predictions=concat_categories(blocks))
     studies = Run(), Aggregate(), Poolings(), Positions()
     answers = correct_answers({study.name(): answer_in_words(study, measured) for study in studies})
     expected = {name: derive_answer(name, measured.tables, measured.facts) for name in answers}

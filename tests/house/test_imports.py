@@ -1,6 +1,6 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric, notebook, randomness, registry -> tasks -> encoders -> extraction -> base -> the probes ->
+errors, files, hub, metric, notebook, plugins, randomness, registry -> tasks -> encoders -> extraction -> base -> the probes ->
 training, interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
 """
 
@@ -17,7 +17,8 @@ from house import PACKAGES, ROOT, Module, cycles, graph, imports, modules
 # A module may import from its own floor and those below. A module of probes/ that is not listed is a probe.
 FLOORS = (
     tuple(
-        f"clsprobe.probes.{name}" for name in ("errors", "files", "hub", "metric", "notebook", "randomness", "registry")
+        f"clsprobe.probes.{name}"
+        for name in ("errors", "files", "hub", "metric", "notebook", "plugins", "randomness", "registry")
     ),
     ("clsprobe.probes.tasks",),
     ("clsprobe.probes.encoders",),

@@ -31,7 +31,8 @@ def content(spec: Any) -> bytes:
     parquet, arrow: column -> values, or {raw: ...} for the bytes of one string; types: column -> Arrow type; names:
     column -> names of its classes
     zip: names of files in an archive
-    of: any of these, with times (repeated), encoding, pack (gzip, bz2, xz, zst), cut (so many bytes off its end), put (byte -> what it is)
+    of: any of these, with times (repeated), encoding, pack (gzip, bz2, xz, zst), put (byte -> what it is), cut (so many
+    bytes off its end)
     """
     if isinstance(spec, str):
         return spec.encode()
@@ -50,8 +51,6 @@ def content(spec: Any) -> bytes:
     data = content(spec["of"]) * spec.get("times", 1)
     if "encoding" in spec:
         data = data.decode().encode(spec["encoding"])
-    if spec.get("gzip"):
-        data = gzip.compress(data, mtime=0)
     if "pack" in spec:
         data = _pack(data, spec["pack"])
     for position, byte in spec.get("put", {}).items():

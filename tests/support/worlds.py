@@ -30,7 +30,7 @@ from clsprobe.analysis.geometry.measures import COLUMNS
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.study import Study
 from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
-from clsprobe.analysis.table import PREDICTIONS, concat_predictions
+from clsprobe.analysis.table import PREDICTIONS, concat_categories
 from clsprobe.analysis.verdict import Verdict
 from clsprobe.fine_tuning import FineTuning
 from clsprobe.formation import Formation
@@ -192,7 +192,7 @@ def _tasks(*draws: Callable[[np.random.Generator], Measured]) -> Callable[[np.ra
             for name, table in part.tables.items():
                 column = pd.Categorical.from_codes(np.zeros(len(table), int), [task])
                 tables.setdefault(name, []).append(table.assign(task=column))
-        together = measured(**{name: concat_predictions(blocks) for name, blocks in tables.items()})
+        together = measured(**{name: concat_categories(blocks) for name, blocks in tables.items()})
         solved = {task: part.facts["solved"][TASK] for task, part in parts.items() if part.facts.get("solved")}
         return replace(together, facts={**together.facts, "solved": solved})
 

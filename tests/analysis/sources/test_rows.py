@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import pandas as pd
 import pytest
 
 from clsprobe.analysis.sources import SourceOptions, load
@@ -45,6 +46,21 @@ def left_out(counts: dict[str, Any]) -> int:
     return sum(n for name, n in counts.items() if name.startswith("left out: "))
 
 
+def check_table(table: pd.DataFrame, folder: Path, counts: dict[str, Any]) -> None:
+    """Every line below the headers stands in the table once, with its side or the reason that the counts have."""
+    lines = {(path.name, n) for path in folder.iterdir() for n in range(2, len(path.read_text().splitlines()) + 1)}
+    assert sorted(zip(table.source, table.number, strict=True)) == sorted(lines)
+    assert ((table.side == "") == (table.reason != "")).all()
+    for reason, n in table.reason[table.reason != ""].value_counts().items():
+        assert counts[f"left out: {reason}"] == n
+    for side in ("train", "dev", "test"):
+        assert (table.side == side).sum() == counts[side]
+    for source, number, reason in table[["source", "number", "reason"]].itertuples(index=False):
+        text, _, label = (folder / source).read_text().splitlines()[number - 1].rpartition(",")
+        assert (reason == "empty text") == (not text.strip())
+        assert (reason == "missing label") == (bool(text.strip()) and not label)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return models.save("bert", tmp_path_factory.mktemp("bert"))
@@ -71,6 +87,12 @@ def test_rows_in_are_rows_used_and_rows_left_out(name, model, tmp_path) -> None:
     }
     assert expected[name] in {"", *counts}
 
+    table = pd.read_parquet(tmp_path / "out" / "tables" / "rows.parquet")
+    check_table(table, tmp_path / "data", {**read, **counts})
+    predictions = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    side_of_row = table[table.row >= 0].set_index("row").side
+    assert (predictions.split.astype(str) == side_of_row[predictions.row].astype(str).to_numpy()).all()
+
     page = html.unescape(re.sub(r"<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text()))
     for spec_or_task, spec_counts in ((spec, read), (task, counts)):
         for reason, n in spec_counts.items():
@@ -83,7 +105,7 @@ def test_what_is_wrong_with_rows_is_counted_and_named(tmp_path) -> None:
     assert loaded.left_out == {"empty text": 2, "missing label": 1}
     parted = split(loaded.tasks[0])
     assert parted.left_out["train copies of a test text"] == 4
-    assert "4 rows of train left out: copies of a test text (rows 35, 36, 39, 40)" in parted.notes
+    assert "4 rows of train left out: copies of a test text (train.csv lines 36, 37, 43, 44)" in parted.notes
     assert sum(parted.left_out.values()) == (parted.side == "").sum()
 
 
@@ -93,11 +115,14 @@ def test_the_real_thing(data_folder: Path) -> None:
     sides = dict[str, list[tuple[int, str]]]()
     for row, (text, side) in enumerate(zip(task.texts, task.split, strict=True), 1):  # type: ignore[arg-type]
         sides.setdefault(side, []).append((row, normalise(text)))
+    assert task.located.locate(0) == "train.tsv:2"  # the header is line 1
     test = {text for _, text in sides["test"]}
     shared = [row for row, text in sides["train"] if text in test]
     assert len({task.texts[row - 1] for row in shared} & {task.texts[row - 1] for row, _ in sides["test"]}) == 10
     parted = split(task)
     (note,) = (text for text in parted.notes if "left out: copies of a test text" in text)
     assert note.startswith("11 rows of train left out")
-    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", note.partition("(")[2])][:10] == shared[:10]
-    assert parted.notes[0].startswith("83 rows repeat an earlier text (rows 370, 465")
+    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", note.partition("(")[2])][:10] == [
+        row + 1 for row in shared[:10]
+    ]
+    assert parted.notes[0].startswith("83 rows repeat an earlier text (train.tsv lines 371, 466")

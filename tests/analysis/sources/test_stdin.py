@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -37,8 +38,10 @@ CONTENTS = {
     ".csv": b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"),
     ".tsv": CSV.replace(b",", b"\t"),
     ".jsonl": "\n".join(json.dumps({"text": a, "label": b}) for a, b in zip(TEXTS, LABELS, strict=True)).encode(),
+    ".json": json.dumps([{"text": a, "label": b} for a, b in zip(TEXTS, LABELS, strict=True)]).encode(),
     ".parquet": parquet(),
 }
+CONTENTS[".ndjson"] = gzip.compress(CONTENTS[".jsonl"])
 
 
 @pytest.fixture
@@ -89,8 +92,13 @@ def test_the_digest_is_that_of_the_content(given_stdin):
         ("", b"txt,label\na,b\n", "<stdin>: no column 'text'. Columns: txt, label. Did you mean 'txt'?"),
         ("", CONTENTS[".jsonl"], "<stdin>: looks like .jsonl, and is read as .csv. Say so: --task file:-.jsonl."),
         (".tsv", CONTENTS[".parquet"], "<stdin>: looks like .parquet, and is read as .tsv. Say so: --task file:-.parq"),
-        ("", b"\x1f\x8bxyz", "<stdin>: is a gzip file, whatever its name. Unpack it with gunzip."),
-        (".jsonl", CONTENTS[".jsonl"] + b"\n{", "<stdin>:61: not valid JSON"),
+        (
+            "",
+            gzip.compress(CSV)[:-9],
+            "<stdin>: the gzip file ends before its content does. Was the download or the co",
+        ),
+        (".jsonl", CONTENTS[".jsonl"] + b"\n{", "<stdin>:61: the file ends in the middle of a record. Was the downlo"),
+        (".json", CONTENTS[".json"][:-1], "<stdin>:1: the file ends in the middle of a record. Was the download or th"),
         (".parquet", CONTENTS[".parquet"][:99], "<stdin>: not a complete Parquet file (footer missing)"),
     ],
 )

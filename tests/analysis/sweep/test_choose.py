@@ -351,9 +351,9 @@ def test_a_real_sweep_gives_gains():
     plant(cell(made, 1, 1), hand_task, 3)
     blocks = []
     results = sweep([hand_task], made, PROBES, on_predictions=blocks.append, seeds=(0, 1))
-    from clsprobe.analysis.table import concat_predictions
+    from clsprobe.analysis.table import concat_categories
 
-    for joined in (concat_predictions(blocks), pd.concat(blocks)):
+    for joined in (concat_categories(blocks), pd.concat(blocks)):
         gains = choose.gain(results, joined)
         assert len(gains) == 4 * 2 * 2
         best = gains[(gains.layer == 1) & (gains.readout == "mean") & (gains.metric == "accuracy")]

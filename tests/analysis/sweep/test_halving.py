@@ -18,7 +18,7 @@ from clsprobe.analysis.sweep import measure as measure_module
 from clsprobe.analysis.sweep.grid import split_task, sweep
 from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS, Refits
 from clsprobe.analysis.sweep.scores import TaskScores
-from clsprobe.analysis.table import concat_predictions
+from clsprobe.analysis.table import concat_categories
 from clsprobe.probes.base import STRENGTHS
 from clsprobe.probes.linear import LogisticProbe, RidgeProbe
 
@@ -31,7 +31,7 @@ def measure(task, states, probe=None, *, seed=0):
     every_state = states if isinstance(states, list) else [states]
     blocks = []
     sweep([task], every_state, {"probe": probe}, seeds=[seed], controls=(), on_predictions=blocks.append)
-    split, scores = split_task(task, every_state[0], seed), TaskScores(concat_predictions(blocks))
+    split, scores = split_task(task, every_state[0], seed), TaskScores(concat_categories(blocks))
     return split, scores, halving.refit_halves(split, every_state, probe, scores, seed=seed)
 
 

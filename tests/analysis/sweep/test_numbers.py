@@ -25,7 +25,7 @@ from clsprobe.analysis.sweep import choose
 from clsprobe.analysis.sweep.exhibits import grid_exhibits
 from clsprobe.analysis.sweep.grid import check_layer0, describe_rows, split_task, sweep
 from clsprobe.analysis.sweep.scores import TaskScores
-from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, concat_predictions, to_latex
+from clsprobe.analysis.table import KEY, NUMBERS, PREDICTIONS, check_predictions, concat_categories, to_latex
 from clsprobe.poolings import Poolings
 from clsprobe.probes import metric
 from clsprobe.probes.base import STRENGTHS
@@ -164,7 +164,7 @@ def test_each_task_is_read_by_suitable_probes(mixed):
 
 def test_predictions_of_numbers_join_the_table(mixed):
     _, task, _, results, blocks = mixed
-    predictions = check_predictions(concat_predictions(blocks))
+    predictions = check_predictions(concat_categories(blocks))
     assert tuple(predictions.columns) == (*PREDICTIONS, *NUMBERS)
     numbers = predictions[predictions.task == task.name]
     assert stats.of_numbers(numbers)
@@ -187,16 +187,16 @@ def test_a_task_of_numbers_does_not_change_results_of_classes(mixed, tmp_path):
     )
     assert all(tuple(block.columns) == PREDICTIONS for block in blocks_alone)
     pd.testing.assert_frame_equal(results[results.task == classes.name], expected)
-    predictions = concat_predictions(blocks)
+    predictions = concat_categories(blocks)
     predictions = predictions[predictions.task == classes.name]
-    assert (stats.scores(predictions) == stats.scores(concat_predictions(blocks_alone))).all()
+    assert (stats.scores(predictions) == stats.scores(concat_categories(blocks_alone))).all()
 
 
 @pytest.mark.parametrize("selection", [slice(None), slice(-3, None)], ids=["with classes", "numbers only"])
 def test_predictions_survive_parquet(mixed, tmp_path, selection):
     from clsprobe.probes.files import write_parquet
 
-    predictions = concat_predictions(mixed[-1][selection])
+    predictions = concat_categories(mixed[-1][selection])
     write_parquet(tmp_path / "p.parquet", predictions)
     loaded = pd.read_parquet(tmp_path / "p.parquet")
     assert tuple(loaded.columns) == tuple(predictions.columns)
@@ -402,7 +402,7 @@ def test_the_page_of_numbers_draws():
 
 def test_a_summary_has_r2_spearman_gain_and_selectivity(mixed):
     _, task, _, results, blocks = mixed
-    rows = choose.judged_rows(concat_predictions(blocks).query("task == @task.name"), Run().probes)
+    rows = choose.judged_rows(concat_categories(blocks).query("task == @task.name"), Run().probes)
     summary = choose.summary(rows, results).set_index("readout")
     best = summary.loc["mean"]
     assert (summary.index[0], best.layer) == ("mean", 1)

@@ -181,6 +181,37 @@ def test_more_token_types_than_the_table_has_are_refused(folders, tmp_path):
     assert len(encoder.tokenize(FIRSTS)) == 4  # single texts need no types
 
 
+@pytest.mark.parametrize("shape", ["roberta", "bert"])
+def test_one_token_type_is_read_without_types(folders, tmp_path, shape):
+    """The reference is transformers on the ids of the tokenizer, with the types left out: with them it fails."""
+    folder = tmp_path / shape
+    config = models.config(shape)
+    config.type_vocab_size = 1
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer = models.tokenizer(shape)
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (tokenizer.cls_token, tokenizer.sep_token)]
+    cls, sep = ids[0][0], ids[1][0]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ids
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    model, inputs = (
+        AutoModel.from_pretrained(folder).eval(),
+        tokenizer(FIRSTS, SECONDS, padding=True, return_tensors="pt"),
+    )
+    with torch.no_grad():
+        with pytest.raises(IndexError):
+            model(**inputs)
+        del inputs["token_type_ids"]
+        expected = model(**inputs).last_hidden_state[:, 0].numpy()
+    states = Extractor(load_encoder(str(folder)), ["cls"])([*TEXTS, FIRSTS[0]])
+    assert np.allclose(states.cell(3, "cls")[: len(TEXTS)], expected, atol=1e-5)
+    (note,) = states.source["notes"]
+    assert note.startswith("The model has one token type, its tokenizer gives a pair 2")
+    assert not Extractor(load_encoder(str(folder)), ["cls"])(FIRSTS).source["notes"]  # single texts have one
+
+
 @pytest.mark.parametrize(
     ("text", "max_length", "message"),
     [

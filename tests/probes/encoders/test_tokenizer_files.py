@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from house import ROOT
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers import normalizers as N
 from tokenizers_as_saved import BERT, ROLES, TEXTS, bert_template, cases, save, wordpiece
 from transformers import CanineTokenizer
 
-from clsprobe.probes.encoders.tokenizer_files import load_tokenizer
+from clsprobe.probes.encoders.tokenizer_files import find_tokens, load_preview, load_tokenizer
+from clsprobe.probes.errors import InputError
 
 OLD = json.loads((ROOT / "tests" / "data" / "tokenizers_transformers_4_57.json").read_text())
+MARKED = "[CLS] film </s> [E1] <user> [SEP]"  # special tokens and markers in writing
 CASES = {name: (tokenizer, config) for name, tokenizer, config in cases()}
 OVERRULED = {  # the explicit options of tokenizer_config.json change what tokenizer.json says
     "config cased, file lower", "config lower, file cased", "config accents", "config no Chinese",
@@ -48,7 +50,10 @@ def test_there_are_enough_folders():
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_is_what_tokenizes_or_a_note_says_what_does(name, tmp_path):
     tokenizer, config = CASES[name]
-    loaded = load_tokenizer(save(tmp_path / "model", tokenizer, config))
+    folder = save(tmp_path / "model", tokenizer, config)
+    loaded = load_tokenizer(folder)
+    preview, _ = load_preview(folder)  # without transformers
+    assert [preview.encode(text).ids for text in [*TEXTS, MARKED]] == ids(loaded, [*TEXTS, MARKED])
     tokenizer.no_truncation()
     tokenizer.no_padding()
     as_saved = [tokenizer.encode(text).ids for text in TEXTS]
@@ -177,3 +182,63 @@ def test_a_role_that_no_file_knows_adds_no_id(tmp_path):
     loaded = load_tokenizer(folder_from(tmp_path, content))
     assert max(loaded.tokenizer.get_vocab().values()) == max(vocabulary.values())
     assert loaded.special == ("[CLS]", "[PAD]", "[SEP]", "[UNK]")  # those that the model has
+
+
+# ----------------------------------------------------------------------------------------------- roles without a name
+
+NAMELESS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def roles(folder: Path, **options) -> tuple[str | None, str | None, tuple[str, ...]]:
+    loaded = load_tokenizer(folder, **options)
+    return loaded.tokenizer.cls_token, loaded.tokenizer.sep_token, loaded.notes
+
+
+def test_the_tokens_that_a_template_adds_are_cls_and_sep(tmp_path):
+    folder = save(tmp_path / "model", wordpiece(N.BertNormalizer(), template=bert_template()), NAMELESS)
+    assert roles(folder) == (None, None, ())
+    cls, sep, (note,) = roles(folder, name_cls=True)
+    assert (cls, sep) == ("[CLS]", "[SEP]")
+    assert note.startswith("[CLS] is read as cls and [SEP] is read as sep: the tokenizer's template puts")
+    assert load_preview(folder, name_cls=True)[1] == {"cls": "[CLS]", "sep": "[SEP]"}
+
+
+@pytest.mark.parametrize(
+    ("single", "expected"),
+    [("$A [SEP]", (None, None)), ("[CLS] $A", ("[CLS]", None)), ("[MASK] $A [SEP]", ("[MASK]", "[SEP]"))],
+)
+def test_a_role_is_read_from_its_side_of_the_text(tmp_path, single, expected):
+    ids = [(token, i) for i, token in enumerate(BERT)]
+    template = processors.TemplateProcessing(single=single, special_tokens=ids)
+    folder = save(tmp_path / "model", wordpiece(N.BertNormalizer(), template=template), NAMELESS)
+    assert roles(folder, name_cls=True)[:2] == expected
+
+
+def test_a_role_that_is_named_stays(tmp_path):
+    named = NAMELESS | {"cls_token": "[CLS]", "sep_token": "[MASK]"}
+    folder = save(tmp_path / "model", wordpiece(N.BertNormalizer(), template=bert_template()), named)
+    assert roles(folder, name_cls=True) == ("[CLS]", "[MASK]", ())
+
+
+# ------------------------------------------------------------------------------------------------------ tokens in texts
+
+
+def test_the_first_of_the_longest_tokens_in_every_text():
+    texts = ["a [E1]x <s> [E1]", "<S> [e1]", "", "nul\0 <s>", "x" * 5000 + "[E1]"]
+    assert list(find_tokens(["[E1]", "[E1]x", "<s>"], texts)) == ["[E1]x", None, None, "<s>", "[E1]"]
+    assert not any(find_tokens([], texts))
+
+
+def test_as_many_tokens_as_words(tmp_path):
+    """A regular expression of them would try each of them at every place."""
+    tokens = [f"[unused{i}]" for i in range(40_000)]
+    assert list(find_tokens(tokens, ["[unused" * 3000, f"a {tokens[-1]}"])) == [None, tokens[-1]]
+
+
+def test_more_added_tokens_than_a_tokenizer_has(tmp_path):
+    decoder = {str(i): {"content": f"t{i}"} for i in range(50_001)}
+    folder = folder_of(tmp_path, wordpiece(), added_tokens_decoder=decoder)
+    with pytest.raises(
+        InputError, match=r"tokenizer_config.json: has 50,001 added tokens, and at most 50,000 are read"
+    ):
+        load_tokenizer(folder)

@@ -322,9 +322,9 @@ LONG = "x" * 1001
         (TEXTS, LABELS, {"split": [*SIDES[:-1], "tset"]}, "data row 8: split holds 'tset', no side of a split. Did you "
          "mean test? Known: train, dev, test."),
         (TEXTS, LABELS, {"split": ["train"] * 9}, "data: no test rows in split. A split has at least train and test."),
-        (TEXTS, ["c", *LABELS[1:]], {"split": SIDES[::-1]}, "data row 0: label 'c' is not in the train rows (rows "
-         "0). Remove these rows, or add such rows to train."),
-        (TEXTS, [*LABELS[:-1], "A"], {"split": SIDES}, "data row 8: label 'A' is not in the train rows (rows 8). "
+        (TEXTS, ["c", *LABELS[1:]], {"split": SIDES[::-1]}, "data row 0: label 'c' is not in the train rows (row "
+         "0). Pass min_class=1 to leave such rows out, or add such rows to train."),
+        (TEXTS, [*LABELS[:-1], "A"], {"split": SIDES}, "data row 8: label 'A' is not in the train rows (row 8). "
          "Pass merge_labels=True to make it one class with 'a'."),
         (TEXTS, LABELS, {"groups": [1, None] * 4 + [1]}, "data row 1: group is empty (likewise rows 3, 5, 7). Fill it"),
         (TEXTS, LABELS, {"target": "classes"}, "target: unknown kind of labels 'classes'. Did you mean 'class'?"),
@@ -479,9 +479,13 @@ def test_what_a_split_refuses_is_mended_by_arguments() -> None:
     texts = [f"{text} {word}" for text in TEXTS for word in ("red", "blue", "green")]
     task = Task.from_lists(texts, [*"ab" * 13, "c"])
     with pytest.raises(
-        InputError, match=r"\(missing_labels=\('NAME',\); merge_labels=True where it is another spelling"
+        InputError, match=r"Pass min_class=2 to leave classes .* \(merge_labels=True where it is another spelling"
     ):
         split(task)
+    mended = Task.from_lists(texts, [*"ab" * 13, "c"], min_class=2)
+    assert set(mended.y) == {"a", "b"}
+    assert mended.left_out == {"of a class of fewer than 2 rows": 1}
+    split(mended)
     task = Task.from_lists([*TEXTS[:6], *TEXTS[:3]], LABELS, split=SIDES)
     with pytest.raises(InputError, match=r"share 3 of 3 texts\. Give other test texts, or pass allow_overlap=True"):
         split(task)

@@ -230,11 +230,11 @@ def test_trec(data_folder: Path) -> None:
     assert result.left_out == {"train copies of a test text": 11, "train near copies of a test text": 1}
     assert Counter(result.side.tolist()) == {"train": 4895, "dev": 545, "test": 500, "": 12}
     assert result.notes[:3] == [
-        "83 rows repeat an earlier text (rows 370, 465, 728, 742, 1,076, 1,362, 1,391, 1,536, 1,597, 1,727 "
-        "and 73 more)",
-        "2 rows hold a text that has another label elsewhere (rows 1,194, 5,704)",
-        "17 rows nearly repeat an earlier text (rows 1,652, 3,148, 3,171, 3,577, 3,584, 3,598, 3,860, 4,297, 4,415, "
-        "4,424 and 7 more)",
+        "83 rows repeat an earlier text (train.tsv lines 371, 466, 729, 743, 1,077, 1,363, 1,392, 1,537, 1,598, 1,728 "
+        "and 62 more; test.tsv lines 52, 74, 189, 253, 278, 314, 322, 331, 380, 415 and 1 more)",
+        "2 rows hold a text that has another label elsewhere (train.tsv line 1,195; test.tsv line 253)",
+        "17 rows nearly repeat an earlier text (train.tsv lines 1,653, 3,149, 3,172, 3,578, 3,585, 3,599, 3,861, "
+        "4,298, 4,416, 4,425 and 6 more; test.tsv line 208)",
     ]
     assert set(fine.y[split(fine).side == "train"]) == set(fine.y)
 
@@ -354,8 +354,8 @@ def test_texts_of_the_same_tokens_are_copies() -> None:
     with_sides = split(make_task(100, 2, split=make_sides(60, 10, 30)), tokens=tokens)
     assert with_sides.left_out == {"train copies, to the encoder, of a test text": 1}
     assert with_sides.notes == [
-        "1 row repeats an earlier text as far as the encoder can see (rows 100)",
-        "1 row of train left out: copies, to the encoder, of a test text (rows 6)",
+        "1 row repeats an earlier text as far as the encoder can see (row 100)",
+        "1 row of train left out: copies, to the encoder, of a test text (row 6)",
     ]
     carved = split(make_task(200, 2), tokens=np.arange(200) // 4)
     assert all(len(set(carved.side[i : i + 4])) == 1 for i in range(0, 200, 4))

@@ -1,0 +1,88 @@
+"""Model folders that are broken, foreign or hostile: each ends with its line, and none runs, waits or fills memory."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from commands import call
+from hostile_models import CASES, make
+
+from clsprobe.probes.encoders.describing import describe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALL = [pytest.param(case, id=f"{part}: {name}") for part, cases in CASES.items() for name, case in cases.items()]
+SECONDS = 20  # of this process; waiting for something else is given more, since it depends on the machine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A whole BERT of two layers; look, but do not touch."""
+    return models.save("bert", tmp_path_factory.mktemp("model") / "bert", layers=2)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """A folder to stand in, without a hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "m")])  # what is imported by its name would be found
+    return tmp_path
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    """Raise TimeoutError in what takes too long."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("it hangs")
+
+    timers = {signal.SIGVTALRM: (signal.ITIMER_VIRTUAL, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 6 * SECONDS)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
+
+
+def check(folder: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """The exit code of `clsprobe check`, what it says, and its error."""
+    with time_limit():
+        code = call("check", folder, "--device", "cpu", "--quiet")
+    output = capfd.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_a_hostile_model_ends_with_its_line(case: dict[str, Any], desk, model, capfd):
+    folder = make(case, desk, model)
+    code, said, error = check(folder, capfd)
+    if "note" in case:
+        assert (code, error) == (0, "")
+        assert "can be read" in said
+        assert re.search(case["note"], " ".join(describe(folder).notes))
+        return
+    assert (code, said) == (2, "")
+    if case.get("noisy"):
+        error = error.splitlines(keepends=True)[-1]
+    line = error.removeprefix("error: ").removesuffix("\n")
+    assert error == f"error: {line}\n"
+    assert line.isprintable()
+    if case["says"].startswith("^"):
+        assert re.search(case["says"], line), line
+    else:
+        assert line == case["says"]
+    if "then" in case:
+        folder = make({"empty": True} | case["then"], desk, model)
+        assert check(folder, capfd)[0] == 0
