@@ -6,7 +6,7 @@ table `rows` of a run lists it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -48,6 +48,13 @@ class Places:
     def of(cls, table: Table, number: np.ndarray) -> Self:
         """The places of rows of one table. number: (row,)."""
         return cls([table], np.zeros(len(number), np.int32), number)
+
+    @classmethod
+    def gather(cls, rows: Iterable[tuple[Table, int]]) -> Self:
+        """The places of rows of several tables: the table of each, and its number there."""
+        tables, numbers = zip(*rows, strict=True)
+        index = {table: n for n, table in enumerate(dict.fromkeys(tables))}
+        return cls([*index], np.array([index[table] for table in tables], np.int32), np.array(numbers, np.int64))
 
     def __len__(self) -> int:
         return len(self.number)
