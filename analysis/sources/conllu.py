@@ -141,7 +141,8 @@ def _describe_missing(names: Sequence[str], column: str, bank: Treebank) -> str:
     """Why no sentence of a treebank serves these properties, which need a column."""
     what, place = COLUMNS[column]
     verb = "needs" if len(names) == 1 else "need"
-    return f"{', '.join(names)} {verb} {what}, and {place} is _ in all {len(bank.sentences):,} sentences"
+    where = f"all {n:,} sentences" if (n := len(bank.sentences)) > 1 else "the only sentence"
+    return f"{', '.join(names)} {verb} {what}, and {place} is _ in {where}"
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
