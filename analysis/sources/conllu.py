@@ -545,7 +545,7 @@ def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, Pl
         raise InputError(stem, what, "Take another property, or a larger treebank")
     for (i, _), is_chosen, is_common in zip(rows, mask, in_class, strict=True):
         if not is_chosen:
-            reason = "left out to balance the classes" if is_common else "class with too few sentences"
+            reason = "to balance the classes" if is_common else "class with too few sentences"
             left_out[reason].append(bank.sentences[i].place)
     left_out["repeats another sentence"] += bank.repeated
     left_out |= {f"invalid sentence ({kind})": [*places] for kind, places in bank.skipped.items()}
