@@ -8,6 +8,7 @@ All of these raise InputError for anything the user can fix.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ from clsprobe.analysis.verdict import short
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
+from clsprobe.probes.encoders.preview import TokenizerPreview
 from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
+from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts, refuse_missing
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
@@ -61,6 +63,15 @@ class Corpus:
     def texts(self) -> list[str]:
         """Every distinct text of all tasks, once."""
         return list(dict.fromkeys(text for task in self.tasks for text in task.texts))
+
+    def describe_long(self, lengths: np.ndarray, limit: int) -> InputError:
+        """`refuse_long` for the first task that has such a text. lengths: (text,) of `texts`."""
+        length_of = dict(zip(self.texts, lengths.tolist(), strict=True))
+        for task in self.tasks:
+            of_task = np.array([length_of[text] for text in task.texts])
+            if (of_task > limit).any():
+                return refuse_long(task.located, of_task, limit)
+        raise ValueError("no text is too long")
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,33 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     return description, parse_layers(settings.layers, description)
 
 
+def check_encoding(settings: EncoderSettings, description: Description, corpus: Corpus) -> None:
+    """Raise InputError for texts that are too long for the encoder, or that have tokens which it does not know, and for
+    readouts of a token that no text has: before any weights are read.
+
+    A model without tokenizer.json is checked when it has been loaded.
+    """
+    preview = TokenizerPreview.of(description)
+    if preview is None:
+        return
+    readouts = parse_readouts(settings.readouts)
+    if tuple(readout.name for readout in readouts) != DEFAULT:  # of these the extractor takes those that there are
+        refuse_missing(readouts, preview.missing, description.name)
+    limit = description.limit(settings.max_length)
+    lengths = preview.lengths(corpus.texts, limit if settings.long_rows == "error" else sys.maxsize)
+    if (lengths > limit).any():
+        raise corpus.describe_long(lengths, limit)
+
+
+def refuse_long(places: Places, lengths: np.ndarray, limit: int) -> InputError:
+    """The error for texts that have more tokens than a model takes, `limit`. places, lengths: (text,)."""
+    longest = int(lengths.argmax())
+    others = np.setdiff1d(np.flatnonzero(lengths > limit), [longest])
+    more = f" (likewise {places.describe(others, 5)})" if len(others) else ""
+    what = f"the text has {lengths[longest]:,} tokens, and {limit:,} is the limit{more}"
+    return InputError(places.locate(longest), what, "Pass --long-rows truncate or drop")
+
+
 def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]], bool] = bool) -> Inputs:
     """Corpus and encoder, or corpus and vectors where `--vectors` names a file.
 
@@ -170,7 +208,9 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         description, layers = read_encoder(settings)
         if Pooled.name in readouts:
             check_layout(description)
-        return Inputs(read_corpus(settings, seed=seed), description, layers, readouts)
+        corpus = read_corpus(settings, seed=seed)
+        check_encoding(settings, description, corpus)
+        return Inputs(corpus, description, layers, readouts)
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)
     corpus = read_corpus(settings, seed=seed, vectors=vectors)

@@ -84,6 +84,16 @@ def plan_batches(
     return batches
 
 
+class LongTexts(InputError):
+    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts, those of short ones may be 0."""
+
+    def __init__(self, lengths: np.ndarray, limit: int) -> None:
+        self.lengths, self.limit = lengths, limit
+        long = np.flatnonzero(lengths > limit)
+        what = f"{len(long):,} texts exceed {limit} tokens (longest {lengths.max():,}; rows {format_rows(long, 5)})"
+        super().__init__("--long-rows error", what, "Pass --long-rows truncate or drop")
+
+
 class Extractor:
     """Texts in, `States` out.
 
@@ -304,13 +314,7 @@ class Extractor:
             self._refuse_long(lengths)
 
     def _refuse_long(self, lengths: np.ndarray) -> None:
-        long = np.flatnonzero(lengths > self.max_length)
-        examples = f"longest {lengths.max():,}; rows {format_rows(long, 5)}"
-        raise InputError(
-            "--long-rows error",
-            f"{len(long):,} texts exceed {self.max_length} tokens ({examples})",
-            "Pass --long-rows truncate or drop",
-        )
+        raise LongTexts(lengths, self.max_length)
 
     def _collect_facts(self, store: Store | Memory) -> dict[str, Any]:
         """Facts about the encoding, for `States.source`. Warns of those that affect the vectors."""
