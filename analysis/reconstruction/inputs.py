@@ -102,7 +102,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         rest = dict.fromkeys(texts)
         for text in kept_texts:
             del rest[text]
-        unread[BEYOND] = Places.from_pairs([place_of[text] for text in rest])
+        unread[BEYOND] = Places.gather([place_of[text] for text in rest])
     check_enough(kept_texts, {})
     stored = None
     if vectors:
@@ -110,7 +110,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         states = vectors.states(layers, readouts, vectors.check(row_indices, layers, readouts))
         stored = StoredVectors(states, row_indices, vectors)
         contents[str(settings.vectors)] = vectors.digest
-    places = Places.from_pairs([place_of[text] for text in kept_texts])
+    places = Places.gather([place_of[text] for text in kept_texts])
     return ReconstructionInputs(
         kept_texts, rows, description, layers, readouts, words, contents, stored, places, unread
     )

@@ -305,7 +305,9 @@ class Extractor:
         unknown, content = store.facts["unknown"]
         moved = {cell: share for cell, share in store.facts.get("deviation", {}).items() if share > LARGEST_DEVIATION}
         if unknown > content / 20:
-            warnings.warn(f"{self.encoder.name}: {unknown / content:.0%} of the tokens are unknown to it", stacklevel=3)
+            warnings.warn(
+                f"{printable(self.encoder.name)}: {unknown / content:.0%} of the tokens are unknown to it", stacklevel=3
+            )
         if moved:
             worst = max(moved, key=moved.__getitem__)
             warnings.warn(
@@ -318,7 +320,7 @@ class Extractor:
             names = ", ".join(store.damaged[:3])
             names += f" and {len(store.damaged) - 3} more files" if len(store.damaged) > 3 else ""
             what = f"damaged or missing, and made again: {names}; what was there is kept as *.corrupt"
-            warnings.warn(f"{store.folder}: {what}", stacklevel=3)
+            warnings.warn(printable(f"{store.folder}: {what}"), stacklevel=3)
         return {"unknown tokens": unknown, "batches halved": store.halved, "moved by half precision": moved}
 
     def _measure_deviation(self, texts: list[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ table `rows` of a run lists it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,17 +50,18 @@ class Places:
         return cls([table], np.zeros(len(number), np.int32), number)
 
     @classmethod
-    def from_pairs(cls, pairs: Sequence[tuple[Table, int]]) -> Self:
-        """The places of rows of which each has a table and a number."""
-        tables = list(dict.fromkeys(table for table, _ in pairs))
+    def gather(cls, rows: Iterable[tuple[Table, int]]) -> Self:
+        """The places of rows of several tables: the table of each, and its number there."""
+        rows = list(rows)
+        tables = list(dict.fromkeys(table for table, _ in rows))
         index = {table: n for n, table in enumerate(tables)}
-        table = np.array([index[table] for table, _ in pairs], np.int32)
-        return cls(tables, table, np.array([number for _, number in pairs], np.int64))
+        table = np.array([index[table] for table, _ in rows], np.int32)
+        return cls(tables, table, np.array([number for _, number in rows], np.int64))
 
     @classmethod
     def join(cls, parts: Sequence[Places]) -> Self:
         """The places of the rows of all parts, one after another."""
-        return cls.from_pairs([part.pair(row) for part in parts for row in range(len(part))])
+        return cls.gather([part.pair(row) for part in parts for row in range(len(part))])
 
     def pair(self, row: int) -> tuple[Table, int]:
         """The table of a row, and its number there."""

@@ -90,9 +90,18 @@ def _load(*options: SourceOptions, source: str = "file") -> Callable[[Path], obj
 
 
 def _read_treebank(path: Path) -> None:
-    bank, _ = read_treebank(path)
-    for prop in PROPERTIES.values():
-        assert len(prop.build_rows(bank)) == len(bank.sentences)
+    refused = None
+    for skip in (False, True):
+        try:
+            bank, _ = read_treebank(path, skip_bad_sentences=skip)
+        except InputError as error:
+            refused = error
+            continue
+        for prop in PROPERTIES.values():
+            assert len(prop.make_rows(bank)) == len(bank.sentences)
+        assert bank.rows == len(bank.sentences) + len(bank.repeated) + sum(map(len, bank.skipped.values()))
+    if refused:
+        raise refused
 
 
 def _read_model(path: Path) -> None:
