@@ -213,7 +213,9 @@ def _copy_batch(batch: Batch) -> Batch:
     return replace(batch, **{name: tensors[name] for name in tensors.keys() & Batch.__dataclass_fields__.keys()})
 
 
-_plugins = threading.RLock()  # what one thread changes in the process, `undo_changes` of another must not take for its own
+_plugins = (
+    threading.RLock()
+)  # what one thread changes in the process, `undo_changes` of another must not take for its own
 
 
 @contextmanager
