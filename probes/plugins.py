@@ -276,8 +276,12 @@ def _write_interpreter(state: tuple[Any, ...]) -> None:
         setattr(sys, name, hook)
 
 
+def _list_search_paths() -> tuple[list[Any], ...]:
+    return sys.path, sys.meta_path, sys.path_hooks
+
+
 def _read_imports() -> tuple[dict[str, Any], list[list[Any]]]:
-    return dict(sys.modules), [[*part] for part in (sys.path, sys.meta_path, sys.path_hooks)]
+    return dict(sys.modules), [[*part] for part in _list_search_paths()]
 
 
 def _write_imports(state: tuple[dict[str, Any], list[list[Any]]]) -> None:
@@ -286,7 +290,7 @@ def _write_imports(state: tuple[dict[str, Any], list[list[Any]]]) -> None:
     for name, module in modules.items():
         if sys.modules.get(name) is not module:
             sys.modules[name] = module
-    for part, before in zip((sys.path, sys.meta_path, sys.path_hooks), searched, strict=True):
+    for part, before in zip(_list_search_paths(), searched, strict=True):
         part[:] = [*before, *(entry for entry in part if entry not in before)]
 
 
@@ -407,6 +411,6 @@ def forbid_changes() -> Iterator[None]:
         for name in changed:
             _STATES[name][1](before[name])
     assert not changed, (
-        f"the {changed[0]} of the process is changed, which other code relies on and a run undoes: change it in a `with` "
-        "that puts it back"
+        f"the {changed[0]} of the process is changed, which other code relies on and a run undoes: change it in a "
+        "`with` that puts it back"
     )

@@ -36,7 +36,8 @@ def check_source(load: Load, rest: str, options: SourceOptions | None = None) ->
 
     load: the source's function (rest, options) -> Loaded. rest: what follows the colon of a SPEC of it, for valid data
     with a few rows. Of every row that is read it says whether it is used, or why it was left out; it reads the same
-    twice, prints nothing, imports nothing heavy, changes nothing in the process such as its working directory, and raises nothing but InputError where its input is at fault.
+    twice, prints nothing, imports nothing heavy, leaves the process as it is, such as its working directory, and raises
+    nothing but InputError where its input is at fault.
     """
     options = options or SourceOptions()
     loaded = _load_quietly(load, rest, options)
