@@ -22,13 +22,14 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from clsprobe.analysis.verdict import Part, Verdict, holm
 from clsprobe.probes.errors import InputError, describe_error
-from clsprobe.probes.files import read_json, write_parquet, write_text
+from clsprobe.probes.files import file_digest, read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 RERUN = "Run its command again with --overwrite"
+MOST_EXHIBITS = 1000  # of an answer; those on a hundred tasks have fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +89,12 @@ class Answer:
         for number, exhibit in enumerate(self.exhibits):
             name = f"{path.stem}.{number:02d}.parquet"
             write_parquet(path.with_name(name), exhibit.table)
+            digest = file_digest(path.with_name(name))
             described.append(
                 {
                     "caption": exhibit.caption,
                     "table": name,
+                    "digest": digest,
                     "plot": exhibit.plot,
                     "arguments": dict(exhibit.arguments),
                     "section": exhibit.section,
@@ -129,11 +132,16 @@ class Answer:
         for part in saved.exhibits:
             if not re.fullmatch(r"[^/\\]+\.parquet", part.table):
                 raise InputError(str(path), f"names {json.dumps(part.table)}, which is no table beside it", RERUN)
+        names = [part.table for part in saved.exhibits]
+        if len(names) > MOST_EXHIBITS:
+            raise InputError(str(path), f"has {len(names):,} exhibits, more than any answer", RERUN)
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(str(path), f"names {json.dumps(repeated)} for more than one exhibit", RERUN)
         unknown = {part.plot: None for part in saved.exhibits if part.plot and not can_draw(part.plot)}
         exhibits = tuple(
             Exhibit(
                 part.caption,
-                read_table(path.with_name(part.table)),
+                read_table(path.with_name(part.table), part.digest),
                 None if part.plot in unknown else part.plot,
                 {} if part.plot in unknown else part.arguments,
                 part.section,
@@ -235,6 +243,7 @@ def _quote_verdict(verdict: Verdict, claim: str) -> Verdict:
 class _SavedExhibit(BaseModel):
     caption: str
     table: str
+    digest: str | None = None  # of the file of the table; versions before it had none
     plot: str | None
     arguments: dict[str, Any]
     section: str

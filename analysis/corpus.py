@@ -9,7 +9,7 @@ All of these raise InputError for anything the user can fix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,15 +81,18 @@ class Inputs:
         return self.corpus.contents | model_contents([self.description] if self.description else [])
 
 
+def make_source_options(settings: TextSettings) -> SourceOptions:
+    """How sources are read, of the settings of a study."""
+    fields = SourceOptions.__dataclass_fields__
+    return SourceOptions(**{name: getattr(settings, name) for name in fields if hasattr(settings, name)})
+
+
 def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
     """Every SPEC with what was loaded from its source, and every task in memory under its name.
 
     options: fields of SourceOptions that override the settings.
     """
-    fields = SourceOptions.__dataclass_fields__
-    source_options = SourceOptions(
-        **{name: getattr(settings, name) for name in fields if hasattr(settings, name)} | options
-    )
+    source_options = replace(make_source_options(settings), **options)
     if all(isinstance(task, Task) for task in settings.task):
         _refuse_reading(settings)
     for task in settings.task:

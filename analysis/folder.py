@@ -1,7 +1,7 @@
 """A run on disk.
 
-    DIR/run.json             settings, the digests of what was read, `finished`, versions, counts of rows, failures, and
-                             the names of all files below
+    DIR/run.json             settings, the digests of what was read, `finished`, versions, counts of rows, failures, the
+                             names of all files below, and the digests of the tables
     DIR/results.parquet      the results table            DIR/predictions.parquet   the predictions behind it
     DIR/tables/*.parquet     tables of another key        DIR/answers/*.json        verdicts and exhibits
     DIR/figures/*.svg        the exhibits drawn           DIR/report.html           one page
@@ -36,7 +36,14 @@ from clsprobe.analysis.answer import RERUN
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.registers import STUDIES
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.files import make_folder, read_json, remove_temporary_files, write_parquet, write_text
+from clsprobe.probes.files import (
+    file_digest,
+    make_folder,
+    read_json,
+    remove_temporary_files,
+    write_parquet,
+    write_text,
+)
 from clsprobe.probes.plugins import undo_changes
 
 if TYPE_CHECKING:
@@ -103,6 +110,7 @@ class RunFolder:
         self._state: dict[str, Any] = {"finished": False}
         self._listed: set[str] = set()  # the files of this run and of the one that it goes on with or replaces
         self._written: set[str] = set()  # those of this run
+        self._digests: dict[str, str] = {}  # table -> SHA-256 of its file
         self._previous: dict[str, Any] = {}  # the run.json of the run that this one goes on with or replaces
         self._resumes = False  # whether that one is an interrupted start of this run
         self._discards_work = False  # whether what that one has learned is removed by `begin`
@@ -237,18 +245,23 @@ class RunFolder:
                 saved = _SavedMeasurement.model_validate(self._previous["measured"])
             except ValidationError:
                 raise InputError(str(self.path / "run.json"), "is not what a clsprobe command writes", RERUN) from None
-            tables = {name: self._load_table(name) for name in saved.tables}
+            digests = find_digests(self._previous)
+            tables = {name: self._load_table(name, digests) for name in saved.tables}
             log.info("going on: the measurement in %s is complete", self.path)
             self._state = {"finished": False, "measured": saved.model_dump(mode="json")}
             self._written.update(name for name in self._listed if name.startswith("weights/"))
             return Measured(tables, saved.facts, saved.notes, saved.failures)
         return None
 
-    def _load_table(self, name: str) -> pd.DataFrame:
+    def _load_table(self, name: str, digests: Mapping[str, str]) -> pd.DataFrame:
+        """A table of the measurement. Raises InputError where it is not the one that was written."""
         from clsprobe.analysis.table import read_table
 
-        self._written.add(_table_name(name))
-        return read_table(self.path / _table_name(name))
+        file = _table_name(name)
+        self._written.add(file)
+        table = read_table(self.path / file, digests.get(file))
+        self._digests |= {key: digest for key, digest in digests.items() if key == file}
+        return table
 
     def _save(self, measured: Measured) -> None:
         """Write the tables; run.json, written last, marks them as complete."""
@@ -256,6 +269,7 @@ class RunFolder:
         for name, table in measured.tables.items():
             write_parquet(self.path / _table_name(name), table)
         saved = {"facts": measured.facts, "notes": list(measured.notes), "failures": list(measured.failures)}
+        self._digests = {name: file_digest(self.path / name) for name in map(_table_name, measured.tables)}
         self._write_run_json(finished=False, measured=saved | {"tables": list(measured.tables)})
 
     # ------------------------------------------------------------------------------------------- files of this run only
@@ -329,7 +343,8 @@ class RunFolder:
     def _write_run_json(self, **state: Any) -> None:
         self._state = state
         made_of = {"command": self.command, "settings": self.settings, "contents": self.contents}
-        content = made_of | {"digest": self.digest, "files": sorted(self._listed)} | state
+        described = {"digest": self.digest, "files": sorted(self._listed), "digests": self._digests}
+        content = made_of | described | state
         write_text(self.path / "run.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
@@ -342,6 +357,12 @@ def read_run(path: Path | str) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
         raise InputError(str(path), "is not what a clsprobe command writes", "Name another folder, or run again")
     return content
+
+
+def find_digests(content: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> SHA-256 of the tables of a run, of its run.json; none of a version that did not write them."""
+    digests = content.get("digests")
+    return digests if isinstance(digests, dict) else {}
 
 
 def _table_name(name: str) -> str:

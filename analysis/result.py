@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clsprobe.analysis.answer import Answer
 from clsprobe.analysis.folder import RunFolder
@@ -169,9 +169,8 @@ class Result:
 
     def __str__(self) -> str:
         """Every question with its answer in words, and what failed."""
-        text = "\n\n".join(
-            f"{printable(answer.question)}\n  {format_answer(answer)}" for answer in self.answers.values()
-        )
+        paragraphs = ([answer.question, *format_answer(answer)] for answer in self.answers.values())
+        text = "\n\n".join("\n  ".join(map(printable, lines)) for lines in paragraphs)
         failures = [printable(sentence).rstrip(".") for sentence, _ in self.failures if printable(sentence) not in text]
         more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
         return text + (f"\n\nFailed: {failures[0]}{more}." if failures else "")
@@ -196,8 +195,8 @@ def open_folder(study: Study, path: Path | str, *, overwrite: bool) -> RunFolder
         raise InputError(error.where.removeprefix("--out "), error.what, mend) from None
 
 
-def format_answer(answer: Answer) -> str:
+def format_answer(answer: Answer) -> list[str]:
     """The lines of an answer in a terminal: warnings, the sentence, advice."""
     headline = answer.headline
-    lines: list[Any] = [*(f"Warning: {warning}" for warning in headline.warnings), headline.sentence, headline.advice]
-    return "\n  ".join(filter(None, map(printable, lines)))
+    lines = [*(f"Warning: {warning}" for warning in headline.warnings), headline.sentence, headline.advice]
+    return [line for line in lines if line]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
 
-from clsprobe.analysis.sources import Loaded
+from clsprobe.analysis.sources import Loaded, complete_spec
 from clsprobe.probes.encoders.in_memory import EncoderCopy, as_model
 from clsprobe.probes.errors import InputError, quote, unknown
 from clsprobe.probes.extraction.readouts import DEFAULT, READOUTS, split_names
@@ -64,7 +64,7 @@ def _as_tuple(value: Any) -> Any:
         )
         mend = f"Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv', or a Task, as from Task.from_{kind}"
         raise InputError("--task", f"holds {describe_kind(wrong[0])}, which is no task", mend)
-    return tasks
+    return tuple(complete_spec(task) if isinstance(task, str) else task for task in tasks)
 
 
 def _task_in_settings(value: Any) -> str:
@@ -110,9 +110,13 @@ class TextSettings(Settings):
         description="file: whether cells of a .csv or .tsv are quoted: csv, or none: every quote belongs to the text; "
         "auto: a .csv is, the content of a .tsv decides",
     )
+    no_header: bool = Field(
+        False, description="file: a .csv or .tsv has no header: its columns are called 1, 2 and so on"
+    )
     drop_empty: bool = Field(False, description="file, hf, senteval: leave rows without a text out")
     replace_invalid: bool = Field(False, description="file: replace characters that no text can hold")
     detokenise: bool = Field(False, description="senteval: write tokenised English as usual (don't for do n't)")
+    skip_bad_sentences: bool = Field(False, description="conllu: leave invalid sentences out, and count them")
     split: str | None = Field(None, description="hf: what to read, train[:1000] or train[:1000],test")
     max_texts: int | None = Field(None, ge=10, le=10**9, description="at most so many texts of a task, seeded")
 

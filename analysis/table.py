@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.files import read_error, read_parquet
+from clsprobe.probes.files import file_digest, read_error, read_parquet
 
 KEY = ("model", "task", "control", "layer", "readout", "probe", "seed", "split", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n_train", "n_test", "converged")
@@ -40,20 +40,27 @@ def check_predictions(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of a run. Raises InputError for a file that is damaged or missing."""
+def read_table(path: Path, digest: str | None = None) -> pd.DataFrame:
+    """A table of a run. digest: the SHA-256 of its file, where it is known.
+
+    Raises InputError for a file that is damaged, missing or another one.
+    """
     try:
-        return read_parquet(path)
+        table = read_parquet(path)
+        changed = digest is not None and file_digest(path) != digest
     except OSError as error:
         raise read_error(str(path), error, _RERUN) from None
     except Exception as error:  # Arrow raises many types for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(str(path), f"cannot be read ({reason})", _RERUN) from None
+    if changed:
+        raise InputError(str(path), "is not the table that its run wrote", _RERUN)
+    return table
 
 
-def read_results(path: Path) -> pd.DataFrame:
-    """The results table of a run. Raises InputError for any other table."""
-    table = read_table(path)
+def read_results(path: Path, digest: str | None = None) -> pd.DataFrame:
+    """The results table of a run. digest: as of `read_table`. Raises InputError for any other table."""
+    table = read_table(path, digest)
     try:
         return check_results(table)
     except (ValueError, TypeError) as error:  # TypeError: columns that hold no numbers

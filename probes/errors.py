@@ -6,7 +6,7 @@ WHERE: WHAT. MEND.``, and exits with 2. Any other exception that escapes is a bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(Exception):
@@ -88,3 +88,8 @@ def format_rows(rows: Iterable[int], limit: int = 10) -> str:
     rows = list(rows)
     more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
     return ", ".join(f"{row:,}" for row in rows[:limit]) + more
+
+
+def format_names(names: Sequence[str], limit: int = 10) -> str:
+    """Names as text: the first `limit`, then the number of the others."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

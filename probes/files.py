@@ -49,6 +49,7 @@ TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTA
 TEMPORARY_FOLDER = "clsprobe-"  # the beginning of its name
 LARGEST_TEXT = 64 << 20  # bytes of a file that is parsed as a whole, such as JSON; none of ours comes near it
 LARGEST_LOCK = 4096  # bytes
+MOST_UNPACKED = 1000  # times its file that a table is in memory; ours are less than a hundred times as large
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -143,11 +144,44 @@ def read_json(path: Path, mend: str) -> Any:
 
 
 def read_parquet(path: Path | str, *, own: bool = False) -> pd.DataFrame:
-    """A table that `write_parquet` wrote. own, errors: as in `open_file`, and those of Arrow for a damaged file."""
+    """A table that `write_parquet` wrote. own, errors: as in `open_file`, and those of Arrow for a damaged file.
+
+    Raises UnsuitableFile for a table that is larger in memory than `MOST_UNPACKED` times its file.
+    """
     import pandas as pd
 
     with open_file(path, own=own) as file:
+        size = os.fstat(file.fileno()).st_size
+        if any(unpacked > max(LARGEST_TEXT, MOST_UNPACKED * size) for unpacked in _unpacked_sizes(file)):
+            what = f"is {size:,} bytes and holds more than {MOST_UNPACKED:,} times as many"
+            raise UnsuitableFile(path, f"{what}, which no table of a run does")
+        file.seek(0)
         return pd.read_parquet(file)
+
+
+def _unpacked_sizes(file: BinaryIO) -> Iterator[int]:
+    """The bytes of a Parquet table in memory as far as they are known, ever more exactly and with ever more effort.
+
+    A text that stands in every row is in the file once, and in memory as often as there are rows.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
+    yield sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
+    most = sum(chunk.total_uncompressed_size * chunk.num_values for chunk in chunks if chunk.path_in_schema in texts)
+    if most <= LARGEST_TEXT:
+        return
+    size = 0
+    for batch in pq.ParquetFile(file, read_dictionary=[*texts]).iter_batches(columns=[*texts]):
+        for column in batch.columns:
+            if hasattr(column, "dictionary"):
+                lengths = pc.binary_length(column.dictionary)
+                size += pc.sum(lengths.take(column.indices)).as_py() or 0
+        yield size
 
 
 def file_digest(path: Path | str, *, own: bool = False) -> str:
@@ -184,16 +218,42 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = _temporary_path(path)
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+        with _naming(path, temporary):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
     except BaseException:
         with suppress(OSError):  # report the first error
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Within the block, an error of the disk names this path: that of a write names none, others the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def mend_disk(error: OSError) -> str:
+    """What whoever runs a command can do about an error of the disk."""
+    remedies = {
+        errno.ENOSPC: "Make room",
+        errno.EDQUOT: "Make room, or raise the quota",
+        errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+        errno.EROFS: "Name a folder that can be written",
+        errno.EACCES: "Change its permissions, or name another",
+        errno.EPERM: "Change its permissions, or name another",
+        errno.EISDIR: "Move the folder away, or name another file",
+    }
+    return remedies.get(error.errno or 0, "Mend it") + ", and run again"
 
 
 def spool_stream(stream: BinaryIO) -> BinaryIO:
@@ -201,10 +261,13 @@ def spool_stream(stream: BinaryIO) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
         while block := stream.read(1 << 20):
-            file.write(block)
+            with _naming(Path(tempfile.gettempdir())):
+                file.write(block)
+                file.flush()
         file.seek(0)
     except BaseException:
-        file.close()
+        with suppress(OSError):  # report the first error
+            file.close()
         raise
     return file
 
@@ -334,7 +397,7 @@ class Lock:
                 continue
             self._stop = threading.Event()
             try:
-                with file:
+                with _naming(self.path), file:
                     file.write(owner)
                 threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
                 return True
@@ -370,7 +433,7 @@ class Lock:
                 return True
         if changed != self._seen[0]:
             self._seen = changed, time.monotonic()
-        return time.monotonic() - self._seen[1] > STALE or time.time() - changed > ABANDONED
+        return time.monotonic() - self._seen[1] > STALE or abs(time.time() - changed) > ABANDONED
 
 
 @cache

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from clsprobe.probes.errors import InputError, unknown
+from clsprobe.probes.errors import InputError, format_names, unknown
+from clsprobe.terminal import echo
 
 
 def cache(
@@ -40,15 +41,15 @@ def cache(
         if what == "verify":
             damaged = verify(entry.folder)
             damaged_files += len(damaged)
-            line += f"  set aside: {', '.join(damaged)}" if damaged else "  sound" if entry.manifest else ""
+            line += f"  set aside: {format_names(damaged)}" if damaged else "  sound" if entry.manifest else ""
         elif what == "purge" and not purge(entry.folder):
             line += "  in use: kept"
             in_use.append(entry.folder.name)
-        typer.echo(line)
+        echo(line)
     done = [entry for entry in chosen if entry.folder.name not in in_use]
     gigabytes = sum(entry.bytes for entry in done) / 1e9
     summary = f"{len(done):,} {'entry' if len(done) == 1 else 'entries'}, {gigabytes:.2f} GB"
-    typer.echo(f"{folder}: {summary}{' removed' if what == 'purge' else ''}")
+    echo(f"{folder}: {summary}{' removed' if what == 'purge' else ''}")
     if damaged_files:
         files = "1 file is" if damaged_files == 1 else f"{damaged_files:,} files are"
         raise InputError(str(folder), f"{files} damaged or missing", "Run again what needs them; they are made anew")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clsprobe.limits import check_memory_limit
-from clsprobe.probes.errors import InputError, printable
+from clsprobe.probes.errors import InputError
+from clsprobe.terminal import echo
 
 if TYPE_CHECKING:
     from clsprobe.probes.encoders.adapters import Point
@@ -58,8 +59,8 @@ def check(
         ):
             _print_facts(heading, facts)
         for note in (*description.notes, *encoder.loaded_tokenizer.notes):
-            typer.echo(printable(f"Note: {note}"))
-    typer.echo(printable(f"{description.name}: {verdict}"))
+            echo(f"Note: {note}")
+    echo(f"{description.name}: {verdict}")
 
 
 def judge_self_check(encoder: Encoder) -> str:
@@ -147,7 +148,7 @@ def show_tokens(encoder: Encoder) -> Facts:
 
 
 def _name_tokens(encoder: Encoder, ids: Any) -> list[str]:
-    return [printable(str(token)) for token in encoder.tokenizer.convert_ids_to_tokens(ids.tolist())]
+    return [str(token) for token in encoder.tokenizer.convert_ids_to_tokens(ids.tolist())]
 
 
 def list_checks(encoder: Encoder) -> Facts:
@@ -191,8 +192,9 @@ def estimate_run(encoder: Encoder) -> Facts:
 
 def _print_facts(heading: str, facts: Facts) -> None:
     if heading:
-        typer.echo(f"\n{heading}")
+        echo()
+        echo(heading)
     width = max(len(name) for name, _ in facts)
     indent = "  " if heading else ""
     for name, value in facts:
-        typer.echo(printable(f"{indent}{name:<{width}}  {value}"))
+        echo(f"{indent}{name:<{width}}  {value}")

@@ -33,6 +33,8 @@ from clsprobe.limits import describe_shortage
 from clsprobe.listing import list_choices
 from clsprobe.probes import plugins
 from clsprobe.probes.errors import InputError, did_you_mean
+from clsprobe.probes.files import mend_disk
+from clsprobe.terminal import Formatter, echo
 
 log = logging.getLogger("clsprobe")
 PATIENCE = 1.5  # seconds after Ctrl-C until a run that has not ended is killed
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGINT, interrupt.handle)
         if arguments is None:
             plugins.report_stuck = _exit_stuck
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(handlers=[handler])
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"
@@ -109,7 +113,7 @@ class _Interrupt:
     def print_message(self) -> None:
         """Print the message, once."""
         if self._once.acquire(blocking=False):
-            typer.echo(self.message, err=True)
+            echo(self.message, error=True)
 
     def exit(self) -> None:
         """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
@@ -145,7 +149,7 @@ def _hyphenate(argument: str) -> str:
 def _report_error(error: InputError, debug: bool) -> int:
     if debug:
         raise error
-    typer.echo(f"error: {error}", err=True)
+    echo(f"error: {error}", error=True)
     return 2
 
 
@@ -153,7 +157,7 @@ def _describe_os_error(error: Exception) -> InputError | None:
     """The error of the operating system, such as a full disk; None for any other."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    return InputError(str(error.filename or "disk"), str(error.strerror), "Mend it and run again")
+    return InputError(str(error.filename or "disk"), str(error.strerror).lower(), mend_disk(error))
 
 
 def _convert_usage_error(error: Any, words: Sequence[str]) -> InputError:
@@ -176,7 +180,7 @@ def _print_versions(wanted: bool) -> None:
     versions = {name: version(name) for name in ("clsprobe", "torch", "transformers", "scikit-learn")}
     own = f"clsprobe {versions.pop('clsprobe')}"
     others = ", ".join(f"{name} {number}" for name, number in versions.items())
-    typer.echo(f"{own} (Python {platform.python_version()}, {others})")
+    echo(f"{own} (Python {platform.python_version()}, {others})")
     raise typer.Exit
 
 

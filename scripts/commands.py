@@ -15,10 +15,15 @@ from clsprobe.analysis.registers import STUDIES, load_study, read_question
 from clsprobe.flags import make_command
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.registry import Entry
+from clsprobe.terminal import escape_lines
 
 
 class Commands(TyperGroup):
     """The commands that are no studies, and those of `STUDIES`."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help page in escapes, which names what other packages registered."""
+        return escape_lines(super().get_help(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands, of which the studies come last."""
@@ -39,6 +44,11 @@ class Commands(TyperGroup):
         if name not in self.commands and (study := _find_study(name, completing=ctx.resilient_parsing)):
             self.commands[name] = make_study_command(study)
         return super().resolve_command(ctx, args)
+
+
+class _StudyCommand(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        return escape_lines(super().get_help(ctx))
 
 
 def _studies() -> dict[str, Entry]:
@@ -72,5 +82,5 @@ def make_study_command(study: Any) -> Any:
     """The command of a study, with its fields as flags."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     description = study.question + (f"\n\nThe claim it judges: {study.claim}." if study.claim else "")
-    app.command(study.command(), help=description)(make_command(study.command(), study))
+    app.command(study.command(), cls=_StudyCommand, help=description)(make_command(study.command(), study))
     return make_typer_command(app)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import typer
-
 from clsprobe.limits import check_memory_limit
-from clsprobe.probes.errors import InputError, printable
+from clsprobe.probes.errors import InputError
+from clsprobe.terminal import echo
 
 if TYPE_CHECKING:
     from clsprobe.analysis.study import Study
@@ -25,18 +24,20 @@ def execute(name: str, study: Study, out: str, *, overwrite: bool, dry: bool) ->
     folder = RunFolder(out, name, study.settings(), overwrite=overwrite)
     for sentence in study.prepare():
         if dry:
-            typer.echo(printable(sentence))
+            echo(sentence)
         else:
-            log.info(printable(sentence))
+            log.info("%s", sentence)
     if dry:
         return
     result = study.run(folder)
     for answer in result.answers.values():
         for note in answer.notes:
-            log.info("note: %s", printable(note))
+            log.info("note: %s", note)
     for answer in result.answers.values():
-        log.info("\n%s\n  %s", printable(answer.question), format_answer(answer))
-    typer.echo(printable(str(folder.path / "report.html")))
+        log.info("\n%s", answer.question)
+        for line in format_answer(answer):
+            log.info("  %s", line)
+    echo(folder.path / "report.html")
     if result.failures:
         (what, error), *others = result.failures
         of_plugins = what.startswith("probe ")

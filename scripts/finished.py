@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clsprobe.limits import check_memory_limit
-from clsprobe.probes.errors import InputError, printable, unknown
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.terminal import echo, escape_lines
 
 
 def report(
@@ -40,7 +42,7 @@ def report(
     except Exception as error:  # a table that does not fit its plot
         where, what = ", ".join(map(str, runs)), f"cannot be shown ({type(error).__name__}: {error})"
         raise InputError(where, what, "Run its command again with --overwrite") from error
-    typer.echo(printable(str(out)))
+    echo(out)
 
 
 def export(
@@ -50,16 +52,17 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """The results table of a run, for a spreadsheet or a paper."""
+    from clsprobe.analysis.folder import find_digests
     from clsprobe.analysis.table import read_results, to_csv, to_latex
     from clsprobe.probes.files import write_text
 
     formatters = {"csv": to_csv, "latex": to_latex}
     if format not in formatters:
         raise unknown("--format", "format", format, formatters)
-    _read_finished(run)
-    text = formatters[format](read_results(run / "results.parquet"))
+    digest = find_digests(_read_finished(run)).get("results.parquet")
+    text = formatters[format](read_results(run / "results.parquet", digest))
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(escape_lines(text) if sys.stdout.isatty() else text, nl=False)
     else:
         write_text(out, text)
 

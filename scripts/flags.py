@@ -6,13 +6,13 @@ Flags override ``--config``, which overrides defaults. All values are text, whic
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clsprobe.analysis.registers import STUDIES
 from clsprobe.analysis.settings import describe_invalid
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from clsprobe.analysis.study import Study
 
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 RUN_FLAGS: dict[str, tuple[Any, str]] = {  # flags of the run, not of the study
     "out": (str, "folder of the run [default: out/COMMAND]"),
     "overwrite": (bool, "replace a finished run"),
@@ -43,15 +44,15 @@ def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
     Raises InputError where a field of the study has the name of a run flag.
     """
     if taken := sorted(RUN_FLAGS.keys() & kind.model_fields.keys()):
-        what = f"has a setting '{taken[0]}', and {_flag_name(taken[0])} is a flag of every run"
+        what = f"has a setting '{taken[0]}', and {flag_name(taken[0])} is a flag of every run"
         raise InputError(f"clsprobe {name}", what, "Rename it")
-    flags = {field: (_flag_type(info), _flag_help(info)) for field, info in kind.model_fields.items()} | RUN_FLAGS
+    flags = field_flags(kind, kind.model_fields) | RUN_FLAGS
 
     def command(**arguments: Any) -> None:
         values = {field: value for field, value in arguments.items() if value not in (None, [], False)}
         run = {field: values.pop(field, None) for field in RUN_FLAGS}
         if empty := [field for field in ("out", "config") if run[field] == ""]:
-            raise InputError(_flag_name(empty[0]), "is empty", "Name one, or leave the flag out")
+            raise InputError(flag_name(empty[0]), "is empty", "Name one, or leave the flag out")
         out = run["out"] or f"out/{name.rpartition(':')[2]}"
         try:
             with contain() if STUDIES.is_plugin(name) else nullcontext():
@@ -62,25 +63,40 @@ def make_command(name: str, kind: type[Study]) -> Callable[..., None]:
         except PluginError as error:
             raise InputError(f"clsprobe {name}", f"failed ({error})", "--debug shows where") from error.__cause__
 
+    set_flags(command, flags)
+    return command
+
+
+def field_flags(kind: type[BaseModel], names: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Field -> the type and the help text of its flag, for some fields of settings."""
+    return {name: (_flag_type(info := kind.model_fields[name]), _flag_help(info)) for name in names}
+
+
+def set_flags(
+    command: Callable[..., None], flags: Mapping[str, tuple[Any, str]], *arguments: inspect.Parameter
+) -> None:
+    """Give a function that takes any keyword arguments the signature that typer makes flags of, behind `arguments`."""
     annotations = {field: _annotate(field, *flag) for field, flag in flags.items()}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(
-                field,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False if type_ is bool else None,
-                annotation=annotations[field],
-            )
-            for field, (type_, _) in flags.items()
+            *arguments,
+            *(
+                inspect.Parameter(
+                    field,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=False if type_ is bool else None,
+                    annotation=annotations[field],
+                )
+                for field, (type_, _) in flags.items()
+            ),
         ]
     )
-    command.__annotations__ = annotations
-    return command
+    command.__annotations__ = {argument.name: argument.annotation for argument in arguments} | annotations
 
 
 def _annotate(field: str, type_: Any, description: str) -> Any:
     complete = COMPLETIONS.get(field)
-    option = typer.Option(_flag_name(field), help=description, show_default=False, autocompletion=complete)
+    option = typer.Option(flag_name(field), help=description, show_default=False, autocompletion=complete)
     return Annotated[bool, option] if type_ is bool else Annotated[type_ | None, option]
 
 
@@ -94,12 +110,13 @@ def _flag_help(info: FieldInfo) -> str:
     return (info.description or "") + (f" [default: {default}]" if has_default else "")
 
 
-def _flag_name(field: str) -> str:
+def flag_name(field: str) -> str:
+    """The flag of a field: ``--max-texts`` of max_texts."""
     return "--" + field.replace("_", "-")
 
 
-def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | None = None) -> Study:
-    """Make a study of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
+def make_study(kind: type[AnySettings], flag_values: Mapping[str, Any], config: str | None = None) -> AnySettings:
+    """Make a study, or other settings, of flags over a configuration file over defaults. Raises InputError that names the flag or line."""
     values = read_config(Path(config), list(kind.model_fields))[0] if config else {}
     try:
         return kind(**{**values, **flag_values})
@@ -109,7 +126,7 @@ def make_study(kind: type[Study], flag_values: Mapping[str, Any], config: str | 
         raise _locate(error, kind, flag_values, config) from error.__cause__
 
 
-def _locate(error: InputError, kind: type[Study], flag_values: Mapping[str, Any], config: str | None) -> InputError:
+def _locate(error: InputError, kind: type[BaseModel], flag_values: Mapping[str, Any], config: str | None) -> InputError:
     """The error, naming the line of the configuration file instead of the flag where the value comes from there."""
     flag, space, value = error.where.partition(" ")
     field = flag.removeprefix("--").replace("-", "_")

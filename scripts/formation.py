@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from clsprobe.analysis.answer import Exhibit
-from clsprobe.analysis.corpus import Inputs, check_classes, read_inputs
+from clsprobe.analysis.corpus import Inputs, check_classes, make_source_options, read_inputs
 from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.settings import Names, ProbeSettings, Specs, TaskSettings, VectorSettings
 from clsprobe.analysis.sources import MinimalPairs, load_pairs
@@ -103,7 +103,8 @@ class Formation(ProbeSettings, VectorSettings, TaskSettings, Study):
     @cached_property
     def minimal_pairs(self) -> dict[str, MinimalPairs]:
         """Task -> its minimal pairs, for the tasks whose source makes any."""
-        return {name: pairs for spec in self.task if isinstance(spec, str) for name, pairs in load_pairs(spec).items()}
+        options, specs = make_source_options(self), [spec for spec in self.task if isinstance(spec, str)]
+        return {name: pairs for spec in specs for name, pairs in load_pairs(spec, options).items()}
 
     def contents(self) -> dict[str, str]:
         """Digests of data, encoder and code."""

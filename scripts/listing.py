@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clsprobe.probes.errors import InputError, printable, unknown
+from clsprobe.analysis.settings import TaskSettings
+from clsprobe.analysis.sources import SourceOptions
+from clsprobe.flags import field_flags, flag_name, make_study, set_flags
+from clsprobe.probes.errors import InputError, unknown
+from clsprobe.terminal import echo
 
 if TYPE_CHECKING:
     from clsprobe.probes.registry import Entry, Register
@@ -16,22 +21,22 @@ KINDS = ("models", "tasks", "readouts", "probes", "studies", "sources", "plots")
 Lines = list[tuple[str, str]]  # names and descriptions
 
 
-def list_choices(
-    what: Annotated[
-        str,
-        typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}", autocompletion=lambda: list(KINDS)),
-    ],
-    task: Annotated[str | None, typer.Option(help="tasks: a SPEC, for its rows by class and those left out")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-) -> None:
+READING = [name for name in TaskSettings.model_fields if name == "task" or name in SourceOptions.__dataclass_fields__]
+
+
+def list_choices(what: str, *, debug: bool = False, **reading: Any) -> None:
     """What there is to choose from."""
     if what not in KINDS:
         raise unknown("list", "kind", what, KINDS)
-    if task is not None:
-        if what != "tasks":
-            raise InputError("--task", f"says nothing about {what}", "Use clsprobe list tasks")
-        for line in _describe_spec(task):
-            typer.echo(line)
+    values = {name: value for name, value in reading.items() if value not in (None, [], False)}
+    if values and what != "tasks":
+        raise InputError(flag_name(next(iter(values))), f"says nothing about {what}", "Use clsprobe list tasks")
+    if values and "task" not in values:
+        what = "says how a task is read, and no task is named"
+        raise InputError(flag_name(next(iter(values))), what, "Name it with --task")
+    if values:
+        for line in _describe_tasks(make_study(TaskSettings, values)):
+            echo(line)
         return
     listings = (
         _list_models, _list_tasks, _list_readouts, _list_probes, _list_studies, _list_sources, _list_plots
@@ -39,7 +44,7 @@ def list_choices(
     lines = dict(zip(KINDS, listings, strict=True))[what]()
     width = max(len(name) for name, _ in lines)
     for name, description in lines:
-        typer.echo(printable(f"{name:<{width}}  {description}"))
+        echo(f"{name:<{width}}  {description}")
 
 
 def _list_models() -> Lines:
@@ -63,7 +68,7 @@ def _list_tasks() -> Lines:
         ("grammar:demo", f"{', '.join(DEMO)}; the default"),
         ("grammar:all", "all of them"),
         ("grammar:NAME:SIZE", f"as many sentences as you say instead of {SIZE:,}"),
-        ("file:PATH", "a .csv, .tsv, .jsonl or .parquet file, or a folder with train, dev and test files"),
+        ("file:PATH", "a .csv, .tsv, .jsonl, .json or .parquet file, or a folder of them or of save_to_disk"),
         ("file:-", "CSV from standard input; file:-.tsv, file:-.jsonl and file:-.parquet as they say"),
         ("conllu:PATH:PROPERTY", "a Universal Dependencies treebank; conllu:PATH:all for all it supports"),
         ("senteval:PATH", "a SentEval probing file"),
@@ -72,20 +77,21 @@ def _list_tasks() -> Lines:
     ]
 
 
-def _describe_spec(spec: str) -> list[str]:
-    """Lines with the rows by class and split of every task of a SPEC, the rows left out by reason, and the notes."""
-    from clsprobe.analysis.sources import SourceOptions, load
+def _describe_tasks(settings: TaskSettings) -> list[str]:
+    """Lines with the rows by class and split of every task, the rows left out by reason, and the notes."""
+    from clsprobe.analysis.corpus import load_specs
 
-    loaded = load(spec, SourceOptions())
     lines = []
-    for name, classes in loaded.classes.items():
-        rows = sum(sum(splits.values()) for splits in classes.values())
-        lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
-        for label, splits in classes.items():
-            counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
-            lines.append(f"  {printable(label)}: {counts}")
-    lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
-    return [*lines, *loaded.notes]
+    for _, loaded in load_specs(settings):
+        for name, classes in loaded.classes.items():
+            rows = sum(sum(splits.values()) for splits in classes.values())
+            lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
+            for label, splits in classes.items():
+                counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
+                lines.append(f"  {label}: {counts}")
+        lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
+        lines += loaded.notes
+    return lines
 
 
 def _list_readouts() -> Lines:
@@ -143,3 +149,17 @@ def _describe_origin(entry: Entry) -> str:
     """Where an object of another package comes from: "stranger 1.0, stranger.probes:Mine"."""
     full_name = "" if entry.name == entry.full_name else f", {entry.full_name}"
     return f"{entry.package}{full_name}" + (f"; {entry.reason}" if entry.reason else "")
+
+
+set_flags(
+    list_choices,
+    field_flags(TaskSettings, READING) | {"debug": (bool, "show tracebacks")},
+    inspect.Parameter(
+        "what",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=Annotated[
+            str,
+            typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}", autocompletion=lambda: list(KINDS)),
+        ],
+    ),
+)

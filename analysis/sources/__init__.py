@@ -38,14 +38,16 @@ class SourceOptions(RowOptions):
     """The command-line flags that a source may need, under the same names.
 
     Without a label column file: and hf: make one task whose numbers are all 0. text_column: one column, or two of them
-    for pairs, "premise,hypothesis".
+    for pairs, "premise,hypothesis". no_header: the first row is data too, and columns are named 1, 2, ...
     """
 
     text_column: str | None = None
     encoding: str = "utf-8"
     sep: str | None = None
     quoting: Literal["auto", "none", "csv"] = "auto"
+    no_header: bool = False
     detokenise: bool = False
+    skip_bad_sentences: bool = False
     split: str | None = None
 
     @property
@@ -56,8 +58,10 @@ class SourceOptions(RowOptions):
         """
         if self.vectors and not self.text_column:
             return ()
-        names = tuple(name.strip() for name in (self.text_column or "text").split(","))
-        if len(names) > 2 or not all(names):
+        names = tuple((self.text_column or "text").split(","))
+        if len(names) > 1:  # a space belongs to the name of a single column only, which may have it in the header
+            names = tuple(map(str.strip, names))
+        if len(names) > 2 or not all(map(str.strip, names)):
             what = f"'{self.text_column}' is neither one column nor two"
             raise InputError("--text-column", what, "Name one, or two for pairs, as in premise,hypothesis")
         if len(set(names)) < len(names):
@@ -145,15 +149,17 @@ class MinimalPairs:
         return total.hexdigest()
 
 
-def load_pairs(spec: str) -> dict[str, MinimalPairs]:
+def load_pairs(spec: str, options: SourceOptions | None = None) -> dict[str, MinimalPairs]:
     """Task name -> minimal pairs, for those tasks of a SPEC that have any: of grammar: and conllu:.
 
-    Raises InputError like `load`.
+    options, errors: as of `load`.
     """
     source, rest = split_spec(spec)
     if source not in ("grammar", "conllu"):
         return {}
-    pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(rest)
+    pairs: dict[str, MinimalPairs] = import_module(f"clsprobe.analysis.sources.{source}").load_pairs(
+        rest, options or SourceOptions()
+    )
     return pairs
 
 
@@ -171,17 +177,35 @@ def split_spec(spec: str) -> tuple[str, str]:
     return (f"{first}:{function}", further) if is_full else (first, rest)
 
 
+def complete_spec(spec: str) -> str:
+    """A SPEC as it is; of a path that names no source, ``file:PATH``.
+
+    A path is what exists, what starts with ``./``, ``../``, ``/`` or ``~``, and a name with the suffix of a data file.
+    """
+    from clsprobe.analysis.sources.opening import SUFFIXES, split_suffix
+
+    if not isinstance(spec, str) or not spec or (source := split_spec(spec)[0]) in SOURCES.built_in:
+        return spec
+    try:
+        is_path = spec.startswith(("./", "../", "/", "~")) or os.path.exists(spec)
+    except ValueError:  # a NUL in it
+        is_path = False
+    if is_path or (split_suffix(spec)[1] in SUFFIXES and ":" not in spec):
+        return spec if source in SOURCES.names() else f"file:{spec}"
+    return spec
+
+
 def load(spec: str, options: SourceOptions | None = None) -> Loaded:
     """Load the tasks of a SPEC such as ``grammar:tense``, ``file:reviews.csv`` or ``package.module:load:REST``.
 
-    options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
+    A path alone is read as ``file:PATH``. options: by default the flags' defaults. Raises InputError for an unknown source, for invalid input data, and for
     whatever a source of another package raises or returns instead of a `Loaded`.
     """
     if not isinstance(spec, str):
         mend = "Pass a SPEC such as 'grammar:tense' or 'file:reviews.csv'"  # type: ignore[unreachable]
         raise InputError("--task", f"is {describe_kind(spec)}, not a SPEC", mend)
     options = options or SourceOptions()
-    source, rest = split_spec(spec)
+    source, rest = split_spec(complete_spec(spec))
     path = source.partition(":")[0]
     if source not in SOURCES.built_in and "." in path and os.path.isfile(path):
         mend = f"Write file:{path}, with --label-column for a column of labels"

@@ -1,9 +1,9 @@
 """``conllu:PATH:PROPERTY``: sentence properties from any Universal Dependencies treebank, in any language.
 
 1. `treebank` reads the files and checks every tree.
-2. A property gives every sentence a row, or the reason why it has none. Ten of them are SentEval's (Conneau et al.
-   2018, https://aclanthology.org/P18-1198), rebuilt from heads, relations, features and word order; the others are the
-   root's part of speech, mood and voice.
+2. A property gives every sentence a row, or the reason why it has none, such as a column that the property reads and
+   the sentence lacks. Ten of them are SentEval's (Conneau et al. 2018, https://aclanthology.org/P18-1198), rebuilt from
+   heads, relations, features and word order; the others are the root's part of speech, mood and voice.
 3. `_balance_rows` selects the classes and an equal number of rows of each class on every side.
 
 The sides come from the treebank's file names, except for properties that a single word reveals (tense, mood, voice,
@@ -22,9 +22,9 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
@@ -53,13 +53,21 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     Every sentence counts once per property, as a row or as left out. Raises InputError, with ``file:line``, for invalid
     CoNLL-U, and for a property that the treebank does not support.
     """
-    name, stem, bank, notes = _read_spec(rest)
+    name, stem, bank, notes = _read_spec(rest, options)
     if name != "all":
+        if missing := PROPERTIES[name].find_missing(bank):
+            others = [key for key, prop in PROPERTIES.items() if not prop.find_missing(bank)]
+            mend = f"Take a property that does not need it ({', '.join(others)}), or a treebank that has it"
+            raise InputError(bank.sentences[0].place, _describe_missing([name], missing, bank), mend)
         task, left_out = _make_task(name, stem, bank)
         return Loaded([task], bank.rows, left_out, notes + _split_notes([task], bank), words=bank.words)
     tasks: list[Task] = []
     unsupported, left_out = list[str](), {}
-    for key in PROPERTIES:
+    lacking = defaultdict[str, list[str]](list)  # column -> the properties that need it and have no sentence
+    for key, prop in PROPERTIES.items():
+        if missing := prop.find_missing(bank):
+            lacking[missing].append(key)
+            continue
         try:
             task, reasons = _make_task(key, stem, bank)
         except InputError as error:
@@ -67,18 +75,19 @@ def load(rest: str, options: SourceOptions) -> Loaded:
             continue
         tasks.append(task)
         left_out |= {f"{key}: {reason}": rows for reason, rows in reasons.items()}
+    unsupported += [_describe_missing(keys, column, bank) for column, keys in lacking.items()]
     if not tasks:
         raise InputError(stem, f"no property can be built; {unsupported[0]}", "Give a larger treebank")
     notes += _split_notes(tasks, bank) + unsupported
     return Loaded(tasks, len(tasks) * bank.rows, left_out, notes, words=bank.words)
 
 
-def load_pairs(rest: str) -> dict[str, MinimalPairs]:
+def load_pairs(rest: str, options: SourceOptions) -> dict[str, MinimalPairs]:
     """Task name -> minimal pairs, for the properties of a SPEC that another form of one word changes (`inflection`).
 
     Raises InputError like `load`.
     """
-    requested, stem, bank, _ = _read_spec(rest)
+    requested, stem, bank, _ = _read_spec(rest, options)
     names = [name for name, prop in PROPERTIES.items() if prop.inflect and requested in (name, "all")]
     inflector = Inflector(bank)
     return {f"conllu:{stem}:{name}": _make_pairs(PROPERTIES[name], inflector) for name in names}
@@ -89,7 +98,7 @@ def _make_pairs(prop: Property, inflector: Inflector) -> MinimalPairs:
     bank = inflector.bank
     labels = ("past", "present") if prop is PROPERTIES["tense"] else ("plural", "singular")
     texts, lemmas, carriers = list[tuple[str, str]](), list[str](), dict[str, str]()
-    for s, row in zip(bank.sentences, prop.build_rows(bank), strict=True):
+    for s, row in zip(bank.sentences, prop.make_rows(bank), strict=True):
         if isinstance(row, str):
             continue
         carriers[s.text] = s.lemmas[row.carrier]
@@ -101,7 +110,7 @@ def _make_pairs(prop: Property, inflector: Inflector) -> MinimalPairs:
     return MinimalPairs(labels, texts, lemmas, carriers)
 
 
-def _read_spec(rest: str) -> tuple[str, str, Treebank, list[str]]:
+def _read_spec(rest: str, options: SourceOptions) -> tuple[str, str, Treebank, list[str]]:
     """The property of a SPEC or "all", the name of the treebank, the treebank, and notes."""
     path_name, _, requested = rest.rpartition(":")
     if not path_name:
@@ -110,7 +119,7 @@ def _read_spec(rest: str) -> tuple[str, str, Treebank, list[str]]:
     if name not in (*PROPERTIES, "all"):
         raise unknown("--task", "property", requested, [*PROPERTIES, "all"])
     path = find_path(path_name, "conllu:en_ewt-ud-train.conllu:all")
-    bank, notes = read_treebank(path)
+    bank, notes = read_treebank(path, skip_bad_sentences=options.skip_bad_sentences)
     stem = Path(os.path.abspath(path)).name
     stem = stem if path.is_dir() else re.sub(r"(\.conllu)?(\.gz)?$", "", stem, flags=re.IGNORECASE)
     return name, stem, bank, notes
@@ -121,7 +130,21 @@ def _split_notes(tasks: Sequence[Task], bank: Treebank) -> list[str]:
     return [f"{', '.join(names)}: split anew, not by the treebank's own files"] if names and bank.has_split else []
 
 
+def _describe_missing(names: Sequence[str], column: str, bank: Treebank) -> str:
+    """Why no sentence of a treebank serves these properties, which need a column."""
+    what, place = COLUMNS[column]
+    verb = "needs" if len(names) == 1 else "need"
+    return f"{', '.join(names)} {verb} {what}, and {place} is _ in all {len(bank.sentences):,} sentences"
+
+
 # ----------------------------------------------------------------------------------------------------------- properties
+
+COLUMNS = {  # what a sentence may lack, and where it stands
+    "heads": ("heads", "column 7 (HEAD)"),
+    "relations": ("relations", "column 8 (DEPREL)"),
+    "upos": ("parts of speech", "column 4 (UPOS)"),
+    "lemmas": ("lemmas", "column 3 (LEMMA)"),
+}
 
 
 class _LeftOut(Exception):
@@ -150,16 +173,36 @@ Rows = list[_Row | str]  # (sentence,) a row, or the reason why there is none
 class Property:
     """How the rows of a task are made.
 
-    resplit: split anew, not by the treebank's files. ordered: labels are whole numbers; the classes are consecutive.
-    solved_by: see `Task`. inflect: the text of the sentence with the other label, where the forms of the treebank give
-    one; called with the index of the word that carries the label.
+    build_rows: of sentences with what the property needs. needs: the columns (`COLUMNS`) without which a sentence has
+    no row; features, which many words lack, are no such column. resplit: split anew, not by the treebank's files.
+    ordered: labels are whole numbers; the classes are consecutive. solved_by: see `Task`. inflect: the text of the
+    sentence with the other label, where the forms of the treebank give one; called with the index of the word that
+    carries the label.
     """
 
     build_rows: Callable[[Treebank], Rows]
+    needs: tuple[str, ...] = ()
     resplit: bool = False
     ordered: bool = False
     solved_by: tuple[str, ...] = ()
     inflect: Callable[[Inflector, Sentence, int], str | None] | None = None
+
+    def make_rows(self, bank: Treebank) -> Rows:
+        """A row for every sentence, or the reason why there is none."""
+        reasons = [self._why_unusable(sentence) for sentence in bank.sentences]
+        if not any(reasons):
+            return self.build_rows(bank)
+        usable = [i for i, reason in enumerate(reasons) if not reason]
+        sentences, sides = [bank.sentences[i] for i in usable], [bank.sides[i] for i in usable]
+        rows = iter(self.build_rows(replace(bank, sentences=sentences, sides=sides)))
+        return [reason or next(rows) for reason in reasons]
+
+    def find_missing(self, bank: Treebank) -> str:
+        """A column that the property needs and no sentence has, or ""."""
+        return next((column for column in self.needs if all(s.lacks(column) for s in bank.sentences)), "")
+
+    def _why_unusable(self, sentence: Sentence) -> str:
+        return next((f"{COLUMNS[column][1]} is _" for column in self.needs if sentence.lacks(column)), "")
 
 
 def _per_sentence(make_row: Callable[[Sentence], _Row]) -> Callable[[Treebank], Rows]:
@@ -435,24 +478,35 @@ def _pick(items: Sequence[Any], rng: Random) -> Any:
 
 PROPERTIES = {
     "sentence_length": Property(_per_sentence(_sentence_length), solved_by=("length",)),
-    "word_content": Property(_word_content, resplit=True, solved_by=("bag_of_words",)),
-    "tree_depth": Property(_per_sentence(_tree_depth), ordered=True),
-    "top_constituents": Property(_top_constituents),
+    "word_content": Property(_word_content, needs=("upos", "lemmas"), resplit=True, solved_by=("bag_of_words",)),
+    "tree_depth": Property(_per_sentence(_tree_depth), needs=("heads",), ordered=True),
+    "top_constituents": Property(_top_constituents, needs=("heads", "relations")),
     "bigram_shift": Property(_corrupt_half("shifted", _shift_bigram)),
     "tense": Property(
         _per_sentence(_verb_feature("Tense", {"Past": "past", "Pres": "present"})),
+        needs=("heads", "upos"),
         resplit=True,
         inflect=Inflector.change_tense,
     ),
     "subject_number": Property(
-        _per_sentence(_noun_number("nsubj")), resplit=True, inflect=Inflector.change_subject_number
+        _per_sentence(_noun_number("nsubj")),
+        needs=("heads", "relations", "upos"),
+        resplit=True,
+        inflect=Inflector.change_subject_number,
     ),
-    "object_number": Property(_per_sentence(_noun_number("obj")), resplit=True, inflect=Inflector.change_object_number),
-    "odd_man_out": Property(_corrupt_half("replaced", _replace_word)),
-    "coordination_inversion": Property(_corrupt_half("inverted", _invert_clauses)),
-    "root_pos": Property(_per_sentence(_root_pos)),
-    "mood": Property(_per_sentence(_verb_feature("Mood")), resplit=True),
-    "voice": Property(_per_sentence(_verb_feature("Voice")), resplit=True),
+    "object_number": Property(
+        _per_sentence(_noun_number("obj")),
+        needs=("heads", "relations", "upos"),
+        resplit=True,
+        inflect=Inflector.change_object_number,
+    ),
+    "odd_man_out": Property(_corrupt_half("replaced", _replace_word), needs=("upos", "lemmas")),
+    "coordination_inversion": Property(
+        _corrupt_half("inverted", _invert_clauses), needs=("heads", "relations", "upos")
+    ),
+    "root_pos": Property(_per_sentence(_root_pos), needs=("heads", "upos")),
+    "mood": Property(_per_sentence(_verb_feature("Mood")), needs=("heads", "upos"), resplit=True),
+    "voice": Property(_per_sentence(_verb_feature("Voice")), needs=("heads", "upos"), resplit=True),
 }
 
 
@@ -462,7 +516,7 @@ PROPERTIES = {
 def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, int]]:
     """The task of a property, and reason -> number of sentences left out. Raises InputError if there is no task."""
     prop = PROPERTIES[name]
-    outcomes = prop.build_rows(bank)
+    outcomes = prop.make_rows(bank)
     left_out = Counter(row for row in outcomes if isinstance(row, str))
     rows = [(i, row) for i, row in enumerate(outcomes) if isinstance(row, _Row)]
     names = [""] if prop.resplit else sorted(set(bank.sides))
@@ -479,7 +533,8 @@ def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, in
         raise InputError(stem, what, "Take another property, or a larger treebank")
     left_out["class with too few sentences"] = n_rare
     left_out["left out to balance the classes"] = len(rows) - n_rare - int(mask.sum())
-    left_out["repeats another sentence"] = bank.rows - len(bank.sentences)
+    left_out["repeats another sentence"] = bank.rows - bank.skipped.total() - len(bank.sentences)
+    left_out.update({f"invalid sentence ({kind})": n for kind, n in bank.skipped.items()})
     texts, chosen = Texts(), [(*row, side) for row, side, keep in zip(rows, sides, mask, strict=True) if keep]
     for i, row, _ in chosen:
         texts.append(row.text or bank.sentences[i].text)

@@ -659,7 +659,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
     return Loaded(tasks, rows=sum(len(task.texts) for task in tasks), words=words)
 
 
-def load_pairs(rest: str) -> dict[str, MinimalPairs]:
+def load_pairs(rest: str, options: SourceOptions) -> dict[str, MinimalPairs]:
     """Task name -> PAIRS minimal pairs, for the properties of a SPEC that a sentence can change.
 
     Their sentences are new ones, with the nouns and verbs of test. Raises InputError like `load`.

@@ -134,7 +134,7 @@ class Inflector:
         return Counter(
             (s.forms[i].casefold(), s.features[s.heads[i] - 1].get("Number", ""))
             for s, i in self._words()
-            if s.relation(i) == "det" and s.heads[i] and s.upos[s.heads[i] - 1] == "NOUN"
+            if s.relation(i) == "det" and s.heads and s.heads[i] and s.upos[s.heads[i] - 1] == "NOUN"
         )
 
     @cached_property
@@ -143,7 +143,7 @@ class Inflector:
         return {
             (s.lemmas[i], s.features[i].get("Number", ""))
             for s, i in self._words()
-            if s.upos[i] == "NOUN" and s.relation(i) in ("nsubj", "obj")
+            if s.heads and s.upos[i] == "NOUN" and s.relation(i) in ("nsubj", "obj")
             if not s.children(i, "det", "nummod") and all(s.relations[j] != "nmod:poss" for j in s.children(i))
         }
 

@@ -1,24 +1,21 @@
-"""Line-based text files, gzipped or not: find the path of a SPEC and read its numbered lines.
+"""Line-based text files, compressed or not: find the path of a SPEC and read its numbered lines.
 
 `find_path` finds the file or folder; `read_lines` streams it and raises an InputError with the physical line for
-invalid bytes. Imports only the standard library.
+invalid bytes. Imports only the standard library, and pyarrow for Zstandard.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from clsprobe.analysis.sources.tables import BYTE_ORDER_MARKS, MAGIC
+from clsprobe.analysis.sources.opening import BYTE_ORDER_MARKS, MAGIC, bound_lines
+from clsprobe.analysis.sources.packed import unpack
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.files import open_file, read_error
 from clsprobe.probes.tasks.texts import PAIRED
-
-GZIP = b"\x1f\x8b"
 
 
 def find_path(rest: str, example: str) -> Path:
@@ -44,26 +41,21 @@ def find_path(rest: str, example: str) -> Path:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file with their numbers from 1, without line ends and byte-order mark.
 
-    Raises InputError for another type of file, invalid UTF-8, a damaged gzip file, and a file that changes meanwhile.
+    Raises InputError for another type of file, invalid UTF-8, a damaged compressed file, and a file that changes meanwhile.
     """
     name, number = path.name, 0
     try:
         with open_file(path) as file:
-            head = file.read(64)
-            file.seek(0)
+            content = unpack(file, name)
+            head = content.read(64)
+            content.seek(0)
             _check_type(name, head)
-            stream = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
             # Invalid bytes become lone surrogates, which valid UTF-8 cannot contain, so that their line is known.
-            lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape")
-            for number, line in enumerate(lines, 1):
+            stream = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape")
+            for number, line in enumerate(bound_lines(stream, name), 1):
                 if not line.isascii():
                     _check_line(f"{name}:{number}", line)
                 yield number, line.removesuffix("\n")
-    except EOFError:
-        raise InputError(f"{name}:{number + 1}", "the gzip file ends here; was the download cut?") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        what = f"damaged gzip file ({str(error).lower().rstrip('.')})"
-        raise InputError(f"{name}:{number + 1}", what, "Download it again") from None
     except OSError as error:
         raise read_error(name, error) from None
     if not number:
@@ -76,7 +68,7 @@ def _check_type(name: str, head: bytes) -> None:
         if head.startswith(mark) and encoding != "utf-8":
             raise InputError(name, f"starts with a {encoding[:6].upper()} byte-order mark", "Convert it to UTF-8")
     for magic, what, mend in MAGIC:
-        if magic != GZIP and head.lower().startswith(magic.lower()):
+        if head.lower().startswith(magic.lower()):
             raise InputError(name, f"is {what}, whatever its name", mend)
 
 

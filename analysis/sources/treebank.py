@@ -3,8 +3,9 @@
 1. `read_treebank` finds the files of a path and the side of the split (train, dev, test) that each of them is.
 2. `_read_blocks` -> `_parse_words` -> `_parse_sentence`: the lines of a sentence, its ten columns, its tree. The field
    parsers are those of the library `conllu`. Its line parser is not used: it accepts any number of columns, splits at
-   two spaces too, and reports no line numbers.
-3. `Treebank` holds every text once, with the frequencies of words and bigrams, and groups of similar words.
+   two spaces too, and reports no line numbers. A sentence may lack a column: it holds ``_`` for every word.
+3. `Treebank` holds every text once, with the frequencies of words and bigrams, and groups of similar words. It counts
+   the invalid sentences that were skipped; by default they are errors.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,15 +30,19 @@ from clsprobe.probes.errors import InputError, quote
 from clsprobe.probes.tasks.rows import Findings
 
 SIDES = ("train", "dev", "test")
+FEW_BAD = 0.05  # share of invalid sentences in a file up to which leaving them out is recommended
+MISNUMBERED = "words that are not numbered 1, 2, 3, ..."
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def read_treebank(path: Path) -> tuple[Treebank, list[str]]:
+def read_treebank(path: Path, *, skip_bad_sentences: bool = False) -> tuple[Treebank, list[str]]:
     """Read a CoNLL-U file, or the .conllu and .conllu.gz files of a folder: the treebank, and notes for the report.
 
-    In a folder, file names give the sides (en_ewt-ud-train.conllu). Raises InputError with ``file:line``.
+    In a folder, file names give the sides (en_ewt-ud-train.conllu). skip_bad_sentences: leave invalid sentences out;
+    the treebank counts them, and the notes name their lines. Raises InputError with ``file:line`` for an invalid
+    sentence otherwise, and where no sentence is left.
     """
     notes: list[str] = []
     files = [(path, "")]
@@ -56,7 +61,9 @@ def read_treebank(path: Path) -> tuple[Treebank, list[str]]:
                 notes.append("there are no test files: dev serves as test, and a tenth of train as dev")
                 sides = {name: "test" if side == "dev" else side for name, side in sides.items()}
             files = [(path / name, side) for part in SIDES for name, side in sides.items() if side == part]
-    return _load_files(tuple((file, side, file.stat().st_size, file.stat().st_mtime_ns) for file, side in files)), notes
+    versions = tuple((file, side, file.stat().st_size, file.stat().st_mtime_ns) for file, side in files)
+    bank, skip_notes = _load_files(versions, skip_bad_sentences)
+    return bank, notes + skip_notes
 
 
 _CONLLU = re.compile(r"\.conllu(\.gz)?$", re.IGNORECASE)
@@ -77,12 +84,14 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One tree. All sequences are (word,); multi-word tokens and empty nodes do not count as words.
+    """One sentence. All sequences are (word,); multi-word tokens and empty nodes do not count as words.
 
-    text: as given in the treebank. heads: the number of the head from 1, or 0 for the root. depth: arcs on the longest
-    path from the root. spaces: whether a space follows. multiword: index of its first word -> multi-word token.
+    place: its first line, as ``file:line``. text: as given in the treebank. heads: the number of the head from 1, or 0
+    for the root; empty for a sentence that is not parsed. depth: arcs on the longest path from the root. spaces:
+    whether a space follows. multiword: index of its first word -> multi-word token.
     """
 
+    place: str = field(compare=False)
     text: str
     forms: tuple[str, ...]
     lemmas: tuple[str, ...]
@@ -93,6 +102,10 @@ class Sentence:
     depth: int
     spaces: tuple[bool, ...]
     multiword: Mapping[int, Token]
+
+    def lacks(self, column: str) -> bool:
+        """Whether a column ("heads", "relations", "upos", "lemmas") holds ``_`` for every word."""
+        return all(cell == "_" for cell in getattr(self, column))
 
     @property
     def root(self) -> int:
@@ -119,14 +132,15 @@ class Sentence:
         return tokens
 
     def words(self) -> list[tuple[str, str]]:
-        """The words as spelled in the text, and their parts of speech."""
+        """The words as spelled in the text, and their parts of speech; "" where the treebank gives none."""
         words: list[tuple[str, str]] = []
         for token in self.tokens():
             span = slice(token.first, token.last + 1)
+            tags = ["" if tag == "_" else tag for tag in self.upos[span]]
             if "".join(self.forms[span]) == token.form:
-                words += zip(self.forms[span], self.upos[span], strict=True)
+                words += zip(self.forms[span], tags, strict=True)
             else:
-                words.append((token.form, "+".join(self.upos[span])))
+                words.append((token.form, "+".join(filter(None, tags))))
         return words
 
     def is_word(self, token: Token) -> bool:
@@ -140,21 +154,35 @@ def render(tokens: Sequence[Token]) -> str:
 
 
 class _BadLine(Exception):
-    """An invalid line. Arguments: those of `Findings.add`."""
+    """An invalid line. Arguments: those of `Findings.add`; the kind says what is wrong with the sentence."""
 
 
-def _read_sentences(path: Path) -> Iterator[Sentence]:
-    """Yield the sentences of one file. Raises InputError with up to ten lines that have the same problem."""
-    findings, any_block = Findings(path.name), False
+@dataclass(frozen=True)
+class _File:
+    """What one file holds. problems: `Findings.problems` of the sentences that are skipped."""
+
+    sentences: list[Sentence]
+    problems: Mapping[str, tuple[InputError, int]]
+
+
+def _read_file(path: Path, skip_bad_sentences: bool) -> _File:
+    """The sentences of one file. Raises InputError with up to ten lines that have the same problem, unless skipped."""
+    findings, sentences = Findings(path.name), list[Sentence]()
     for block, text in _read_blocks(path):
-        any_block = True
         try:
-            yield _parse_sentence(block, text)
+            sentences.append(_parse_sentence(block, text, path.name))
         except _BadLine as error:
             findings.add(*error.args)
-    findings.raise_problems()
-    if not any_block:
+    problems = findings.problems
+    bad = sum(count for _, count in problems.values())
+    if problems and (not skip_bad_sentences or not sentences):
+        first, _ = next(iter(problems.values()))
+        few = bad <= FEW_BAD * (bad + len(sentences))
+        ways = f"{first.mend}, or leave the sentence out with --skip-bad-sentences" if few else first.mend
+        raise InputError(first.where, first.what, ways)
+    if not sentences:
         raise InputError(path.name, "holds no sentence", "Give a CoNLL-U file with ten columns")
+    return _File(sentences, problems)
 
 
 def _read_blocks(path: Path) -> Iterator[tuple[list[tuple[int, list[str]]], str]]:
@@ -174,31 +202,42 @@ def _read_blocks(path: Path) -> Iterator[tuple[list[tuple[int, list[str]]], str]
         yield block, text
 
 
-def _parse_sentence(block: Sequence[tuple[int, list[str]]], text: str) -> Sentence:
-    """The sentence in the lines of a block. Raises `_BadLine`."""
+def _parse_sentence(block: Sequence[tuple[int, list[str]]], text: str, name: str) -> Sentence:
+    """The sentence in the lines of a block. name: of the file. Raises `_BadLine`."""
     rows, lines, multiword = _parse_words(block)
-    heads, features = [], []
+    features = []
     for number, cells in zip(lines, rows, strict=True):
-        head, feature = _parse_head(cells[6]), _parse_features(cells[5])
-        if not 0 <= head <= len(rows):
-            what = f"head {quote(cells[6])} is no word of this sentence (0 to {len(rows)})"
-            raise _BadLine(number, what, "Mend column 7", "head")
+        feature = _parse_features(cells[5])
         if feature is None:
-            raise _BadLine(number, f"features {quote(cells[5])} are not Name=Value|...", "Mend column 6", "features")
-        heads.append(head)
+            what, kind = f"features {quote(cells[5])} are not Name=Value|...", "features that cannot be read"
+            raise _BadLine(number, what, "Mend column 6", kind)
         features.append(feature)
-    if heads.count(0) != 1:
-        mend = "One word of a sentence has head 0"
-        if 0 not in heads:
-            raise _BadLine(lines[0], "no root (no head is 0)", mend, "root")
-        second = heads.index(0, heads.index(0) + 1)
-        raise _BadLine(lines[second], f"a second root (word {heads.index(0) + 1} has head 0 already)", mend, "root")
-    depth = _tree_depth(heads, lines)
     columns = list(zip(*rows, strict=True))
+    is_parsed = any(cell != "_" for cell in columns[6])
+    heads = _parse_heads(columns[6], lines) if is_parsed else ()
+    depth = _tree_depth(heads, lines) if is_parsed else 0
     forms, lemmas, upos, relations = (tuple(map(sys.intern, columns[i])) for i in (1, 2, 3, 7))
     spaces = tuple(map(_space_follows, columns[9]))
-    sentence = Sentence(text, forms, lemmas, upos, tuple(features), tuple(heads), relations, depth, spaces, multiword)
+    place = f"{name}:{block[0][0]}"
+    sentence = Sentence(place, text, forms, lemmas, upos, tuple(features), heads, relations, depth, spaces, multiword)
     return sentence if text else replace(sentence, text=render(sentence.tokens()))
+
+
+def _parse_heads(cells: Sequence[str], lines: Sequence[int]) -> tuple[int, ...]:
+    """The heads of a sentence with one root. lines: (word,) their numbers. Raises `_BadLine`."""
+    heads = tuple(map(_parse_head, cells))
+    for number, cell, head in zip(lines, cells, heads, strict=True):
+        if not 0 <= head <= len(heads):
+            what = f"head {quote(cell)} is no word of this sentence (0 to {len(heads)})"
+            what = "no head (_), though other words of the sentence have one" if cell == "_" else what
+            raise _BadLine(number, what, "Mend column 7", "a head that is no word of it")
+    if heads.count(0) != 1:
+        mend, kind = "One word of a sentence has head 0", "not one root"
+        if 0 not in heads:
+            raise _BadLine(lines[0], "no root (no head is 0)", mend, kind)
+        second = heads.index(0, heads.index(0) + 1)
+        raise _BadLine(lines[second], f"a second root (word {heads.index(0) + 1} has head 0 already)", mend, kind)
+    return heads
 
 
 def _parse_words(block: Sequence[tuple[int, list[str]]]) -> tuple[list[list[str]], list[int], Mapping[int, Token]]:
@@ -211,9 +250,9 @@ def _parse_words(block: Sequence[tuple[int, list[str]]]) -> tuple[list[list[str]
         if len(cells) != 10:
             columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
             mend = "Separate the columns by single tabs" if len(cells) == 1 else "Write _ for an empty column"
-            raise _BadLine(number, f"{columns}, CoNLL-U has 10", mend, "columns")
+            raise _BadLine(number, f"{columns}, CoNLL-U has 10", mend, "a line without ten columns")
         if not cells[1].strip():
-            raise _BadLine(number, "column 2 (form) is empty", "Fill it in")
+            raise _BadLine(number, "column 2 (form) is empty", "Fill it in", "a word without a form")
         if cells[0] == str(len(rows) + 1):
             rows.append(cells)
             lines.append(number)
@@ -221,7 +260,8 @@ def _parse_words(block: Sequence[tuple[int, list[str]]]) -> tuple[list[list[str]
         try:
             word_id = parse_id_value(cells[0])
         except (ParseException, ValueError):  # ValueError for thousands of digits
-            raise _BadLine(number, f"id {quote(cells[0])} is no number, range or empty node", "Mend column 1") from None
+            what = f"id {quote(cells[0])} is no number, range or empty node"
+            raise _BadLine(number, what, "Mend column 1", MISNUMBERED) from None
         match word_id:
             case (first, ".", _) if first == len(rows):
                 continue
@@ -230,11 +270,12 @@ def _parse_words(block: Sequence[tuple[int, list[str]]]) -> tuple[list[list[str]
                 range_end, range_line = last, number
             case _:
                 mend = "Number the words of a sentence 1, 2, 3, ..., ranges before their words"
-                raise _BadLine(number, f"id {quote(cells[0])} cannot follow word {len(rows)}", mend, "id")
+                raise _BadLine(number, f"id {quote(cells[0])} cannot follow word {len(rows)}", mend, MISNUMBERED)
     if not rows:
-        raise _BadLine(block[0][0], "a sentence without words", "Remove it")
+        raise _BadLine(block[0][0], "a sentence without words", "Remove it", "no words")
     if range_end > len(rows):
-        raise _BadLine(range_line, f"a range up to word {range_end} in a sentence of {len(rows)}", "Mend column 1")
+        what = f"a range up to word {range_end} in a sentence of {len(rows)}"
+        raise _BadLine(range_line, what, "Mend column 1", MISNUMBERED)
     return rows, lines, multiword or _NONE
 
 
@@ -272,7 +313,8 @@ def _tree_depth(heads: Sequence[int], lines: Sequence[int]) -> int:
             word = heads[word - 1]
         if (depth := depths[word]) is None:
             cycle = " -> ".join(map(str, [*path[path.index(word) :], word]))
-            raise _BadLine(lines[word - 1], f"heads form a cycle ({quote(cycle)[1:-1]})", "Mend column 7", "cycle")
+            what = f"heads form a cycle ({quote(cycle)[1:-1]})"
+            raise _BadLine(lines[word - 1], what, "Mend column 7", "heads that form a cycle")
         for distance, ancestor in enumerate(reversed(path), 1):
             depths[ancestor] = depth + distance
     return max(depth for depth in depths.values() if depth is not None)
@@ -285,12 +327,15 @@ def _tree_depth(heads: Sequence[int], lines: Sequence[int]) -> int:
 class Treebank:
     """The sentences of all files, each text once.
 
-    sides: (sentence,) train, dev or test, or "" without a split. rows: sentences read, including repeated ones.
+    sides: (sentence,) train, dev or test, or "" without a split. rows: sentences read, including repeated and skipped
+    ones. normalized_texts: all texts after `normalize`. skipped: problem -> invalid sentences that were left out.
     """
 
     sentences: list[Sentence]
     sides: list[str]
     rows: int
+    normalized_texts: Set[str]
+    skipped: Counter[str]
 
     @property
     def has_split(self) -> bool:
@@ -306,11 +351,6 @@ class Treebank:
     def words(self) -> dict[str, list[tuple[str, str]]]:
         """Text -> its words and their parts of speech; a token not spelled by its words has all of theirs."""
         return {sentence.text: sentence.words() for sentence in self.sentences}
-
-    @cached_property
-    def normalized_texts(self) -> set[str]:
-        """All texts after `normalize`."""
-        return {normalize(sentence.text) for sentence in self.sentences}
 
     @cached_property
     def bigram_counts(self) -> Counter[tuple[str, str]]:
@@ -340,15 +380,24 @@ class Treebank:
 
 
 @lru_cache(maxsize=1)  # for the next property of the same files; sizes and times detect changes
-def _load_files(files: tuple[tuple[Path, str, int, int], ...]) -> Treebank:
-    sentences = [(side, sentence) for path, side, *_ in files for sentence in _read_sentences(path)]
+def _load_files(files: tuple[tuple[Path, str, int, int], ...], skip_bad_sentences: bool) -> tuple[Treebank, list[str]]:
+    """The treebank of these files (path, side, size, time), and notes on the sentences that are skipped."""
+    contents = [(side, _read_file(path, skip_bad_sentences)) for path, side, *_ in files]
+    problems = [problem for _, file in contents for problem in file.problems.items()]
+    skipped = Counter[str]()
+    for kind, (_, count) in problems:
+        skipped[kind] += count
+    notes = [f"invalid sentences left out: {error.where}: {error.what}" for _, (error, _) in problems]
+    sentences = [(side, sentence) for side, file in contents for sentence in file.sentences]
     sides = {normalize(sentence.text): side for part in ("", *SIDES) for side, sentence in sentences if side == part}
     unique, seen = [], set()
     for side, sentence in sentences:  # a text on several sides stays in test, or else in dev
         if sides[key := normalize(sentence.text)] == side and key not in seen:
             seen.add(key)
             unique.append((side, sentence))
-    return Treebank([sentence for _, sentence in unique], [side for side, _ in unique], len(sentences))
+    rows = len(sentences) + skipped.total()
+    bank = Treebank([sentence for _, sentence in unique], [side for side, _ in unique], rows, sides.keys(), skipped)
+    return bank, notes
 
 
 def normalize(text: str) -> str:

@@ -36,7 +36,7 @@ from clsprobe.probes.encoders.layers import check_layers, parse_layers
 from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
-from clsprobe.probes.errors import InputError, format_rows
+from clsprobe.probes.errors import InputError, format_rows, printable
 from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name, guard_plugin
 from clsprobe.probes.extraction.readouts import DEFAULT, Normed, Readout, parse_readouts, split_names, walk_readouts
 from clsprobe.probes.extraction.states import States
@@ -195,7 +195,7 @@ class Extractor:
             facts["deviation"] = self._measure_deviation([texts[i] for i in range(min(COMPARED_TEXTS, len(texts)))])
         label = "untrained" if self.encoder.untrained is not None else "encoding"
         with (
-            tqdm(total=len(texts), desc=label, unit=" texts", delay=1, disable=None, leave=False) as bar,
+            tqdm(total=len(texts), desc=printable(label), unit=" texts", delay=1, disable=None, leave=False) as bar,
             evaluating(self.encoder.model),
             tap(self.encoder, self._reader.read_layer, self.layers),
         ):

@@ -44,6 +44,7 @@ from clsprobe.probes.files import (
     check_folder,
     file_digest,
     make_folder,
+    mend_disk,
     read_content,
     read_parquet,
     remove_temporary_files,
@@ -313,11 +314,19 @@ def _disk_full(cache: Path, size: float, state: str) -> InputError:
 
 
 def _unusable(cache: Path, error: OSError) -> InputError:
-    return InputError(f"--cache {cache}", f"cannot be used ({error.strerror or error})", "Name another folder")
+    mend = "Name another folder" if error.errno != errno.EFBIG else mend_disk(error)
+    return InputError(f"--cache {cache}", f"cannot be used ({error.strerror or error})", mend)
 
 
 def _name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
 
 
 def _digest(path: Path) -> str | None:
@@ -492,24 +501,25 @@ def verify(folder: Path) -> list[str]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
         are_sound = list(pool.map(lambda name: _is_sound(folder, name, manifest), manifest["shards"]))
     differing = [name for name, is_sound in zip(manifest["shards"], are_sound, strict=True) if not is_sound]
-    removed: list[str] = []
+    removed: dict[str, None] = {}  # in their order; there may be many
 
     def remove_damaged(entries: Entries) -> Entries:
         """Check again under the lock: another process may have replaced the file."""
         for name in differing:
             if name in entries and not _is_sound(folder, name, manifest | {"shards": entries}):
-                removed.append(name)
+                removed[name] = None
                 _set_aside(folder / name)
         return {name: entry for name, entry in entries.items() if name not in removed}
 
     if differing:
         _update_manifest(folder, remove_damaged)
-    return removed
+    return list(removed)
 
 
 def _is_sound(folder: Path, name: str, manifest: dict[str, Any]) -> bool:
     """Whether a file of a key is what was written: its bytes, and of the table of rows what it leads to."""
-    if _digest(folder / name) != manifest["shards"][name]["sha256"]:
+    entry = manifest["shards"][name]
+    if _size(folder / name) != entry["bytes"] or _digest(folder / name) != entry["sha256"]:
         return False
     return name != ROWS or _leads_to_shards(folder / ROWS, manifest)
 

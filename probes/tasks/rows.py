@@ -69,18 +69,26 @@ class Findings:
         """Where a line or row is, such as reviews.csv:3."""
         return self._place.format(name=self.name, number=number)
 
-    def raise_problems(self) -> None:
-        """Raise InputError for the kind of problem recorded first, if any."""
-        for what, mend, numbers in self._problems.values():
+    @property
+    def problems(self) -> dict[str, tuple[InputError, int]]:
+        """The problems by kind, in the order in which they were recorded: an error, and how often it was recorded."""
+        errors = {}
+        for kind, (what, mend, numbers) in self._problems.items():
             if more := numbers[1:]:
                 plural = "s" if len(more) > 1 else ""
                 what += f" (likewise {self.unit}{plural} {format_rows(more, 9)})"
-            raise InputError(self.locate(numbers[0]), what, mend)
+            errors[kind] = InputError(self.locate(numbers[0]), what, mend), len(numbers)
+        return errors
+
+    def raise_problems(self) -> None:
+        """Raise InputError for the kind of problem recorded first, if any."""
+        for error, _ in self.problems.values():
+            raise error
 
 
 def check_columns(header: Sequence[str], columns: Sequence[str], name: str, options: RowOptions) -> None:
-    """Raise InputError unless a table `name` has these columns, and none of them twice."""
-    if duplicates := [column for column, times in Counter(header).items() if column and times > 1]:
+    """Raise InputError unless a table `name` has each of these columns once. Others may be there twice."""
+    if duplicates := [column for column, times in Counter(header).items() if column in columns and times > 1]:
         raise InputError(name, f"two columns are called {quote(duplicates[0])}", "Rename one of them")
     if missing := [column for column in columns if column not in header]:
         listed = ", ".join(quote(column)[1:-1] for column in header[:20])

@@ -7,6 +7,7 @@ other tensors of the training; its header holds the step and other facts.
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,9 +98,11 @@ class Checkpoint:
             {name: tensor.detach().cpu().contiguous() for name, tensor in contents.items()},
             {"run": self.key, "step": str(step), **facts},
         )
+        header, data = _order_header(content)
         try:
             with replacing(self.path) as file:
-                file.write(content)
+                file.write(header)
+                file.write(data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -108,3 +111,16 @@ class Checkpoint:
     def _full(self, size: int, free: int) -> InputError:
         problem = f"no room for checkpoints: {size / 1e6:,.0f} MB each, {free / 1e6:,.0f} MB are free"
         return InputError(str(self.path.parent), problem, "Free some, or name a folder on another disk")
+
+
+def _order_header(content: bytes) -> tuple[bytes, memoryview]:
+    """The header of a safetensors file with its facts in alphabetical order, and the rest of the file.
+
+    The library writes them in an order that differs from one call to the next, and with it the digest of the file.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of eight bytes
+    return len(encoded).to_bytes(8, "little") + encoded, memoryview(content)[start:]

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Batch
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, printable
 from clsprobe.probes.extraction.extractor import plan_batches
 from clsprobe.probes.extraction.readouts import Attention, Normed, Readout
 from clsprobe.probes.training.arrangements import ArrangedEncoder, arrange_encoder, texts_with_readout
@@ -278,7 +278,9 @@ def fine_tune(
 
     codes = torch.from_numpy(np.asarray(y, np.int64)).to(encoder.device)
     progress = (
-        tqdm(total=len(steps), desc=readout, unit=" steps", delay=1, disable=None, leave=False) if bar is None else bar
+        tqdm(total=len(steps), desc=printable(readout), unit=" steps", delay=1, disable=None, leave=False)
+        if bar is None
+        else bar
     )
     progress.update(steps_done)
     last_saved = time.monotonic()

@@ -414,7 +414,8 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
     pd.DataFrame({"text": task.texts, "label": task.y}).to_csv(tmp_path / "third.csv", index=False)
     out, table = tmp_path / "run", tmp_path / "third.csv"
     monkeypatch.setattr("clsprobe.probes.descent.ROUNDS", 10)  # of the MLPs: what is planted is learned in a few
-    monkeypatch.setattr("clsprobe.formation.load_pairs", lambda spec: {"file:third:label": planted.make_pairs(0)})
+    pairs = {"file:third:label": planted.make_pairs(0)}
+    monkeypatch.setattr("clsprobe.formation.load_pairs", lambda spec, options: pairs)
 
     def run():
         flags = ["--model", str(folder), "--task", f"file:{table}", "--device", "cpu", "--allow-overlap", "--quiet"]

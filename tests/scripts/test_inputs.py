@@ -142,6 +142,7 @@ def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypat
     for text, label in expected.get("rows", ()):
         assert [y for t, y in zip(task.texts, task.y.tolist(), strict=True) if t == text] == [label]
     assert len(task.texts) == expected["texts"]
+    assert task.texts[0] == expected.get("first", task.texts[0])
     assert loaded.rows == expected["texts"] + sum(loaded.left_out.values())
     assert loaded.left_out == expected.get("left out", {})
     assert len(loaded.notes) == len(expected.get("notes", ()))

@@ -287,14 +287,3 @@ def test_names_of_files_that_are_not_utf_8(inputs, capfd):
     # and it is resumed
     (inputs / out / "run.json").write_text(json.dumps(content | {"finished": False}), encoding="utf-8")
     assert call("run", *arguments) == 0
-
-
-def test_names_of_files_are_escaped_on_the_console(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    name = "v\x1b[31m.npy"
-    np.save(tmp_path / name, np.random.default_rng(0).normal(size=(N, 2)).astype(np.float32))
-    write_table(tmp_path / "a.csv")
-    call("run", "--vectors", name, "--task", "file:a.csv", "--split-column", "split", "--out", "out")
-    said = "".join(record.getMessage() for record in caplog.records if record.module == "execution")
-    assert "What do the vectors of v\\x1b[31m.npy know?" in said
-    assert "\x1b" not in said

@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import json
+import lzma
 import os
 import shutil
 import zipfile
@@ -25,9 +28,10 @@ def content(spec: Any) -> bytes:
     """A string is its UTF-8; a list, its parts one after the other; a mapping, one of
 
     bytes: a string of which every character is one byte
-    parquet: column -> values, or {raw: ...} for the bytes of one string; types: column -> Arrow type
+    parquet, arrow: column -> values, or {raw: ...} for the bytes of one string; types: column -> Arrow type; names:
+    column -> names of its classes
     zip: names of files in an archive
-    of: any of these, with times (repeated), encoding, gzip, cut (so many bytes off its end), put (byte -> what it is)
+    of: any of these, with times (repeated), encoding, pack (gzip, bz2, xz, zst), cut (so many bytes off its end), put (byte -> what it is)
     """
     if isinstance(spec, str):
         return spec.encode()
@@ -35,8 +39,8 @@ def content(spec: Any) -> bytes:
         return b"".join(map(content, spec))
     if "bytes" in spec:
         return spec["bytes"].encode("latin-1")
-    if "parquet" in spec:
-        return _parquet(spec["parquet"], spec.get("types", {}))
+    if "parquet" in spec or "arrow" in spec:
+        return _table(spec)
     if "zip" in spec:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
@@ -48,12 +52,26 @@ def content(spec: Any) -> bytes:
         data = data.decode().encode(spec["encoding"])
     if spec.get("gzip"):
         data = gzip.compress(data, mtime=0)
+    if "pack" in spec:
+        data = _pack(data, spec["pack"])
     for position, byte in spec.get("put", {}).items():
         data = data[:position] + bytes([byte]) + data[position + 1 :]
     return data[: len(data) - spec.get("cut", 0)]
 
 
-def _parquet(columns: dict[str, Any], types: dict[str, str]) -> bytes:
+def _pack(data: bytes, kind: str) -> bytes:
+    import pyarrow as pa
+
+    if kind == "zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(data)
+        return sink.getvalue().to_pybytes()
+    compress = {"gzip": lambda data: gzip.compress(data, mtime=0), "bz2": bz2.compress, "xz": lzma.compress}
+    return compress[kind](data)
+
+
+def _table(spec: dict[str, Any]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -62,10 +80,19 @@ def _parquet(columns: dict[str, Any], types: dict[str, str]) -> bytes:
             raw = values["raw"].encode("latin-1")
             ends = pa.py_buffer(b"\0\0\0\0" + len(raw).to_bytes(4, "little"))
             return pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(raw)])
-        return pa.array(values, types.get(name))
+        return pa.array(values, spec.get("types", {}).get(name))
 
+    columns = spec.get("parquet") or spec["arrow"]
+    table = pa.table({name: column(name, values) for name, values in columns.items()})
+    if "names" in spec:
+        features = {name: {"names": names, "_type": "ClassLabel"} for name, names in spec["names"].items()}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     file = io.BytesIO()
-    pq.write_table(pa.table({name: column(name, values) for name, values in columns.items()}), file)
+    if "parquet" in spec:
+        pq.write_table(table, file)
+        return file.getvalue()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
     return file.getvalue()
 
 
@@ -96,8 +123,6 @@ def lay_out(row: dict[str, Any], folder: Path, model: Path) -> None:
         elif isinstance(spec, dict) and "link" in spec:
             path.symlink_to(spec["link"])
         elif isinstance(spec, dict) and "json" in spec:
-            import json
-
             values = json.loads(path.read_text("utf-8")) | spec["json"]
             path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}), "utf-8")
         else:

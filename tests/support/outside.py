@@ -16,9 +16,15 @@ def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
     contents = {}
     for path in [folder, *folder.rglob("*")]:
         status = path.lstat()
-        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        content = os.readlink(path) if path.is_symlink() else _read(path) if path.is_file() else None
         contents[path.relative_to(folder).as_posix()] = (status.st_mode, status.st_mtime_ns, content)
     return contents
+
+
+def _read(path: Path) -> bytes | int:
+    """The content of a file, or the size of one that may be larger than the memory."""
+    size = path.stat().st_size
+    return path.read_bytes() if size < 1 << 24 else size
 
 
 def within_deadline(function: Callable[[], Any], *pipes: Path) -> Any:

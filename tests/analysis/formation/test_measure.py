@@ -31,7 +31,8 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def with_pairs(monkeypatch):
-    monkeypatch.setattr("clsprobe.formation.load_pairs", lambda spec: {"file:third:label": planted.make_pairs(0)})
+    pairs = {"file:third:label": planted.make_pairs(0)}
+    monkeypatch.setattr("clsprobe.formation.load_pairs", lambda spec, options: pairs)
 
 
 @pytest.mark.usefixtures("with_pairs")

@@ -312,11 +312,12 @@ def make_tiny() -> SequenceDecoder:
     ],
     ids=["bag", "slot", "sequence"],
 )
-def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty, make, judge, files):
+def test_an_interrupted_training_goes_on(tmp_path, tmp_path_factory, monkeypatch, hasty, make, judge, files):
     monkeypatch.setattr(base, "OFTEN", -1)
     monkeypatch.setattr(bag, "PACE", Pace(rate=5e-3, batch=128, rounds=5))
     train, dev = make_planted("slot", 200, 0), make_planted("slot", 60, 1)
-    whole = make().fit(*train, dev=dev)
+    uninterrupted = tmp_path_factory.mktemp("uninterrupted")
+    whole = make().fit(*train, dev=dev, checkpoint=uninterrupted / "kept.safetensors")
     kind, calls, judged = type(whole), [], getattr(type(whole), judge)
 
     def stopped(self, *rest):
@@ -332,6 +333,8 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, hasty, make, jud
     for one, other in zip(list_learned(whole), list_learned(again), strict=True):
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=0)
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes()
     before = len(calls)
     make().fit(*train, dev=dev, checkpoint=tmp_path / "kept.safetensors")
     assert len(calls) - before <= len(files) + 3  # what is finished is not trained again
