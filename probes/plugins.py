@@ -14,6 +14,7 @@ Imports no heavy library; the settings of one are watched where it is loaded.
 from __future__ import annotations
 
 import builtins
+import faulthandler
 import io
 import locale
 import logging
@@ -47,16 +48,24 @@ class _TooLong(BaseException):
     """Raised within plug-in code that has used up its time, whose own `except Exception` does not catch it."""
 
 
-def report_stuck(sentence: str) -> None:
-    """What is done about code that no interruption ends: a warning. The command replaces this, and ends the process."""
-    log.warning("%s", sentence)
+ends_process = False  # whether code that nothing interrupts ends the process, as it does in the command
+
+
+def _report_stuck(sentence: str) -> None:
+    """Say that code goes on, and end the process where that is wanted."""
+    if not ends_process:
+        log.warning("%s", sentence)
+        return
+    mend = "Leave it out, or let it return now and then"
+    os.write(2, f"error: {InputError('--probe-timeout', sentence, mend)}\n".encode())
+    os._exit(2)
 
 
 @contextmanager
 def contain(name: str = "the plug-in", *, seconds: float | None = None) -> Iterator[None]:
     """Whatever is raised within the block is a PluginError, an InputError and the user's own Ctrl-C apart.
 
-    name: of what runs, for `report_stuck`. seconds: the time that the block may take, None for no limit. In the main
+    name: of what runs. seconds: the time that the block may take, None for no limit. In the main
     thread it is interrupted, also while it sleeps or waits for a lock, but code in C only when it returns to Python. In
     any other thread, and on Windows, it fails once it has returned.
     """
@@ -125,16 +134,20 @@ def _limit_time(name: str, seconds: float | None) -> Iterator[None]:
         raise _TooLong
 
     sentence = f"{name} {_describe_limit(seconds)}, and cannot be interrupted"
-    stuck = threading.Timer(seconds + PATIENCE, lambda: report_stuck(sentence))
+    stuck = threading.Timer(seconds + PATIENCE, lambda: _report_stuck(sentence))
     stuck.daemon = True
     handler, start = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
     stuck.start()
+    if ends_process:  # also where code in C keeps Python's lock, so that no other thread can run
+        faulthandler.dump_traceback_later(seconds + 2 * PATIENCE, exit=True, file=2)
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)  # of whoever else has set an alarm
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         stuck.cancel()
+        if ends_process:
+            faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
