@@ -8,7 +8,6 @@ All of these raise InputError for anything the user can fix.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,10 @@ from clsprobe.analysis.verdict import short
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
-from clsprobe.probes.encoders.preview import TokenizerPreview
 from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts, refuse_missing
+from clsprobe.probes.extraction.precheck import check_before_loading
+from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
@@ -168,21 +167,14 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     return description, parse_layers(settings.layers, description)
 
 
-def check_encoding(settings: EncoderSettings, description: Description, corpus: Corpus) -> None:
-    """Raise InputError for texts that are too long for the encoder, or that have tokens which it does not know, and for
-    readouts of a token that no text has: before any weights are read.
-
-    A model without tokenizer.json is checked when it has been loaded.
+def check_encoding(settings: EncoderSettings, description: Description, layers: Sequence[int], corpus: Corpus) -> None:
+    """Raise InputError for texts that are too long for the encoder, and for what else it would refuse, before any
+    weights are read. A model without tokenizer.json is checked when it has been loaded.
     """
-    preview = TokenizerPreview.of(description)
-    if preview is None:
-        return
-    readouts = parse_readouts(settings.readouts)
-    if tuple(readout.name for readout in readouts) != DEFAULT:  # of these the extractor takes those that there are
-        refuse_missing(readouts, preview.missing, description.name)
+    readouts = [readout.name for readout in parse_readouts(settings.readouts)]
+    lengths = check_before_loading(description, corpus.texts, readouts, layers, max_length=settings.max_length)
     limit = description.limit(settings.max_length)
-    lengths = preview.lengths(corpus.texts, limit if settings.long_rows == "error" else sys.maxsize)
-    if (lengths > limit).any():
+    if settings.long_rows == "error" and (lengths > limit).any():
         raise corpus.describe_long(lengths, limit)
 
 
@@ -210,7 +202,7 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         if Pooled.name in readouts:
             check_layout(description)
         corpus = read_corpus(settings, seed=seed)
-        check_encoding(settings, description, corpus)
+        check_encoding(settings, description, layers, corpus)
         return Inputs(corpus, description, layers, readouts)
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)
