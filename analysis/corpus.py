@@ -30,7 +30,7 @@ from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.precheck import check_before_loading
-from clsprobe.probes.extraction.readouts import Pooled, parse_readouts
+from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
@@ -129,8 +129,20 @@ def _refuse_reading(settings: TextSettings) -> None:
             raise InputError(name, what, mend)
 
 
-def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:
-    """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise."""
+def read_corpus(
+    settings: LabelSettings,
+    *,
+    seed: int,
+    vectors: Vectors | None = None,
+    encoder: Description | None = None,
+    readouts: Sequence[str] = DEFAULT,
+    layers: Sequence[int] = (),
+) -> Corpus:
+    """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise.
+
+    encoder: raises InputError, before any weights are read, for texts that are too long for it and for what else it
+    would refuse (`check_before_loading`), in these readouts and layers. settings: then `ReadingSettings` too.
+    """
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {})
@@ -157,6 +169,12 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
     if repeated := next((name for name in names if names.count(name) > 1), None):
         mend = "Pass name=... to one of them" if repeated.startswith(IN_MEMORY) else "Rename a file, or run them apart"
         raise InputError("--task", f"two tasks are called '{repeated}'", mend)
+    if encoder is not None:
+        reading: Any = settings
+        lengths = check_before_loading(encoder, corpus.texts, readouts, layers, max_length=reading.max_length)
+        limit = encoder.limit(reading.max_length)
+        if reading.long_rows == "error" and (lengths > limit).any():
+            raise corpus.describe_long(lengths, limit)
     return corpus
 
 
@@ -165,17 +183,6 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     check_device(settings.device)
     description = describe(settings.model, prompt=settings.prompt)
     return description, parse_layers(settings.layers, description)
-
-
-def check_encoding(settings: EncoderSettings, description: Description, layers: Sequence[int], corpus: Corpus) -> None:
-    """Raise InputError for texts that are too long for the encoder, and for what else it would refuse, before any
-    weights are read. A model without tokenizer.json is checked when it has been loaded.
-    """
-    readouts = [readout.name for readout in parse_readouts(settings.readouts)]
-    lengths = check_before_loading(description, corpus.texts, readouts, layers, max_length=settings.max_length)
-    limit = description.limit(settings.max_length)
-    if settings.long_rows == "error" and (lengths > limit).any():
-        raise corpus.describe_long(lengths, limit)
 
 
 def refuse_long(places: Places, lengths: np.ndarray, limit: int) -> InputError:
@@ -201,8 +208,7 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         description, layers = read_encoder(settings)
         if Pooled.name in readouts:
             check_layout(description)
-        corpus = read_corpus(settings, seed=seed)
-        check_encoding(settings, description, layers, corpus)
+        corpus = read_corpus(settings, seed=seed, encoder=description, readouts=readouts, layers=layers)
         return Inputs(corpus, description, layers, readouts)
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)

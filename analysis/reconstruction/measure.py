@@ -162,10 +162,8 @@ def _select_fitting(
         longest = max(map(len, ids))
         listed = inputs.places.describe(np.array(too_long), 5)
         what = f"{counted(len(too_long), 'text')} of more than {limit} tokens ({listed})"
-        mend = "Pass --long-rows drop"
-        raise InputError(
-            "--slots", what, f"{mend}, or --slots {longest}" if longest <= min(room, LARGEST_SLOTS) else mend
-        )
+        more = f", or --slots {longest}" if longest <= min(room, LARGEST_SLOTS) else ""
+        raise InputError("--slots", what, f"Pass --long-rows drop{more}")
     fitting = [i for i, token_ids in enumerate(ids) if 0 < len(token_ids) <= limit]
     reason_of = {texts[i]: f"longer than {limit} tokens" for i in too_long}
     reason_of |= {text: "without a token" for text, token_ids in zip(texts, ids, strict=True) if not len(token_ids)}

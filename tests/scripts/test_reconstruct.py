@@ -510,7 +510,8 @@ def test_the_study_runs_from_a_file_to_its_page(toy, tmp_path, monkeypatch):
         (["--readouts", "cls,cat(cls,mean)"], "error: --readouts: cls has 16 numbers, cat(cls,mean) has 32 numbers."),
         (
             ["--slots", "5"],
-            "error: --slots: 240 texts of more than 5 tokens (lines 2, 3, 4, 5, 6 and 235 more). Pass --long-rows drop, or --slots 7.",
+            "error: --slots: 240 texts of more than 5 tokens (lines 2, 3, 4, 5, 6 and 235 more). "
+            "Pass --long-rows drop, or --slots 7.",
         ),
         (
             ["--slots", "6", "--long-rows", "drop"],
