@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError, field_validator
 
 from clsprobe.analysis.verdict import Part, Verdict, holm
-from clsprobe.probes.errors import InputError, describe_error
+from clsprobe.probes.errors import InputError, describe_error, quote
 from clsprobe.probes.files import file_digest, read_json, write_parquet, write_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RERUN = "Run its command again with --overwrite"
+LARGEST_ANSWER = (
+    8 << 20
+)  # bytes without its tables, of which a page can be made; one on a hundred tasks has less than one
 MOST_EXHIBITS = 1000  # of an answer; those on a hundred tasks have fewer
 
 
@@ -124,10 +127,11 @@ class Answer:
 
         path = Path(path)
         try:
-            saved = _Saved.model_validate(read_json(path, RERUN))
+            saved = _Saved.model_validate(read_json(path, RERUN, largest=LARGEST_ANSWER))
         except ValidationError as error:
             problem = error.errors()[0]
-            what = f"is no answer ({'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()})"
+            place = quote(".".join(map(str, problem["loc"])))[1:-1]
+            what = f"is no answer ({place}: {problem['msg'].lower()})"
             raise InputError(str(path), what, RERUN) from None
         for part in saved.exhibits:
             if not re.fullmatch(r"[^/\\]+\.parquet", part.table):

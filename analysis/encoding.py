@@ -12,7 +12,7 @@ from clsprobe.analysis.settings import VectorSettings
 from clsprobe.analysis.study import counted
 from clsprobe.probes.encoders.devices import has_bfloat16
 from clsprobe.probes.encoders.loading import load_encoder
-from clsprobe.probes.extraction.extractor import Extractor
+from clsprobe.probes.extraction.extractor import Extractor, LongTexts
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import make_cache_folder
 
@@ -44,7 +44,10 @@ def encode_inputs(settings: VectorSettings, inputs: Inputs, *, untrained: Iterab
             long_rows="error" if settings.long_rows == "error" else "truncate",
             cache=make_cache_folder(settings.cache),  # created only after a model has loaded
         )
-        states.append(extract(texts))
+        try:
+            states.append(extract(texts))
+        except LongTexts as error:
+            raise inputs.corpus.describe_long(error.lengths, error.limit) from None
     return states
 
 

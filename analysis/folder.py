@@ -61,6 +61,7 @@ LISTED = re.compile(  # the names that a run may list
     r"|tables/\w[\w.-]*\.parquet|weights/[\w-]+(\.[\w-]+)?\.safetensors"
 )
 WORK_FILE = re.compile(r"[0-9a-f]{16}\.[a-z.]+")  # an intermediate result: a digest and a suffix
+RERUN_ELSEWHERE = "Run its command again with another --out"
 ELSEWHERE = "Move it away, or name another --out"
 
 # What clsprobe 0.1 wrote, which listed no files: command -> its answers and tables
@@ -353,9 +354,9 @@ def read_run(path: Path | str) -> dict[str, Any] | None:
     path = Path(path) / "run.json"
     if not os.path.lexists(path):
         return None
-    content = read_json(path, RERUN)
+    content = read_json(path, RERUN_ELSEWHERE)  # which files are of the run is not known, and none may be removed
     if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
-        raise InputError(str(path), "is not what a clsprobe command writes", "Name another folder, or run again")
+        raise InputError(str(path), "is not what a clsprobe command writes", RERUN_ELSEWHERE)
     return content
 
 

@@ -133,10 +133,13 @@ def read_content(path: Path | str, *, largest: int = LARGEST_TEXT, own: bool = F
         return file.read(largest + 1)
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """The content of a JSON file. Raises InputError with this `mend` if it cannot be read or parsed."""
+def read_json(path: Path, mend: str, *, largest: int = LARGEST_TEXT) -> Any:
+    """The content of a JSON file. largest: as in `open_file`.
+
+    Raises InputError with this `mend` if it cannot be read or parsed.
+    """
     try:
-        return json.loads(read_content(path).decode("utf-8"))
+        return json.loads(read_content(path, largest=largest).decode("utf-8"))
     except RecursionError:
         raise InputError(str(path), "cannot be read (nested too deep)", mend) from None
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from clsprobe.analysis.corpus import Corpus
+from clsprobe.analysis.corpus import Corpus, refuse_long
 from clsprobe.analysis.fine_tuning.plan import Plan
 from clsprobe.analysis.fine_tuning.tables import (
     TUNED,
@@ -230,8 +230,7 @@ def prepare_task(
     used, reason = sides.side != "", sides.reason.copy()
     too_long = tokenized.full_lengths > max_length
     if settings.long_rows == "error" and (used & too_long).any():
-        what = f"{int((used & too_long).sum()):,} texts exceed {max_length} tokens"
-        raise InputError("--long-rows error", what, "Pass --long-rows truncate or drop")
+        raise refuse_long(task.located, np.where(used, tokenized.full_lengths, 0), max_length)
     if settings.long_rows == "drop":
         reason[used & too_long] = "too long"
         used &= ~too_long

@@ -37,6 +37,7 @@ from clsprobe.analysis.sources.inflection import Inflector
 from clsprobe.analysis.sources.lines import find_path
 from clsprobe.analysis.sources.treebank import Sentence, Token, Treebank, normalize, read_treebank, render, word_key
 from clsprobe.probes.errors import InputError, quote, unknown
+from clsprobe.probes.tasks.places import Places, Table
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import Texts
 
@@ -58,9 +59,11 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         if missing := PROPERTIES[name].find_missing(bank):
             others = [key for key, prop in PROPERTIES.items() if not prop.find_missing(bank)]
             mend = f"Take a property that does not need it ({', '.join(others)}), or a treebank that has it"
-            raise InputError(bank.sentences[0].place, _describe_missing([name], missing, bank), mend)
-        task, left_out = _make_task(name, stem, bank)
-        return Loaded([task], bank.rows, left_out, notes + _split_notes([task], bank), words=bank.words)
+            table, line = bank.sentences[0].place
+            raise InputError(table.locate(line), _describe_missing([name], missing, bank), mend)
+        task, excluded = _make_task(name, stem, bank)
+        left_out, notes = _count(excluded), notes + _split_notes([task], bank)
+        return Loaded([task], bank.rows, left_out, notes, words=bank.words, excluded=excluded)
     tasks: list[Task] = []
     unsupported, left_out = list[str](), {}
     lacking = defaultdict[str, list[str]](list)  # column -> the properties that need it and have no sentence
@@ -69,17 +72,21 @@ def load(rest: str, options: SourceOptions) -> Loaded:
             lacking[missing].append(key)
             continue
         try:
-            task, reasons = _make_task(key, stem, bank)
+            task, excluded = _make_task(key, stem, bank)
         except InputError as error:
             unsupported.append(error.what)
             continue
         tasks.append(task)
-        left_out |= {f"{key}: {reason}": rows for reason, rows in reasons.items()}
+        left_out |= {f"{key}: {reason}": rows for reason, rows in _count(excluded).items()}
     unsupported += [_describe_missing(keys, column, bank) for column, keys in lacking.items()]
     if not tasks:
         raise InputError(stem, f"no property can be built; {unsupported[0]}", "Give a larger treebank")
     notes += _split_notes(tasks, bank) + unsupported
     return Loaded(tasks, len(tasks) * bank.rows, left_out, notes, words=bank.words)
+
+
+def _count(excluded: Mapping[str, Places]) -> dict[str, int]:
+    return {reason: len(places) for reason, places in excluded.items()}
 
 
 def load_pairs(rest: str, options: SourceOptions) -> dict[str, MinimalPairs]:
@@ -134,7 +141,8 @@ def _describe_missing(names: Sequence[str], column: str, bank: Treebank) -> str:
     """Why no sentence of a treebank serves these properties, which need a column."""
     what, place = COLUMNS[column]
     verb = "needs" if len(names) == 1 else "need"
-    return f"{', '.join(names)} {verb} {what}, and {place} is _ in all {len(bank.sentences):,} sentences"
+    where = f"all {n:,} sentences" if (n := len(bank.sentences)) > 1 else "the only sentence"
+    return f"{', '.join(names)} {verb} {what}, and {place} is _ in {where}"
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
@@ -513,28 +521,34 @@ PROPERTIES = {
 # ------------------------------------------------------------------------------------------------------------ selection
 
 
-def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, int]]:
-    """The task of a property, and reason -> number of sentences left out. Raises InputError if there is no task."""
+def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, Places]]:
+    """The task of a property, and reason -> places of sentences left out. Raises InputError if there is no task."""
     prop = PROPERTIES[name]
     outcomes = prop.make_rows(bank)
-    left_out = Counter(row for row in outcomes if isinstance(row, str))
+    left_out = defaultdict[str, list[tuple[Table, int]]](list)
+    for sentence, outcome in zip(bank.sentences, outcomes, strict=True):
+        if isinstance(outcome, str):
+            left_out[outcome].append(sentence.place)
     rows = [(i, row) for i, row in enumerate(outcomes) if isinstance(row, _Row)]
     names = [""] if prop.resplit else sorted(set(bank.sides))
     sides = ["" if prop.resplit else bank.sides[i] for i, _ in rows]
     keys = [_draw_key(name, bank.sentences[i].text) for i, _ in rows]
     side_codes = np.searchsorted(names, sides)
-    mask, n_rare = _balance_rows([row for _, row in rows], side_codes, len(names), keys, prop.ordered)
+    mask, in_class = _balance_rows([row for _, row in rows], side_codes, len(names), keys, prop.ordered)
     if not mask.any():
         classes = Counter(row.label for _, row in rows).most_common(5)
         class_list = ", ".join(f"{quote(label)} {n:,}" for label, n in classes) or "none"
         condition = " and some on every side" if bank.has_split and not prop.resplit else ""
-        reason_note = "".join(f"; {n:,} sentences: {reason}" for reason, n in left_out.most_common(1))
+        most = sorted(left_out.items(), key=lambda item: -len(item[1]))[:1]
+        reason_note = "".join(f"; {len(places):,} sentences: {reason}" for reason, places in most)
         what = f"{name} needs two classes with {FLOOR} sentences{condition}, found: {class_list}{reason_note}"
         raise InputError(stem, what, "Take another property, or a larger treebank")
-    left_out["class with too few sentences"] = n_rare
-    left_out["left out to balance the classes"] = len(rows) - n_rare - int(mask.sum())
-    left_out["repeats another sentence"] = bank.rows - bank.skipped.total() - len(bank.sentences)
-    left_out.update({f"invalid sentence ({kind})": n for kind, n in bank.skipped.items()})
+    for (i, _), is_chosen, is_common in zip(rows, mask, in_class, strict=True):
+        if not is_chosen:
+            reason = "to balance the classes" if is_common else "class with too few sentences"
+            left_out[reason].append(bank.sentences[i].place)
+    left_out["repeats another sentence"] += bank.repeated
+    left_out |= {f"invalid sentence ({kind})": [*places] for kind, places in bank.skipped.items()}
     texts, chosen = Texts(), [(*row, side) for row, side, keep in zip(rows, sides, mask, strict=True) if keep]
     for i, row, _ in chosen:
         texts.append(row.text or bank.sentences[i].text)
@@ -546,21 +560,23 @@ def _make_task(name: str, stem: str, bank: Treebank) -> tuple[Task, dict[str, in
         split=np.array([side for *_, side in chosen]) if bank.has_split and not prop.resplit else None,
         groups=np.unique(forms, return_inverse=True)[1] if any(forms) else None,
         solved_by=prop.solved_by,
+        places=Places.gather(bank.sentences[i].place for i, *_ in chosen),
     )
-    return task, {reason: n for reason, n in left_out.items() if n}
+    return task, {reason: Places.gather(places) for reason, places in left_out.items() if places}
 
 
 def _balance_rows(
     rows: Sequence[_Row], side: np.ndarray, n_sides: int, keys: Sequence[int], ordered: bool
-) -> tuple[np.ndarray, int]:
-    """Select equally many rows of each class in every side and stratum: a mask (row,), and the rows of no chosen class.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Select equally many rows of each class in every side and stratum: a mask (row,), and whether rows are of a chosen
+    class (row,).
 
     The classes are the K most frequent ones, or K consecutive `ordered` ones, for the K that maximises the bits in the
     labels, rows times log2 K. Without two classes of FLOOR rows and rows on every side, the mask is all False.
     side: (row,) codes below `n_sides`. keys: (row,) the rows with the smallest ones are selected.
     """
     if not rows:
-        return np.zeros(0, bool), 0
+        return np.zeros(0, bool), np.zeros(0, bool)
     class_names, label = np.unique([row.label for row in rows], return_inverse=True)
     stratum = np.unique([row.stratum for row in rows], return_inverse=True)[1]
     counts = np.zeros((len(class_names), n_sides, stratum.max() + 1), np.int64)
@@ -585,4 +601,4 @@ def _balance_rows(
     rank = np.empty(len(rows), np.int64)
     rank[by_cell] = np.arange(len(rows)) - cell_starts
     in_chosen_class = np.isin(label, chosen)
-    return in_chosen_class & (rank < quota[side, stratum]), int((~in_chosen_class).sum())
+    return in_chosen_class & (rank < quota[side, stratum]), in_chosen_class

@@ -27,6 +27,7 @@ from conllu.parser import parse_dict_value, parse_id_value, parse_int_value
 
 from clsprobe.analysis.sources.lines import read_lines
 from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.tasks.places import Table
 from clsprobe.probes.tasks.rows import Findings
 
 SIDES = ("train", "dev", "test")
@@ -86,12 +87,12 @@ class Token(NamedTuple):
 class Sentence:
     """One sentence. All sequences are (word,); multi-word tokens and empty nodes do not count as words.
 
-    place: its first line, as ``file:line``. text: as given in the treebank. heads: the number of the head from 1, or 0
-    for the root; empty for a sentence that is not parsed. depth: arcs on the longest path from the root. spaces:
+    place: its file, and its first line there. text: as given in the treebank. heads: the number of the head from 1, or
+    0 for the root; empty for a sentence that is not parsed. depth: arcs on the longest path from the root. spaces:
     whether a space follows. multiword: index of its first word -> multi-word token.
     """
 
-    place: str = field(compare=False)
+    place: tuple[Table, int] = field(compare=False)
     text: str
     forms: tuple[str, ...]
     lemmas: tuple[str, ...]
@@ -159,10 +160,10 @@ class _BadLine(Exception):
 
 @dataclass(frozen=True)
 class _File:
-    """What one file holds. problems: `Findings.problems` of the sentences that are skipped."""
+    """What one file holds. findings: the sentences that are skipped."""
 
     sentences: list[Sentence]
-    problems: Mapping[str, tuple[InputError, int]]
+    findings: Findings
 
 
 def _read_file(path: Path, skip_bad_sentences: bool) -> _File:
@@ -170,11 +171,11 @@ def _read_file(path: Path, skip_bad_sentences: bool) -> _File:
     findings, sentences = Findings(path.name), list[Sentence]()
     for block, text in _read_blocks(path):
         try:
-            sentences.append(_parse_sentence(block, text, path.name))
+            sentences.append(_parse_sentence(block, text, findings))
         except _BadLine as error:
             findings.add(*error.args)
     problems = findings.problems
-    bad = sum(count for _, count in problems.values())
+    bad = sum(len(lines) for _, lines in problems.values())
     if problems and (not skip_bad_sentences or not sentences):
         first, _ = next(iter(problems.values()))
         few = bad <= FEW_BAD * (bad + len(sentences))
@@ -182,7 +183,7 @@ def _read_file(path: Path, skip_bad_sentences: bool) -> _File:
         raise InputError(first.where, first.what, ways)
     if not sentences:
         raise InputError(path.name, "holds no sentence", "Give a CoNLL-U file with ten columns")
-    return _File(sentences, problems)
+    return _File(sentences, findings)
 
 
 def _read_blocks(path: Path) -> Iterator[tuple[list[tuple[int, list[str]]], str]]:
@@ -202,8 +203,8 @@ def _read_blocks(path: Path) -> Iterator[tuple[list[tuple[int, list[str]]], str]
         yield block, text
 
 
-def _parse_sentence(block: Sequence[tuple[int, list[str]]], text: str, name: str) -> Sentence:
-    """The sentence in the lines of a block. name: of the file. Raises `_BadLine`."""
+def _parse_sentence(block: Sequence[tuple[int, list[str]]], text: str, file: Table) -> Sentence:
+    """The sentence in the lines of a block. Raises `_BadLine`."""
     rows, lines, multiword = _parse_words(block)
     features = []
     for number, cells in zip(lines, rows, strict=True):
@@ -218,7 +219,7 @@ def _parse_sentence(block: Sequence[tuple[int, list[str]]], text: str, name: str
     depth = _tree_depth(heads, lines) if is_parsed else 0
     forms, lemmas, upos, relations = (tuple(map(sys.intern, columns[i])) for i in (1, 2, 3, 7))
     spaces = tuple(map(_space_follows, columns[9]))
-    place = f"{name}:{block[0][0]}"
+    place = file, block[0][0]
     sentence = Sentence(place, text, forms, lemmas, upos, tuple(features), heads, relations, depth, spaces, multiword)
     return sentence if text else replace(sentence, text=render(sentence.tokens()))
 
@@ -328,14 +329,16 @@ class Treebank:
     """The sentences of all files, each text once.
 
     sides: (sentence,) train, dev or test, or "" without a split. rows: sentences read, including repeated and skipped
-    ones. normalized_texts: all texts after `normalize`. skipped: problem -> invalid sentences that were left out.
+    ones. normalized_texts: all texts after `normalize`. repeated: the places of sentences whose text stands elsewhere.
+    skipped: problem -> the lines of invalid sentences that were left out.
     """
 
     sentences: list[Sentence]
     sides: list[str]
     rows: int
     normalized_texts: Set[str]
-    skipped: Counter[str]
+    repeated: Sequence[tuple[Table, int]]
+    skipped: Mapping[str, Sequence[tuple[Table, int]]]
 
     @property
     def has_split(self) -> bool:
@@ -383,21 +386,23 @@ class Treebank:
 def _load_files(files: tuple[tuple[Path, str, int, int], ...], skip_bad_sentences: bool) -> tuple[Treebank, list[str]]:
     """The treebank of these files (path, side, size, time), and notes on the sentences that are skipped."""
     contents = [(side, _read_file(path, skip_bad_sentences)) for path, side, *_ in files]
-    problems = [problem for _, file in contents for problem in file.problems.items()]
-    skipped = Counter[str]()
-    for kind, (_, count) in problems:
-        skipped[kind] += count
-    notes = [f"invalid sentences left out: {error.where}: {error.what}" for _, (error, _) in problems]
+    notes, skipped = list[str](), defaultdict[str, list[tuple[Table, int]]](list)
+    for _, file in contents:
+        for kind, (error, lines) in file.findings.problems.items():
+            notes.append(f"invalid sentences left out: {error.where}: {error.what}")
+            skipped[kind] += [(file.findings, line) for line in lines]
     sentences = [(side, sentence) for side, file in contents for sentence in file.sentences]
     sides = {normalize(sentence.text): side for part in ("", *SIDES) for side, sentence in sentences if side == part}
-    unique, seen = [], set()
+    unique, repeated, seen = [], [], set()
     for side, sentence in sentences:  # a text on several sides stays in test, or else in dev
         if sides[key := normalize(sentence.text)] == side and key not in seen:
             seen.add(key)
             unique.append((side, sentence))
-    rows = len(sentences) + skipped.total()
-    bank = Treebank([sentence for _, sentence in unique], [side for side, _ in unique], rows, sides.keys(), skipped)
-    return bank, notes
+        else:
+            repeated.append(sentence.place)
+    rows = len(sentences) + sum(map(len, skipped.values()))
+    unique_sides, unique_sentences = zip(*unique, strict=True)
+    return Treebank([*unique_sentences], [*unique_sides], rows, sides.keys(), repeated, skipped), notes
 
 
 def normalize(text: str) -> str:

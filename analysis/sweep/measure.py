@@ -226,9 +226,7 @@ def _measure_bits(settings: SweepSettings, split: SplitTask, states: States, row
     if not hasattr(probe := find_probe(probe_name), "predict_proba"):
         return {}, [f"{probe_name} gives no probabilities: nothing is told in bits."]
     with undo_changes():
-        learning, bits = information(
-            split, states, cells, probe, seed=settings.seed, timeout=settings.probe_timeout
-        )
+        learning, bits = information(split, states, cells, probe, seed=settings.seed, timeout=settings.probe_timeout)
     return {"learning": learning, "information": bits}, []
 
 

@@ -84,6 +84,16 @@ def plan_batches(
     return batches
 
 
+class LongTexts(InputError):
+    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts; 0 stands for some short one."""
+
+    def __init__(self, lengths: np.ndarray, limit: int) -> None:
+        self.lengths, self.limit = lengths, limit
+        long = np.flatnonzero(lengths > limit)
+        what = f"{len(long):,} texts exceed {limit} tokens (longest {lengths.max():,}; rows {format_rows(long, 5)})"
+        super().__init__("--long-rows error", what, "Pass --long-rows truncate or drop")
+
+
 class Extractor:
     """Texts in, `States` out.
 
@@ -288,20 +298,16 @@ class Extractor:
             self._refuse_long(lengths)
 
     def _refuse_long(self, lengths: np.ndarray) -> None:
-        long = np.flatnonzero(lengths > self.max_length)
-        examples = f"longest {lengths.max():,}; rows {format_rows(long, 5)}"
-        raise InputError(
-            "--long-rows error",
-            f"{len(long):,} texts exceed {self.max_length} tokens ({examples})",
-            "Pass --long-rows truncate or drop",
-        )
+        raise LongTexts(lengths, self.max_length)
 
     def _collect_facts(self, store: Store | Memory) -> dict[str, Any]:
         """Facts about the encoding, for `States.source`. Warns of those that affect the vectors."""
         unknown, content = store.facts["unknown"]
         moved = {cell: share for cell, share in store.facts.get("deviation", {}).items() if share > LARGEST_DEVIATION}
         if unknown > content / 20:
-            warnings.warn(f"{self.encoder.name}: {unknown / content:.0%} of the tokens are unknown to it", stacklevel=3)
+            warnings.warn(
+                f"{printable(self.encoder.name)}: {unknown / content:.0%} of the tokens are unknown to it", stacklevel=3
+            )
         if moved:
             worst = max(moved, key=moved.__getitem__)
             warnings.warn(
@@ -314,7 +320,7 @@ class Extractor:
             names = ", ".join(store.damaged[:3])
             names += f" and {len(store.damaged) - 3} more files" if len(store.damaged) > 3 else ""
             what = f"damaged or missing, and made again: {names}; what was there is kept as *.corrupt"
-            warnings.warn(f"{store.folder}: {what}", stacklevel=3)
+            warnings.warn(printable(f"{store.folder}: {what}"), stacklevel=3)
         return {"unknown tokens": unknown, "batches halved": store.halved, "moved by half precision": moved}
 
     def _measure_deviation(self, texts: list[str]) -> dict[str, float]:

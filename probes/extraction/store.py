@@ -110,7 +110,8 @@ def make_cache_folder(path: Path | str | None = None) -> Path:
         check_folder(folder)
     except OSError as error:
         raise InputError("--cache", f"{what}, nor can {folder} ({error.strerror})", "Name another folder") from None
-    warnings.warn(f"{what}; they are kept in {folder}. Name another folder with --cache", stacklevel=2)
+    message = f"{what}; they are kept in {folder}. Name another folder with --cache"
+    warnings.warn(printable(message), stacklevel=2)
     return folder
 
 

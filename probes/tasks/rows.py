@@ -62,14 +62,14 @@ class Findings(Table):
         self._problems.setdefault(kind or what, (what, mend, array("q")))[2].append(number)
 
     @property
-    def problems(self) -> dict[str, tuple[InputError, int]]:
-        """The problems by kind, in the order in which they were recorded: an error, and how often it was recorded."""
+    def problems(self) -> dict[str, tuple[InputError, array[int]]]:
+        """The problems by kind, in the order in which they were recorded: an error, and the lines or rows."""
         errors = {}
         for kind, (what, mend, numbers) in self._problems.items():
             if more := numbers[1:]:
                 plural = "s" if len(more) > 1 else ""
                 what += f" (likewise {self.unit}{plural} {format_rows(more, 9)})"
-            errors[kind] = InputError(self.locate(numbers[0]), what, mend), len(numbers)
+            errors[kind] = InputError(self.locate(numbers[0]), what, mend), numbers
         return errors
 
     def raise_problems(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,6 +123,35 @@ def test_a_bad_input_is_one_line_and_nothing_else(row, desk, model, monkeypatch,
     if row.get("heavy"):
         after.pop("cache", None)  # the folder itself, but nothing in it
     assert after == before
+    for words in advised(line, row):
+        call(*words)
+        answer = capfd.readouterr().err.removeprefix("error: ")
+        assert answer.partition(". ")[0] != line.partition(". ")[0], (words, answer)
+
+
+def advised(line: str, row: dict[str, Any]) -> list[list[str]]:
+    """The commands that a line recommends: that of the row with a flag added, or taken away; or what `then` says of it.
+
+    A flag is recommended where it follows "pass", and is one to leave out where "leave" stands before it. A recommended
+    command of a study is tried with --dry-run: what it refuses is what the run would refuse.
+    """
+    words, mend = command(row), line.partition(": ")[2].partition(". ")[2]
+    commands = []
+    if "then" in row:
+        then = row["then"]
+        commands = [then if isinstance(then, list) else [*words, *shlex.split(then)]] if then else []
+    elif "Run its command again with" in mend:
+        out = ["another"] if "with another --out" in mend else [words[-1], "--overwrite"]
+        commands = [["run", "--task", "grammar:tense:36", "--out", *out]]
+    else:
+        for flags in re.findall(r"[Pp]ass ((?:--[a-z-]+(?: (?:'[^']*'|[^\s;,.()-][^\s;,()]*))? ?)+)", mend):
+            commands.append([*words, *shlex.split(flags)])
+        for flag in re.findall(r"[Ll]eave (--[a-z-]+)(?: \S+)? out", mend):
+            start = words.index(flag)
+            commands.append(words[:start] + words[start + 2 :])
+        if not commands and re.search(r"(^|[^'])--(?!help)[a-z]", mend):
+            raise AssertionError(f"nothing follows this advice; say how with `then`: {mend}")
+    return [[*words, *(["--dry-run"] if words[0] == "run" else [])] for words in commands]
 
 
 @pytest.mark.parametrize("row", ACCEPTED)
@@ -143,7 +173,7 @@ def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypat
         assert [y for t, y in zip(task.texts, task.y.tolist(), strict=True) if t == text] == [label]
     assert len(task.texts) == expected["texts"]
     assert task.texts[0] == expected.get("first", task.texts[0])
-    assert loaded.rows == expected["texts"] + sum(loaded.left_out.values())
+    assert loaded.rows == expected["texts"] + sum(loaded.left_out.values()) + sum(task.left_out.values())
     assert loaded.left_out == expected.get("left out", {})
     assert len(loaded.notes) == len(expected.get("notes", ()))
     for note, pattern in zip(loaded.notes, expected.get("notes", ()), strict=True):

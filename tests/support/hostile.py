@@ -122,6 +122,7 @@ _CHANGES: dict[str, Callable[[Path, Any], None]] = {
     "size": lambda path, size: os.truncate(path, size),
     "copy": lambda path, name: (path.parent.mkdir(exist_ok=True), shutil.copy(path.parents[1] / name, path)),
     "link": _replace_by(lambda path, target: path.symlink_to(target)),
+    "rename": lambda path, name: path.rename(path.with_name(name)),
     "pipe": _replace_by(lambda path, _: os.mkfifo(path)),
     "folder": _replace_by(lambda path, _: path.mkdir(parents=True)),
     "old": lambda path, seconds: os.utime(path, (seconds, seconds)),

@@ -265,6 +265,22 @@ def test_words_without_a_part_of_speech_have_no_tag(write: Callable[[str], str])
     assert {tag for words in loaded.words.values() for _, tag in words} == {""}
 
 
+def test_every_row_has_its_line(tmp_path: Path) -> None:
+    """The first line of its sentence below the comments, in the file that it comes from."""
+    for side, start, count in (("train", 0, 60), ("dev", 60, 90), ("test", 60, 60)):  # test stands in dev as well
+        part = "# a comment\n" * (side == "dev") + sentences(count, start=start)
+        (tmp_path / f"x-{side}.conllu").write_text(part, encoding="utf-8")
+    loaded = load(f"conllu:{tmp_path}:sentence_length")
+    (task,) = loaded.tasks
+    for row, text in enumerate(task.texts):
+        name, _, line = task.places.locate(row).partition(":")
+        lines = (tmp_path / name).read_text("utf-8").splitlines()
+        number, word, *_ = lines[int(line) - 1].split("\t")
+        assert (number, word) == ("1", text.split()[0])
+        assert lines[int(line) + 3].split("\t")[1] == text.split()[4]
+    assert sum(map(len, loaded.excluded.values())) + len(task.texts) == loaded.rows
+
+
 # ----------------------------------------------------------------------------------------------- invalid sentences
 
 
@@ -299,6 +315,9 @@ def test_few_invalid_sentences_are_left_out_on_demand(
         "invalid sentence (a word without a form)": 1,
     }
     assert loaded.rows == alone.rows + 8
+    assert {reason: len(places) for reason, places in loaded.excluded.items()} == loaded.left_out
+    lines = loaded.excluded["invalid sentence (a line without ten columns)"]
+    assert [lines.locate(0), lines.locate(1)] == ["d.conllu:7", "d.conllu:1283"]
     assert len(loaded.notes) == 7
     assert "invalid sentences left out: d.conllu:7: 9 columns, CoNLL-U has 10 (likewise line 1,283)" in loaded.notes
     write(good + BAD[1])

@@ -196,9 +196,10 @@ def test_a_key_made_of_anything_is_listed(tmp_path, capsys, made_of):
 
 
 def set_rows(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Another table of rows, with its digest in the manifest."""
+    """Another table of rows, with its size and digest in the manifest."""
     change(pd.read_parquet(folder / ROWS)).to_parquet(folder / ROWS, index=False)
-    rewrite(folder, lambda manifest: manifest["shards"][ROWS].update(sha256=file_digest(folder / ROWS)))
+    facts = {"bytes": (folder / ROWS).stat().st_size, "sha256": file_digest(folder / ROWS)}
+    rewrite(folder, lambda manifest: manifest["shards"][ROWS].update(facts))
 
 
 ROW_CHANGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
