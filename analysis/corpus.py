@@ -8,7 +8,6 @@ All of these raise InputError for anything the user can fix.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,10 @@ from clsprobe.analysis.verdict import short
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
-from clsprobe.probes.encoders.preview import TokenizerPreview
 from clsprobe.probes.encoders.sentence_layout import check_layout
 from clsprobe.probes.errors import InputError
-from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts, refuse_missing
+from clsprobe.probes.extraction.precheck import check_before_loading
+from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
@@ -130,11 +129,24 @@ def _refuse_reading(settings: TextSettings) -> None:
             raise InputError(name, what, mend)
 
 
-def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None = None) -> Corpus:
-    """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise."""
+def read_corpus(
+    settings: LabelSettings,
+    *,
+    seed: int,
+    vectors: Vectors | None = None,
+    encoder: Description | None = None,
+    readouts: Sequence[str] = DEFAULT,
+    layers: Sequence[int] = (),
+) -> Corpus:
+    """The tasks of all SPECs. vectors: one for every row that is read; InputError otherwise.
+
+    encoder: raises InputError, before any weights are read, for texts that are too long for it and for what else it
+    would refuse (`check_before_loading`), in these readouts and layers. settings: then `ReadingSettings` too.
+    """
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {})
+    in_memory = {task.name for task in settings.task if isinstance(task, Task)}  # what they lack was read with them
     for spec, loaded in load_specs(settings):
         if vectors and spec in settings.task:  # a task in memory says itself which rows are its own
             check_count(vectors, spec, loaded.rows)
@@ -143,7 +155,7 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
         corpus.notes.extend(loaded.notes)
         corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
-            selected, excluded = task, {} if spec == task.name else dict(task.excluded)
+            selected, excluded = task, {} if task.name in in_memory else dict(task.excluded)
             corpus.notes.extend(f"{short(task.name)}: {len(n):,} left out, {why}." for why, n in excluded.items())
             if settings.max_texts and len(selected.texts) > settings.max_texts:
                 rows = sample_rows(selected, settings.max_texts, seed=seed)
@@ -157,6 +169,12 @@ def read_corpus(settings: LabelSettings, *, seed: int, vectors: Vectors | None =
     if repeated := next((name for name in names if names.count(name) > 1), None):
         mend = "Pass name=... to one of them" if repeated.startswith(IN_MEMORY) else "Rename a file, or run them apart"
         raise InputError("--task", f"two tasks are called '{repeated}'", mend)
+    if encoder is not None:
+        reading: Any = settings
+        lengths = check_before_loading(encoder, corpus.texts, readouts, layers, max_length=reading.max_length)
+        limit = encoder.limit(reading.max_length)
+        if reading.long_rows == "error" and (lengths > limit).any():
+            raise corpus.describe_long(lengths, limit)
     return corpus
 
 
@@ -165,24 +183,6 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     check_device(settings.device)
     description = describe(settings.model, prompt=settings.prompt)
     return description, parse_layers(settings.layers, description)
-
-
-def check_encoding(settings: EncoderSettings, description: Description, corpus: Corpus) -> None:
-    """Raise InputError for texts that are too long for the encoder, or that have tokens which it does not know, and for
-    readouts of a token that no text has: before any weights are read.
-
-    A model without tokenizer.json is checked when it has been loaded.
-    """
-    preview = TokenizerPreview.of(description)
-    if preview is None:
-        return
-    readouts = parse_readouts(settings.readouts)
-    if tuple(readout.name for readout in readouts) != DEFAULT:  # of these the extractor takes those that there are
-        refuse_missing(readouts, preview.missing, description.name)
-    limit = description.limit(settings.max_length)
-    lengths = preview.lengths(corpus.texts, limit if settings.long_rows == "error" else sys.maxsize)
-    if (lengths > limit).any():
-        raise corpus.describe_long(lengths, limit)
 
 
 def refuse_long(places: Places, lengths: np.ndarray, limit: int) -> InputError:
@@ -208,8 +208,7 @@ def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]
         description, layers = read_encoder(settings)
         if Pooled.name in readouts:
             check_layout(description)
-        corpus = read_corpus(settings, seed=seed)
-        check_encoding(settings, description, corpus)
+        corpus = read_corpus(settings, seed=seed, encoder=description, readouts=readouts, layers=layers)
         return Inputs(corpus, description, layers, readouts)
     vectors = _read_vectors(settings)
     layers, readouts = _choose_layers(settings, vectors, comparable)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +31,14 @@ def list_rows(corpus: Corpus, task: Task, side: np.ndarray, reason: np.ndarray, 
     return _list_rows(task.name, task.located, side, reason, unread, seed)
 
 
-def list_texts(places: Places, side: np.ndarray, reason: np.ndarray, *, seed: int) -> pd.DataFrame:
-    """The same for a study that reads texts without labels, of all sources together. places, side, reason: (text,)."""
-    return _list_rows("texts", places, side, reason, MappingProxyType({}), seed)
+def list_texts(
+    places: Places, side: np.ndarray, reason: np.ndarray, unread: Mapping[str, Places], *, seed: int
+) -> pd.DataFrame:
+    """The same for a study that reads texts without labels, those of all sources together, each once.
+
+    places, side, reason: (text,). unread: reason -> rows that were left out before.
+    """
+    return _list_rows("texts", places, side, reason, unread, seed)
 
 
 def _list_rows(

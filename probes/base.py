@@ -126,10 +126,10 @@ def predict_each(
     """Fit a clone of `probe` on every cell and label set and predict `unseen`.
 
     X: (cell, text, dim). y: (text, label set) integer codes, -1 = no label; floats for a regressor, NaN = no label.
-    unseen: (cell, text, dim). timeout: seconds that a cell may take, None for no limit; cells that are fitted together
-    may take as long together. Only that cell fails on which the probe raises anything, gives something that is no
-    prediction, or takes longer (see `plugins.contain`). Arrays are passed read-only. Raises ValueError if y holds classes
-    and the probe reads numbers, or the reverse.
+    unseen: (cell, text, dim). timeout: seconds that a cell may take, None for no limit; n cells that are fitted at once
+    may take n times as long. A cell fails, and no other, where the probe raises anything on it, predicts what is no
+    class or number, or takes longer (`plugins.contain`). Arrays are passed read-only. Raises ValueError if y holds
+    classes and the probe reads numbers, or the reverse.
     """
     expected, actual = ("numbers" if yes else "classes" for yes in (is_regressor(probe), y.dtype.kind == "f"))
     if expected != actual:
@@ -170,7 +170,7 @@ def _count_classes(y: np.ndarray) -> int:
 
 def _read_only(array: np.ndarray) -> np.ndarray:
     """A view that cannot be made writeable again, as that of an array can."""
-    return np.asarray(memoryview(array).toreadonly())
+    return np.asarray(array.data.toreadonly())
 
 
 def _stack(parts: Sequence[Predictions], classes: int) -> Predictions:

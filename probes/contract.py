@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from clsprobe.probes import metric
 from clsprobe.probes.base import Predictions, predict_each
+from clsprobe.probes.plugins import forbid_changes
 from clsprobe.probes.randomness import forbid_global_randomness
 
 ROWS, DIM = 300, 6  # of each side
@@ -39,8 +40,8 @@ def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
 
     It must find a planted signal, stay at chance on labels without signal and keep label sets apart. Its predictions
     must be reproducible and independent of earlier fits, other test rows, the order of rows, the names of classes and
-    the unit of numbers. It must not modify its inputs, its parameters or a global random state. A regressor is tested
-    on numbers, every other probe on classes.
+    the unit of numbers. It must not modify its inputs, its parameters, a global random state or the process, such as
+    its working directory. A regressor is tested on numbers, every other probe on classes.
     """
     import torch  # noqa: F401  (its random state is watched where it is loaded)
 
@@ -65,7 +66,7 @@ def check_probe(probe: BaseEstimator, *, seed: int = 0) -> None:
         )
         return result
 
-    with forbid_global_randomness():
+    with forbid_global_randomness(), forbid_changes():
         first = run(test)
     second = run(test.copy())
     assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(copies, inputs, strict=True)), (

@@ -14,6 +14,8 @@ Imports no heavy library; the settings of one are watched where it is loaded.
 from __future__ import annotations
 
 import builtins
+import faulthandler
+import io
 import locale
 import logging
 import os
@@ -39,23 +41,31 @@ AGAIN = 0.5  # seconds until code that catches the interruption is interrupted a
 
 
 class PluginError(Exception):
-    """What plug-in code raised, as one line; `__cause__` is the exception itself, None where it took too long."""
+    """What plug-in code raised, as one line; its cause is the exception itself, none where the code took too long."""
 
 
 class _TooLong(BaseException):
     """Raised within plug-in code that has used up its time, whose own `except Exception` does not catch it."""
 
 
-def report_stuck(sentence: str) -> None:
-    """What is done about code that no interruption ends: a warning. The command replaces this, and ends the process."""
-    log.warning("%s", sentence)
+ends_process = False  # whether code that nothing interrupts ends the process, as it does in the command
+
+
+def _report_stuck(sentence: str) -> None:
+    """Say that code goes on, and end the process where that is wanted."""
+    if not ends_process:
+        log.warning("%s", sentence)
+        return
+    mend = "Leave it out, or let it return now and then"
+    os.write(2, f"error: {InputError('--probe-timeout', sentence, mend)}\n".encode())
+    os._exit(2)
 
 
 @contextmanager
 def contain(name: str = "the plug-in", *, seconds: float | None = None) -> Iterator[None]:
     """Whatever is raised within the block is a PluginError, an InputError and the user's own Ctrl-C apart.
 
-    name: of what runs, for `report_stuck`. seconds: the time that the block may take, None for no limit. In the main
+    name: of what runs. seconds: the time that the block may take, None for no limit. In the main
     thread it is interrupted, also while it sleeps or waits for a lock, but code in C only when it returns to Python. In
     any other thread, and on Windows, it fails once it has returned.
     """
@@ -124,16 +134,20 @@ def _limit_time(name: str, seconds: float | None) -> Iterator[None]:
         raise _TooLong
 
     sentence = f"{name} {_describe_limit(seconds)}, and cannot be interrupted"
-    stuck = threading.Timer(seconds + PATIENCE, lambda: report_stuck(sentence))
+    stuck = threading.Timer(seconds + PATIENCE, lambda: _report_stuck(sentence))
     stuck.daemon = True
     handler, start = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
     stuck.start()
+    if ends_process:  # also where code in C keeps Python's lock, so that no other thread can run
+        faulthandler.dump_traceback_later(seconds + 2 * PATIENCE, exit=True, file=2)
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)  # of whoever else has set an alarm
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         stuck.cancel()
+        if ends_process:
+            faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
@@ -149,7 +163,7 @@ def undo_changes() -> Iterator[None]:
     Global random states start from one seed in every block, so that what draws from them does not depend on what ran
     before.
     """
-    before = [(write, read()) for read, write in _STATES]
+    before = [(write, read()) for read, write in _STATES.values()]
     try:
         _seed_random_states()
         _redirect_output()
@@ -188,7 +202,8 @@ def _read_signals() -> dict[int, Any]:
     """The handlers of all signals, and whether an alarm is set (under 0); outside the main thread nobody sets any."""
     if not _in_main_thread() or not hasattr(signal, "setitimer"):
         return {}
-    return {0: signal.getitimer(signal.ITIMER_REAL)[0]} | {n: signal.getsignal(n) for n in signal.valid_signals()}
+    alarm = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    return {0: alarm} | {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
 def _write_signals(handlers: dict[int, Any]) -> None:
@@ -223,8 +238,8 @@ def _write_streams(streams: list[tuple[str, Any]]) -> None:
     """The streams as they were, opened again where one was closed, also for the log."""
     for name, stream in streams:
         if stream is not None and stream.closed:
-            number = ("stdin", "stdout", "stderr").index(name)
-            reopened = open(number, "w" if number else "r", encoding=stream.encoding, closefd=False)
+            number, mode = {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}[name]
+            reopened = io.TextIOWrapper(io.FileIO(number, mode, closefd=False), stream.encoding, line_buffering=True)
             for handler in logging.root.handlers:
                 if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                     handler.stream = reopened
@@ -274,8 +289,12 @@ def _write_interpreter(state: tuple[Any, ...]) -> None:
         setattr(sys, name, hook)
 
 
+def _list_search_paths() -> tuple[list[Any], ...]:
+    return sys.path, sys.meta_path, sys.path_hooks
+
+
 def _read_imports() -> tuple[dict[str, Any], list[list[Any]]]:
-    return dict(sys.modules), [[*part] for part in (sys.path, sys.meta_path, sys.path_hooks)]
+    return dict(sys.modules), [[*part] for part in _list_search_paths()]
 
 
 def _write_imports(state: tuple[dict[str, Any], list[list[Any]]]) -> None:
@@ -284,7 +303,7 @@ def _write_imports(state: tuple[dict[str, Any], list[list[Any]]]) -> None:
     for name, module in modules.items():
         if sys.modules.get(name) is not module:
             sys.modules[name] = module
-    for part, before in zip((sys.path, sys.meta_path, sys.path_hooks), searched, strict=True):
+    for part, before in zip(_list_search_paths(), searched, strict=True):
         part[:] = [*before, *(entry for entry in part if entry not in before)]
 
 
@@ -372,19 +391,39 @@ def _write_torch(state: tuple[Any, ...] | None) -> None:
         torch.set_num_threads(threads)
 
 
-_STATES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (  # put back from the last to the first
-    (_read_log, _write_log),
-    (_read_streams, _write_streams),
-    (_read_descriptors, _write_descriptors),
-    (_read_directory, _write_directory),
-    (_read_umask, lambda mask: os.umask(mask)),
-    (lambda: dict(os.environ), _write_environment),
-    (_read_signals, _write_signals),
-    (_read_interpreter, _write_interpreter),
-    (_read_imports, _write_imports),
-    (_read_definitions, _write_definitions),
-    (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
-    (np.geterr, lambda settings: np.seterr(**settings)),
-    (_read_torch, _write_torch),
-    (_read_random_states, _write_random_states),
-)
+_STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {  # put back from the last to the first
+    "log": (_read_log, _write_log),
+    "standard streams": (_read_streams, _write_streams),
+    "descriptors": (_read_descriptors, _write_descriptors),
+    "working directory": (_read_directory, _write_directory),
+    "umask": (_read_umask, os.umask),
+    "environment": (lambda: dict(os.environ), _write_environment),
+    "signal handlers": (_read_signals, _write_signals),
+    "interpreter": (_read_interpreter, _write_interpreter),
+    "imports": (_read_imports, _write_imports),
+    "definitions": (_read_definitions, _write_definitions),
+    "locale": (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    "error handling": (np.geterr, lambda settings: np.seterr(**settings)),
+    "torch settings": (_read_torch, _write_torch),
+    "random states": (_read_random_states, _write_random_states),
+}
+_WATCHED = (  # what is a fault of a plug-in where its author tests it; the others also change by themselves
+    "working directory", "umask", "environment", "signal handlers", "locale", "error handling",
+    "torch settings",
+)  # fmt: skip
+
+
+@contextmanager
+def forbid_changes() -> Iterator[None]:
+    """Raise AssertionError where the block changes the process, and put back what it has changed."""
+    before = {name: _STATES[name][0]() for name in _WATCHED}
+    try:
+        yield
+    finally:
+        changed = [name for name in _WATCHED if _STATES[name][0]() != before[name]]
+        for name in changed:
+            _STATES[name][1](before[name])
+    assert not changed, (
+        f"the {changed[0]} of the process is changed, which other code relies on and a run undoes: change it in a "
+        "`with` that puts it back"
+    )

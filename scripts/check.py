@@ -103,7 +103,8 @@ def describe_model(encoder: Encoder) -> Facts:
         ("prompts", _describe_prompts(description)),
         ("run on", f"{encoder.device.type}, {str(encoder.dtype).removeprefix('torch.')}"),
     ]
-    return facts + ([("to know", adapter.note)] if adapter.note else [])
+    notes = [*([adapter.note] if adapter.note else []), *description.notes, *encoder.loaded_tokenizer.notes]
+    return facts + [("to know", note) for note in notes]
 
 
 def _describe_point(layer: int, points: list[Point]) -> str:

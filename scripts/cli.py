@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, interrupt.handle)
         if arguments is None:
-            plugins.report_stuck = _exit_stuck
+            plugins.ends_process = True
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
         logging.basicConfig(handlers=[handler])
@@ -119,13 +119,6 @@ class _Interrupt:
         """Print the message and exit without cleaning up, which takes a while once torch is loaded."""
         self.print_message()
         os._exit(130)
-
-
-def _exit_stuck(sentence: str) -> None:
-    """End the process, with one line, where a plug-in goes on whatever is done."""
-    mend = "Leave it out, or let it return now and then"
-    os.write(2, f"error: {InputError('--probe-timeout', sentence, mend)}\n".encode())
-    os._exit(2)
 
 
 def _leave_threads(code: int) -> None:

@@ -111,14 +111,14 @@ class FineTuning(ProbeSettings, EncoderSettings, TaskSettings, Study):
         """Tasks and encoder, checked. Raises InputError; imports no torch."""
         check_probes(self)
         description, layers = read_encoder(self)
-        inputs = Inputs(read_corpus(self, seed=self.seed), description, layers, list(self.plan.readouts))
+        corpus = read_corpus(self, seed=self.seed, encoder=description)
+        inputs = Inputs(corpus, description, layers, list(self.plan.readouts))
         check_tasks(self, inputs)
         check_classes(inputs.tasks)
-        if "cls" not in inputs.readouts and not self.checkpoints:
+        if not self.models and "cls" not in inputs.readouts:
             raise InputError("--readouts", "this study compares other readouts with cls", "Name cls and another one")
-        if len(inputs.readouts) < 2 and not self.checkpoints:
+        if not self.models and len(inputs.readouts) < 2:
             raise InputError("--readouts", "there is nothing to compare with cls", "Name another readout")
-        self.models  # noqa: B018 - checked with the inputs
         return inputs
 
     @cached_property

@@ -21,7 +21,7 @@ KINDS = ("models", "tasks", "readouts", "probes", "studies", "sources", "plots")
 Lines = list[tuple[str, str]]  # names and descriptions
 
 
-READING = [name for name in TaskSettings.model_fields if name == "task" or name in SourceOptions.__dataclass_fields__]
+READING = [name for name in TaskSettings.model_fields if name in SourceOptions.__dataclass_fields__]  # flags of --task
 
 
 def list_choices(what: str, *, debug: bool = False, **reading: Any) -> None:
@@ -83,12 +83,13 @@ def _describe_tasks(settings: TaskSettings) -> list[str]:
 
     lines = []
     for _, loaded in load_specs(settings):
-        for name, classes in loaded.classes.items():
+        for task, (name, classes) in zip(loaded.tasks, loaded.classes.items(), strict=True):
             rows = sum(sum(splits.values()) for splits in classes.values())
             lines.append(f"{name}: {rows:,} rows, {len(classes)} classes")
             for label, splits in classes.items():
                 counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
                 lines.append(f"  {label}: {counts}")
+            lines += [f"  left out, {reason}: {n:,}" for reason, n in task.left_out.items()]
         lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
         lines += loaded.notes
     return lines
@@ -153,7 +154,9 @@ def _describe_origin(entry: Entry) -> str:
 
 set_flags(
     list_choices,
-    field_flags(TaskSettings, READING) | {"debug": (bool, "show tracebacks")},
+    {"task": (list[str], "tasks: a SPEC, for its rows by class and those left out; repeatable")}
+    | field_flags(TaskSettings, READING)
+    | {"debug": (bool, "show tracebacks")},
     inspect.Parameter(
         "what",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

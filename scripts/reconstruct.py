@@ -60,7 +60,7 @@ class Reconstruct(ModelSettings, FileOfVectors, TextSettings, Study):
     )
     margin: ClassVar[float] = 0.5
     judged: ClassVar[str] = "reconstructions"
-    tables: ClassVar[tuple[str, ...]] = ("reconstructions", "slots")
+    tables: ClassVar[tuple[str, ...]] = ("reconstructions", "slots", "rows")
 
     task: Specs = Field(("grammar:tense",), description="SPEC of texts: grammar:tense, file:PATH ...; repeatable")
     vectors: PathName | None = Field(

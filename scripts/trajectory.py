@@ -55,8 +55,7 @@ class Trajectory(ReadingSettings, TaskSettings, Study):
     def corpus(self) -> Corpus:
         """Tasks and checkpoints, checked. Raises InputError; imports no torch."""
         check_device(self.device)
-        self.models  # noqa: B018 - checked before any text is read
-        corpus = read_corpus(self, seed=self.seed)
+        corpus = read_corpus(self, seed=self.seed, encoder=next(iter(self.models.values())))
         check_classes(corpus.tasks)
         for task in corpus.tasks:
             split(task, seed=self.seed, allow_overlap=self.allow_overlap)

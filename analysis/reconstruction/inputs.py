@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsprobe.analysis.corpus import check_count, load_specs
+from clsprobe.analysis.corpus import BEYOND, check_count, load_specs
+from clsprobe.analysis.sources import Loaded
 from clsprobe.analysis.study import counted
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.readouts import OF_TOKENS, parse_readouts
+from clsprobe.probes.tasks.places import UNPLACED, Places, Table
 from clsprobe.probes.tasks.texts import PAIRED
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class ReconstructionInputs:
     """The inputs that can be read and checked without torch.
 
     texts: the distinct texts of all tasks. rows: SPEC -> counts. words: text -> (word, part of speech), if the source
-    has them. contents: SPEC or file of vectors -> digest of what was read.
+    has them. contents: SPEC or file of vectors -> digest of what was read. places: (text,) where each is read first.
+    unread: reason -> rows that were left out before.
     """
 
     texts: list[str]
@@ -49,6 +52,8 @@ class ReconstructionInputs:
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
     stored: StoredVectors | None = None
+    places: Places = UNPLACED
+    unread: Mapping[str, Places] = field(default_factory=dict)
 
 
 def read_reconstruction(settings: Any) -> ReconstructionInputs:
@@ -73,6 +78,8 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
     rows: dict[str, dict[str, int]] = {}
     words: dict[str, Sequence[tuple[str, str]]] = {}
     contents: dict[str, str] = {}
+    place_of: dict[str, tuple[Table, int]] = {}
+    unread: dict[str, Places] = {}
     for spec, loaded in load_specs(settings, text_column=settings.text_column or "text", label_column=()):
         # All sentences of a treebank: its tasks leave out some, and add corrupted ones.
         sentences = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
@@ -84,11 +91,18 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
             row_of = dict(zip(task.texts, [] if task.rows is None else task.rows.tolist(), strict=True))
         words |= loaded.words
         texts |= dict.fromkeys(text for text in sentences if text.strip())
+        place_of = _find_places(spec, loaded) | place_of
+        for reason, places in loaded.excluded.items():
+            unread[reason] = Places.join([*([unread[reason]] if reason in unread else []), places])
     if any(PAIRED in text for text in texts):
         raise InputError("--text-column", "names pairs, and one text is written at a time", "Name one column")
     kept_texts = list(texts)
     if settings.max_texts is not None and len(kept_texts) > settings.max_texts:
         kept_texts = Random(settings.seed).sample(kept_texts, settings.max_texts)
+        rest = dict.fromkeys(texts)
+        for text in kept_texts:
+            del rest[text]
+        unread[BEYOND] = Places.gather([place_of[text] for text in rest])
     check_enough(kept_texts, {})
     stored = None
     if vectors:
@@ -96,7 +110,20 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         states = vectors.states(layers, readouts, vectors.check(row_indices, layers, readouts))
         stored = StoredVectors(states, row_indices, vectors)
         contents[str(settings.vectors)] = vectors.digest
-    return ReconstructionInputs(kept_texts, rows, description, layers, readouts, words, contents, stored)
+    places = Places.gather([place_of[text] for text in kept_texts])
+    return ReconstructionInputs(
+        kept_texts, rows, description, layers, readouts, words, contents, stored, places, unread
+    )
+
+
+def _find_places(spec: str, loaded: Loaded) -> dict[str, tuple[Table, int]]:
+    """Text -> where a source has it first; for the sentences of a treebank that are in no task, their numbers."""
+    sentences = Table(spec, "row")
+    places = {text: (sentences, number) for number, text in enumerate(loaded.words, 1)}
+    for task in reversed(loaded.tasks):
+        for row in range(len(task.texts) - 1, -1, -1):
+            places[task.texts[row]] = task.located.pair(row)
+    return places
 
 
 def _read_vectors(settings: Any, description: Description) -> tuple[Vectors, list[int], list[str]]:

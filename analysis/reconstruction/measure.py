@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,13 +20,14 @@ from clsprobe.analysis.measured import Measured
 from clsprobe.analysis.reconstruction.inputs import ReconstructionInputs, check_enough
 from clsprobe.analysis.reconstruction.scores import measure_novelty
 from clsprobe.analysis.reconstruction.writing import DecodingData, TextTokenizer, Writer, write_tables
+from clsprobe.analysis.rows import list_texts
 from clsprobe.analysis.study import counted
 from clsprobe.probes.decoders import DECODERS
 from clsprobe.probes.decoders.base import Decoder, vocabulary
 from clsprobe.probes.decoders.sequence import SequenceDecoder, load_causal
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.loading import load_encoder
-from clsprobe.probes.errors import InputError, quote
+from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.extraction.states import States
 from clsprobe.probes.extraction.store import make_cache_folder
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clsprobe")
 
 COMPARED, ALIKE = 16, 0.98  # texts, and the least cosine of stored vectors with the encoder's
+LARGEST_SLOTS = 512  # that --slots takes
 MANTISSA = {
     "F64": 18,
     "F32": 18,
@@ -52,14 +55,14 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     settings: those of `Reconstruct`. folder: for the decoders' weights; begun once all inputs are checked.
     """
     encoder = load_encoder(inputs.description, device=settings.device)
-    texts, ids, left_out = _select_fitting(settings, encoder, inputs.texts)
-    check_enough(texts, left_out)
+    texts, ids, reason_of = _select_fitting(settings, encoder, inputs)
+    check_enough(texts, Counter(reason_of.values()))
     states, rows = _read_states(settings, inputs, encoder, texts)
     present = np.flatnonzero(states.present[:, rows].all(0))
     if len(present) < len(texts):
-        left_out["too short for a readout"] = len(texts) - len(present)
+        reason_of |= dict.fromkeys(set(texts) - {texts[i] for i in present}, "too short for a readout")
         texts, ids, rows = [texts[i] for i in present], [ids[i] for i in present], rows[present]
-    check_enough(texts, left_out)
+    check_enough(texts, Counter(reason_of.values()))
     sizes = {name: states.width(name) for name in states.readouts}
     if len(set(sizes.values())) > 1:
         what = ", ".join(f"{name} has {size:,} numbers" for name, size in sizes.items())
@@ -67,7 +70,10 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     vectors = np.stack([states.cell(*cell, rows) for cell in states.cells])
     if inputs.stored:
         inputs.stored.file.check_unchanged()
-    task = Task("texts:all:none", texts, np.arange(len(texts), dtype=np.float64), kind="number")  # no labels: numbers
+    row_of = {text: row for row, text in enumerate(inputs.texts)}
+    places = inputs.places.take(np.array([row_of[text] for text in texts]))
+    numbers = np.arange(len(texts), dtype=np.float64)  # there are no labels
+    task = Task("texts:all:none", texts, numbers, kind="number", places=places)
     dealt = split(task, seed=settings.seed, tokens=[token_ids.tobytes() for token_ids in ids])
     sides = {side: np.flatnonzero(dealt.side == side) for side in ("train", "dev", "test")}
 
@@ -113,7 +119,17 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     table["novelty"] = table.row.map(dict(zip(written.tolist(), distances, strict=True)))
     unseen = 1 - np.isin(np.concatenate([ids[i] for i in sides["test"]]), tokens).mean()
     counts = {side: len(rows) for side, rows in sides.items()}
-    counts |= {f"left out: {reason}": n for reason, n in {**left_out, **dealt.left_out}.items() if n}
+    reason_of |= dict(zip(texts, dealt.reason.tolist(), strict=True))
+    reasons = Counter(reason for reason in reason_of.values() if reason)
+    counts |= {f"left out: {reason}": n for reason, n in reasons.items()}
+    side_of = dict(zip(texts, dealt.side.tolist(), strict=True))
+    listed = list_texts(
+        inputs.places,
+        np.array([side_of.get(text, "") for text in inputs.texts]),
+        np.array([reason_of[text] for text in inputs.texts]),
+        inputs.unread,
+        seed=settings.seed,
+    )
     packages = ("clsprobe", "sacrebleu", "rapidfuzz")
     facts = {
         "rows": {"texts": counts | {"different tokens in train": len(tokens)}},
@@ -130,24 +146,28 @@ def measure_reconstruction(settings: Any, inputs: ReconstructionInputs, folder: 
     (capital,) = encoder.tokenize(["A"])
     if encoder.tokenizer.decode(capital.ids[~capital.special]) == "a":
         notes.insert(1, "The encoder's tokenizer drops case; the originals are shown as it spells them.")
-    return Measured({"reconstructions": table, "slots": slots}, facts, notes)
+    return Measured({"reconstructions": table, "slots": slots, "rows": listed}, facts, notes)
 
 
 def _select_fitting(
-    settings: Any, encoder: Encoder, texts: list[str]
-) -> tuple[list[str], list[np.ndarray], dict[str, int]]:
-    """The texts that fit, their content tokens, and reason -> texts left out."""
+    settings: Any, encoder: Encoder, inputs: ReconstructionInputs
+) -> tuple[list[str], list[np.ndarray], dict[str, str]]:
+    """The texts that fit, their content tokens, and text -> reason for those that are left out."""
+    texts = inputs.texts
     ids = [row.ids[~row.special].astype(np.int64) for row in encoder.tokenize(texts)]
-    limit = min(settings.slots or 64, encoder.description.max_length - len(encoder.tokenize([""])[0].ids))
+    room = encoder.description.max_length - len(encoder.tokenize([""])[0].ids)
+    limit = min(settings.slots or 64, room)
     too_long = [i for i, token_ids in enumerate(ids) if len(token_ids) > limit]
     if too_long and settings.long_rows == "error":
-        examples = ", ".join(quote(texts[i], 50) for i in too_long[:2]) + (" ..." if len(too_long) > 2 else "")
-        what = f"{counted(len(too_long), 'text')} of more than {limit} tokens: {examples}"
-        raise InputError("--slots", what, "Pass --long-rows drop, or more --slots")
+        longest = max(map(len, ids))
+        listed = inputs.places.describe(np.array(too_long), 5)
+        what = f"{counted(len(too_long), 'text')} of more than {limit} tokens ({listed})"
+        more = f", or --slots {longest}" if longest <= min(room, LARGEST_SLOTS) else ""
+        raise InputError("--slots", what, f"Pass --long-rows drop{more}")
     fitting = [i for i, token_ids in enumerate(ids) if 0 < len(token_ids) <= limit]
-    empty = len(ids) - len(too_long) - len(fitting)
-    left_out = {f"longer than {limit} tokens": len(too_long), "without a token": empty}
-    return [texts[i] for i in fitting], [ids[i] for i in fitting], left_out
+    reason_of = {texts[i]: f"longer than {limit} tokens" for i in too_long}
+    reason_of |= {text: "without a token" for text, token_ids in zip(texts, ids, strict=True) if not len(token_ids)}
+    return [texts[i] for i in fitting], [ids[i] for i in fitting], reason_of
 
 
 def _read_states(

@@ -77,8 +77,8 @@ class SourceOptions(RowOptions):
 
 @dataclass(frozen=True)
 class Loaded:
-    """The tasks of one SPEC and its row counts: `rows` read = rows of every task + `left_out` (reason -> rows). Tasks
-    with texts of their own count the rows that were read for each of them.
+    """The tasks of one SPEC and its row counts: `rows` read = rows of every task + `left_out` (reason -> rows) + what
+    the task itself leaves out. Tasks with texts of their own count the rows that were read for each of them.
 
     words: sentence -> its words and their parts of speech (Universal Dependencies), in the order of the text, where the
     source knows them. excluded: reason -> places of rows that were left out, where the source knows them.

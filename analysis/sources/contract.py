@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.probes.errors import InputError, printable
+from clsprobe.probes.plugins import forbid_changes
 from clsprobe.probes.randomness import forbid_global_randomness
 from clsprobe.probes.tasks.task import Task
 from clsprobe.probes.tasks.texts import PAIRED, parts
@@ -35,7 +36,8 @@ def check_source(load: Load, rest: str, options: SourceOptions | None = None) ->
 
     load: the source's function (rest, options) -> Loaded. rest: what follows the colon of a SPEC of it, for valid data
     with a few rows. Of every row that is read it says whether it is used, or why it was left out; it reads the same
-    twice, prints nothing, imports nothing heavy, and raises nothing but InputError where its input is at fault.
+    twice, prints nothing, imports nothing heavy, leaves the process as it is, such as its working directory, and raises
+    nothing but InputError where its input is at fault.
     """
     options = options or SourceOptions()
     loaded = _load_quietly(load, rest, options)
@@ -55,7 +57,7 @@ def _load_quietly(load: Load, rest: str, options: SourceOptions) -> Loaded:
     """What a source loads, while nothing is printed, drawn or imported that may not be."""
     printed = io.StringIO()
     try:
-        with _forbid_heavy_imports(load), forbid_global_randomness():  # noqa: SIM117
+        with _forbid_heavy_imports(load), forbid_global_randomness(), forbid_changes():  # noqa: SIM117
             with redirect_stdout(printed), redirect_stderr(printed):
                 loaded = load(rest, options)
     except AssertionError:

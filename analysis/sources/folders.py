@@ -173,7 +173,7 @@ class _FolderOfData:
                 yield self._by_folder(folder)
 
     def _by_name(self, folder: Path) -> dict[str, list[Path]]:
-        """``train.csv``, ``train-00000-of-00002.parquet``"""
+        """Side -> files, by names such as ``train.csv`` and ``train-00000-of-00002.parquet``."""
         sides: dict[str, list[Path]] = {}
         for path in _tables(folder):
             stem = split_suffix(path.name)[0]
@@ -183,7 +183,7 @@ class _FolderOfData:
         return {side: self._order_parts(paths, side) for side, paths in sides.items()}
 
     def _by_folder(self, folder: Path) -> dict[str, list[Path]]:
-        """``train/0000.parquet``"""
+        """Side -> files, by names of folders: ``train/0000.parquet``."""
         folders: dict[str, Path] = {}
         for entry in _entries(folder):
             if (side := ALIASES.get(entry.name.lower())) and entry.is_dir():
@@ -249,9 +249,9 @@ class _FolderOfData:
     def _declared(self) -> dict[str, list[Path]]:
         """Side -> files, as the README.md of a repository on the hub says in its ``configs:``; empty if it does not."""
         named = {
-            str(config.get("config_name", "default")): [*_data_files(config)]
+            str(config.get("config_name", "default")): entries
             for config in _read_configs(self.folder / "README.md")
-            if isinstance(config, dict)
+            if isinstance(config, dict) and (entries := [*_data_files(config)])
         }
         if len(named) > 1 and "default" not in named:
             folders = sorted(
@@ -292,7 +292,7 @@ class _FolderOfData:
         parts = _get(state, "_data_files")
         if _get(state, "_indices_data_files"):
             raise InputError(str(state), "is of an old version of datasets, with rows in another order", SAVE_AGAIN)
-        names = [part.get("filename") if isinstance(part, dict) else None for part in parts or ()]
+        names = [part.get("filename") if isinstance(part, dict) else None for part in _as_list(parts)]
         paths = [
             folder / name for name in names if isinstance(name, str) and stays_inside(name) and name.endswith(".arrow")
         ]
@@ -308,6 +308,10 @@ def _get(path: Path, key: str) -> Any:
     """The value of a key of a JSON object in a file; None if there is none."""
     content = read_json(path, SAVE_AGAIN)
     return content.get(key) if isinstance(content, dict) else None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -344,14 +348,12 @@ def _read_configs(path: Path) -> list[Any]:
         )
     except (OSError, yaml.YAMLError, RecursionError):
         return []
-    configs = header.get("configs") if isinstance(header, dict) else None
-    return configs if isinstance(configs, list) else []
+    return _as_list(header.get("configs")) if isinstance(header, dict) else []
 
 
 def _data_files(config: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     """The side and pattern of the files of one of ``configs:``, but for patterns that lead out of the folder."""
-    entries = config.get("data_files")
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in _as_list(config.get("data_files")):
         if isinstance(entry, dict) and (side := ALIASES.get(str(entry.get("split")).lower())):
             patterns = entry.get("path")
             for pattern in patterns if isinstance(patterns, list) else [patterns]:

@@ -54,10 +54,21 @@ def read_json_rows(source: Source) -> Iterator[Row]:
         head = stream.read(BLOCK)
         while head and not head.strip(SPACES):
             head = stream.read(BLOCK)
-    is_array = head.lstrip(SPACES).startswith("[") or WRAPPED.match(head) is not None
+    is_array = head.lstrip(SPACES).startswith("[") or _is_wrapped(head, source)
     with open_text(source, newline=None) as stream:
         objects = _read_array(stream, source) if is_array else _read_lines(stream, source)
         yield from _select_cells(objects, source)
+
+
+def _is_wrapped(head: str, source: Source) -> bool:
+    """Whether a file is {"data": [{...}, ...]}, and not a row per line of which "data" is the first column."""
+    if not WRAPPED.match(head):
+        return False
+    try:
+        first_line = _DECODER.decode(head.strip(SPACES).partition("\n")[0])
+    except (ValueError, RecursionError):
+        return True
+    return not any(column in first_line for column in source.columns)
 
 
 def _read_lines(stream: io.TextIOWrapper, source: Source) -> Iterator[tuple[int, Any]]:

@@ -213,7 +213,7 @@ def _named_files(folder: Path) -> list[str]:
     weights, tokenizers = config.get("transformers_weights"), tokenizer.get("fast_tokenizer_files")
     weight_suffixes = (".safetensors", ".index.json")
     names = _check_names(folder / "config.json", [] if weights is None else [weights], weight_suffixes)
-    indexes = [path.name for path in folder.glob("*.index*.json")]  # of a variant too
+    indexes = [path.name for path in folder.glob("model.safetensors.index*.json")]  # those of variants too
     indexes += [name for name in names if name.endswith(".index.json")]
     names += _check_names(folder / "tokenizer_config.json", tokenizers if isinstance(tokenizers, list) else [])
     for index in indexes:

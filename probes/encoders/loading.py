@@ -19,7 +19,14 @@ from clsprobe.probes.encoders.configuration import CAUSAL, foreign_kernel
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import DTYPES, check_device, choose_device
 from clsprobe.probes.encoders.encoder import Encoder
-from clsprobe.probes.encoders.finding import EMBEDDED, EMBEDDED_FILES, find_embedded_folder, not_published, read_json
+from clsprobe.probes.encoders.finding import (
+    ADAPTER_CONFIG,
+    EMBEDDED,
+    EMBEDDED_FILES,
+    find_embedded_folder,
+    not_published,
+    read_json,
+)
 from clsprobe.probes.encoders.in_memory import as_model, read_sample
 from clsprobe.probes.encoders.lora import merge_lora
 from clsprobe.probes.encoders.messages import as_input_error, quiet_transformers
@@ -131,7 +138,7 @@ def _load_model(description: Description, config: Any, dtype: torch.dtype, untra
     loaded: Any = type(shapes).from_pretrained(
         None,
         config=config,
-        state_dict=description.weights.open(),
+        state_dict=description.weights.slices(),
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, in one line
@@ -139,7 +146,8 @@ def _load_model(description: Description, config: Any, dtype: torch.dtype, untra
     model, report = loaded
     _refuse_foreign_weights(description, report)
     if description.lora is not None:
-        model = merge_lora(description.name, description.lora, model)
+        with as_input_error(f"{description.name}/{ADAPTER_CONFIG}", "cannot be merged", "Save the adapter again"):
+            model = merge_lora(description.name, description.lora, model)
     _refuse_other_modules(description, model.eval())
     return model
 

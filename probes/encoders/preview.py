@@ -49,20 +49,25 @@ class TokenizerPreview:
             return None
         preview = cls(description, *loaded)
         added = {token.content for token in preview.tokenizer.get_added_tokens_decoder().values()}
-        refuse_foreign_tokenizer(description, preview.tokenizer.get_vocab(), added, preview._around)
+        refuse_foreign_tokenizer(description, preview.tokenizer.get_vocab(), added, preview.around)
         return preview
 
     @cached_property
-    def _around(self) -> list[int]:
-        """The ids that an empty text has."""
-        ids: list[int] = self.tokenizer.encode("").ids
+    def around(self) -> list[int]:
+        """The ids that an empty text has, without a prompt."""
+        return self.encode("")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without a prompt."""
+        with as_input_error(self.description.name, "its tokenizer cannot read a text"):
+            ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
     @property
     def missing(self) -> set[str]:
         """Those of "cls" and "sep" of which no text has the token; their readouts are refused."""
         adapter = self.description.adapter
-        present = {self.tokenizer.id_to_token(number) for number in self._around}
+        present = {self.tokenizer.id_to_token(number) for number in self.around}
         missing = set()
         for name, attribute in (("cls", adapter.cls), ("sep", adapter.sep)):
             role = attribute.removesuffix("_token_id")
@@ -79,7 +84,7 @@ class TokenizerPreview:
         Raises InputError for a text with a token that the embedding table lacks.
         """
         prompt, table_size = self.description.prompt, self.description.config.get("vocab_size")
-        margin = len(self._around) + len(prompt.encode())
+        margin = len(self.around) + len(prompt.encode())
         largest = max(self.tokenizer.get_vocab().values(), default=0)
         if table_size is not None and largest >= table_size:
             margin = limit + 1  # every text is read
@@ -89,12 +94,26 @@ class TokenizerPreview:
             rows = long[start : start + CHUNK]
             read = [prompt + texts[i] for i in rows]
             inputs = [tuple(parts(text)) if PAIRED in text else text for text in read]
-            for i, encoding in zip(rows, self.tokenizer.encode_batch_fast(inputs), strict=True):
+            with as_input_error(self.description.name, "its tokenizer cannot read a text"):
+                encodings = self.tokenizer.encode_batch_fast(inputs)
+            for i, encoding in zip(rows, encodings, strict=True):
                 lengths[i] = len(encoding.ids)
                 if table_size is not None and max(encoding.ids, default=0) >= table_size:
                     number = max(encoding.ids)
                     raise beyond_table(self.description, texts[i], self.tokenizer.id_to_token(number), number)
         return lengths
+
+
+def check_room(description: Description, limit: int, added: int) -> None:
+    """Raise InputError where the tokens of the prompt and special ones leave no room for text. limit: of tokens.
+    added: tokens of an empty text."""
+    if limit > added:
+        return
+    kind = "tokens of the prompt and special ones" if description.prompt else "special tokens"
+    mend = f"Pass {added + 1} or more"
+    if added >= description.longest:
+        mend = f"Shorten the prompt: {description.name} takes {description.longest} tokens"
+    raise InputError(f"--max-length {limit}", f"{added} {kind} leave no room for text", mend)
 
 
 def beyond_table(description: Description, text: str, token: str, number: int) -> InputError:

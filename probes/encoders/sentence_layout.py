@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsprobe.probes.encoders.finding import read_json
+from clsprobe.probes.encoders.finding import SINGLE, read_json
+from clsprobe.probes.encoders.weights import IF_REFUSED, conversion_command
 from clsprobe.probes.errors import InputError, did_you_mean
 from clsprobe.probes.files import stays_inside
 
@@ -129,13 +130,10 @@ def check_layout(description: Description) -> SentenceLayout:
         what = f"'pooled': modules.json of {name} has not one Pooling, after the encoder"
         raise InputError("--readouts", what, OTHERWISE)
     for module in modules:
-        if module.kind in ("Dense", "LayerNorm") and not (module.folder / "model.safetensors").exists():
-            code = f"from sentence_transformers import SentenceTransformer as S; S('{name}').save('FOLDER')"
-            raise InputError(
-                f"{name}/{module.folder.name}",
-                "has no model.safetensors, and pickle weights can run code",
-                f'Run python -c "{code}" where you trust them, and pass FOLDER',
-            )
+        if module.kind in ("Dense", "LayerNorm") and not (module.folder / SINGLE).exists():
+            what = "has no model.safetensors, and pickle weights can run code"
+            mend = f"{conversion_command('pytorch_model.bin', SINGLE)}, and pass the model again. {IF_REFUSED}"
+            raise InputError(f"{name}/{module.folder.name}", what, mend)
     return layout
 
 

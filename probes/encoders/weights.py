@@ -4,8 +4,8 @@
    such as model.fp16.safetensors. Where there are none it says what the folder holds instead, and what to do.
 2. The header of every file is read, which fails for one that is not whole; it holds the name and shape of every tensor.
 3. Names that all begin with what a wrapper of torch puts before them are read without that.
-4. `Weights.open` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no folder,
-   in which it would look for other files as well.
+4. `Weights.slices` gives the tensors to transformers, which reads them from the disk as it needs them. It gets no
+   folder, in which it would look for other files as well.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Weights:
         """How many numbers there are."""
         return sum(map(prod, self.shapes.values()))
 
-    def open(self) -> dict[str, Any]:
+    def slices(self) -> dict[str, Any]:
         """Name -> slice of a file, which becomes a tensor of torch when it is read."""
         from safetensors import safe_open
 
+        for file in self.files:
+            check_file(file)
         opened = [safe_open(file, framework="pt") for file in self.files]
         return {name.removeprefix(self.prefix): file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
 
@@ -122,12 +124,12 @@ def _choose_file(name: str, folder: Path, config: dict[str, Any]) -> tuple[str, 
 
 def _no_weights(name: str, folder: Path, files: set[str]) -> InputError:
     """The error for a folder without safetensors: what it has instead."""
-    if inner := find_inner(folder):
-        mend = f"Pass {folder / inner}"
-        return InputError(name, f"has no {SINGLE}, but {inner} in it has", mend)
     pickles = sorted(file for file in files if file.endswith(PICKLES) and not OF_TRAINERS.fullmatch(file))
     if pickles:
         return _pickles_only(name, pickles)
+    if inner := find_inner(folder):
+        mend = f"Pass {folder / inner}"
+        return InputError(name, f"has no {SINGLE}, but {inner} in it has", mend)
     others = sorted(file for file in files if file.endswith(".safetensors") and not file.startswith("adapter_model"))
     if len(others) == 1:
         return InputError(name, f"has no {SINGLE}, only {others[0]}", f"Rename it to {SINGLE} if it is the whole model")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clsprobe.probes.encoders.tokenizing import Batch, text_seed
 from clsprobe.probes.extraction.readouts import PLUGIN_NAME, READOUTS, Readout, Weighted
+from clsprobe.probes.plugins import forbid_changes
 from clsprobe.probes.randomness import forbid_global_randomness
 from clsprobe.probes.tasks.texts import pair
 
@@ -53,7 +54,7 @@ def check_readout(readout: Readout, encoder: Encoder | None = None, *, seed: int
     It reads the real tokens of a text and nothing else: neither padding nor the other texts of a batch, nor their
     order, move a vector by more than 5e-6 of its size. It says truly which texts have a vector (`present`) and how wide
     it is; the weights of a `Weighted` are a distribution over the real tokens, and `read` is their mean. It modifies
-    neither the hidden states nor the batch nor a global random state.
+    neither the hidden states nor the batch nor a global random state nor the process, such as its working directory.
 
     encoder: for a readout that needs `bind`; the hidden states are then the encoder's. Otherwise they are drawn under
     `seed`.
@@ -198,7 +199,7 @@ def _check_texts(readout: Readout, texts: list[_Text]) -> Tensor:
     )
 
     together, batch = _make_batch(texts, pads=3)
-    with forbid_global_randomness():
+    with forbid_global_randomness(), forbid_changes():
         padded = _read(readout, together, batch)
     again = _read(readout, *_make_batch(texts, pads=3))
     assert _same(padded, again), (

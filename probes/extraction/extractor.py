@@ -34,16 +34,16 @@ from tqdm import tqdm
 from clsprobe.probes.encoders.encoder import Encoder
 from clsprobe.probes.encoders.layers import check_layers, parse_layers
 from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.preview import check_room
 from clsprobe.probes.encoders.tap import evaluating, tap
 from clsprobe.probes.encoders.tokenizing import Rows
 from clsprobe.probes.errors import InputError, format_rows, printable
 from clsprobe.probes.extraction.reader import LayerReader, Shard, dtype_name, guard_plugin
 from clsprobe.probes.extraction.readouts import (
     DEFAULT,
-    Normed,
     Readout,
+    check_readouts,
     parse_readouts,
-    refuse_missing,
     split_names,
     walk_readouts,
 )
@@ -85,7 +85,7 @@ def plan_batches(
 
 
 class LongTexts(InputError):
-    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts, those of short ones may be 0."""
+    """The error for texts with more than `limit` tokens. lengths: (text,) of all texts; 0 stands for some short one."""
 
     def __init__(self, lengths: np.ndarray, limit: int) -> None:
         self.lengths, self.limit = lengths, limit
@@ -127,18 +127,19 @@ class Extractor:
         self.long_rows = long_rows
         self.cache = cache
         added = encoder.tokenize([""])[0].ids
-        if self.max_length <= len(added):
-            kind = "tokens of the prompt and special ones" if encoder.description.prompt else "special tokens"
-            mend = f"Pass {len(added) + 1} or more"
-            if len(added) >= encoder.description.longest:
-                mend = f"Shorten the prompt: {encoder.name} takes {encoder.description.longest} tokens"
-            what = f"{len(added)} {kind} leave no room for text"
-            raise InputError(f"--max-length {self.max_length}", what, mend)
+        check_room(encoder.description, self.max_length, len(added))
         missing = {name for name, token in (("cls", encoder.cls_id), ("sep", encoder.sep_id)) if token not in added}
         names = split_names(readouts) if isinstance(readouts, str) else readouts
         names = [names] if isinstance(names, Readout) else names
         self.readouts = parse_readouts(name for name in names if tuple(names) != DEFAULT or name not in missing)
-        self._check_readouts(missing)
+        check_readouts(
+            self.readouts,
+            self.layers,
+            last=self.last,
+            missing=missing,
+            has_norm=encoder.norm is not None,
+            model=encoder.name,
+        )
         self.readouts = [self._bind(readout) for readout in self.readouts]
         self.leaks = bool(encoder.adapter.leaks or encoder.checked.get("leaks"))
         self._reader = LayerReader(encoder, self.readouts, self.layers)
@@ -147,23 +148,6 @@ class Extractor:
     def _bind(self, readout: Readout) -> Readout:
         with guard_plugin(readout):
             return readout.bind(self.encoder)
-
-    def _check_readouts(self, missing: set[str]) -> None:
-        """Raise InputError for a readout of a `missing` token, norm or layer."""
-        encoder = self.encoder
-        refuse_missing(self.readouts, missing, encoder.name)
-        for readout in self.readouts:
-            if isinstance(readout, Normed) and encoder.norm is None:
-                what = f"'{readout.name}': no norm follows the last layer of {encoder.name}"
-                raise InputError("--readouts", what, f"Use {readout.of.name}")
-        for readout in filter(lambda readout: readout.last_layer_only, self.readouts):
-            needed = range(self.last - readout.depth + 1, self.last + 1)
-            if needed[0] < 0:
-                raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
-            if unread := ", ".join(str(layer) for layer in needed if layer not in self.layers):
-                what = f"'{readout.name}' is read at layer {self.last} only"
-                what += f", from layers {needed[0]} to {self.last}" if readout.depth > 1 else ""
-                raise InputError("--readouts", what, f"Add {unread} to --layers")
 
     def __call__(self, texts: Sequence[str]) -> States:
         """Encode every text once, except those whose vectors are cached.

@@ -209,13 +209,14 @@ def _read(readout: Readout, hidden: Tensor, batch: Batch, vectors: Tensor) -> No
 
 def _copy_batch(batch: Batch) -> Batch:
     """A batch of its own: the same texts, with tensors that nothing else reads."""
-    tensors = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    return replace(batch, **{name: tensors[name] for name in tensors.keys() & Batch.__dataclass_fields__.keys()})
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    copies: dict[str, Any] = {
+        name: tensors[name].clone() for name in tensors.keys() & Batch.__dataclass_fields__.keys()
+    }
+    return replace(batch, **copies)
 
 
-_plugins = (
-    threading.RLock()
-)  # what one thread changes in the process, `undo_changes` of another must not take for its own
+_plugins = threading.RLock()  # one thread at a time: what another one changes, `undo_changes` would take for the rule
 
 
 @contextmanager

@@ -469,13 +469,36 @@ def walk_readouts(readout: Readout) -> Iterator[Readout]:
         yield from walk_readouts(part)
 
 
-def refuse_missing(readouts: Iterable[Readout], missing: Collection[str], model: str) -> None:
-    """Raise InputError for a readout of a token that a model's tokenizer does not add. missing: "cls", "sep"."""
+def check_readouts(
+    readouts: Sequence[Readout],
+    layers: Sequence[int],
+    *,
+    last: int,
+    missing: Collection[str],
+    has_norm: bool,
+    model: str,
+) -> None:
+    """Raise InputError for a readout that cannot be read at these layers of a model.
+
+    last: its last layer. missing: those of "cls" and "sep" that its tokenizer does not add. has_norm: whether a norm
+    follows the last layer. model: its name.
+    """
     for readout in readouts:
         if names := [part.name for part in walk_readouts(readout) if part.name in missing]:
             others = ", ".join(other for other in DEFAULT if other not in missing)
             what = f"the tokenizer of {model} adds no {names[0]} token"
             raise InputError("--readouts", what, f"Choose among {others}")
+        if isinstance(readout, Normed) and not has_norm:
+            what = f"'{readout.name}': no norm follows the last layer of {model}"
+            raise InputError("--readouts", what, f"Use {readout.of.name}")
+    for readout in filter(lambda readout: readout.last_layer_only, readouts):
+        needed = range(last - readout.depth + 1, last + 1)
+        if needed[0] < 0:
+            raise InputError("--readouts", f"'{readout.name}' reads more layers than there are", "Name fewer")
+        if unread := ", ".join(str(layer) for layer in needed if layer not in layers):
+            what = f"'{readout.name}' is read at layer {last} only"
+            what += f", from layers {needed[0]} to {last}" if readout.depth > 1 else ""
+            raise InputError("--readouts", what, f"Add {unread} to --layers")
 
 
 def last_layer_only(name: str) -> bool:

@@ -52,9 +52,20 @@ class Places:
     @classmethod
     def gather(cls, rows: Iterable[tuple[Table, int]]) -> Self:
         """The places of rows of several tables: the table of each, and its number there."""
-        tables, numbers = zip(*rows, strict=True)
-        index = {table: n for n, table in enumerate(dict.fromkeys(tables))}
-        return cls([*index], np.array([index[table] for table in tables], np.int32), np.array(numbers, np.int64))
+        rows = list(rows)
+        tables = list(dict.fromkeys(table for table, _ in rows))
+        index = {table: n for n, table in enumerate(tables)}
+        table = np.array([index[table] for table, _ in rows], np.int32)
+        return cls(tables, table, np.array([number for _, number in rows], np.int64))
+
+    @classmethod
+    def join(cls, parts: Sequence[Places]) -> Self:
+        """The places of the rows of all parts, one after another."""
+        return cls.gather([part.pair(row) for part in parts for row in range(len(part))])
+
+    def pair(self, row: int) -> tuple[Table, int]:
+        """The table of a row, and its number there."""
+        return self.tables[self.table[row]], int(self.number[row])
 
     def __len__(self) -> int:
         return len(self.number)
@@ -65,7 +76,8 @@ class Places:
 
     def locate(self, row: int) -> str:
         """Where a row is, such as reviews.csv:3."""
-        return self.tables[self.table[row]].locate(int(self.number[row]))
+        table, number = self.pair(row)
+        return table.locate(number)
 
     def describe(self, rows: np.ndarray, limit: int = 10) -> str:
         """Some rows as a message lists them: "lines 3, 5" or, of several tables, "a.csv lines 3, 5; b.csv line 9"."""

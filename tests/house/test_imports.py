@@ -1,7 +1,7 @@
 """Imports run one way, and nothing heavy is loaded before it is needed.
 
-errors, files, hub, metric, notebook, plugins, randomness, registry -> tasks -> encoders -> extraction -> base -> the probes ->
-training, interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
+errors, files, hub, metric, notebook, plugins, randomness, registry -> tasks -> encoders -> extraction -> base -> the
+probes -> training, interventions -> decoders -> answers and what draws them -> reports -> analysis -> scripts
 """
 
 from __future__ import annotations

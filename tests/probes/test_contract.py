@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import numpy as np
@@ -160,6 +161,12 @@ class SeedsTheGlobalRandom(LogisticProbe):
 
         torch.manual_seed(0)
         torch.rand(1)
+        return super().fit_cells(X, y, **options)
+
+
+class ChangesTheProcess(LogisticProbe):
+    def fit_cells(self, X, y, **options):
+        os.environ["CLSPROBE_TRIED"] = "yes"
         return super().fit_cells(X, y, **options)
 
 
@@ -444,6 +451,7 @@ TWINS = {
     Unseeded: "differ: seed",
     GlobalRandom: "global random state",
     SeedsTheGlobalRandom: "global random state",
+    ChangesTheProcess: "the environment of the process",
     AltersInputs: "the probe raised .*read-only",
     AltersParameters: "constructor's parameters",
     AltersItsOwnParameters: "constructor's parameters",

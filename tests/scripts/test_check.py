@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import models
@@ -74,6 +75,14 @@ def test_a_model_without_cls_and_with_a_norm(folder, capsys):
     assert "mean+norm" in readouts
     assert not {"cls", "pooled"} & set(readouts)
     assert facts["sentence-transformers"] == "no (no modules.json)"
+
+
+def test_how_the_files_are_read_is_said(folder, tmp_path, capsys):
+    shutil.copytree(folder / "bert", tmp_path / "m")
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    code, facts, _ = check(capsys, tmp_path / "m")
+    assert code == 0
+    assert facts["to know"].startswith("adapter_config.json is left over")
 
 
 def test_quiet_is_one_line(folder, capsys):

@@ -128,22 +128,36 @@ JSONL = b"".join(
     json.dumps({"text": f"text {i} \u00e9", "label": label, "score": i / 2, "side": side, "group": i}).encode() + b"\n"
     for i, (label, side) in enumerate([("a", "train"), (1, "train"), (True, "dev"), (None, "test"), ("a", "test")])
 )
+ARRAYS = tuple(
+    start + b",\n ".join(JSONL.splitlines()) + end for start, end in ((b" [", b"]\n"), (b'{"data": [', b"]}"))
+)
+ARROW = {"text": ["a", "b"], "label": ["x", "y"]}
+CSV_ROWS = "text,label\na,x\nb,y\n"
+STATE = b'{"_data_files": [{"filename": "a.arrow"}], "_fingerprint": "x", "_split": null}'
+README = (
+    b"---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: s/a*.csv\n"
+    b"  - split: test\n    path: [s/b.csv]\n---\n# Films\n"
+)
+IN_READMES = (b"default", b"train", b"**/*", b"../*", b"configs:", b"- ", b"&a ", b"*a", b"---\n", b"[", b"{", b"3")
 _TYPES: dict[str, Any] = {
     "label": ["x", "y"] * 4, "numbers": [1.0, None, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "flags": [True, False] * 4,
     "bytes": [b"a", b"\xff"] * 4, "lists": [[1], []] * 4, "maps": [{"a": 1}, {"a": 2}] * 4, "nothing": [None] * 8,
 }  # fmt: skip
 
 
-def _parquets() -> Iterator[bytes]:
+def _parquets(kind: str = "parquet") -> Iterator[bytes]:
     words = ["red", "green", "blue", "grey", "black", "white", "brown", "pink"]
     for values in _TYPES.values():
-        yield content({"parquet": {"text": words, "label": values}})
-    for kind in ("large_string", "binary"):
-        yield content({"parquet": {"text": words, "label": words[::-1]}, "types": {"text": kind}})
+        yield content({kind: {"text": words, "label": values}})
+    for dtype in ("large_string", "binary"):
+        yield content({kind: {"text": words, "label": words[::-1]}, "types": {"text": dtype}})
     sides = ["train", "train", "dev", "dev", "test", "test", "train", "test"]
-    yield content(
-        {"parquet": {"text": words, "label": words, "score": [*range(8)], "side": sides, "group": [*range(8)]}}
-    )
+    yield content({kind: {"text": words, "label": words, "score": [*range(8)], "side": sides, "group": [*range(8)]}})
+
+
+def _packed() -> Iterator[bytes]:
+    for kind in ("gzip", "bz2", "xz", "zst"):
+        yield content({"of": {"of": {"bytes": CSV.decode("latin-1")}, "times": 9}, "pack": kind})
 
 
 TREE = (
@@ -206,6 +220,10 @@ def readers(folder: Path) -> dict[str, Reader]:
         saved = answer()
         run.mkdir(parents=True)
         saved.save(run / "a.json")
+        for name, data in (("saved/a.arrow", {"arrow": ARROW}), ("saved/dataset_info.json", "{}"),
+                           ("hub/s/a.csv", CSV_ROWS), ("hub/s/b.csv", CSV_ROWS)):  # fmt: skip
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content(data))
     config, tokenizer = _read_files("config.json")(model), _read_files("tokenizer.json")(model)
     done = json.dumps({"command": "run", "digest": "x", "settings": {"a": 1}, "finished": True}).encode()
     text = (TABLE, LENIENT, NUMBERS, SIDED)
@@ -213,7 +231,12 @@ def readers(folder: Path) -> dict[str, Reader]:
         "csv": Reader("d.csv", (CSV,), _load(*text), IN_TABLES),
         "tsv": Reader("d.tsv", (TSV,), _load(*text), IN_TABLES),
         "jsonl": Reader("d.jsonl", (JSONL,), _load(*text), IN_TABLES),
+        "json": Reader("d.json", ARRAYS, _load(*text), (*IN_TABLES, b"[", b"]", b"},", b'{"data": [')),
+        "packed": Reader("d.csv", tuple(_packed()), _load(*text)),
         "parquet": Reader("d.parquet", tuple(_parquets()), _load(TABLE, LENIENT, NUMBERS, SIDED)),
+        "arrow": Reader("d.arrow", tuple(_parquets("arrow")), _load(TABLE, LENIENT, NUMBERS, SIDED)),
+        "state.json": Reader("saved/state.json", (STATE,), lambda path: load(f"file:{path.parent}"), (b"a.arrow",)),
+        "README.md": Reader("hub/README.md", (README,), lambda path: load(f"file:{path.parent}"), IN_READMES),
         "conllu": Reader("d.conllu", (TREE, TREE * 2), _read_treebank, IN_TREES),
         "senteval": Reader("d.txt", (SENTEVAL,), _load(TABLE, LENIENT, source="senteval"), (b"tr", b"te", b"\t")),
         "yaml": Reader("run.yaml", (YAML,), lambda path: make_study(Run, {}, str(path)), IN_YAML),
@@ -333,9 +356,14 @@ def bench(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
-NAMES = ("csv", "tsv", "jsonl", "parquet", "conllu", "senteval", "yaml", "config.json", "tokenizer.json", "run.json",
-         "answers", "results")  # fmt: skip
-SLOWER = {"config.json": 2, "tokenizer.json": 30, "run.json": 3, "answers": 3, "results": 3}  # than a table, so often
+NAMES = (
+    "csv", "tsv", "jsonl", "json", "packed", "parquet", "arrow", "state.json", "README.md", "conllu", "senteval",
+    "yaml", "config.json", "tokenizer.json", "run.json", "answers", "results",
+)  # fmt: skip
+SLOWER = {
+    "json": 5, "packed": 5, "arrow": 5, "state.json": 5, "README.md": 5,
+    "config.json": 2, "tokenizer.json": 30, "run.json": 3, "answers": 3, "results": 3,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

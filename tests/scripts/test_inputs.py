@@ -173,7 +173,7 @@ def test_an_odd_input_that_is_good_is_taken_as_it_is(row, desk, model, monkeypat
         assert [y for t, y in zip(task.texts, task.y.tolist(), strict=True) if t == text] == [label]
     assert len(task.texts) == expected["texts"]
     assert task.texts[0] == expected.get("first", task.texts[0])
-    assert loaded.rows == expected["texts"] + sum(loaded.left_out.values())
+    assert loaded.rows == expected["texts"] + sum(loaded.left_out.values()) + sum(task.left_out.values())
     assert loaded.left_out == expected.get("left out", {})
     assert len(loaded.notes) == len(expected.get("notes", ()))
     for note, pattern in zip(loaded.notes, expected.get("notes", ()), strict=True):

@@ -11,9 +11,7 @@ Report = namedtuple("Report", ["missing_keys", "unexpected_keys"])
 
 
 class LoraConfig:
-    def __init__(
-        self, *, target_modules: list[str], inference_mode: bool, r: int = 8, lora_alpha: float = 8, **others: Any
-    ):
+    def __init__(self, *, target_modules: list[str], r: int, lora_alpha: float, **others: Any):
         self.target_modules, self.r, self.lora_alpha, self.others = target_modules, r, lora_alpha, others
 
 

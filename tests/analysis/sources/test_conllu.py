@@ -656,7 +656,7 @@ BROKEN = {
     "empty node astray": (inserted("2", "7.1"), "d.conllu:3: id '7.1' cannot follow word 1."),
     "latin-1": (GOOD.replace(b"Fuchs\tFuchs", b"Fu\xdfs\tFuchs"), "d.conllu:8: not UTF-8 (byte 0xDF)."),
     "UTF-16": (GOOD.decode().encode("utf-16"), "d.conllu: starts with a UTF-16 byte-order mark. Convert it to UTF-8."),
-    "gz cut": (gzip.compress(GOOD * 9)[:-30], "the gzip file ends before its content does"),
+    "gz cut": (gzip.compress(GOOD * 9)[:-30], "d.conllu: the gzip file ends before its content does. Was the"),
     "gz damaged": (gzip.compress(GOOD)[:40] + b"xxxxxxxx" + gzip.compress(GOOD)[48:], ": damaged gzip file ("),
     "gz of nothing": (gzip.compress(b""), "d.conllu: file is empty"),
     "zip": (b"PK\x03\x04....", "d.conllu: is a zip archive, whatever its name. Unpack it with unzip."),

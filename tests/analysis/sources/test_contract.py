@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +149,11 @@ def draws_globally(rest, options):
     return changed(texts=[TEXTS[i] for i in rows])(rest, options)
 
 
+def moves(rest, options):
+    os.chdir("/")
+    return source(rest, options)
+
+
 def prints(rest, options):
     print("reading the films")
     return source(rest, options)
@@ -215,6 +221,7 @@ TWINS = {
     "an empty note": (changed(notes=("",)), "a note is ''"),
     "unseeded": (unseeded, "read differently a second time: sort .*default_rng"),
     "draws globally": (draws_globally, "global random state of numpy.random is moved"),
+    "moves": (moves, "the working directory of the process is changed"),
     "prints": (prints, "prints 'reading the films.*Loaded.notes"),
     "warns on stderr": (warns_on_stderr, "prints 'reading the films"),
     "imports torch": (imports_torch, "imports torch, which takes seconds"),

@@ -86,6 +86,13 @@ def test_a_hub_layout_reads_like_the_library():
     assert set(task.y) == {"bad", "good"}
 
 
+def test_parts_are_in_the_order_of_their_numbers():
+    for n in range(12):
+        write(f"d/train-{n}-of-12.csv", f"text {n},{'xy'[n % 2]}")
+    write("d/test.csv", "other,x")
+    assert list(read().tasks[0].texts) == [*(f"text {n}" for n in range(12)), "other"]
+
+
 def test_hidden_labels_of_a_test_side_are_left_out_with_a_flag():
     for side, data in (("train", make(0, 10)), ("validation", make(10, 15))):
         Path("d").mkdir(exist_ok=True)

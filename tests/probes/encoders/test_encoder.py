@@ -503,6 +503,7 @@ def test_what_a_pickle_would_run_is_not_run_by_what_the_error_says(folder, monke
 def test_a_pickle_beside_the_weights_is_never_opened(folder):
     for name in ("pytorch_model.bin", "training_args.bin"):
         (folder / name).write_bytes(b"\x80\x04cos\nsystem\n")
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
     load_encoder(str(folder))
 
 

@@ -16,6 +16,9 @@ from commands import call
 from hostile_models import CASES, make
 
 from clsprobe.probes.encoders.describing import describe
+from clsprobe.probes.encoders.loading import load_encoder
+from clsprobe.probes.encoders.preview import TokenizerPreview
+from clsprobe.probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = [pytest.param(case, id=f"{part}: {name}") for part, cases in CASES.items() for name, case in cases.items()]
@@ -86,3 +89,15 @@ def test_a_hostile_model_ends_with_its_line(case: dict[str, Any], desk, model, c
     if "then" in case:
         folder = make({"empty": True} | case["then"], desk, model)
         assert check(folder, capfd)[0] == 0
+
+
+def test_a_text_that_a_tokenizer_cannot_read(model, tmp_path, capfd):
+    """A regular expression that is slow on few texts: tokenizers gives up with an error that is no Exception."""
+    slow = {"type": "Split", "pattern": {"Regex": "((x+)+)+y"}, "behavior": "Isolated", "invert": False}
+    folder = make({"files": {"m/tokenizer.json": {"config": {"pre_tokenizer": slow}}}}, tmp_path, model)
+    encoder, preview = load_encoder(str(tmp_path / folder)), TokenizerPreview.of(describe(str(tmp_path / folder)))
+    for read in (encoder.tokenize, lambda texts: preview.lengths(texts, 0)):
+        assert len(read(["a cat"])) == 1
+        with time_limit(), pytest.raises(InputError, match=r"m: its tokenizer cannot read a text \(Onig: Regex search"):
+            read(["a cat", "x" * 60])
+    capfd.readouterr()  # the library says so too

@@ -16,7 +16,6 @@ from clsprobe.probes.encoders.loading import load_encoder
 from clsprobe.probes.encoders.preview import TokenizerPreview
 from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction.extractor import Extractor
-from clsprobe.probes.extraction.readouts import parse_readouts, refuse_missing
 from clsprobe.probes.tasks.texts import pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,24 +61,6 @@ def test_a_prompt_counts(tmp_path):
     assert preview_of(folder).lengths([short], 40)[0] == 37
     prompted = preview_of(folder, prompt="the big red dog: ")  # five tokens
     assert prompted.lengths([short], 40)[0] == 37 + 5
-
-
-def test_a_model_without_tokenizer_json_has_none(tmp_path):
-    assert TokenizerPreview.of(describe(str(models.save("canine", tmp_path / "c", layers=1)))) is None
-
-
-def test_a_missing_cls_is_refused_alike(tmp_path):
-    folder = models.save("gpt2", tmp_path / "gpt2", layers=1)
-    messages = []
-    for refuse in (
-        lambda: refuse_missing(parse_readouts(["cls"]), preview_of(folder).missing, str(folder)),
-        lambda: Extractor(load_encoder(str(folder)), ["cls"]),
-    ):
-        with pytest.raises(InputError) as caught:
-            refuse()
-        messages.append(str(caught.value))
-    assert messages[0] == messages[1]
-    assert messages[0].startswith(f"--readouts: the tokenizer of {folder} adds no cls token. Choose among token[1]")
 
 
 @pytest.mark.parametrize("vocabulary", [True, False], ids=["of the vocabulary", "added"])

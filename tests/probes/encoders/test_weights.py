@@ -104,8 +104,14 @@ def test_a_prefix_that_not_every_name_has_is_no_wrapper(folder):
 # -------------------------------------------------------------------------------------------------------------- kernels
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("kernel", ["flash_attention_2", "kernels-community/flash-attn", {"": "flash_attention_3"}])
+@pytest.mark.parametrize(
+    ("key", "kernel"),
+    [
+        ("attn_implementation", "flash_attention_2"),
+        ("_attn_implementation", "kernels-community/flash-attn"),
+        ("attn_implementation", {"": "flash_attention_3"}),
+    ],
+)
 def test_a_kernel_of_another_machine_is_replaced_by_that_of_torch(folder, vectors, key, kernel):
     config = json.loads((folder / "config.json").read_text()) | {key: kernel}
     (folder / "config.json").write_text(json.dumps(config))

@@ -134,6 +134,12 @@ class GlobalRandom(Squares):
         return super().read(hidden, batch) + 0 * torch.rand(())
 
 
+class ChangesTheProcess(Squares):
+    def read(self, hidden, batch):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().read(hidden, batch)
+
+
 class KeepsTheLastBatch(Squares):
     last = 0.0
 
@@ -305,6 +311,7 @@ TWINS = {
     StandardisedOverTheBatch: "other texts of a batch move a vector.*take nothing from other rows",
     RowNumber: "of a batch move a vector|order of the batch",
     Unseeded: "same batch twice gives two results: draw from batch.seeds",
+    ChangesTheProcess: "the torch settings of the process",
     GlobalRandom: "global random state of torch is moved",
     KeepsTheLastBatch: "same batch twice gives two results.*keep nothing between two calls",
     AlwaysPresent: r"`present` holds NaN or inf: let `present\(batch\)` be False",

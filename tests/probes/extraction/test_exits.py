@@ -441,7 +441,7 @@ def test_an_extractor_leaves_nothing_behind(watched):
             with pytest.raises(type(error)), act_in_block(watched.encoder, raise_error(error), run_number):
                 extract(watched.texts)
             watched.assert_same_state()
-        with pytest.raises(InputError if isinstance(error, Exception) else type(error)):
+        with pytest.raises(InputError):  # a readout of somebody else is at fault, whatever it raises
             Extractor(watched.encoder, ["mean", Failing(error)])(watched.texts)
         watched.assert_same_state()
     full = torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
