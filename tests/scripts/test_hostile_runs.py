@@ -135,6 +135,8 @@ def test_a_hostile_folder_ends_with_its_line(
             before.pop(made, None)
             after.pop(made, None)
         assert after == before
+    if "--overwrite" in output.err:  # what the line advises gets past it
+        assert call(*RUN, "--overwrite", "--dry-run") == 0
 
 
 # ---------------------------------------------------------------------------------------- what no folder can set up
