@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,14 +78,22 @@ def bag_of_words(texts: Sequence[str], y: np.ndarray, train: np.ndarray, dev: np
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the row is flagged instead
             fitted = LogisticRegression(C=strength, max_iter=1000).fit(X[train], y[train])
-        nats = -fitted.predict_log_proba(X[dev])[np.arange(len(dev)), np.searchsorted(fitted.classes_, y[dev])]
+        nats = -_log_proba(fitted, X[dev])[np.arange(len(dev)), np.searchsorted(fitted.classes_, y[dev])]
         if nats.mean() >= fewest:
             break  # as the path of the linear probe ends (solver.py): weaker penalties take longest
         best, fewest = fitted, nats.mean()
     assert best is not None
     bits = np.full((1, 1, len(texts), y.max() + 1), -np.inf)
-    bits[0, 0][:, best.classes_] = best.predict_log_proba(X) / np.log(2)
+    bits[0, 0][:, best.classes_] = _log_proba(best, X) / np.log(2)
     return Predictions(bits.argmax(-1), bits, np.array([[best.n_iter_.max() < best.max_iter]]), {})
+
+
+def _log_proba(fitted: Any, X: Any) -> np.ndarray:
+    """(text, class) nats. `predict_log_proba` takes the logarithm of a probability, which of a sure text is 0."""
+    from scipy.special import log_expit, log_softmax
+
+    logits = fitted.decision_function(X)
+    return np.stack([log_expit(-logits), log_expit(logits)], 1) if logits.ndim == 1 else log_softmax(logits, 1)
 
 
 def predict_from_features(X: np.ndarray, y: np.ndarray, train: np.ndarray, dev: np.ndarray) -> Predictions:

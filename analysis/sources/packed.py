@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from clsprobe.probes.errors import InputError
 
 FREE_CONTENT = 64 << 20  # bytes that any file may hold, however small it is
+LINE = 128  # bytes that a line counts beside its own: what takes time is the number of rows
 HIGHEST_RATIO = 200  # of content to file beyond that; texts reach 3 to 20, and logs that repeat themselves 100
 
 
@@ -53,7 +54,7 @@ class _Content(io.RawIOBase):
 
     def _rewind(self) -> None:
         self._file.seek(0)
-        self._stream, self._position = self._start(self._file), 0
+        self._stream, self._position, self._lines = self._start(self._file), 0, 0
 
     def readable(self) -> bool:
         return True
@@ -85,8 +86,9 @@ class _Content(io.RawIOBase):
                 what, mend = f"damaged {self._kind} file ({reason})", "Download or pack it again"
             raise InputError(self._name, what, mend) from None
         self._position += len(content)
+        self._lines += content.count(b"\n")
         mend = f"unpack it with {self._program} and give that file"
-        check_content_size(self._name, self._position, self._packed_size, mend)
+        check_content_size(self._name, self._position + LINE * self._lines, self._packed_size, mend)
         buffer[: len(content)] = content
         return len(content)
 
