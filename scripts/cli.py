@@ -29,7 +29,7 @@ from clsprobe.check import check
 from clsprobe.commands import Commands
 from clsprobe.execution import execute
 from clsprobe.finished import export, report
-from clsprobe.limits import describe_shortage
+from clsprobe.limits import describe_shortage, return_freed_memory
 from clsprobe.listing import list_choices
 from clsprobe.probes import plugins
 from clsprobe.probes.errors import InputError, did_you_mean
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGINT, interrupt.handle)
         if arguments is None:
             plugins.ends_process = True
+            return_freed_memory()
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
         logging.basicConfig(handlers=[handler])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 from clsprobe.probes.errors import InputError
 
 if sys.platform != "win32":
     import resource  # now: it cannot be loaded where memory is short
 
+LARGE = 4 << 20
 LEAST = 2 << 30  # bytes of address space, which the libraries of a run take before it reads anything
 
 
@@ -23,6 +26,17 @@ def check_memory_limit() -> None:
     if limit is not None and limit < LEAST:
         what = f"this process may take {limit >> 20:,} MB (ulimit -v), and needs {LEAST >> 20:,} MB or more"
         raise InputError("memory", what, "Raise the limit: ulimit -v unlimited")
+
+
+def return_freed_memory() -> None:
+    """Let the C library give freed arrays back to the system, from `LARGE` bytes on.
+
+    glibc keeps what is freed below a threshold that grows to 32 MB by itself: a run would hold several times what it
+    uses.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(-3, LARGE)  # M_MMAP_THRESHOLD
 
 
 def describe_shortage(error: BaseException) -> InputError | None:

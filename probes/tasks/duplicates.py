@@ -15,6 +15,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +26,7 @@ GRAM = 5  # characters
 ALIKE = 0.8  # least Jaccard similarity of near copies
 BANDS, ROWS = 20, 5  # of the signature; similar texts agree in all rows of some band
 WINDOW = 8  # neighbours compared within a bucket: a template of n texts takes O(n) comparisons, not n squared
-CHUNK = 1 << 20  # characters hashed at once
+CHUNK = 1 << 17  # characters hashed at once: eight bytes of each, several times over
 
 
 def normalise(text: str) -> str:
@@ -68,9 +69,10 @@ def group_near_copies(texts: Sequence[str]) -> np.ndarray:
 
     20,000 sentences take less than a second, 20,000 that differ only in a number a few seconds.
     """
-    distinct: dict[str, int] = {}
-    codes = np.array([distinct.setdefault(normalise(text), len(distinct)) for text in texts], np.int64)
-    normalised = list(distinct)
+    first_rows, code = np.unique(hash_texts(texts, 0), return_index=True, return_inverse=True)[1:]
+    order = np.argsort(first_rows)  # the distinct texts as they first occur
+    codes = np.argsort(order)[code]
+    normalised = _Normalised(texts, first_rows[order])
     if len(normalised) < 2:
         return codes
     parents = list(range(len(normalised)))
@@ -85,6 +87,22 @@ def group_near_copies(texts: Sequence[str]) -> np.ndarray:
         if low != high and jaccard(normalised[first], normalised[second]) >= ALIKE:
             parents[high] = low
     return np.array([find_root(row) for row in range(len(parents))], np.int64)[codes]
+
+
+class _Normalised(Sequence[str]):
+    """Some rows of texts, normalised when they are read: copies of all of them would take more than the texts."""
+
+    def __init__(self, texts: Sequence[str], rows: np.ndarray) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = self._rows[index]
+        if isinstance(index, slice):
+            return [normalise(self._texts[row]) for row in rows.tolist()]
+        return normalise(self._texts[int(rows)])
 
 
 def jaccard(first: str, second: str) -> float:
@@ -108,8 +126,9 @@ def _candidate_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             if not same.any():
                 break
             pairs.append(np.stack([order[:-step][same], order[step:][same]], 1))
-    if pairs:
-        yield from map(tuple, np.unique(np.concatenate(pairs), axis=0).tolist())
+    different = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
+    for start in range(0, len(different), 4096):  # as Python's numbers a few at a time: they take ten times the memory
+        yield from map(tuple, different[start : start + 4096].tolist())
 
 
 def _split_chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from clsprobe.probes.errors import format_rows
+from clsprobe.probes.errors import escape_surrogates, format_rows
 
 
 class Table:
@@ -22,7 +22,7 @@ class Table:
     """
 
     def __init__(self, name: str, unit: str = "line", form: str = "{name}:{number}") -> None:
-        self.name, self.unit, self._form = name, unit, form
+        self.name, self.unit, self._form = escape_surrogates(name), unit, form
 
     def locate(self, number: int) -> str:
         """Where a line or row is, such as reviews.csv:3."""

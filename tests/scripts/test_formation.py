@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -461,4 +462,4 @@ def test_a_small_run_goes_on_where_it_was_stopped_and_finds_what_was_planted(tmp
 
 
 def _interrupted(*_):
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)

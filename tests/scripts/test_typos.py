@@ -125,7 +125,7 @@ def test_a_guesser_that_knows_no_swaps_would_be_seen(tmp_path, monkeypatch) -> N
     def careless(name: str, known: object) -> str | None:
         return next((candidate for candidate in known if len(candidate) == len(name)), None)  # type: ignore[attr-defined]
 
-    for module in ("clsprobe.probes.errors", "clsprobe.analysis.sources.tables", "clsprobe.cli", "clsprobe.config"):
+    for module in ("clsprobe.probes.errors", "clsprobe.analysis.sources.opening", "clsprobe.cli", "clsprobe.config"):
         monkeypatch.setattr(import_module(module), "did_you_mean", careless)
     counts = shares(tmp_path)
     assert sum(right for right, _ in counts.values()) < SHARE * sum(tried for _, tried in counts.values())
