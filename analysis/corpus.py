@@ -69,7 +69,7 @@ class Corpus:
         for task in self.tasks:
             of_task = np.array([length_of[text] for text in task.texts])
             if (of_task > limit).any():
-                return refuse_long(task.located, of_task, limit)
+                return refuse_long(task, of_task, limit)
         raise ValueError("no text is too long")
 
 
@@ -123,7 +123,7 @@ def _refuse_reading(settings: TextSettings) -> None:
     """Raise InputError for a setting that says how a file or data set is read, where all tasks are in memory."""
     for name in SourceOptions.__dataclass_fields__:
         info = type(settings).model_fields.get(name)
-        if info is not None and name != "vectors" and getattr(settings, name) != info.default:
+        if info is not None and name not in ("vectors", "min_class") and getattr(settings, name) != info.default:
             what = "says how a source is read, and the task is in memory"
             mend = "Leave it out; Task.from_lists, from_frame and from_dataset have such arguments"
             raise InputError(name, what, mend)
@@ -146,7 +146,7 @@ def read_corpus(
     if not settings.label_column:
         raise InputError("--label-column", "no column named", "Name one")
     corpus = Corpus([], {}, [], {})
-    in_memory = {task.name for task in settings.task if isinstance(task, Task)}  # what they lack was read with them
+    in_memory = {task.name for task in settings.task if isinstance(task, Task)}
     for spec, loaded in load_specs(settings):
         if vectors and spec in settings.task:  # a task in memory says itself which rows are its own
             check_count(vectors, spec, loaded.rows)
@@ -155,14 +155,17 @@ def read_corpus(
         corpus.notes.extend(loaded.notes)
         corpus.contents[spec] = loaded.digest
         for task in loaded.tasks:
-            selected, excluded = task, {} if task.name in in_memory else dict(task.excluded)
+            selected, excluded = task, dict(task.excluded)
+            if task.name in in_memory:  # what it lacks was left out when it was made
+                selected, excluded = _drop_rare(task, settings.min_class)
             corpus.notes.extend(f"{short(task.name)}: {len(n):,} left out, {why}." for why, n in excluded.items())
             if settings.max_texts and len(selected.texts) > settings.max_texts:
                 rows = sample_rows(selected, settings.max_texts, seed=seed)
                 excluded[BEYOND] = selected.located.take(np.setdiff1d(np.arange(len(selected.texts)), rows))
-                selected = selected.take(rows)
+                selected, rare = _drop_rare(selected.take(rows), settings.min_class)
+                excluded |= {f"{reason} of the sample": places for reason, places in rare.items()}
             corpus.tasks.append(selected)
-            corpus.unread[task.name], corpus.excluded[task.name] = loaded.excluded, excluded
+            corpus.unread[task.name], corpus.excluded[task.name] = loaded.excluded.get(task.name, {}), excluded
     if not corpus.tasks:
         raise InputError("--task", "no task is named", "Name one, such as grammar:tense or file:reviews.csv")
     names = [task.name for task in corpus.tasks]
@@ -185,13 +188,21 @@ def read_encoder(settings: EncoderSettings) -> tuple[Description, list[int]]:
     return description, parse_layers(settings.layers, description)
 
 
-def refuse_long(places: Places, lengths: np.ndarray, limit: int) -> InputError:
-    """The error for texts that have more tokens than a model takes, `limit`. places, lengths: (text,)."""
+def _drop_rare(task: Task, least: int | None) -> tuple[Task, dict[str, Places]]:
+    """The task without rare classes (`Task.without_rare`), and what is left out now, by reason."""
+    rest = replace(task, left_out={}, excluded={})
+    rest = rest.without_rare(least) if least else rest
+    return rest, dict(rest.excluded)
+
+
+def refuse_long(task: Task, lengths: np.ndarray, limit: int) -> InputError:
+    """The error for texts of a task that have more tokens than a model takes, `limit`. lengths: (text,)."""
     longest = int(lengths.argmax())
     others = np.setdiff1d(np.flatnonzero(lengths > limit), [longest])
+    places, drop = task.located, repr("drop") if task.name.startswith(IN_MEMORY) else "drop"
     more = f" (likewise {places.describe(others, 5)})" if len(others) else ""
     what = f"the text has {lengths[longest]:,} tokens, and {limit:,} is the limit{more}"
-    return InputError(places.locate(longest), what, "Pass --long-rows truncate or drop")
+    return InputError(places.locate(longest), what, f"Pass {task.write_option('long_rows', 'truncate')} or {drop}")
 
 
 def read_inputs(settings: Any, *, seed: int, comparable: Callable[[Sequence[str]], bool] = bool) -> Inputs:

@@ -35,9 +35,13 @@ def probe(
     from clsprobe.probes.tasks.task import Task
     from clsprobe.run import Run
 
+    if "no_maps" in settings:
+        raise InputError("no_maps", "is a flag of the command", "Pass maps=True to draw the maps, or leave it out")
     if "task" in settings:
         mend = "Leave it out, or call cp.studies.Run(task=...).run()"
         raise InputError("task", "is made of texts and labels here", mend)
     rules = {rule: settings.pop(rule) for rule in RowRules.__annotations__ if rule in settings}
     task = Task.from_lists(texts, labels, split=split, groups=groups, name=name, **rules)
+    if least := rules.get("min_class"):
+        settings["min_class"] = least  # also among those that max_texts leaves
     return Run(task=task, model=model, no_maps=not maps, **settings).run()

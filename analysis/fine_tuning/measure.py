@@ -230,7 +230,7 @@ def prepare_task(
     used, reason = sides.side != "", sides.reason.copy()
     too_long = tokenized.full_lengths > max_length
     if settings.long_rows == "error" and (used & too_long).any():
-        raise refuse_long(task.located, np.where(used, tokenized.full_lengths, 0), max_length)
+        raise refuse_long(task, np.where(used, tokenized.full_lengths, 0), max_length)
     if settings.long_rows == "drop":
         reason[used & too_long] = "too long"
         used &= ~too_long

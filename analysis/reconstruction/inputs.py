@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
     words: dict[str, Sequence[tuple[str, str]]] = {}
     contents: dict[str, str] = {}
     place_of: dict[str, tuple[Table, int]] = {}
-    unread: dict[str, Places] = {}
+    excluded: list[Mapping[str, Mapping[str, Places]]] = []
     for spec, loaded in load_specs(settings, text_column=settings.text_column or "text", label_column=()):
         # All sentences of a treebank: its tasks leave out some, and add corrupted ones.
         sentences = list(loaded.words) or [text for task in loaded.tasks for text in task.texts]
@@ -92,17 +92,16 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         words |= loaded.words
         texts |= dict.fromkeys(text for text in sentences if text.strip())
         place_of = _find_places(spec, loaded) | place_of
-        for reason, places in loaded.excluded.items():
-            unread[reason] = Places.join([*([unread[reason]] if reason in unread else []), places])
+        excluded.append(loaded.excluded)
     if any(PAIRED in text for text in texts):
         raise InputError("--text-column", "names pairs, and one text is written at a time", "Name one column")
-    kept_texts = list(texts)
+    kept_texts, beyond = list(texts), []
     if settings.max_texts is not None and len(kept_texts) > settings.max_texts:
         kept_texts = Random(settings.seed).sample(kept_texts, settings.max_texts)
         rest = dict.fromkeys(texts)
         for text in kept_texts:
             del rest[text]
-        unread[BEYOND] = Places.gather([place_of[text] for text in rest])
+        beyond = [place_of[text] for text in rest]
     check_enough(kept_texts, {})
     stored = None
     if vectors:
@@ -110,10 +109,29 @@ def read_reconstruction(settings: Any) -> ReconstructionInputs:
         states = vectors.states(layers, readouts, vectors.check(row_indices, layers, readouts))
         stored = StoredVectors(states, row_indices, vectors)
         contents[str(settings.vectors)] = vectors.digest
+    unread = _find_unread(excluded, set(place_of.values()))
+    if beyond:
+        unread[BEYOND] = Places.gather(beyond)
     places = Places.gather([place_of[text] for text in kept_texts])
     return ReconstructionInputs(
         kept_texts, rows, description, layers, readouts, words, contents, stored, places, unread
     )
+
+
+def _find_unread(
+    excluded: Sequence[Mapping[str, Mapping[str, Places]]], read: Set[tuple[Table, int]]
+) -> dict[str, Places]:
+    """Reason -> rows that were left out of every task: their sentences may be read although a property leaves them out.
+
+    excluded: task -> reason -> places, of every source. read: the places of all texts.
+    """
+    unread: dict[tuple[Table, int], str] = {}
+    for by_task in excluded:
+        for by_reason in by_task.values():
+            for reason, places in by_reason.items():
+                unread |= {place: reason for place in places.pairs() if place not in read}
+    reasons = dict.fromkeys(unread.values())
+    return {reason: Places.gather([place for place, why in unread.items() if why == reason]) for reason in reasons}
 
 
 def _find_places(spec: str, loaded: Loaded) -> dict[str, tuple[Table, int]]:

@@ -81,7 +81,8 @@ class Loaded:
     the task itself leaves out. Tasks with texts of their own count the rows that were read for each of them.
 
     words: sentence -> its words and their parts of speech (Universal Dependencies), in the order of the text, where the
-    source knows them. excluded: reason -> places of rows that were left out, where the source knows them.
+    source knows them. excluded: task -> reason -> places of the rows that were left out of it, where the source knows
+    them.
     """
 
     tasks: list[Task]
@@ -89,13 +90,13 @@ class Loaded:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     words: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
-    excluded: Mapping[str, Places] = field(default_factory=dict)
+    excluded: Mapping[str, Mapping[str, Places]] = field(default_factory=dict)
 
     @classmethod
     def of_task(cls, task: Task) -> Loaded:
         """A task that was made in memory, with the rows that were left out of it and the notes on them."""
         rows = len(task.texts) + sum(task.left_out.values())
-        return cls([task], rows, dict(task.left_out), list(task.notes), excluded=task.excluded)
+        return cls([task], rows, dict(task.left_out), list(task.notes), excluded={task.name: task.excluded})
 
     def without_rare(self, least: int | None) -> Loaded:
         """The same, every task `Task.without_rare`; None for all classes."""

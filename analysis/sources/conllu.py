@@ -63,9 +63,9 @@ def load(rest: str, options: SourceOptions) -> Loaded:
             raise InputError(table.locate(line), _describe_missing([name], missing, bank), mend)
         task, excluded = _make_task(name, stem, bank)
         left_out, notes = _count(excluded), notes + _split_notes([task], bank)
-        return Loaded([task], bank.rows, left_out, notes, words=bank.words, excluded=excluded)
+        return Loaded([task], bank.rows, left_out, notes, words=bank.words, excluded={task.name: excluded})
     tasks: list[Task] = []
-    unsupported, left_out = list[str](), {}
+    unsupported, left_out, excluded_by_task = list[str](), {}, {}
     lacking = defaultdict[str, list[str]](list)  # column -> the properties that need it and have no sentence
     for key, prop in PROPERTIES.items():
         if missing := prop.find_missing(bank):
@@ -77,12 +77,14 @@ def load(rest: str, options: SourceOptions) -> Loaded:
             unsupported.append(error.what)
             continue
         tasks.append(task)
+        excluded_by_task[task.name] = excluded
         left_out |= {f"{key}: {reason}": rows for reason, rows in _count(excluded).items()}
     unsupported += [_describe_missing(keys, column, bank) for column, keys in lacking.items()]
     if not tasks:
         raise InputError(stem, f"no property can be built; {unsupported[0]}", "Give a larger treebank")
     notes += _split_notes(tasks, bank) + unsupported
-    return Loaded(tasks, len(tasks) * bank.rows, left_out, notes, words=bank.words)
+    rows = len(tasks) * bank.rows
+    return Loaded(tasks, rows, left_out, notes, words=bank.words, excluded=excluded_by_task)
 
 
 def _count(excluded: Mapping[str, Places]) -> dict[str, int]:

@@ -57,7 +57,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         )
         for column, (y, kind) in labels.items()
     ]
-    return Loaded(tasks, rows.rows, rows.left_out, rows.notes, excluded=rows.excluded)
+    return Loaded(tasks, rows.rows, rows.left_out, rows.notes, excluded={task.name: rows.excluded for task in tasks})
 
 
 def _unite_notes(notes: Iterable[str], names: Sequence[str]) -> list[str]:

@@ -125,7 +125,7 @@ def _make_tasks(dataset: _DatasetName, rows: _Rows, options: SourceOptions, note
         zeros = np.zeros(len(task_texts))
         tasks.append(Task(f"hf:{stem}:texts", task_texts, zeros, "number", split, groups, places=places))
     counts = {reason: len(rows_of_reason) for reason, rows_of_reason in excluded.items()}
-    return Loaded(tasks, len(side_of_row), counts, notes, excluded=excluded)
+    return Loaded(tasks, len(side_of_row), counts, notes, excluded={task.name: excluded for task in tasks})
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def load(rest: str, options: SourceOptions) -> Loaded:
         places=Places.of(findings, np.frombuffer(numbers, "q")),
     )
     excluded = {"empty text": Places.of(findings, np.frombuffer(empty, "q"))} if empty else {}
-    return Loaded([task], n_rows, {"empty text": len(empty)} if empty else {}, notes, excluded=excluded)
+    return Loaded([task], n_rows, {"empty text": len(empty)} if empty else {}, notes, excluded={task.name: excluded})
 
 
 _HEADER = "A SentEval file has no header: part, label and sentence, separated by tabs"

@@ -124,7 +124,11 @@ def split_task(
 
 def _describe_reasons(reason: np.ndarray) -> str:
     listed = "; ".join(f"{n:,} {why}" for why, n in count_reasons(reason).items())
-    return f"Left out: {listed}. Name other readouts" if listed else "Give more texts"
+    if any(why.startswith("too short for") for why in reason):
+        mend = "Name other readouts"
+    else:
+        mend = "Pass --long-rows truncate" if "too long" in reason else "Give other texts"
+    return f"Left out: {listed}. {mend}" if listed else mend
 
 
 def sweep(

@@ -158,6 +158,9 @@ def _check_rules(rules: RowRules) -> dict[str, Any]:
         raise unknown("Task", "argument", unknown_names[0], known)
     if (target := fields.get("target")) not in (None, "class", "number"):
         raise unknown("target", "kind of labels", str(target), ("class", "number"))
+    least = fields.get("min_class")
+    if least is not None and (isinstance(least, bool) or not isinstance(least, int) or least < 1):
+        raise InputError("min_class", f"{least!r} is no number of rows", "Pass a whole number from 1, or None")
     names = fields.get("missing_labels", ())
     names = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
     cells = [_write_value(plain) for value in names if (plain := _plain(value)) is not None]

@@ -58,14 +58,13 @@ class Places:
         table = np.array([index[table] for table, _ in rows], np.int32)
         return cls(tables, table, np.array([number for _, number in rows], np.int64))
 
-    @classmethod
-    def join(cls, parts: Sequence[Places]) -> Self:
-        """The places of the rows of all parts, one after another."""
-        return cls.gather([part.pair(row) for part in parts for row in range(len(part))])
-
     def pair(self, row: int) -> tuple[Table, int]:
         """The table of a row, and its number there."""
         return self.tables[self.table[row]], int(self.number[row])
+
+    def pairs(self) -> list[tuple[Table, int]]:
+        """(row,) the table of each row, and its number there."""
+        return [self.pair(row) for row in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.number)

@@ -46,7 +46,7 @@ class Split:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Reason -> number of rows, in the order in which the reasons were found."""
+        """Reason -> number of rows."""
         return count_reasons(self.reason)
 
 
@@ -378,9 +378,9 @@ def _check_labels(task: Task, side: np.ndarray) -> list[str]:
             label = task.y[unknown[0]]
             rows = task.located.describe(unknown[task.y[unknown] == label])
             what = f"label '{label}' stands in {name} ({rows}) but not in train"
-            mend = (
-                f"Pass {task.write_option('min_class', 1)} to leave such rows out, or give train rows with this label"
-            )
+            of_train = np.ones(len(task.y), bool) if task.split is None else task.split == "train"
+            fewest = max(int((of_train & (task.y == other)).sum()) for other in np.unique(task.y[unknown])) + 1
+            mend = f"Pass {task.write_option('min_class', fewest)} to leave such rows out, or give train rows with it"
             raise InputError(task.name, what, mend)
         missing = train[~np.isin(train, task.y[side == name])]
         if len(missing):

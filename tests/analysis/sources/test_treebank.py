@@ -278,7 +278,12 @@ def test_every_row_has_its_line(tmp_path: Path) -> None:
         number, word, *_ = lines[int(line) - 1].split("\t")
         assert (number, word) == ("1", text.split()[0])
         assert lines[int(line) + 3].split("\t")[1] == text.split()[4]
-    assert sum(map(len, loaded.excluded.values())) + len(task.texts) == loaded.rows
+    assert sum(map(len, loaded.excluded[task.name].values())) + len(task.texts) == loaded.rows
+    together = load(f"conllu:{tmp_path}:all")
+    assert len(together.tasks) > 1
+    for task in together.tasks:
+        excluded = together.excluded[task.name].values()
+        assert sum(map(len, excluded)) + len(task.texts) == loaded.rows
 
 
 # ----------------------------------------------------------------------------------------------- invalid sentences
@@ -315,8 +320,8 @@ def test_few_invalid_sentences_are_left_out_on_demand(
         "invalid sentence (a word without a form)": 1,
     }
     assert loaded.rows == alone.rows + 8
-    assert {reason: len(places) for reason, places in loaded.excluded.items()} == loaded.left_out
-    lines = loaded.excluded["invalid sentence (a line without ten columns)"]
+    assert {reason: len(places) for reason, places in loaded.excluded[loaded.tasks[0].name].items()} == loaded.left_out
+    lines = loaded.excluded[loaded.tasks[0].name]["invalid sentence (a line without ten columns)"]
     assert [lines.locate(0), lines.locate(1)] == ["d.conllu:7", "d.conllu:1283"]
     assert len(loaded.notes) == 7
     assert "invalid sentences left out: d.conllu:7: 9 columns, CoNLL-U has 10 (likewise line 1,283)" in loaded.notes
