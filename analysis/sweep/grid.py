@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
@@ -39,7 +40,8 @@ from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import check_numbers, count_reasons, split
 from clsprobe.probes.tasks.task import Task
 
-CHUNK = 64 << 20  # bytes of training features fitted at once
+CHUNK = 16 << 20  # bytes of features fitted at once, if no core is left without a cell
+LARGEST_CHUNK = 128 << 20  # bytes that are fitted at once so that every core has a cell
 EVALUATED = ("dev", "test")
 
 
@@ -300,10 +302,19 @@ def _batches(
         for (width, readout), cells in kinds.items():
             if readout and i:
                 continue
-            size = max(1, CHUNK // max(1, texts * width * 4))
+            size = count_at_once(texts, width)
             for start in range(0, len(cells), size):
                 chosen_probe = make_attention_probe(readout, states.dim) if readout else probe
                 yield cells[start : start + size], name, chosen_probe
+
+
+def count_at_once(texts: int, width: int) -> int:
+    """How many cells are fitted at once: as many as there are cores, or small ones together, within a limit of memory.
+
+    The limit does not grow with the texts. texts, width: of the features of a cell.
+    """
+    size = max(1, texts * width * 4)
+    return max(1, CHUNK // size, min(torch.get_num_threads(), LARGEST_CHUNK // size))
 
 
 def features(states: States, cells: Sequence[tuple[int, str]], rows: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, clone
 
 from clsprobe.analysis import stats
-from clsprobe.analysis.sweep.grid import CHUNK, SplitTask, features
+from clsprobe.analysis.sweep.grid import SplitTask, count_at_once, features
 from clsprobe.analysis.sweep.plan import CANDIDATES
 from clsprobe.analysis.sweep.refits import ANY, HALVES, HALVINGS, REFITS
 from clsprobe.analysis.sweep.scores import TaskScores
@@ -124,7 +124,7 @@ def _refit_cells(
 ) -> pd.DataFrame:
     """The rows of one procedure, which may choose among these cells; none where the probe fails."""
     fitted, width = [], max((states.width(readout) for _, readout in cells), default=1)
-    size = max(1, CHUNK // (len(split.y) * width * 4))
+    size = count_at_once(len(split.y), width)
     for start in range(0, len(cells), size):
         read = _reader(split, states, cells[start : start + size])
         fitted += _fit_halves(split, halves, read, probe)

@@ -327,7 +327,7 @@ LONG = "x" * 1001
         (TEXTS, [*LABELS[:-1], "A"], {"split": SIDES}, "data row 8: label 'A' is not in the train rows (row 8). "
          "Pass merge_labels=True to make it one class with 'a'."),
         (TEXTS, LABELS, {"groups": [1, None] * 4 + [1]}, "data row 1: group is empty (likewise rows 3, 5, 7). Fill it"),
-        (TEXTS, LABELS, {"min_class": "x"}, "min_class: 'x' is no number of rows. Pass a whole number from 1, or None."),
+        (TEXTS, LABELS, {"min_class": "x"}, "min_class: 'x' is no number of rows. Pass a whole number from 1"),
         (TEXTS, LABELS, {"min_class": True}, "min_class: True is no number of rows."),
         (TEXTS, LABELS, {"min_class": 0}, "min_class: 0 is no number of rows."),
         (TEXTS, LABELS, {"target": "classes"}, "target: unknown kind of labels 'classes'. Did you mean 'class'?"),
