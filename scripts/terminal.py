@@ -26,7 +26,7 @@ def escape_lines(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """The message alone. Its arguments are escaped; so is a message without any, or of other code, which may be data."""
+    """The message alone. Its arguments are escaped; so is a message without any or of other code, which may be data."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The message in escapes. Only a message of clsprobe's own with arguments, which is code, ends a line."""
