@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any, TextIO, cast
 
@@ -131,26 +131,36 @@ def _limit_time(name: str, seconds: float | None) -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _TooLong
+        if not _cleans_up(frame):  # else the block is over, or is interrupted again in a moment
+            raise _TooLong
 
     sentence = f"{name} {_describe_limit(seconds)}, and cannot be interrupted"
     stuck = threading.Timer(seconds + PATIENCE, lambda: _report_stuck(sentence))
     stuck.daemon = True
-    handler, start = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
-    stuck.start()
-    if ends_process:  # also where code in C keeps Python's lock, so that no other thread can run
-        faulthandler.dump_traceback_later(seconds + 2 * PATIENCE, exit=True, file=2)
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)  # of whoever else has set an alarm
-    try:
+    with ExitStack() as undo:  # each of its steps is taken, whatever is raised in another
+        start = time.monotonic()
+        undo.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, interrupt))
+        if ends_process:  # also where code in C keeps Python's lock, so that no other thread can run
+            undo.callback(faulthandler.cancel_dump_traceback_later)
+            faulthandler.dump_traceback_later(seconds + 2 * PATIENCE, exit=True, file=2)
+        undo.callback(stuck.cancel)
+        stuck.start()
+        undo.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)  # of whoever else has set an alarm
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        stuck.cancel()
-        if ends_process:
-            faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, handler)
-        if remaining:
-            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
+    if remaining:
+        signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
+
+
+def _cleans_up(frame: FrameType | None) -> bool:
+    """Whether this module, or the end of a `with`, runs in a frame: there an exception would skip what puts back."""
+    if frame is not None and frame.f_globals.get("__name__") == "contextlib":
+        return True
+    while frame is not None:
+        if frame.f_globals is globals():
+            return True
+        frame = frame.f_back
+    return False
 
 
 # ------------------------------------------------------------------------------------------- the state of the process
@@ -225,6 +235,9 @@ def _read_descriptors() -> list[tuple[int, int]]:
 
 
 def _write_descriptors(copies: list[tuple[int, int]]) -> None:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, its reader is gone, or it is closed
+            stream.flush()  # type: ignore[union-attr]
     for number, copy in copies:
         os.dup2(copy, number)
         os.close(copy)
@@ -263,7 +276,14 @@ class _Printed:
 
 
 def _redirect_output() -> None:
-    """Both streams lead to stderr: stdout is for what the command gives. `_write_streams` puts them back."""
+    """Both streams, and descriptor 1 of code in C and other processes, lead to stderr: stdout is for the results.
+
+    `_write_streams` and `_write_descriptors` put them back.
+    """
+    with suppress(AttributeError, OSError, ValueError):  # one of them is closed
+        os.fstat(1)  # else it would stay open afterwards
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+        os.dup2(2, 1)
     if sys.stderr is not None:
         sys.stdout = sys.stderr = cast("TextIO", _Printed(sys.stderr))
 

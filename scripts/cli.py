@@ -17,8 +17,10 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from multiprocessing import active_children
 from typing import Annotated, Any
 
 import typer
@@ -123,13 +125,28 @@ class _Interrupt:
 
 
 def _leave_threads(code: int) -> None:
-    """End the process if it has threads of a plug-in, which the interpreter would wait for."""
+    """End the process if a plug-in has left threads or processes, which the interpreter would wait for without end.
+
+    First they are told to end, as the workers of joblib are through a hook of `threading`, then processes are killed.
+    """
     own = threading.main_thread()
-    if any(thread is not own and not thread.daemon for thread in threading.enumerate()):
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
+    if not active_children() and not any(thread is not own and not thread.daemon for thread in threading.enumerate()):
+        return
+    _try_for(2, threading._shutdown)  # type: ignore[attr-defined]
+    for process in active_children():
+        process.kill()
+    _try_for(10, atexit._run_exitfuncs)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
             stream.flush()
-        os._exit(code)
+    os._exit(code)
+
+
+def _try_for(seconds: float, function: Callable[[], object]) -> None:
+    """Call a function, and go on without its end after so many seconds."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _hyphenate(argument: str) -> str:

@@ -2,7 +2,7 @@
 
 A file, column, label, model or plug-in may be named with the control codes that colour, move and retitle a terminal, or
 with characters that turn the direction of what follows. `echo` and `Formatter` write every such character as an escape,
-and end a line only where the code does. Nothing else of the command prints.
+and end a line only where the code does. Nothing else of the command prints; what a plug-in itself prints is its own.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def escape_lines(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """The message alone. Its arguments are escaped; so is a message without any, which may be data itself."""
+    """The message alone. Its arguments are escaped; so is a message without any or of other code, which may be data."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message in escapes. Only a message with arguments, which is code, ends a line."""
+        """The message in escapes. Only a message of clsprobe's own with arguments, which is code, ends a line."""
         message, arguments = record.msg, record.args
         if isinstance(arguments, dict):
             arguments = {name: _escape(value) for name, value in arguments.items()}
         elif arguments:
             arguments = tuple(map(_escape, arguments))
-        else:
+        if not arguments or record.name.partition(".")[0] != "clsprobe":
             message = printable(str(message))
         return super().format(logging.makeLogRecord(record.__dict__ | {"msg": message, "args": arguments}))
 

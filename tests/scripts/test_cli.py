@@ -179,3 +179,23 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     message = f"stopped; the same command goes on: clsprobe run --out {tmp_path / 'out'}"
     assert errors.strip().splitlines()[-1] == message
     assert "Traceback" not in errors
+
+
+INTERRUPTED = """
+import os, signal, sys
+from clsprobe.__main__ import main
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "clsprobe.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_while_the_command_is_imported_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -15,6 +15,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -39,7 +41,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.probes.extraction import readouts
 from clsprobe.probes.extraction.extractor import Extractor
 from clsprobe.probes.linear import LogisticProbe
-from clsprobe.probes.plugins import PluginError
+from clsprobe.probes.plugins import PluginError, contain
 from clsprobe.probes.registry import find_probe
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -310,7 +312,8 @@ def test_a_plot_fails_by_itself_and_gets_a_table_of_its_own(tmp_path, monkeypatc
 # -------------------------------------------------------------------------------------------- processes of their own
 
 COMMAND = """
-import os, sys, threading, time
+import multiprocessing, os, sys, threading, time
+import joblib
 from clsprobe import cli
 from clsprobe.probes import plugins
 
@@ -327,6 +330,19 @@ def keeps_the_lock():
 def leaves_a_thread():
     threading.Thread(target=time.sleep, args=(1e6,)).start()
 
+def uses_workers():
+    joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(number) for number in range(3))
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(1e6,)).start()
+    print(*(process.pid for process in multiprocessing.active_children()))
+
+def prints_in_c():
+    print("before")
+    with plugins.undo_changes():
+        os.write(1, b"written\\n")
+        os.system("echo echoed")
+        sys.__stdout__.write("hidden\\n")
+    os.write(1, b"after\\n")
+
 def closes_the_streams():
     with plugins.undo_changes():
         sys.__stdout__.close()
@@ -341,6 +357,8 @@ cli.app.command("goes-on")(goes_on)
 cli.app.command("keeps-the-lock")(keeps_the_lock)
 cli.app.command("closes-the-streams")(closes_the_streams)
 cli.app.command("leaves-a-thread")(leaves_a_thread)
+cli.app.command("prints-in-c")(prints_in_c)
+cli.app.command("uses-workers")(uses_workers)
 cli.main()
 """
 
@@ -357,6 +375,7 @@ cli.main()
         ),
         ("keeps-the-lock", 1, "", r"^Timeout \(0:00:00\.8.*in keeps_the_lock"),  # of faulthandler, where it is
         ("leaves-a-thread", 0, "", ""),
+        ("prints-in-c", 0, "before\nafter\n", "written\nechoed\nhidden\n"),
         ("closes-the-streams", 0, "printed\n", "logged\n"),
     ],
 )
@@ -364,3 +383,29 @@ def test_the_command_ends_whatever_a_plug_in_goes_on_with(name, code, printed, l
     done = subprocess.run([sys.executable, "-c", COMMAND, name], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, printed)
     assert done.stderr == line or (line.startswith("^") and re.search(line, done.stderr, re.DOTALL))
+
+
+def test_the_command_ends_with_the_processes_of_a_plug_in():
+    done = subprocess.run([sys.executable, "-c", COMMAND, "uses-workers"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 3
+    for process in map(int, done.stdout.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_an_interruption_while_a_limit_ends_skips_nothing(monkeypatch):
+    set_timer = signal.setitimer
+
+    def be_late(which: int, seconds: float, interval: float = 0) -> tuple[float, float]:
+        if not seconds:
+            time.sleep(0.3)
+        return set_timer(which, seconds, interval)
+
+    monkeypatch.setattr(signal, "setitimer", be_late)
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(PluginError, match=r"^took longer than 0.2 s$"), contain("Mine", seconds=0.2):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is handler
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)

@@ -191,6 +191,11 @@ def test_a_traceback_in_the_log_is_escaped() -> None:
     assert "Traceback" in text
 
 
+def test_a_message_of_another_logger_is_escaped_with_its_arguments() -> None:
+    record = logging.LogRecord("plug", logging.WARNING, "", 0, f"fit %s {NAME}", (NAME,), None)
+    assert Formatter().format(record) == f"fit {ESCAPED} {ESCAPED}"
+
+
 def test_nothing_else_prints() -> None:
     """`typer.echo` and `print` stand in one module; the export of a table is the other, which is data."""
     for path in sorted(ROOT.glob("scripts/*.py")):
