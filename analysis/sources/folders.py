@@ -343,7 +343,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _read_configs(path: Path) -> list[Any]:
     """The ``configs:`` of the YAML that a README.md begins with; empty if there are none.
 
-    Likewise for YAML that is invalid, nested too deep, or uses aliases: eight lines of these can say a value 10**8 times.
+    Likewise for YAML that is invalid, nested too deep, or uses aliases: eight lines of them say a value 10**8 times.
     """
     import yaml
 
