@@ -21,16 +21,17 @@ from clsprobe.analysis.settings import (
     TextSettings,
     VectorSettings,
 )
-from clsprobe.analysis.sources import Loaded, SourceOptions, load
+from clsprobe.analysis.sources import SOURCES, Loaded, SourceOptions, load, split_spec
 from clsprobe.analysis.study import counted
 from clsprobe.analysis.verdict import short
 from clsprobe.probes.encoders.describing import Description, describe
 from clsprobe.probes.encoders.devices import check_device
 from clsprobe.probes.encoders.layers import parse_layer_numbers, parse_layers
 from clsprobe.probes.encoders.sentence_layout import check_layout
-from clsprobe.probes.errors import InputError
+from clsprobe.probes.errors import InputError, quote
 from clsprobe.probes.extraction.precheck import check_before_loading
 from clsprobe.probes.extraction.readouts import DEFAULT, Pooled, parse_readouts
+from clsprobe.probes.tasks.options import write_flag
 from clsprobe.probes.tasks.places import Places
 from clsprobe.probes.tasks.split import sample_rows
 from clsprobe.probes.tasks.task import IN_MEMORY, Task
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 
 BEYOND = "beyond --max-texts"
+OF_ONE = {"skip_bad_sentences": "conllu", "split": "hf", "detokenise": "senteval"}  # option -> the source that has it
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def make_source_options(settings: TextSettings) -> SourceOptions:
 def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Loaded]]:
     """Every SPEC with what was loaded from its source, and every task in memory under its name.
 
-    options: fields of SourceOptions that override the settings.
+    options: fields of SourceOptions that override the settings. Raises InputError for an option that no SPEC can use.
     """
     source_options = replace(make_source_options(settings), **options)
+    _refuse_unused([task for task in settings.task if isinstance(task, str)], source_options)
     if all(isinstance(task, Task) for task in settings.task):
         _refuse_reading(settings)
     for task in settings.task:
@@ -117,6 +120,17 @@ def load_specs(settings: TextSettings, **options: Any) -> Iterator[tuple[str, Lo
             yield task.name, Loaded.of_task(task)
         else:
             yield task, load(task, source_options)
+
+
+def _refuse_unused(specs: Sequence[str], options: SourceOptions) -> None:
+    """Raise InputError for an option of one source where no SPEC is of it; a plug-in may use any option."""
+    sources = {split_spec(spec)[0] for spec in specs}
+    if not specs or not sources <= SOURCES.built_in.keys():
+        return
+    for name, source in OF_ONE.items():
+        if getattr(options, name) and source not in sources:
+            what = f"is for {source}: tasks, and {quote(specs[0], 200)[1:-1]} is none"
+            raise InputError(write_flag(name), what, "Leave the flag out")
 
 
 def _refuse_reading(settings: TextSettings) -> None:

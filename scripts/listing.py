@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clsprobe.analysis.settings import TaskSettings
-from clsprobe.analysis.sources import SourceOptions
+from clsprobe.analysis.sources import Loaded, SourceOptions
 from clsprobe.flags import field_flags, flag_name, make_study, set_flags
 from clsprobe.probes.errors import InputError, unknown
 from clsprobe.terminal import echo
@@ -90,9 +90,22 @@ def _describe_tasks(settings: TaskSettings) -> list[str]:
                 counts = ", ".join(f"{n:,}" if split == "all" else f"{split} {n:,}" for split, n in splits.items())
                 lines.append(f"  {label}: {counts}")
             lines += [f"  left out, {reason}: {n:,}" for reason, n in task.left_out.items()]
-        lines += [f"left out, {reason}: {n:,}" for reason, n in loaded.left_out.items() if n]
+        lines += _describe_left_out(loaded)
         lines += loaded.notes
     return lines
+
+
+def _describe_left_out(loaded: Loaded) -> list[str]:
+    """Lines with the rows left out by reason; one line for what every task leaves out (``LABEL: REASON``)."""
+    labels = [task.label for task in loaded.tasks]
+    lines = dict[str, None]()
+    for name, n in loaded.left_out.items():
+        label, _, reason = name.partition(": ")
+        counts = {loaded.left_out.get(f"{other}: {reason}") for other in labels}
+        where = f" of each of the {len(labels)} tasks" if len(labels) > 1 and label in labels and counts == {n} else ""
+        if n:
+            lines[f"left out{where}, {reason if where else name}: {n:,}"] = None
+    return [*lines]
 
 
 def _list_readouts() -> Lines:

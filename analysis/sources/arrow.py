@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 SLICE = 1 << 23  # bytes of text that are made strings at once
 BATCH = 2048  # rows
+ROW = 64  # bytes that a row counts beside its texts, as it takes time without any; a million rows of labels are free
+MEND = "read it with pandas and write its rows as .jsonl"
 
 
 @dataclass(frozen=True)
 class _Table:
     """schema: of all columns. read: the batches of some columns, as often as it is called. content_size: the bytes of
-    some columns before dictionaries are written out, as the file says; 0 where it does not.
+    some columns before dictionaries are written out, and `ROW` for every row, as the file says; 0 where it does not.
     """
 
     schema: pa.Schema
@@ -72,7 +74,8 @@ def _open_parquet(source: Source) -> _Table:
     def content_size(columns: list[str]) -> int:
         groups = [parquet.metadata.row_group(n) for n in range(parquet.num_row_groups)]
         chunks = (group.column(n) for group in groups for n in range(group.num_columns))
-        return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        sizes = (chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        return ROW * parquet.metadata.num_rows + sum(sizes)
 
     return _Table(schema, lambda columns: parquet.iter_batches(BATCH, columns=columns), content_size)
 
@@ -82,7 +85,10 @@ def _open_stream(source: Source) -> _Table:
 
     def read(columns: list[str]) -> Iterator[pa.RecordBatch]:
         source.file.seek(0)
+        rows = 0
         for batch in pa.ipc.open_stream(source.file):
+            rows += batch.num_rows
+            check_content_size(source.name, ROW * rows, source.size, MEND)
             selected = batch.select(columns)
             selected.validate(full=True)  # offsets of a damaged file may lead anywhere in memory
             for start in range(0, selected.num_rows, BATCH):
@@ -104,14 +110,13 @@ def _read_rows(source: Source, open_table: Callable[[Source], _Table], kind: str
         names = list(dict.fromkeys(columns))
         for n, column in enumerate(columns[:width]):
             _check_column(table.schema.field(column).type, column, source, is_text=n < texts)
-        mend = "read it with pandas and write its rows as .jsonl"
-        check_content_size(name, table.content_size(names), source.size, mend)
+        check_content_size(name, table.content_size(names), source.size, MEND)
         whole = {column for column in columns[:width] if _holds_whole_numbers(table, column, source)}
         findings = [source.findings] * width + [Findings(name)]  # nobody asked for the last one
         for batch in table.read(names):
             for part, size in _slices(batch, name, row):
                 content_size += size
-                check_content_size(name, content_size, source.size, mend)
+                check_content_size(name, content_size, source.size, MEND)
                 cells = [
                     _arrow_cells(part.column(column), column in whole, column, row, of_column)
                     for column, of_column in zip(columns, findings, strict=False)
@@ -129,15 +134,16 @@ def _read_rows(source: Source, open_table: Callable[[Source], _Table], kind: str
 
 
 def _slices(batch: pa.RecordBatch, name: str, start: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Parts of a batch with their bytes of text, each at most `SLICE` or one row. start: rows before the batch.
+    """Parts of a batch with their bytes of text and `ROW` bytes for every row, each at most `SLICE` or one row.
 
-    Raises InputError for a text that is too long.
+    start: rows before the batch. Raises InputError for a text that is too long.
     """
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         sizes += _text_sizes(column)
     if len(too_long := np.flatnonzero(sizes > 4 * LONGEST)):  # UTF-8 has up to four bytes for a character
         raise InputError(f"{name}:{start + too_long[0] + 1}", f"a row of more than {LONGEST:,} characters", TOO_LONG)
+    sizes += ROW
     ends = sizes.cumsum()
     first = 0
     while first < batch.num_rows:

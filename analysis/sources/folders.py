@@ -30,6 +30,7 @@ CONVERSIONS = {  # suffix -> how to make of such a file one that is read
 PART = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")  # train-00000-of-00002-a09b74b3ef9c3b56
 KNOWN = ".csv, .tsv, .jsonl, .json, .parquet"
 LARGEST_README = 1 << 18  # bytes
+DEEPEST_README = 30  # nested collections; features of a data set may be nested, too
 SAVE_AGAIN = "Load it with datasets.load_from_disk and save it again"
 
 
@@ -249,9 +250,11 @@ class _FolderOfData:
     def _declared(self) -> dict[str, list[Path]]:
         """Side -> files, as the README.md of a repository on the hub says in its ``configs:``; empty if it does not."""
         named = {
-            str(config.get("config_name", "default")): entries
+            name: entries
             for config in _read_configs(self.folder / "README.md")
-            if isinstance(config, dict) and (entries := [*_data_files(config)])
+            if isinstance(config, dict)
+            and isinstance(name := config.get("config_name", "default"), str)
+            and (entries := [*_data_files(config)])
         }
         if len(named) > 1 and "default" not in named:
             folders = sorted(
@@ -338,15 +341,23 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _read_configs(path: Path) -> list[Any]:
-    """The ``configs:`` of the YAML that a README.md begins with; empty if there are none."""
+    """The ``configs:`` of the YAML that a README.md begins with; empty if there are none.
+
+    Likewise for YAML that is invalid, nested too deep, or uses aliases: eight lines of them say a value 10**8 times.
+    """
     import yaml
 
     try:
         text = read_content(path, largest=LARGEST_README).decode("utf-8", "replace") if path.is_file() else ""
-        header = (
-            yaml.load(text.split("\n---", 1)[0].removeprefix("---"), yaml.BaseLoader) if text[:3] == "---" else None
-        )
-    except (OSError, yaml.YAMLError, RecursionError):
+        if not text.startswith("---"):
+            return []
+        text, depth = text.split("\n---", 1)[0].removeprefix("---"), 0
+        for event in yaml.parse(text, yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST_README:
+                return []
+        header = yaml.load(text, yaml.BaseLoader)
+    except (OSError, yaml.YAMLError):
         return []
     return _as_list(header.get("configs")) if isinstance(header, dict) else []
 
@@ -354,7 +365,8 @@ def _read_configs(path: Path) -> list[Any]:
 def _data_files(config: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     """The side and pattern of the files of one of ``configs:``, but for patterns that lead out of the folder."""
     for entry in _as_list(config.get("data_files")):
-        if isinstance(entry, dict) and (side := ALIASES.get(str(entry.get("split")).lower())):
+        split = entry.get("split") if isinstance(entry, dict) else None
+        if isinstance(split, str) and (side := ALIASES.get(split.lower())):
             patterns = entry.get("path")
             for pattern in patterns if isinstance(patterns, list) else [patterns]:
                 if isinstance(pattern, str) and stays_inside(pattern):

@@ -67,3 +67,14 @@ def test_flags_read_as_in_a_run(tmp_path, monkeypatch, capsys):
 def test_flags_that_do_not_fit(words, says, capsys):
     assert call("list", *words) == 2
     assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+def test_a_flag_that_one_task_uses_is_accepted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("d.csv").write_text("text,label\nred,x\ngreen,y\nblue,x\ngrey,y\n")
+    Path("d.txt").write_text(
+        "".join(f"{side}\t{n % 2}\tdo n't {side} {n}\n" for side in ("tr", "va", "te") for n in range(9))
+    )
+    assert call("list", "tasks", "--task", "d.csv", "--task", "senteval:d.txt", "--detokenise") == 0
+    assert call("list", "tasks", "--task", "d.csv", "--detokenise") == 2
+    assert "--detokenise: is for senteval: tasks, and file:d.csv is none." in capsys.readouterr().err

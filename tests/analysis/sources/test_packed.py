@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clsprobe.analysis.sources import load, packed
+from clsprobe.analysis.sources import SourceOptions, load, packed
 from clsprobe.probes.errors import InputError
 
 CONTENT = b"".join(b"%d,%d\n" % (n, n * n) for n in range(15_000))
@@ -104,6 +104,31 @@ def test_bombs_are_one_line_in_bounded_memory(tmp_path):
     assert output[1].startswith("InputError zstd.parquet: is ")
     assert output[2].startswith("InputError line.csv.zst:1: a line of more than 16,777,216 characters")
     assert int(output[3]) < 250  # megabytes
+
+
+@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_rows_without_a_text_count_too(suffix, value, tmp_path):
+    """Millions of rows in a few kilobytes, with no text to count."""
+    rows, path = 1_500_000, tmp_path / f"d{suffix}"
+    table = pa.table({name: pa.repeat(pa.scalar(value, pa.string()), rows) for name in ("text", "label")})
+    if suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd")
+    else:
+        with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table)
+    with pytest.raises(InputError, match=rf"^d\{suffix}: is [\d,]+ bytes and holds more than 64 MB"):
+        load(f"file:{path}", SourceOptions(drop_empty=True, drop_missing_labels=True))
+
+
+def test_many_short_rows_are_no_bomb(tmp_path, monkeypatch):
+    """Rows of a label and one of a thousand short texts, in a file that is larger than what is free."""
+    monkeypatch.setattr(packed, "FREE_CONTENT", 1 << 18)
+    rows, rng = 50_000, np.random.default_rng(0)
+    texts = pa.array([f"the text number {n}" for n in rng.integers(0, 1000, rows)])
+    table = pa.table({"text": texts, "label": rng.choice(["neg", "pos"], rows)})
+    pq.write_table(table, tmp_path / "d.parquet", compression="zstd")
+    assert load(f"file:{tmp_path / 'd.parquet'}").rows == rows
 
 
 def test_a_text_that_repeats_is_no_bomb(tmp_path):

@@ -7,6 +7,7 @@ which knows nothing of clsprobe's.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -329,6 +330,13 @@ def test_few_invalid_sentences_are_left_out_on_demand(
     assert call("list", "tasks", "--task", spec) == 2
     assert call("list", "tasks", "--task", spec, "--skip-bad-sentences") == 0
     assert "left out, invalid sentence (a head that is no word of it): 1" in capsys.readouterr().out
+    write(good + BAD[1])
+    assert call("list", "tasks", "--task", spec.replace("sentence_length", "all"), "--skip-bad-sentences") == 0
+    output = capsys.readouterr().out
+    tasks = len(re.findall("^conllu:d:", output, re.MULTILINE))
+    line = f"left out of each of the {tasks} tasks, invalid sentence (a head that is no word of it): 1"
+    assert tasks > 1
+    assert re.findall(".*invalid sentence .*", output) == [line]
 
 
 def test_many_invalid_sentences_are_no_accident(write: Callable[[str], str]) -> None:
