@@ -168,10 +168,11 @@ def _add_details(settings: SweepSettings, splits: Sequence[SplitTask], states: S
         if not split.task.textless:
             notes.append(_describe_control_task(split.task, measured.rows("results", split.task.name), rows))
         for what, measure in (
-            *([] if getattr(settings, "no_maps", False) else [("maps", _draw_maps)]),
             ("disagreements", _disagreements),
             ("bits", _measure_bits),
             ("boilerplate", _find_boilerplate),
+            # at last: the libraries that draw them stay in memory
+            *([] if getattr(settings, "no_maps", False) else [("maps", _draw_maps)]),
         ):
             log.info("measuring the %s of %s", what, split.task.name)
             try:
