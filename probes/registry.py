@@ -16,6 +16,7 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import secrets
 import sys
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,19 +211,35 @@ class Register:
 
     def _registered(self) -> dict[tuple[str, str], str]:
         """(name, full name) -> the package that registers it, for all packages but clsprobe."""
-        try:
-            points = [*importlib.metadata.entry_points(group=self.group)]
-        except Exception:  # the metadata of some package cannot be read: those of the others can
-            points = []
-            for distribution in importlib.metadata.distributions():
-                with suppress(Exception):
-                    points += distribution.entry_points.select(group=self.group)
+        points = _read_entry_points(tuple((folder, _read_time(folder)) for folder in sys.path)).select(group=self.group)
         registered = {}
         for point in points:
             name, package = point.name.replace("_", "-") if self.hyphenated else point.name, _describe_package(point)
             if package.partition(" ")[0] != "clsprobe" and self.built_in.get(name) != point.value:
                 registered[printable(name), printable(point.value.partition("[")[0].strip())] = package
         return dict(sorted(registered.items()))
+
+
+@lru_cache(maxsize=4)
+def _read_entry_points(folders: tuple[tuple[str, int], ...]) -> Any:
+    """Those of all installed packages, of which a command needs several groups.
+
+    folders: where packages are looked for, and when a package was last added there or removed.
+    """
+    try:
+        return importlib.metadata.entry_points()
+    except Exception:  # the metadata of some package cannot be read: those of the others can
+        points: list[importlib.metadata.EntryPoint] = []
+        for distribution in importlib.metadata.distributions():
+            with suppress(Exception):
+                points += distribution.entry_points
+        return importlib.metadata.EntryPoints(points)
+
+
+def _read_time(folder: str) -> int:
+    with suppress(OSError, ValueError):
+        return os.stat(folder or ".").st_mtime_ns
+    return 0
 
 
 def _describe_package(point: importlib.metadata.EntryPoint) -> str:

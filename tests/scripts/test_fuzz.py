@@ -48,7 +48,7 @@ from clsprobe.probes.errors import InputError
 from clsprobe.run import Run
 
 FILES = 50  # of a round
-QUICK, LONG = 30, 60.0  # rounds of every reader; seconds
+QUICK, LONG = 20, 60.0  # rounds of every reader; seconds
 PATIENCE = 60  # seconds after which a file that is not read yet never will be
 
 TABLE = SourceOptions()
