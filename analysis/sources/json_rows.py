@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,8 +36,7 @@ _TWICE = object()  # the value of a key that an object has twice
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     cells = dict(pairs)
     if len(cells) < len(pairs):
-        seen = set[str]()
-        cells |= {key: _TWICE for key, _ in pairs if key in seen or seen.add(key)}  # type: ignore[func-returns-value]
+        cells |= {key: _TWICE for key, times in Counter(key for key, _ in pairs).items() if times > 1}
     return cells
 
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 import models
 import pytest
 from answers import answer
+from deadline import deadline
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from inputs import content
@@ -283,32 +283,12 @@ def mutants(draw: Any, corpus: tuple[bytes, ...], pieces: tuple[bytes, ...]) -> 
     return data
 
 
-class Hangs(BaseException):
-    """No reader catches it."""
-
-
-@contextmanager
-def watched() -> Iterator[None]:
-    """`Hangs` where what is inside takes too long."""
-
-    def ring(*_: object) -> None:
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def check_reader(reader: Reader, folder: Path, data: bytes) -> None:
     """Read it; AssertionError where anything but a well-made InputError comes out."""
     path = folder / reader.name
     path.write_bytes(data)
     error = None
-    with watched():
+    with deadline(PATIENCE):
         try:
             reader.read(path)
         except InputError as refused:

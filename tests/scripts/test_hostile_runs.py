@@ -12,7 +12,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import tempfile
 import time
 import warnings
@@ -27,6 +26,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import call
+from deadline import deadline
 from hostile import CASES, damage
 from outside import tree
 
@@ -35,7 +35,6 @@ from clsprobe.probes.extraction.store import Store
 from clsprobe.probes.files import Lock, spool_stream, write_parquet, write_text
 from clsprobe.probes.training.checkpoint import Checkpoint
 
-PATIENCE = 120  # seconds, after which a case hangs; a usual one takes a tenth of one
 RUN = ["run", "--vectors", "v.npy", "--task", "file:d.csv", "--split-column", "side", "--out", "out"]
 COMMANDS = {
     "report": ["report", "out", "--out", "r.html"],
@@ -44,22 +43,6 @@ COMMANDS = {
     "overwrite": [*RUN, "--overwrite"],
 }
 IDS = [f"{case['of']}: {'; '.join(f'{k} {v}' for k, v in case['files'].items())}"[:90] for case in CASES]
-
-
-@contextmanager
-def deadline() -> Iterator[None]:
-    """Fails within the block where it does not end, with the name of its test."""
-
-    def fail(*_: object) -> None:
-        raise TimeoutError("the command hangs")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

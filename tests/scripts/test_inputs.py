@@ -12,16 +12,15 @@ import logging
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
 import typer
+from deadline import deadline
 from inputs import ROWS, command, lay_out
 
 from clsprobe.analysis.sources import SourceOptions, load, tables
@@ -50,21 +49,14 @@ def parser() -> object:
 
 
 @pytest.fixture
-def desk(tmp_path, parser, monkeypatch) -> Iterator[Path]:
+def desk(tmp_path, parser, monkeypatch) -> Path:
     """A folder to stand in, a cache and a hub that do not exist yet, and a log that goes to stderr as for a user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLSPROBE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(typer.main, "get_command", lambda _: parser)
-
-    def too_long(*_: object) -> None:
-        raise TimeoutError("the command hangs")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    yield tmp_path
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    return tmp_path
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -91,11 +83,9 @@ def test_a_process_of_its_own_loads_nothing_heavy(section, desk, model) -> None:
 
 
 def call(*arguments: str) -> int:
-    """The exit code of the command, run in this process; an error after two minutes."""
-    signal.alarm(120)
-    with pytest.raises(SystemExit) as stop:
+    """The exit code of the command, run in this process."""
+    with deadline(), pytest.raises(SystemExit) as stop:
         main(arguments)
-    signal.alarm(0)
     return int(stop.value.code or 0)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
 from commands import call
+from deadline import deadline
 from hostile_models import CASES, make
 
 from clsprobe.probes.encoders.describing import describe
@@ -22,7 +20,6 @@ from clsprobe.probes.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = [pytest.param(case, id=f"{part}: {name}") for part, cases in CASES.items() for name, case in cases.items()]
-SECONDS = 20  # of this process; waiting for something else is given more, since it depends on the machine
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +37,9 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise TimeoutError in what takes too long."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError("it hangs")
-
-    timers = {signal.SIGVTALRM: (signal.ITIMER_VIRTUAL, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 6 * SECONDS)}
-    before = {number: signal.signal(number, stop) for number in timers}
-    for timer, seconds in timers.values():
-        signal.setitimer(timer, seconds)
-    try:
-        yield
-    finally:
-        for number, (timer, _) in timers.items():
-            signal.setitimer(timer, 0)
-            signal.signal(number, before[number])
-
-
 def check(folder: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """The exit code of `clsprobe check`, what it says, and its error."""
-    with time_limit():
+    with deadline():
         code = call("check", folder, "--device", "cpu", "--quiet")
     output = capfd.readouterr()
     return code, output.out, output.err
@@ -98,6 +76,6 @@ def test_a_text_that_a_tokenizer_cannot_read(model, tmp_path, capfd):
     encoder, preview = load_encoder(str(tmp_path / folder)), TokenizerPreview.of(describe(str(tmp_path / folder)))
     for read in (encoder.tokenize, lambda texts: preview.lengths(texts, 0)):
         assert len(read(["a cat"])) == 1
-        with time_limit(), pytest.raises(InputError, match=r"m: its tokenizer cannot read a text \(Onig: Regex search"):
+        with deadline(), pytest.raises(InputError, match=r"m: its tokenizer cannot read a text \(Onig: Regex search"):
             read(["a cat", "x" * 60])
     capfd.readouterr()  # the library says so too
